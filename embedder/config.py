@@ -1,0 +1,187 @@
+"""The settings of an embed run: one YAML file is one run, every section frozen, every key known."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from embedder.schema import RESERVED
+from embedder.spec import Pooling
+
+Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    """What every section has in common: no unknown keys, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SourceConfig(Section):
+    """Where the documents are and how a record is read."""
+
+    uri: NonEmpty
+    """Folder, glob or file: a local path, s3://, gs:// or az://."""
+    format: Format = "auto"
+    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, each but parquet also .gz .zst .bz2 .xz."""
+    text_columns: tuple[NonEmpty, ...] = ("text",)
+    """Keys or columns joined by one space; meta.url reaches into a nested one. Not used by format text."""
+    id_column: NonEmpty | None = None
+    """Names a document, unique within its shard; left out: shard uri + # + row."""
+    metadata_columns: dict[str, NonEmpty] = Field(default_factory=dict)
+    """Kept beside the vectors with their own types: a list of keys, or a mapping of new names to keys."""
+    metadata_types: dict[str, NonEmpty] = Field(default_factory=dict)
+    """Arrow type by metadata name (string, int64, double, bool, timestamp, list<string>); left out: the shards' own."""
+    rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    """Documents a unit of work, and so a part of the table, holds at most: some seconds of the encoder."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem, e.g. {endpoint_url: …, anon: true}. Credentials belong in the environment."""
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _one_column_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("text_columns")
+    @classmethod
+    def _at_least_one_column(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one text column is needed")
+        return value
+
+    @field_validator("metadata_columns", mode="before")
+    @classmethod
+    def _a_list_keeps_the_names(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("each metadata column is a key, such as title or meta.url")
+        return {name.replace(".", "_"): name for name in names}
+
+    @field_validator("metadata_columns")
+    @classmethod
+    def _no_reserved_names(cls, value: dict[str, str]) -> dict[str, str]:
+        taken = sorted(RESERVED.intersection(value))
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)} is a column of the table itself; give it another name, e.g. {{source_{taken[0]}: {value[taken[0]]}}}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _types_are_of_metadata(self) -> "SourceConfig":
+        unknown = sorted(set(self.metadata_types) - set(self.metadata_columns))
+        if unknown:
+            raise ValueError(
+                f"metadata_types names {', '.join(unknown)}, not among metadata_columns ({', '.join(self.metadata_columns) or 'none'})"
+            )
+        return self
+
+
+class ChunkingConfig(Section):
+    """How a document becomes sequences of at most max_tokens."""
+
+    enabled: bool = True
+    """false: one chunk a document, cut at max_tokens and counted as truncated."""
+    max_tokens: Annotated[int, Field(ge=4)] | None = None
+    """Tokens a chunk, prompt and special tokens included; left out: the model's."""
+    overlap_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens that a chunk repeats from the end of the one before."""
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> "ChunkingConfig":
+        if self.max_tokens is not None and self.overlap_tokens >= self.max_tokens:
+            raise ValueError(f"overlap_tokens={self.overlap_tokens}: must be smaller than max_tokens={self.max_tokens}")
+        return self
+
+
+class EmbeddingConfig(Section):
+    """The model, and how much of it is run and kept. What is left out comes from the model's own files."""
+
+    model: NonEmpty
+    """Hub name, folder, or package:NAME for a Python package that carries a model (MODEL_DIR)."""
+    revision: NonEmpty | None = None
+    """Hub branch, tag or commit; resolved to the commit and recorded."""
+    depth: Annotated[int, Field(ge=1)] | None = None
+    """Transformer layers run, counted from 1; left out: all."""
+    final_norm: Literal["apply", "skip"] | None = None
+    """For families with a norm after the last layer: apply it to the state at depth, or take the raw state; left out: apply."""
+    dim: Annotated[int, Field(ge=1)] | None = None
+    """Leading components kept; left out: the full width."""
+    pooling: Pooling | None = None
+    """mean, cls or last; left out: the model's."""
+    layer_norm: bool | None = None
+    """LayerNorm without weights over the full width before the cut; left out: true for nomic_bert, else false."""
+    prompt: str | None = None
+    """Put before every chunk; left out: the model's document prompt."""
+    query_prompt: str | None = None
+    """Put before every query by search; left out: the model's query prompt."""
+    normalize: bool = True
+    """L2 norm 1 after the cut, in float32."""
+
+
+class ComputeConfig(Section):
+    """What the work runs on. Nothing here changes which space the vectors are in."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where the cluster has GPUs, else cpu."""
+    dtype: Dtype = "auto"
+    """auto: bfloat16 where the hardware has it and the family allows it, else float32."""
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    """Tokens per forward pass, padding included; left out: 4096 on a CPU, 65536 on a GPU."""
+    actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Fewest and most encoder actors; left out: one for each GPU, or one for each CPU node."""
+    num_gpus: Annotated[float, Field(gt=0)] | None = None
+    """GPUs an actor holds; fractions share one. Left out: 1 on cuda."""
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    """CPUs an actor holds, and its threads on device cpu; left out: the node's, less what reading needs."""
+    price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None
+    """Price of an hour of what one encoder actor holds; left out: no cost is shown."""
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _one_number_is_a_fixed_size(cls, value: Any) -> Any:
+        return [value, value] if isinstance(value, int | str) else value
+
+    @model_validator(mode="after")
+    def _fewest_before_most(self) -> "ComputeConfig":
+        if self.actors and self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors={list(self.actors)}: the fewest come first, e.g. [{self.actors[1]}, {self.actors[0]}]")
+        if self.device == "cpu" and self.num_gpus:
+            raise ValueError(f"num_gpus={self.num_gpus} has no effect on device cpu; remove one of the two")
+        return self
+
+
+class OutputConfig(Section):
+    """Where the table is and what it keeps."""
+
+    uri: NonEmpty
+    """Folder of the Delta table: a local path, s3://, gs:// or az://."""
+    store_text: bool = True
+    """Keep the text of each chunk beside its vector."""
+    replace: bool = False
+    """Re-embed everything and swap it in one commit, although the table holds another spec."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
+
+
+class EmbedConfig(Section):
+    """One embed run: make the table at output.uri match the documents at source.uri."""
+
+    source: SourceConfig
+    chunking: ChunkingConfig = ChunkingConfig()
+    embedding: EmbeddingConfig
+    compute: ComputeConfig = ComputeConfig()
+    output: OutputConfig
+
+    @model_validator(mode="after")
+    def _output_apart_from_source(self) -> "EmbedConfig":
+        source, output = self.source.uri.rstrip("/"), self.output.uri.rstrip("/")
+        if PurePosixPath(output).is_relative_to(source):
+            raise ValueError(
+                f"output.uri={self.output.uri!r} lies in source.uri={self.source.uri!r}: the table would become its own source"
+            )
+        return self

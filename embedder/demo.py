@@ -1,0 +1,219 @@
+"""The Python that is running, turned into a corpus: the docstrings of its standard library as shards of documents."""
+
+import gzip
+import importlib
+import inspect
+import io
+import json
+import pkgutil
+import re
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SHARDS = tuple(f"stdlib-{number}.{suffix}" for number, suffix in enumerate(["jsonl.gz"] * 4 + ["parquet"] * 4))
+
+_MIN_TEXT_CHARS = 30
+"""Shorter ones say no more than the name, such as namedtuple's `Alias for field number 0`."""
+_MAX_SIGNATURE_CHARS = 160
+
+_LEFT_OUT = frozenset({"antigravity", "distutils", "encodings", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"})
+"""Modules that open a browser or print, that setuptools replaces by its own, or that are tests, tables and programs."""
+_LEFT_OUT_BELOW = re.compile(r"_.*|tests?|test_.*")
+_PUBLIC = {"posixpath": "os.path", "posix": "os"}
+_ELSEWHERE = frozenset({"genericpath", "ntpath", "nt", "posix"})
+"""Other systems' os.path, and what os and os.path are made of: their members are met under the public names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One docstring. `id` is unique over the corpus."""
+
+    id: str
+    title: str
+    text: str
+    module: str
+    kind: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What was written, in the order of its shards."""
+
+    documents: int
+    shard_bytes: Mapping[str, int]
+    missing_modules: tuple[str, ...]
+    """Modules that this build of Python names and cannot import, such as those of another operating system."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    name: str
+    module: str
+    kind: str
+    value: object
+
+
+def write_corpus(folder: Path) -> Corpus:
+    """Write the shards; bytes depend on the Python alone, and a shard that is there with the same bytes is left untouched."""
+    documents, missing = read_documents()
+    folder.mkdir(parents=True, exist_ok=True)
+    shard_bytes = {}
+    for number, name in enumerate(SHARDS):
+        # by module, so that a module's documents lie together and stay in the same shard whatever else changes
+        rows = [asdict(document) for document in documents if zlib.crc32(document.module.encode()) % len(SHARDS) == number]
+        data = _to_parquet(rows) if name.endswith(".parquet") else _to_jsonl_gz(rows)
+        path = folder / name
+        if not path.exists() or path.read_bytes() != data:
+            path.write_bytes(data)
+        shard_bytes[name] = len(data)
+    return Corpus(len(documents), shard_bytes, missing)
+
+
+def read_documents() -> tuple[list[Document], tuple[str, ...]]:
+    """Collect every public docstring of the standard library, in order of id, and the names of modules that cannot be imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated modules announce themselves when imported or looked into
+        modules, missing = _import_modules()
+        named = [_Named(name, name, "module", module) for name, module in modules.items()]
+        named += _choose_names(_module_members(modules))
+        documents = {each.id: each for each in map(_to_document, _with_class_members(named)) if len(each.text) >= _MIN_TEXT_CHARS}
+    return [documents[name] for name in sorted(documents)], missing
+
+
+def _import_modules() -> tuple[dict[str, ModuleType], tuple[str, ...]]:
+    modules: dict[str, ModuleType] = {}
+    missing = []
+    names = sorted(name for name in sys.stdlib_module_names if name not in _LEFT_OUT and (name == "__future__" or not name.startswith("_")))
+    while names:
+        name = names.pop(0)
+        try:
+            module = importlib.import_module(name)
+        except Exception:  # noqa: BLE001 - a module may fail in any way on a system it is not for; its name is reported
+            missing.append(name)
+            continue
+        if name not in _ELSEWHERE:
+            modules[_PUBLIC.get(name, name)] = module
+        children = [child.name for child in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        names += [f"{name}.{child}" for child in sorted(children) if not _LEFT_OUT_BELOW.fullmatch(child)]
+    return modules, tuple(missing)
+
+
+def _module_members(modules: Mapping[str, ModuleType]) -> Iterator[_Named]:
+    for module_name, module in modules.items():
+        listed = getattr(module, "__all__", None)
+        for name in sorted(vars(module) if listed is None else listed):
+            value = getattr(module, name, None)
+            belongs = _is_standard(value) if listed is not None else not _is_reexport(value, module_name)
+            if belongs and not name.startswith("_") and not inspect.ismodule(value) and _docstring(value):
+                qualified = name if module_name == "builtins" else f"{module_name}.{name}"
+                yield _Named(qualified, module_name, _kind(value), value)
+
+
+def _choose_names(candidates: Iterator[_Named]) -> list[_Named]:
+    """Keep one name for each object: in its own package before re-exports, then the shallowest, as the documentation does."""
+    best: dict[int, tuple[tuple[bool, int, bool, str], _Named]] = {}
+    for each in candidates:
+        own_name = each.name.rpartition(".")[2] == getattr(each.value, "__name__", None)
+        rank = (_is_reexport(each.value, each.module), each.name.count("."), not own_name, each.name)
+        key = id(_unwrapped(each.value))
+        if key not in best or rank < best[key][0]:
+            best[key] = (rank, each)
+    return [each for _, each in best.values()]
+
+
+def _with_class_members(named: list[_Named]) -> Iterator[_Named]:
+    """Add to each class what it defines itself; inherited members stay with the class that documents them."""
+    seen = {id(_unwrapped(each.value)) for each in named}
+    for each in named:
+        yield each
+        if not isinstance(each.value, type):
+            continue
+        # an alias comes after the name that the member gives itself
+        members = sorted(vars(each.value).items(), key=lambda item: (getattr(_unwrapped(item[1]), "__name__", item[0]) != item[0], item[0]))
+        for name, member in members:
+            key = id(_unwrapped(member))
+            if not name.startswith("_") and key not in seen and _docstring(member):
+                seen.add(key)
+                kind = "method" if inspect.isroutine(_unwrapped(member)) else "attribute"
+                yield _Named(f"{each.name}.{name}", each.module, "class" if isinstance(member, type) else kind, member)
+
+
+def _unwrapped(value: object) -> object:
+    return value.__func__ if isinstance(value, staticmethod | classmethod) or inspect.ismethod(value) else value
+
+
+def _is_standard(value: object) -> bool:
+    """Say whether the object is the library's own, and not put in its place by a debugger or a test runner."""
+    origin = getattr(value, "__module__", None)
+    return not isinstance(origin, str) or origin.split(".")[0] in sys.stdlib_module_names
+
+
+def _is_reexport(value: object, module_name: str) -> bool:
+    """Say whether the object comes from another package; what _io defines is at home in io, and every builtin in builtins."""
+    origin = str(getattr(value, "__module__", None) or "")
+    home = _PUBLIC.get(origin, origin).split(".")[0].lstrip("_")
+    return module_name != "builtins" and module_name.split(".")[0] != home
+
+
+def _docstring(value: object) -> str:
+    """Give the object's own docstring, not that of its type; a class without one is described by its constructor."""
+    value = _unwrapped(value)
+    doc = getattr(value, "__doc__", None)
+    if isinstance(value, type):
+        doc = doc or getattr(vars(value).get("__init__"), "__doc__", None)
+    elif doc == type(value).__doc__:
+        return ""
+    return inspect.cleandoc(doc) if isinstance(doc, str) else ""
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, type):
+        return "class"
+    return "function" if inspect.isroutine(value) or hasattr(value, "__wrapped__") else "data"
+
+
+def _to_document(each: _Named) -> Document:
+    title = each.name + (_signature(each.value) if each.kind in ("class", "function", "method") else "")
+    return Document(each.name, title, _docstring(each.value), each.module, each.kind, _url(each))
+
+
+def _signature(value: object) -> str:
+    try:
+        text = str(inspect.signature(_unwrapped(value)))  # type: ignore[arg-type] # what is not callable raises TypeError
+    except (TypeError, ValueError, NameError, AttributeError):  # the text of a C signature need not be valid
+        return ""
+    text = re.sub(r" at 0x[0-9A-Fa-f]+", "", text)
+    depends_on_the_process = "<weakref" in text  # logging.shutdown shows the handlers that there are
+    return "(…)" if depends_on_the_process or len(text) > _MAX_SIGNATURE_CHARS else text
+
+
+def _url(each: _Named) -> str:
+    page, anchor = each.module.lower(), each.name
+    if each.kind == "module":
+        anchor = f"module-{each.name}"
+    elif each.module == "builtins":
+        page = "functions" if each.kind == "function" else "stdtypes"
+        if isinstance(each.value, type) and issubclass(each.value, BaseException):
+            page = "exceptions"
+    return f"https://docs.python.org/{sys.version_info.major}.{sys.version_info.minor}/library/{page}.html#{anchor}"
+
+
+def _to_jsonl_gz(rows: list[dict[str, str]]) -> bytes:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return gzip.compress(lines.encode(), mtime=0)
+
+
+def _to_parquet(rows: list[dict[str, str]]) -> bytes:
+    schema = pa.schema([(name, pa.string()) for name in Document.__slots__])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()

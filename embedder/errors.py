@@ -1,0 +1,35 @@
+"""Every error a user can meet, as one tree.
+
+EmbedderError
+├── ConfigError     the settings cannot be run: fix the file or the flag (exit 2)
+├── SourceError     a shard or the listing cannot be read
+├── ModelError      the model's files do not allow what the spec asks
+├── StorageError    an object cannot be listed, read or written
+└── CommitError     the table cannot be published, or another run published first
+
+Each takes one string (*where: what, with the value; what to do*), so that it survives the trip from a Ray worker.
+"""
+
+
+class EmbedderError(Exception):
+    """Anything this project refuses or fails at, with a message for the user."""
+
+
+class ConfigError(EmbedderError):
+    """A setting that cannot be run; the message holds every problem found, one a line."""
+
+
+class SourceError(EmbedderError):
+    """A shard, or the listing of shards, that cannot be read to its end."""
+
+
+class ModelError(EmbedderError):
+    """A model whose own files do not allow what was asked of it."""
+
+
+class StorageError(EmbedderError):
+    """An object that cannot be listed, read or written."""
+
+
+class CommitError(EmbedderError):
+    """A table that cannot be published as planned; what was published before still stands."""

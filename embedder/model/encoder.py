@@ -1,0 +1,128 @@
+"""Token ids → vectors, by a transformer cut to the spec's depth.
+
+N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from embedder.errors import ModelError
+from embedder.model.families import find_family, is_causal
+from embedder.model.files import locate_model, read_recipe
+from embedder.model.loading import load_transformer, resolve_dtype
+from embedder.model.packing import plan_batches
+from embedder.model.pooling import POOLERS, Head, load_steps
+from embedder.spec import EmbeddingSpec, Pooling
+
+PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors in the order of the rows given, and what they cost."""
+
+    vectors_ND: np.ndarray  # noqa: N815
+    padded_tokens: int
+
+
+class Encoder:
+    """A transformer of `spec.depth` layers with its pooling and head; state is set here and never after."""
+
+    def __init__(self, model: nn.Module, head: Head, pooling: Pooling, device: torch.device) -> None:
+        self._model = model.to(device)
+        self._head = head.to(device)
+        self._pool = POOLERS[pooling]
+        self._device = device
+        config: Any = model.config
+        self._config = config
+        self._family = find_family(config.model_type)
+        self._pad_id: int = config.pad_token_id or 0
+        self._is_causal = is_causal(config)
+
+    @classmethod
+    def load(cls, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "auto") -> "Encoder":
+        """Load the model that the spec was resolved with; refuse files that are not the same or do not fit."""
+        folder, _ = locate_model(spec.model, spec.revision)
+        recipe = read_recipe(folder)
+        if recipe.checksum != spec.model_checksum:
+            raise ModelError(
+                f"embedding.model={spec.model!r}: the files here (checksum {recipe.checksum[:12]}) are not those the spec was "
+                f"resolved with ({spec.model_checksum[:12]}); give every worker the same model"
+            )
+        model = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype(dtype, device, recipe.family))
+        return cls(model, Head(load_steps(recipe.steps), spec), spec.pooling, torch.device(device))
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self._head.dim
+
+    @property
+    def num_layers(self) -> int:
+        """Layers really built."""
+        layers = self._model.get_submodule(self._family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return len(layers)
+
+    def probe(self) -> np.ndarray:
+        """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""
+        token_ids = (np.arange(1, PROBE_TOKENS + 1) * 97 % self._config.vocab_size).astype(np.int32)
+        token_ids[token_ids == self._pad_id] += 1
+        offsets = np.array([0, PROBE_TOKENS], dtype=np.int32)
+        vector: np.ndarray = self.encode(pa.ListArray.from_arrays(offsets, token_ids), PROBE_TOKENS).vectors_ND[0]
+        return vector
+
+    @torch.inference_mode()
+    def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
+        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept."""
+        assert token_ids.null_count == 0
+        values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
+        lengths = np.diff(offsets)
+        batches = plan_batches(lengths, token_budget)
+        sorted_ND = torch.empty((len(lengths), self.dim), dtype=torch.float32, device=self._device)
+        stop = padded_tokens = 0
+        for rows in batches:
+            ids_BL, lengths_B = self._pad(values, offsets[rows], lengths[rows])
+            start, stop = stop, stop + len(rows)
+            sorted_ND[start:stop] = self._embed(self._move(ids_BL), self._move(lengths_B), bool(lengths[rows[-1]] < ids_BL.shape[1]))
+            padded_tokens += ids_BL.numel()
+        vectors_ND = np.empty(sorted_ND.shape, dtype=np.float32)
+        if batches:
+            # The only wait for the device: batches are queued while earlier ones run.
+            vectors_ND[np.concatenate(batches)] = sorted_ND.cpu().numpy()
+        return Encoded(vectors_ND, padded_tokens)
+
+    def _pad(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Lay sequences, the longest first, side by side with the model's pad id on the right."""
+        assert lengths[-1] > 0, "a sequence without tokens has no vector"
+        columns_L = np.arange(lengths[0])
+        is_token_BL = columns_L < lengths[:, None]
+        ids_BL = np.full(is_token_BL.shape, self._pad_id, dtype=np.int64)
+        ids_BL[is_token_BL] = values[(starts[:, None] + columns_L)[is_token_BL]]
+        return torch.from_numpy(ids_BL), torch.from_numpy(lengths.astype(np.int64))
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _embed(self, ids_BL: Tensor, lengths_B: Tensor, is_padded: bool) -> Tensor:
+        """Run one batch; without padding there is no mask, and attention takes its faster path."""
+        mask_BL = torch.arange(ids_BL.shape[1], device=self._device) < lengths_B.unsqueeze(-1) if is_padded else None
+        hidden_BLH = self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL)).last_hidden_state
+        vectors_BD: Tensor = self._head(self._pool(hidden_BLH, lengths_B, mask_BL))
+        return vectors_BD
+
+    def _attention_mask(self, mask_BL: Tensor | None) -> Tensor | None:
+        """Give what hides padding from attention: nothing to a causal model, where it comes after every token that counts."""
+        if mask_BL is None or self._is_causal:
+            return None
+        if self._family.sliding or self._family.attention == "eager":
+            return mask_BL
+        # Made once a batch and read by every layer; a 2D mask would be checked on the host and expanded to B·L·L.
+        return mask_BL[:, None, None, :]

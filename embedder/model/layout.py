@@ -1,0 +1,194 @@
+"""A folder in sentence-transformers layout → what it says about pooling, prompts, lengths and the modules after pooling.
+
+Every key of these files is either honoured or refused by name; nothing is guessed and nothing ignored that moves a vector.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedder.errors import ModelError
+from embedder.spec import Pooling
+
+ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "Identity",
+    "torch.nn.modules.activation.Tanh": "Tanh",
+    "torch.nn.modules.activation.ReLU": "ReLU",
+    "torch.nn.modules.activation.GELU": "GELU",
+    "torch.nn.modules.activation.SiLU": "SiLU",
+    "torch.nn.modules.activation.Sigmoid": "Sigmoid",
+}
+"""Classes in torch.nn, without settings, by the full name that Dense modules store."""
+
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_WIDTH_KEYS = {"embedding_dimension", "word_embedding_dimension"}
+_CONFIG_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_TRANSFORMER_CONFIGS = [f"sentence_{name}_config.json" for name in _CONFIG_FAMILIES]
+_HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "padding_side", "use_fast", "trust_remote_code", "use_cache"}
+_PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One module between pooling and the cut."""
+
+    kind: Literal["dense", "layer_norm", "normalize"]
+    folder: Path
+    in_features: int = 0
+    out_features: int = 0
+    bias: bool = True
+    activation: str = "Identity"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the folder asks for; a plain transformers folder asks for mean pooling and nothing else."""
+
+    transformer_folder: Path
+    pooling: Pooling
+    include_prompt: bool = True
+    max_seq_length: int | None = None
+    lower_case: bool = False
+    steps: tuple[Step, ...] = ()
+    module_folders: tuple[Path, ...] = ()
+    document_prompt: str = ""
+    query_prompt: str = ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there reads as empty."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path.name}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path.name}: a JSON object is expected, found a {type(content).__name__}")
+    return content
+
+
+def read_layout(folder: Path) -> Layout:
+    """Read modules.json and the files it names; without one, sentence-transformers' own defaults for a bare transformer."""
+    if not (folder / "modules.json").is_file():
+        return Layout(folder, _bare_pooling(read_json(folder / "config.json")))
+    modules = _list_modules(folder)
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
+        raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; Transformer → Pooling comes first, each once")
+    transformer_folder, pooling_folder = modules[0][1], modules[1][1]
+    pooling, include_prompt = _read_pooling(pooling_folder)
+    max_seq_length, lower_case = _read_transformer(transformer_folder)
+    steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
+    # A closing Normalize is the spec's own `normalize`, which comes after the cut.
+    while steps and steps[-1].kind == "normalize":
+        steps.pop()
+    document_prompt, query_prompt = _read_prompts(folder)
+    return Layout(
+        transformer_folder=transformer_folder,
+        pooling=pooling,
+        include_prompt=include_prompt,
+        max_seq_length=max_seq_length,
+        lower_case=lower_case,
+        steps=tuple(steps),
+        module_folders=tuple(path for _, path in modules[1:] if path.is_dir()),
+        document_prompt=document_prompt,
+        query_prompt=query_prompt,
+    )
+
+
+def _bare_pooling(config: dict[str, Any]) -> Pooling:
+    architectures = config.get("architectures") or [""]
+    return "last" if architectures[0].endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
+
+
+def _list_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Give each module's kind and folder, in order."""
+    try:
+        entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"modules.json: a list of modules with type and path is expected ({error!r})") from error
+    for full_name, path in entries:
+        if not full_name.startswith("sentence_transformers."):
+            raise ModelError(f"modules.json: module {full_name!r} is code of the model's own; no remote code is run")
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"modules.json: path {path!r} leads out of the model's folder")
+    return [(full_name.rpartition(".")[2], folder / path) for full_name, path in entries]
+
+
+def _refuse_unknown(name: str, config: dict[str, Any], known: Iterable[str]) -> None:
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ModelError(f"{name}: {', '.join(f'{key}={config[key]!r}' for key in unknown)} is not supported")
+
+
+def _read_pooling(folder: Path) -> tuple[Pooling, bool]:
+    name, config = f"{folder.name}/config.json", read_json(folder / "config.json")
+    _refuse_unknown(name, config, {"pooling_mode", "include_prompt", *_OLD_POOLING_KEYS, *_WIDTH_KEYS})
+    modes = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or "mean")
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; supported is one of {', '.join(POOLINGS)}")
+    return POOLINGS[modes[0]], bool(config.get("include_prompt", True))
+
+
+def _read_transformer(folder: Path) -> tuple[int | None, bool]:
+    """Give max_seq_length and do_lower_case of the first sentence_*_config.json that says anything."""
+    name, config = next(((name, found) for name in _TRANSFORMER_CONFIGS if (found := read_json(folder / name))), ("", {}))
+    arguments = {key: config.pop(key, None) or {} for key in list(config) if key.endswith(("_args", "_kwargs"))}
+    length = config.pop("max_seq_length", None)
+    for key, values in arguments.items():
+        length = values.pop("model_max_length", length) if key in ("tokenizer_args", "processor_kwargs") else length
+        _refuse_unknown(f"{name}: {key}", values, _HARMLESS_ARGUMENTS)
+    if config.pop("transformer_task", "feature-extraction") != "feature-extraction":
+        raise ModelError(f"{name}: only transformer_task='feature-extraction' is supported")
+    # A chat template would rewrite every text; transformers' plain forward pass is the one that is run here.
+    modalities = config.pop("modality_config", {"text": _PLAIN_TEXT})
+    output = config.pop("module_output_name", "token_embeddings")
+    if set(modalities) != {"text"} or _PLAIN_TEXT.items() - modalities["text"].items() or output != "token_embeddings":
+        raise ModelError(f"{name}: modality_config={modalities!r} with output {output!r} is not supported; supported is plain text")
+    lower_case = bool(config.pop("do_lower_case", False))
+    config.pop("unpad_inputs", None)
+    _refuse_unknown(name, {key: value for key, value in config.items() if value is not None}, ())
+    return length, lower_case
+
+
+def _read_step(kind: str, folder: Path) -> Step:
+    name, config = f"{folder.name}/config.json", read_json(folder / "config.json")
+    key = config.pop("module_input_name", "sentence_embedding")
+    if key != "sentence_embedding" or (config.pop("module_output_name", None) or key) != key:
+        raise ModelError(f"{name}: only modules from sentence_embedding to sentence_embedding are supported")
+    if kind == "Normalize":
+        _refuse_unknown(name, config, ())
+        return Step("normalize", folder)
+    if kind == "LayerNorm":
+        _refuse_unknown(name, config, {"dimension"})
+        return Step("layer_norm", folder, config["dimension"], config["dimension"])
+    if kind != "Dense":
+        raise ModelError(f"modules.json: module {kind!r} is not supported; after pooling come Dense, LayerNorm, Normalize, Dropout")
+    if not config.get("use_residual"):
+        config.pop("use_residual", None)
+    _refuse_unknown(name, config, {"in_features", "out_features", "bias", "activation_function"})
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"{name}: activation_function={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return Step("dense", folder, config["in_features"], config["out_features"], config.get("bias", True), ACTIVATIONS[activation])
+
+
+def _read_prompts(folder: Path) -> tuple[str, str]:
+    """Give the document's and the query's prompt."""
+    config = read_json(folder / "config_sentence_transformers.json")
+    prompts: dict[str, str | None] = config.get("prompts") or {}
+    default = prompts.get(config.get("default_prompt_name") or "")
+    document = next((prompts[key] for key in ("document", "passage", "corpus") if key in prompts), default)
+    return document or "", prompts.get("query") or ""

@@ -1,0 +1,100 @@
+"""A recipe, a depth and a dtype → a transformer with exactly that many layers, and no weight missing."""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+from embedder.errors import ConfigError, ModelError
+from embedder.model.families import find_family
+from embedder.model.files import ModelRecipe
+from embedder.spec import FinalNorm
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
+
+def resolve_dtype(dtype: str, device: str, family: str) -> torch.dtype:
+    """Choose the computing dtype: auto is bfloat16 where the hardware multiplies it natively, else float32."""
+    if dtype == "float16" and not find_family(family).float16:
+        raise ConfigError(f"compute.dtype=float16: family {family!r} overflows to NaN in float16; choose bfloat16 or float32")
+    if dtype != "auto":
+        return DTYPES[dtype]
+    return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+
+
+def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> nn.Module:
+    """Build and load the first `depth` layers; those above are neither built nor read."""
+    if not 1 <= depth <= recipe.num_layers:
+        raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
+    family = find_family(recipe.family)
+    with _quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            recipe.transformer_folder,
+            config=_cut_config(recipe, depth),
+            dtype=dtype,
+            attn_implementation=family.attention,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **({"add_pooling_layer": False} if family.pooler else {}),
+        )
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking or report["error_msgs"]:
+        named = ", ".join(lacking[:3]) or str(report["error_msgs"])
+        raise ModelError(f"{recipe.folder.name}: the weights do not fit config.json ({named}, {len(lacking)} in all)")
+    assert_depth(model, recipe, depth)
+    if final_norm == "skip" and family.final_norm is not None:
+        model.set_submodule(family.final_norm, nn.Identity())
+    if depth < recipe.num_layers:
+        left_out = len(report["unexpected_keys"])
+        logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
+    module: nn.Module = model.eval().requires_grad_(False)
+    return module
+
+
+def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:
+    """Refuse a module that holds another number of layers than asked for."""
+    layers = model.get_submodule(find_family(recipe.family).layers)
+    num_built = len(layers) if isinstance(layers, nn.ModuleList) else 0
+    if num_built != depth:
+        raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} was built with {num_built} layers; the depth was ignored")
+
+
+def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
+    config = copy.deepcopy(AutoConfig.from_pretrained(recipe.transformer_folder, trust_remote_code=False, local_files_only=True))
+    for name in find_family(recipe.family).layer_lists:
+        setattr(config, name, list(getattr(config, name))[:depth])
+    config.num_hidden_layers = depth
+    config.use_cache = False
+    return config
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _BFLOAT16_COMPUTE_CAPABILITY
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence progress and the report of unexpected weights: they are the layers left out, and what is missing is refused here."""
+    verbosity, shows_progress = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shows_progress:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

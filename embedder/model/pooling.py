@@ -1,0 +1,86 @@
+"""Hidden states → vectors: pool, the model's own modules, LayerNorm, cut, L2; everything from pooling on in float32.
+
+B = sequences of a batch, L = tokens of its longest, H = hidden size, W = width after the model's modules, D = dim.
+"""
+
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedder.errors import ModelError
+from embedder.model.layout import Step
+from embedder.spec import EmbeddingSpec, Pooling
+
+Pooler = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def pool_mean(hidden_BLH: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
+    """Average over a sequence's own tokens; `mask_BL` is None where none is padding."""
+    if mask_BL is not None:
+        hidden_BLH = hidden_BLH * mask_BL.unsqueeze(-1)
+    return hidden_BLH.sum(dim=1, dtype=torch.float32) / lengths_B.unsqueeze(-1)
+
+
+def pool_cls(hidden_BLH: Tensor, _lengths_B: Tensor, _mask_BL: Tensor | None) -> Tensor:
+    """Take the first token."""
+    return hidden_BLH[:, 0].float()
+
+
+def pool_last(hidden_BLH: Tensor, lengths_B: Tensor, _mask_BL: Tensor | None) -> Tensor:
+    """Take the last token that is not padding."""
+    rows_B = torch.arange(len(hidden_BLH), device=hidden_BLH.device)
+    return hidden_BLH[rows_B, lengths_B - 1].float()
+
+
+POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
+
+
+class Normalize(nn.Module):
+    """L2 over the last dimension."""
+
+    def forward(self, vectors_BW: Tensor) -> Tensor:
+        """Give every vector length 1."""
+        return functional.normalize(vectors_BW, dim=-1)
+
+
+def load_steps(steps: tuple[Step, ...]) -> nn.Sequential:
+    """Build the modules after pooling with their weights, in float32 and in the order of modules.json."""
+    return nn.Sequential(*(_load_step(step) for step in steps)).eval()
+
+
+class Head(nn.Module):
+    """What turns pooled states into vectors of `dim` components."""
+
+    def __init__(self, steps: nn.Sequential, spec: EmbeddingSpec) -> None:
+        super().__init__()
+        self.steps = steps
+        self.layer_norm, self.dim, self.normalize = spec.layer_norm, spec.dim, spec.normalize
+
+    def forward(self, pooled_BH: Tensor) -> Tensor:
+        """Run the model's modules, then LayerNorm, cut and L2: normalising before the cut would leave shorter vectors."""
+        vectors_BW = self.steps(pooled_BH)
+        if self.layer_norm:
+            vectors_BW = functional.layer_norm(vectors_BW, vectors_BW.shape[-1:])
+        vectors_BD = vectors_BW[:, : self.dim]
+        return functional.normalize(vectors_BD, dim=-1) if self.normalize else vectors_BD
+
+
+def _load_step(step: Step) -> nn.Module:
+    if step.kind == "normalize":
+        return Normalize()
+    path = step.folder / "model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"{step.folder.name}: no model.safetensors; pickled weights are not loaded, convert them once")
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    modules: dict[str, nn.Module] = {"norm": nn.LayerNorm(step.in_features)}
+    if step.kind == "dense":
+        modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
+    try:
+        nn.ModuleDict(modules).load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(f"{step.folder.name}/model.safetensors: does not fit its config.json ({error})") from error
+    activation: nn.Module = getattr(nn, step.activation)()
+    return nn.Sequential(*modules.values(), activation)

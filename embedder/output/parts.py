@@ -1,0 +1,137 @@
+"""Vectors and documents become one parquet file, written once; a file on storage becomes a Part again."""
+
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedder.errors import StorageError
+from embedder.schema import DOCUMENTS, LEADING, QUARANTINE, VECTOR, table_schema
+from embedder.storage import Options, Store
+from embedder.work import Part, PartName, Stats
+
+QUARANTINE_FOLDER = "_quarantine"
+FOOTER_KEY = b"embedder"
+"""Where a part's footer keeps its spec and stats: a file found alone still says which space it is in."""
+
+ROW_GROUP_ROWS = 16_384
+"""About 25 MiB of 384-dim vectors: large enough to scan fast, small enough to skip."""
+
+_VECTOR_LEAF = "embedding.list.element"
+
+
+def assemble_rows(documents: pa.Table, chunks: pa.Table, vectors_ND: npt.NDArray[np.float32], store_text: bool) -> pa.Table:
+    """DOCUMENTS, CHUNKS (token_ids not needed) and one vector a chunk → the table's rows, in the order of the chunks."""
+    rows = documents.take(chunks["document"])
+    columns: dict[str, Any] = {"doc_id": rows["doc_id"]}
+    columns |= {name: chunks[name] for name in LEADING.names[1:]}
+    if store_text:
+        columns["text"] = slice_texts(rows["text"], chunks)
+    columns |= {name: rows[name] for name in ("content_hash", "shard", "row")}
+    metadata = pa.schema([field for field in documents.schema if field.name not in DOCUMENTS.names])
+    columns |= {name: rows[name] for name in metadata.names}
+    columns["embedding"] = vector_column(vectors_ND)
+    return pa.table(columns).cast(table_schema(metadata, store_text))
+
+
+def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.Array:
+    """Cut each chunk's text out of its document's, by code points."""
+    if pc.max(chunks["num_chunks"]).as_py() in (None, 1) and not pc.any(chunks["truncated"]).as_py():
+        return texts
+    spans = zip(texts.to_pylist(), chunks["start_char"].to_pylist(), chunks["end_char"].to_pylist(), strict=True)
+    return pa.array([text[start:end] for text, start, end in spans], pa.string())
+
+
+def vector_column(vectors_ND: npt.NDArray[np.float32]) -> pa.ListArray:
+    """Wrap an (N, D) array as a list column, without copying the values."""
+    num_rows, dim = vectors_ND.shape
+    offsets = pa.array(np.arange(0, (num_rows + 1) * dim, dim, dtype=np.int32) if dim else np.zeros(num_rows + 1, np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(vectors_ND.reshape(-1), pa.float32()), type=VECTOR)
+
+
+def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Folder") -> Part:
+    """Put the quarantine file, then the part, each once; if another run was first, its part stands and is described.
+
+    The quarantine file comes first, so that a part on storage always has its namesake.
+    """
+    rejects = encode_parquet(quarantined.select(QUARANTINE.names), {}) if quarantined.num_rows else b""
+    if rejects:
+        folder.quarantine(str(name)).write_once(rejects)
+    data = encode_parquet(rows, footer)
+    if not folder.part(str(name)).write_once(data):
+        return read_part(str(name), folder)
+    stats = Stats(**footer["stats"])
+    return Part(str(name), rows.num_rows, len(data), stats, len(rejects))
+
+
+def encode_parquet(table: pa.Table, footer: dict[str, Any]) -> bytes:
+    """Encode zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings."""
+    schema = table.schema.with_metadata({FOOTER_KEY: json.dumps(footer).encode()} if footer else None)
+    has_vectors = "embedding" in schema.names
+    repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in ("doc_id", "text", "content_hash")]
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(schema.metadata),
+        sink,
+        compression="zstd",
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=repeated,
+        column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_vectors else None,
+        write_page_index=True,
+    )
+    return sink.getvalue()
+
+
+class Folder:
+    """The table's folder: where a part and its namesake in the quarantine lie."""
+
+    def __init__(self, uri: str, options: Options) -> None:
+        self.uri, self.options = uri.rstrip("/"), options
+
+    def part(self, name: str) -> Store:
+        """Locate a part."""
+        return Store(f"{self.uri}/{name}", self.options)
+
+    def quarantine(self, name: str) -> Store:
+        """Locate a part's quarantined records."""
+        return Store(f"{self.uri}/{QUARANTINE_FOLDER}/{name}", self.options)
+
+    def list_parts(self) -> list[PartName]:
+        """List the parts on storage, committed or not."""
+        names = (PartName.parse(found.uri.rsplit("/", 1)[-1]) for found in Store(self.uri, self.options).list_folder())
+        return [name for name in names if name is not None]
+
+
+def read_part(name: str, folder: Folder) -> Part:
+    """Describe a part on storage by its footer."""
+    store = folder.part(name)
+    found = store.info()
+    if found is None:
+        raise StorageError(f"{store.uri}: the part is gone; run again to write it anew")
+    with store.open_input() as file:
+        metadata = pq.read_metadata(file)
+    footer = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    if "stats" not in footer:
+        raise StorageError(
+            f"{store.uri}: not a part of embedder (no {FOOTER_KEY.decode()!r} in its footer); move it out of the table's folder"
+        )
+    stats = Stats(**footer["stats"])
+    quarantine = folder.quarantine(name).info() if stats.quarantined else None
+    return Part(name, metadata.num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+
+
+def count_rows(store: Store) -> int:
+    """Read the number of rows from a parquet footer."""
+    with store.open_input() as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def footer_of(space_id: str, spec: dict[str, Any], stats: Stats) -> dict[str, Any]:
+    """What a part says of itself."""
+    return {"space_id": space_id, "spec": spec, "stats": asdict(stats)}

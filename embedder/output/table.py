@@ -1,0 +1,170 @@
+"""The Delta table: what it holds now, and the one commit that changes it."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
+
+from embedder.errors import CommitError
+from embedder.output.parts import QUARANTINE_FOLDER, count_rows
+from embedder.schema import QUARANTINE
+from embedder.spec import EmbeddingSpec
+from embedder.storage import Options, Store, delta_options, map_threads
+from embedder.work import Part, PartName
+
+INFO_KEY = "embedder"
+"""Key of the run record in a commit's metadata. The newest one holds the spec of the table's vectors."""
+
+_APP_ID = "embedder"
+"""Every commit names it with a rising number, so that of two runs planned on one version the second conflicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A version of the table, as far as planning needs it."""
+
+    version: int
+    rows: Mapping[str, int]
+    """Rows by part name."""
+    sizes: Mapping[str, int]
+    schema: pa.Schema
+    info: Mapping[str, Any]
+    """The run record of the newest commit that has one."""
+    run_number: int
+
+    @property
+    def spec(self) -> EmbeddingSpec:
+        """The spec all of its vectors were made with."""
+        return EmbeddingSpec.model_validate(self.info["spec"])
+
+    @property
+    def parts(self) -> list[PartName]:
+        """The committed parts."""
+        return [_parse(name) for name in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one commit adds to and removes from the table; `replaces` swaps everything, schema included."""
+
+    add: tuple[Part, ...]
+    remove: tuple[str, ...]
+    schema: pa.Schema
+    info: Mapping[str, Any]
+    replaces: bool = False
+
+
+def open_delta(uri: str, options: Options, version: int | None = None) -> DeltaTable:
+    """Open a table for reading; TableNotFoundError if there is none."""
+    location = Store(uri, options).uri
+    return DeltaTable(location, version=version, storage_options=delta_options(location, options))
+
+
+def read_table(uri: str, options: Options) -> TableState | None:
+    """Read the newest version; None if there is no table yet."""
+    try:
+        delta = open_delta(uri, options)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:
+        raise CommitError(
+            f"{uri}: the table cannot be opened ({error}); check output.uri and the credentials in the environment"
+        ) from error
+    info = next((entry[INFO_KEY] for entry in delta.history() if isinstance(entry.get(INFO_KEY), dict)), None)
+    if info is None:
+        raise CommitError(f"{uri}: a Delta table that embedder did not write; choose another output.uri")
+    adds = pa.table(delta.get_add_actions(flatten=True))
+    names = adds["path"].to_pylist()
+    for name in names:
+        _parse(name, uri)
+    return TableState(
+        version=delta.version(),
+        rows=dict(zip(names, adds["num_records"].to_pylist(), strict=True)),
+        sizes=dict(zip(names, adds["size_bytes"].to_pylist(), strict=True)),
+        schema=pa.schema(delta.schema().to_arrow()),
+        info=info,
+        run_number=delta.transaction_version(_APP_ID) or 0,
+    )
+
+
+def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
+    """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it."""
+    location = Store(uri, options).uri
+    adds: list[AddAction | RemoveAction] = [_add_action(part.name, part.size_bytes, part.rows) for part in change.add]
+    number = (before.run_number if before else 0) + 1
+    properties = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)}, app_transactions=[Transaction(_APP_ID, number)])
+    schema = Schema.from_arrow(change.schema)
+    try:
+        if before is None:
+            spec = json.dumps(change.info["spec"], sort_keys=True)
+            storage = delta_options(location, options)
+            create_table_with_add_actions(
+                location, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
+            )
+            return 0
+        delta = open_delta(uri, options, before.version)
+        if change.replaces:
+            delta.create_write_transaction(adds, "overwrite", schema, commit_properties=properties)
+        else:
+            removes = _remove_actions(change.remove, before.sizes)
+            delta.create_write_transaction([*adds, *removes], "append", schema, commit_properties=properties)
+    except CommitFailedError as error:
+        raise CommitError(f"{uri}: another run published first ({error}); nothing was lost, run again to see what is left to do") from error
+    except (DeltaError, OSError) as error:
+        if before is None and DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
+            raise CommitError(f"{uri}: another run created the table first; run again to see what is left to do") from error
+        raise CommitError(f"{uri}: the commit failed ({error}); finished parts are kept, run again to publish them") from error
+    if change.replaces:
+        # for other tools' eyes: embedder itself reads the spec from the commit, which is already out
+        open_delta(uri, options).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True))
+    return open_delta(uri, options).version()
+
+
+def sync_quarantine(uri: str, options: Options) -> int:
+    """Make the quarantine table hold the namesakes of the table's parts, no more and no less; give its rows.
+
+    It follows the table's own commit and depends on nothing but storage, so a run that died in between is mended by
+    the next one, whether or not that has anything else to do.
+    """
+    committed = set(pa.table(open_delta(uri, options).get_add_actions())["path"].to_pylist())
+    folder = Store(Store(uri, options).child(QUARANTINE_FOLDER), options)
+    wanted = {found.uri.rsplit("/", 1)[-1]: found for found in folder.list_folder()}
+    wanted = {name: found for name, found in wanted.items() if name in committed}
+    storage = delta_options(folder.uri, options)
+    schema = Schema.from_arrow(QUARANTINE)
+    if not DeltaTable.is_deltatable(folder.uri, storage_options=storage):
+        create_table_with_add_actions(folder.uri, schema, [], mode="ignore", storage_options=storage)
+    delta = DeltaTable(folder.uri, storage_options=storage)
+    present = pa.table(delta.get_add_actions())
+    sizes = dict(zip(present["path"].to_pylist(), present["size_bytes"].to_pylist(), strict=True))
+    missing = [name for name in wanted if name not in sizes]
+    rows = dict(zip(missing, map_threads(lambda name: count_rows(Store(wanted[name].uri, options)), missing), strict=True))
+    adds = [_add_action(name, wanted[name].size_bytes, rows[name]) for name in missing]
+    removes = _remove_actions([name for name in sizes if name not in wanted], sizes)
+    if adds or removes:
+        delta.create_write_transaction([*adds, *removes], "append", schema)
+        delta.update_incremental()
+    return sum(pa.table(delta.get_add_actions())["num_records"].to_pylist())
+
+
+def _add_action(name: str, size_bytes: int, rows: int) -> AddAction:
+    return AddAction(name, size_bytes, {}, int(time.time() * 1000), True, json.dumps({"numRecords": rows}))
+
+
+def _remove_actions(names: Iterable[str], sizes: Mapping[str, int]) -> list[RemoveAction]:
+    return [RemoveAction(name, True, int(time.time() * 1000), sizes[name], {}) for name in names]
+
+
+def _parse(name: str, uri: str = "") -> PartName:
+    parsed = PartName.parse(name)
+    if parsed is None:
+        raise CommitError(
+            f"{uri}: the table holds {name!r}, which embedder did not write (was it optimized by another tool?); restore the version before"
+        )
+    return parsed

@@ -1,0 +1,125 @@
+"""Shards and committed parts become a plan: what to read, adopt, keep and remove. Pure: no storage is touched."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from embedder.spec import digest
+from embedder.work import PartName, Shard, Task, task_key
+
+SMALL_SHARD_BYTES = 256 << 10
+"""Shards below this are grouped: alone they would be less than a second of work and a tiny part each."""
+
+BUCKET_BYTES = 8 << 20
+BUCKET_SHARDS = 512
+"""A bucket is opened shard by shard: at 50 ms a request, 512 are half a minute of one reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The difference between what the table should hold and what it holds."""
+
+    read: tuple[Task, ...]
+    """To be read, largest first, so that the last one to finish is a small one."""
+    done: Mapping[str, frozenset[str]]
+    """By task key: names of parts on storage whose units need not be embedded again."""
+    adopt: tuple[PartName, ...]
+    """Complete and on storage, from a run that did not get to its commit."""
+    keep: tuple[PartName, ...]
+    """Committed and still wanted: neither opened nor touched."""
+    remove: tuple[PartName, ...]
+    """Committed and no longer wanted."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the table already matches the source."""
+        return not (self.read or self.adopt or self.remove)
+
+
+def choose_bucket_bits(shards: Iterable[Shard]) -> int:
+    """Choose b so that 2^b buckets of small shards are of fitting size; chosen once and kept with the table."""
+    small = [shard.size_bytes for shard in shards if shard.size_bytes < SMALL_SHARD_BYTES]
+    needed = max(sum(small) / BUCKET_BYTES, len(small) / BUCKET_SHARDS, 1)
+    return math.ceil(math.log2(needed))
+
+
+def shard_key(uri: str) -> str:
+    """Name the parts of a shard that is read on its own."""
+    return task_key("shard", uri)
+
+
+def bucket_key(uri: str, bits: int) -> str:
+    """Name the parts of the bucket that a small shard falls into."""
+    return task_key("bucket", str(bits), str(int(digest(uri, num_bytes=8), 16) >> (64 - bits)))
+
+
+def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list[Task]:
+    """Turn shards into tasks: a large one alone, small ones by the hash of their uri; `layout` joins every version.
+
+    A large shard's version does not hold its uri, so that one that was only moved is recognised by it.
+    """
+    buckets: defaultdict[str, list[Shard]] = defaultdict(list)
+    tasks = []
+    for shard in shards:
+        if shard.size_bytes < SMALL_SHARD_BYTES:
+            buckets[bucket_key(shard.uri, bucket_bits)].append(shard)
+        else:
+            tasks.append(Task(shard_key(shard.uri), digest(layout, shard.version), (shard,)))
+    for key, members in buckets.items():
+        ordered = tuple(sorted(members, key=lambda shard: shard.uri))
+        tasks.append(Task(key, digest(layout, *((shard.uri, shard.version) for shard in ordered)), ordered))
+    return tasks
+
+
+def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Sequence[PartName]) -> Plan:
+    """Compare by name what is wanted with what the table and its folder hold."""
+    have = {(name.key, name.version) for name in committed}
+    found: defaultdict[tuple[str, str], list[PartName]] = defaultdict(list)
+    for name in stored:
+        found[name.key, name.version].append(name)
+    read, adopt, done = [], [], {}
+    for task in wanted:
+        if (task.key, task.version) in have:
+            continue
+        chain = find_chain(found.get((task.key, task.version), ()))
+        if chain:
+            adopt += chain
+            continue
+        read.append(task)
+        done[task.key] = frozenset(str(name) for name in found.get((task.key, task.version), ()))
+    named = {(task.key, task.version) for task in wanted}
+    keep = tuple(name for name in committed if (name.key, name.version) in named)
+    remove = tuple(name for name in committed if (name.key, name.version) not in named)
+    read.sort(key=lambda task: (-task.size_bytes, task.key))
+    return Plan(tuple(read), done, tuple(adopt), keep, remove)
+
+
+def find_chain(names: Iterable[PartName]) -> list[PartName]:
+    """Order one task's parts from row 0 to the last; [] if a link is missing."""
+    by_first = {name.first_row: name for name in names}
+    chain: list[PartName] = []
+    row = 0
+    while (link := by_first.get(row)) is not None:
+        chain.append(link)
+        if link.last:
+            return chain
+        if link.stop_row <= row:
+            break
+        row = link.stop_row
+    return []
+
+
+def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]:
+    """Split the reading of one large parquet shard: (first row group, stop row group, first row) each, names unchanged."""
+    last = len(slices) - 1
+    return [
+        Task(task.key, task.version, task.shards, (start, stop), first_row, ends=number == last)
+        for number, (start, stop, first_row) in enumerate(slices)
+    ]
+
+
+def held_keys(failed: Iterable[Task], bucket_bits: int) -> set[str]:
+    """Keys whose committed parts may hold rows of shards that could not be read: these parts must stay as they are."""
+    shards = [shard for task in failed for shard in task.shards]
+    return {shard_key(shard.uri) for shard in shards} | {bucket_key(shard.uri, bucket_bits) for shard in shards}

@@ -1,0 +1,146 @@
+"""What a person sees while a run goes on: a bar in a terminal, a line every ten seconds in a log."""
+
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from embedder.work import Part, PartName, Stats, Task
+
+LOG_SECONDS = 10.0
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".parquet")
+
+logger = logging.getLogger("embedder")
+
+
+class Meter:
+    """Sums what has landed and estimates what is left, from bytes: document counts are unknown until a shard is read."""
+
+    def __init__(self, tasks: Sequence[Task], usd_per_hour: float | None) -> None:
+        self.total = Stats()
+        self.started = time.monotonic()
+        self.usd_per_hour = usd_per_hour
+        self._first_landing: tuple[float, Stats] | None = None
+        self._last_landing = self.started
+        self._left: defaultdict[str, int] = defaultdict(int)
+        for task in tasks:
+            self._left[task.key] = sum(shard.size_bytes for shard in task.shards)
+        self._source_bytes = max(1, sum(self._left.values()))
+        self._finished_bytes = 0
+        self._finished_text = 0
+        self._open_text: defaultdict[str, int] = defaultdict(int)
+        compressed = sum(shard.size_bytes for task in tasks for shard in task.shards if shard.uri.endswith(_COMPRESSED))
+        self._guess = 1.0 - 0.65 * compressed / self._source_bytes
+        """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
+
+    def land(self, part: Part) -> None:
+        """Count one unit."""
+        name = PartName.parse(part.name)
+        assert name is not None
+        self.total += part.stats
+        self._first_landing = self._first_landing or (time.monotonic(), self.total)
+        self._last_landing = time.monotonic()
+        self._open_text[name.key] += part.stats.text_bytes
+        if name.last:
+            self.finish(name.key)
+
+    def finish(self, key: str) -> None:
+        """Count a task as read to its end, or given up."""
+        self._finished_bytes += self._left.pop(key, 0)
+        self._finished_text += self._open_text.pop(key, 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def steady_tokens_per_second(self) -> float | None:
+        """Tokens a second between the first unit that landed and the last: without the start of Ray and of the models."""
+        if self._first_landing is None or self._last_landing <= self._first_landing[0]:
+            return None
+        since, before = self._first_landing
+        return (self.total.tokens - before.tokens) / (self._last_landing - since)
+
+    @property
+    def share(self) -> float:
+        """Estimated share of the work that is done, 0 to 1."""
+        ratio = self._finished_bytes / self._finished_text if self._finished_text else self._guess
+        inside = sum(min(0.95 * self._left[key], text * ratio) for key, text in self._open_text.items() if key in self._left)
+        return min(1.0, (self._finished_bytes + inside) / self._source_bytes)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Cost so far, if a price is set."""
+        return self.usd_per_hour * self.seconds / 3600 if self.usd_per_hour is not None else None
+
+    def line(self) -> str:
+        """Say it in one line."""
+        seconds = max(self.seconds, 1e-9)
+        words = [
+            f"{self.total.documents:,} documents",
+            f"{self.total.chunks / seconds:,.0f} chunks/s",
+            f"{self.total.tokens / seconds:,.0f} tokens/s",
+        ]
+        if self.cost_usd is not None:
+            words.append(f"${self.cost_usd:,.2f}")
+        if self.share > 0.01:
+            words.append(f"{_clock(seconds * (1 - self.share) / self.share)} left")
+        return " · ".join(words)
+
+
+class Display:
+    """Shows a meter on stderr while the block runs; redraws where stderr is a terminal, logs where it is not."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._next_line = time.monotonic() + LOG_SECONDS
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (BarColumn(30), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task("starting", total=1.0)
+
+    def __enter__(self) -> "Display":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def refresh(self) -> None:
+        """Show the meter's figures, if it is time."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self.meter.share, description=self.meter.line())
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LOG_SECONDS
+            logger.info("%3.0f%% · %s", 100 * self.meter.share, self.meter.line())
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def start_logging() -> None:
+    """Send this project's log to stderr, one line an event, with the time."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def align(rows: Iterable[tuple[str, str]]) -> str:
+    """Lay out names and values in two columns."""
+    listed = list(rows)
+    width = max((len(name) for name, _ in listed), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)

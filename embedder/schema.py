@@ -1,0 +1,80 @@
+"""The Arrow tables that pass between stages. A stage is a function from one of these to the next."""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+DOCUMENTS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("text", pa.string()),
+        ("content_hash", pa.string()),
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+    ]
+)
+"""source → text: one valid record a row, in source order; metadata columns follow with their own types."""
+
+QUARANTINE = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("row", pa.int64()),
+        ("doc_id", pa.string()),
+        ("reason", pa.string()),
+        ("excerpt", pa.string()),
+    ]
+)
+"""source → output: records that could not be embedded, each with a `Reason` and the start of what was met."""
+
+CHUNKS = pa.schema(
+    [
+        ("document", pa.int32()),
+        ("chunk", pa.int32()),
+        ("num_chunks", pa.int32()),
+        ("start_char", pa.int32()),
+        ("end_char", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("token_ids", pa.list_(pa.int32())),
+    ]
+)
+"""text → model: one forward sequence a row; `document` is the row of its document in DOCUMENTS. The values of
+`token_ids` are the packed input and its offsets the cu_seqlens of variable-length attention."""
+
+VECTOR = pa.list_(pa.field("element", pa.float32()))
+"""Not a fixed-size list: Polars refuses a Delta table whose files hold one."""
+
+LEADING = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("chunk", pa.int32()),
+        ("num_chunks", pa.int32()),
+        ("start_char", pa.int32()),
+        ("end_char", pa.int32()),
+        ("num_tokens", pa.int32()),
+    ]
+)
+RESERVED = frozenset({*LEADING.names, "text", "content_hash", "shard", "row", "embedding"})
+"""Names of the table's own columns, which no metadata column may take."""
+
+
+class Reason(StrEnum):
+    """Why a record is quarantined and not embedded."""
+
+    NULL_TEXT = "null_text"
+    EMPTY_TEXT = "empty_text"
+    NOT_TEXT = "not_text"
+    UNDECODABLE = "undecodable"
+    MALFORMED = "malformed"
+    MISSING_ID = "missing_id"
+    DUPLICATE_ID = "duplicate_id"
+    METADATA_TYPE = "metadata_type"
+
+
+def table_schema(metadata: pa.Schema, store_text: bool) -> pa.Schema:
+    """Give the columns of the output table: a chunk a row, metadata with its own types, the vector last."""
+    fields = [*LEADING]
+    if store_text:
+        fields.append(pa.field("text", pa.string()))
+    fields += [pa.field("content_hash", pa.string()), pa.field("shard", pa.string()), pa.field("row", pa.int64())]
+    return pa.schema([*fields, *metadata, pa.field("embedding", VECTOR)])

@@ -1,0 +1,105 @@
+"""Types of metadata: names in a config → Arrow, and any Arrow type → the one that a Delta table holds."""
+
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.types as is_
+
+from embedder.errors import ConfigError
+
+TIMESTAMP = pa.timestamp("us", "UTC")
+
+_NAMED: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float": pa.float32(),
+    "float32": pa.float32(),
+    "double": pa.float64(),
+    "float64": pa.float64(),
+    "timestamp": TIMESTAMP,
+    "date": pa.date32(),
+    "date32": pa.date32(),
+    "binary": pa.binary(),
+}
+ALLOWED = f"choose {', '.join(_NAMED)} or list<…> of one"
+
+_WIDENED: dict[pa.DataType, pa.DataType] = {
+    pa.null(): pa.string(),
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+    pa.float16(): pa.float32(),
+    pa.date64(): pa.date32(),
+}
+_SAME = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32, is_.is_decimal128)
+_STRINGS = (is_.is_string, is_.is_large_string, is_.is_string_view)
+_BINARIES = (is_.is_binary, is_.is_large_binary, is_.is_binary_view, is_.is_fixed_size_binary)
+_LISTS = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
+_SMALL_DECIMALS = (is_.is_decimal32, is_.is_decimal64)
+
+
+def parse_type(name: str) -> pa.DataType:
+    """Read a type's name as the config gives it; ConfigError says which are known."""
+    compact = re.sub(r"\s", "", name).lower()
+    if nested := re.fullmatch(r"list<(?:item:|element:)?(.+)>", compact):
+        return pa.list_(parse_type(nested[1]))
+    if compact not in _NAMED:
+        raise ConfigError(f"{name!r} is not a type; {ALLOWED}")
+    return _NAMED[compact]
+
+
+def is_text(type_: pa.DataType) -> bool:
+    """Say whether a column can be read as text; one that is all null can."""
+    if is_.is_dictionary(type_):
+        return is_text(type_.value_type)
+    return is_.is_null(type_) or _any(type_, _STRINGS)
+
+
+def is_id(type_: pa.DataType) -> bool:
+    """Say whether a column can name documents: text or numbers."""
+    return is_text(type_) or is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
+
+
+def to_delta_type(type_: pa.DataType) -> pa.DataType:
+    """Give the type that a Delta table holds these values in, all the way down; ConfigError if there is none."""
+    if type_ in _WIDENED:
+        return _WIDENED[type_]
+    for matches, convert in _CONVERTED:
+        if _any(type_, matches):
+            return convert(type_)
+    raise ConfigError(f"{type_} has no counterpart in a Delta table; set source.metadata_types, or leave it out")
+
+
+def _any(type_: pa.DataType, checks: tuple[Callable[[pa.DataType], bool], ...]) -> bool:
+    return any(check(type_) for check in checks)
+
+
+def _to_struct(type_: pa.StructType) -> pa.DataType:
+    if type_.num_fields == 0:
+        raise ConfigError(f"{type_} has no fields, which a Delta table cannot hold; leave it out")
+    return pa.struct([pa.field(field.name, to_delta_type(field.type)) for field in type_])
+
+
+def _is_extension(type_: pa.DataType) -> bool:
+    return isinstance(type_, pa.BaseExtensionType)
+
+
+_Convert = Callable[[pa.DataType], pa.DataType]
+_CONVERTED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], _Convert], ...] = (
+    ((_is_extension,), lambda type_: to_delta_type(type_.storage_type)),
+    (_SAME, lambda type_: type_),
+    (_STRINGS, lambda _: pa.string()),
+    (_BINARIES, lambda _: pa.binary()),
+    (_LISTS, lambda type_: pa.list_(to_delta_type(type_.value_type))),
+    (_SMALL_DECIMALS, lambda type_: pa.decimal128(type_.precision, type_.scale)),
+    ((is_.is_timestamp,), lambda _: TIMESTAMP),
+    ((is_.is_dictionary, is_.is_run_end_encoded), lambda type_: to_delta_type(type_.value_type)),
+    ((is_.is_struct,), _to_struct),
+    ((is_.is_map,), lambda type_: pa.map_(to_delta_type(type_.key_type), to_delta_type(type_.item_type))),
+)

@@ -1,0 +1,190 @@
+"""Parquet → Rows, by row groups and as whole columns: Python looks at single rows only where something is wrong with one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as is_
+
+from embedder.errors import SourceError
+from embedder.schema import Reason
+from embedder.source.delta_types import is_id, is_text
+from embedder.source.rows import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
+from embedder.source.values import MISFITS, cast_column, excerpt_value
+
+BATCH_ROWS = 4096
+BATCH_BYTES = 16 << 20
+BUFFERED_BYTES = 512 << 20
+"""A shard with larger row groups is read in buffers, slower, and not a column chunk at a time."""
+_BUFFER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column, or a field of nested ones, by its names from the top."""
+
+    key: str
+    path: tuple[str, ...]
+    type: pa.DataType
+
+    def take(self, batch: pa.RecordBatch) -> pa.Array:
+        top = batch.column(self.path[0])
+        return pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    texts: list[_Column]
+    id: _Column | None
+    metadata: list[_Column]
+
+    @property
+    def keys(self) -> list[str]:
+        return [column.key for column in (*self.texts, *([self.id] if self.id else []), *self.metadata)]
+
+
+def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
+    """Find a column by name, or by a path with dots into nested ones; a column with the dot in its name wins."""
+    if schema.names.count(key) == 1:
+        return (key,), schema.field(key).type
+    first, *others = key.split(".")
+    if not others or schema.names.count(first) != 1:
+        return None
+    type_ = schema.field(first).type
+    for name in others:
+        if not is_.is_struct(type_) or type_.get_field_index(name) < 0:
+            return None
+        type_ = type_.field(name).type
+    return (first, *others), type_
+
+
+def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    """Read the wanted columns of the shard, or of a slice's row groups."""
+    shard = _open(file)
+    columns = _find_columns(shard.schema_arrow, reading)
+    groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
+    if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES:
+        shard = _open(file, shard.metadata, _BUFFER_BYTES)
+    first_row = reading.first_row
+    for batch in _read_batches(shard, groups, columns.keys):
+        yield _to_rows(batch, columns, reading, first_row)
+        first_row += batch.num_rows
+
+
+def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
+    """Read the ids of the row groups before a slice, and nothing else of them."""
+    column = _find_columns(_open(file).schema_arrow, reading).id
+    if column is not None and reading.row_groups:
+        for batch in _read_batches(_open(file), range(reading.row_groups[0]), [column.key]):
+            yield _ids(column.take(batch), {})
+
+
+def slice_row_groups(metadata: pq.FileMetaData, size_bytes: int, least_bytes: int) -> list[tuple[int, int, int]]:
+    """Cut a shard at row groups into slices of at least so many bytes on storage: (first row group, stop, first row) each."""
+    slices = [(0, metadata.num_row_groups, 0)]
+    slice_bytes = row = 0
+    for index, group_bytes in enumerate(_share_bytes(metadata, size_bytes)):
+        if slice_bytes >= least_bytes:
+            slices[-1:] = [(slices[-1][0], index, slices[-1][2]), (index, metadata.num_row_groups, row)]
+            slice_bytes = 0
+        slice_bytes += group_bytes
+        row += metadata.row_group(index).num_rows
+    if len(slices) > 1 and slice_bytes < least_bytes:
+        slices[-2:] = [(slices[-2][0], metadata.num_row_groups, slices[-2][2])]
+    return slices
+
+
+def _share_bytes(metadata: pq.FileMetaData, size_bytes: int) -> list[int]:
+    """Share the shard's bytes among its row groups by their uncompressed sizes. Their exact sizes are those of their columns, but a
+    damaged footer makes pyarrow 26 end the process when a column is asked for."""
+    sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
+    return [size * size_bytes // max(sum(sizes), 1) for size in sizes]
+
+
+def read_footer(file: IO[bytes]) -> tuple[pa.Schema, pq.FileMetaData]:
+    """Read schema and row groups only."""
+    shard = _open(file)
+    return shard.schema_arrow, shard.metadata
+
+
+def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
+    return pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_bytes, page_checksum_verification=True)
+
+
+def _find_columns(schema: pa.Schema, reading: Reading) -> _Columns:
+    source, uri = reading.source, reading.shard.uri
+
+    def find(key: str, setting: str) -> _Column:
+        found = find_field(schema, key)
+        if found is None:
+            raise SourceError(f"{uri}: no column {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
+        return _Column(key, *found)
+
+    texts = [find(key, "text_columns") for key in source.text_columns]
+    for column in texts:
+        if not is_text(column.type):
+            raise SourceError(f"{uri}: column {column.key!r} is {column.type}, not text; set source.text_columns")
+    names = find(source.id_column, "id_column") if source.id_column else None
+    if names is not None and not is_id(names.type):
+        raise SourceError(f"{uri}: column {names.key!r} is {names.type}, not text or a number; set source.id_column")
+    return _Columns(texts, names, [find(source.metadata_columns[name], "metadata_columns") for name in reading.metadata.names])
+
+
+def _read_batches(shard: pq.ParquetFile, groups: Sequence[int], keys: list[str]) -> Iterator[pa.RecordBatch]:
+    """Read batches of bounded bytes; fewer rows than the footer promises are damage."""
+    for group in groups:
+        metadata, num_read = shard.metadata.row_group(group), 0
+        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
+        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
+        for batch in shard.iter_batches(batch_rows, row_groups=[group], columns=keys, use_threads=False):
+            num_read += batch.num_rows
+            yield batch
+        if num_read != metadata.num_rows:
+            raise OSError(f"row group {group} holds {num_read} rows, its footer says {metadata.num_rows}")
+
+
+def _to_rows(batch: pa.RecordBatch, columns: _Columns, reading: Reading, first_row: int) -> Rows:
+    refused: Refusals = {}
+    texts = join_texts([_texts(column.take(batch), refused) for column in columns.texts])
+    ids = None if columns.id is None else _ids(columns.id.take(batch), refused)
+    metadata = [
+        cast_column(column.take(batch), field.type, misfit_refuser(refused, field.name, field.type))
+        for column, field in zip(columns.metadata, reading.metadata, strict=True)
+    ]
+    return Rows(first_row, texts, ids, metadata, refused)
+
+
+def _texts(column: pa.Array, refused: Refusals) -> pa.Array:
+    texts = column.cast(pa.string())
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        values = texts.cast(pa.binary()).to_pylist()
+        return pa.array([_decode(value, refused, position) for position, value in enumerate(values)], pa.string())
+    return texts
+
+
+def _decode(value: bytes | None, refused: Refusals, position: int) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        refused.setdefault(position, (Reason.UNDECODABLE, excerpt(value or b"")))
+        return None
+
+
+def _ids(column: pa.Array, refused: Refusals) -> pa.Array:
+    if is_text(column.type):
+        return _texts(column, refused)
+    if not is_.is_floating(column.type):
+        return column.cast(pa.string())
+    named: list[str | None] = []
+    for position, value in enumerate(column.to_pylist()):
+        try:
+            named.append(None if value is None else text_id(value))
+        except MISFITS:
+            refused.setdefault(position, (Reason.MISSING_ID, excerpt(f"id={excerpt_value(value)} is not a string or a number")))
+            named.append(None)
+    return pa.array(named, pa.string())

@@ -1,0 +1,93 @@
+"""A folder, glob or file → its shards, each with a format and a compression read off its suffix."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from embedder.config import Format, SourceConfig
+from embedder.errors import ConfigError
+from embedder.storage import Found, Store
+from embedder.work import Shard
+
+ShardFormat = Literal["parquet", "jsonl", "csv", "text"]
+
+FORMATS: dict[str, ShardFormat] = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".txt": "text",
+}
+COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
+_KNOWN = f"known are {' '.join(FORMATS)}, each but .parquet also with {' '.join(COMPRESSIONS)}; or set source.format"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the bytes of a shard become records."""
+
+    format: ShardFormat
+    compression: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is to be read, in order of uri, and which files of the folder are not: their suffix says nothing."""
+
+    shards: tuple[Shard, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def shard_format(uri: str, wanted: Format = "auto") -> Encoding | None:
+    """Tell format and compression; `wanted` decides the format unless auto. None: the suffix says nothing."""
+    *_, before, last = ["", "", *(suffix.lower() for suffix in PurePosixPath(uri).suffixes)]
+    compression = COMPRESSIONS.get(last)
+    format_ = FORMATS.get(before if compression else last) if wanted == "auto" else wanted
+    if format_ is None or (format_ == "parquet" and compression and wanted == "auto"):
+        return None
+    return Encoding(format_, None if format_ == "parquet" else compression)
+
+
+def list_shards(source: SourceConfig) -> Listing:
+    """List what the uri names. Names that start with a dot or an underscore, below the folder, are passed over, as Spark does."""
+    store = Store(source.uri, source.storage_options)
+    listed = store.list_files()
+    is_file = len(listed) == 1 and listed[0].uri == store.uri
+    found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, store.uri)]
+    if not found:
+        passed_over = f" ({len(listed)} whose names start with . or _ are passed over)" if listed else ""
+        raise ConfigError(f"source.uri={source.uri!r}: no file is there{passed_over}; give a folder, glob or file that has some")
+    known = [each for each in found if shard_format(each.uri, source.format)]
+    ignored = [each.uri for each in found if not shard_format(each.uri, source.format)]
+    if ignored and (is_file or _is_glob(store.path)):
+        where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
+        raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {_KNOWN}")
+    if not known:
+        raise ConfigError(f"source.uri={source.uri!r}: no file has a known suffix (found: {_suffixes(ignored)}); {_KNOWN}")
+    return Listing(tuple(_to_shard(each) for each in known), tuple(ignored))
+
+
+def _to_shard(found: Found) -> Shard:
+    return Shard(found.uri, found.version, found.size_bytes)
+
+
+def _is_glob(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+def _is_hidden(uri: str, root: str) -> bool:
+    """Look at the components below the root only: a folder may itself lie in a hidden one."""
+    while _is_glob(root):
+        root = root.rpartition("/")[0]
+    return any(part.startswith((".", "_")) for part in uri.removeprefix(root).split("/"))
+
+
+def _suffix(uri: str) -> str:
+    return PurePosixPath(uri).suffix or PurePosixPath(uri).name
+
+
+def _suffixes(uris: list[str]) -> str:
+    counts = Counter(_suffix(uri) for uri in uris)
+    return ", ".join(f"{count} × {suffix}" for suffix, count in counts.most_common(8))

@@ -1,0 +1,213 @@
+"""All input and output: local paths and object stores behind one set of verbs. The only module that knows fsspec."""
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from embedder.errors import StorageError
+
+Options = Mapping[str, Any]
+T = TypeVar("T")
+
+READ_BLOCK_BYTES = 8 << 20
+"""One ranged request for 8 MiB: large enough to hide an object store's latency, small against a worker's memory."""
+
+_S3_DEFAULTS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}, "max_pool_connections": 32}}
+"""botocore's own retries, with backoff, for throttling, 5xx and broken connections."""
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One object of a listing; `version` changes when its content does."""
+
+    uri: str
+    version: str
+    size_bytes: int
+
+
+class Store:
+    """A folder, bucket prefix or file, and the filesystem that holds it. Cheap to make; made anew in each process."""
+
+    def __init__(self, uri: str, options: Options | None = None) -> None:
+        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        defaults = _S3_DEFAULTS if protocol in ("s3", "s3a") else {}
+        try:
+            self.fs, self.path = fsspec.url_to_fs(uri, use_listings_cache=False, **defaults, **(options or {}))
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol, protocol)
+            raise StorageError(f"{uri}: {protocol}:// needs a package that is not installed; pip install 'embedder[{extra}]'") from error
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs:// or az://") from error
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def uri(self) -> str:
+        """The absolute uri: a plain path on local disk, protocol and all elsewhere."""
+        return self._uri(self.path)
+
+    def child(self, name: str) -> str:
+        """Give the uri of a file in this folder."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def list_files(self) -> list[Found]:
+        """List the file, the folder's files at any depth, or what the glob matches, in order of uri; [] if nothing is there."""
+        with explained(self.uri, "list"):
+            if any(character in self.path for character in "*?["):
+                found = self.fs.glob(self.path, detail=True)
+            else:
+                found = self.fs.find(self.path, detail=True)
+        infos = (info for info in found.values() if info["type"] == "file")
+        return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
+
+    def list_folder(self) -> list[Found]:
+        """List the files that lie directly in the folder; [] if it does not exist."""
+        with explained(self.uri, "list"):
+            try:
+                infos = self.fs.ls(self.path, detail=True)
+            except FileNotFoundError:
+                return []
+        return [self._found(info) for info in infos if info["type"] == "file"]
+
+    def info(self) -> Found | None:
+        """Look at one object; None if there is none."""
+        with explained(self.uri, "look at"):
+            try:
+                return self._found(self.fs.info(self.path))
+            except FileNotFoundError:
+                return None
+
+    @contextmanager
+    def open_input(self) -> Iterator[IO[bytes]]:
+        """Open for reading, seekable, ahead by blocks."""
+        kwargs = {} if self.is_local else {"cache_type": "readahead", "block_size": READ_BLOCK_BYTES}
+        with explained(self.uri, "read"), self.fs.open(self.path, "rb", **kwargs) as file:
+            yield cast(IO[bytes], file)
+
+    def write_once(self, data: bytes) -> bool:
+        """Create the object with all of its bytes, or leave the one that is there; say whether this call created it."""
+        with explained(self.uri, "write"):
+            if self.is_local:
+                return _link_once(Path(self.path), data)
+            try:
+                self.fs.pipe_file(self.path, data, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                # seaweedfs answers a lost race with EINVAL: the object's presence tells it from a real refusal
+                if error.errno == errno.EINVAL and self.fs.exists(self.path):
+                    return False
+                raise
+            return True
+
+    def remove(self) -> None:
+        """Delete one object, if it is there."""
+        with explained(self.uri, "remove"):
+            try:
+                self.fs.rm_file(self.path)
+            except FileNotFoundError:
+                return
+
+    def _uri(self, path: str) -> str:
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def _found(self, info: Mapping[str, Any]) -> Found:
+        size = int(info["size"] or 0)
+        tag = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), None)
+        changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
+        version = str(tag).strip('"') if tag else f"{size}-{changed}"
+        return Found(self._uri(info["name"]), version, size)
+
+
+def _link_once(path: Path, data: bytes) -> bool:
+    """Write a temporary neighbour, make it durable, then link it to its name: never half a file, never a second one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # no hard links here: a rename is as atomic, and only a race between two writers is decided the other way
+            if path.exists():
+                return False
+            temporary.rename(path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(uri: str, verb: str) -> Iterator[None]:
+    """Turn what filesystems raise into a StorageError that names the object and what to do."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri}: not found; check the path, the bucket's name and the region") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{uri}: not allowed to {verb} it ({_brief(error)}); check the credentials in the environment and their rights"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
+        raise StorageError(f"{uri}: cannot {verb} it ({_brief(error)})") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
+            raise StorageError(f"{uri}: cannot {verb} it ({_brief(error)})") from error
+        raise
+
+
+def _brief(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
+def delta_options(uri: str, options: Options) -> dict[str, str]:
+    """Translate fsspec's s3 options to those of the Delta writer; credentials stay in the environment for both."""
+    if not uri.startswith(("s3://", "s3a://")):
+        return {}
+    client = options.get("client_kwargs") or {}
+    given = {
+        "aws_endpoint_url": options.get("endpoint_url")
+        or client.get("endpoint_url")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL"),
+        "aws_region": client.get("region_name") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        "aws_access_key_id": options.get("key"),
+        "aws_secret_access_key": options.get("secret"),
+        "aws_session_token": options.get("token"),
+        "aws_skip_signature": "true" if options.get("anon") else None,
+    }
+    named = {name: str(value) for name, value in given.items() if value}
+    if named.get("aws_endpoint_url", "").startswith("http://"):
+        named["aws_allow_http"] = "true"
+    if "aws_endpoint_url" in named:
+        named.setdefault("aws_region", "us-east-1")
+    return named
+
+
+def map_threads(function: Callable[[T], Any], items: list[T], num_threads: int = 32) -> list[Any]:
+    """Call a storage verb for each item on threads, in order: these wait on the network, not on the CPU."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(min(num_threads, len(items))) as pool:
+        return list(pool.map(function, items))

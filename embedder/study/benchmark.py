@@ -1,0 +1,152 @@
+"""Tokens a second on this machine: the encoder by depth and dtype beside sentence-transformers, and the whole job beside the encoder.
+
+Contenders run in turn, round after round, so that a machine that slows down slows all of them; what is reported is the
+median over rounds of each one's ratio to the reference of the same round.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.model.encoder import Encoder
+from embedder.model.files import locate_model
+from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.schema import DOCUMENTS
+from embedder.text.chunking import chunk_documents
+from embedder.text.tokenizing import load_tokenizer
+
+Run = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One contender: its median rate, and the median of its ratios to the reference of the same round."""
+
+    name: str
+    tokens_per_second: float
+    ratio: float
+
+    def record(self) -> dict[str, Any]:
+        """Give the figures as JSON values."""
+        return asdict(self)
+
+
+def compare(contenders: dict[str, Run], num_tokens: int, rounds: int) -> list[Timing]:
+    """Time every contender once a round, after one round of warm-up; the first is the reference."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    reference = seconds[next(iter(contenders))]
+    return [
+        Timing(
+            name,
+            num_tokens / statistics.median(taken),
+            statistics.median(theirs / mine for theirs, mine in zip(reference, taken, strict=True)),
+        )
+        for name, taken in seconds.items()
+    ]
+
+
+def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel) -> pa.Table:
+    """Texts → CHUNKS, one a text, cut at max_tokens, as sentence-transformers cuts them."""
+    rows = len(texts)
+    columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
+    spec = resolved.spec.model_copy(update={"chunking": False})
+    return chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
+
+
+def benchmark_encoder(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> tuple[int, list[Timing]]:
+    """Compare the encoder, tokenizing included, with sentence-transformers' encode; the reference is its default. Gives tokens, timings."""
+    from sentence_transformers import SentenceTransformer
+
+    resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
+    folder = str(locate_model(model, None)[0])
+    num_tokens = int(tokenize_texts(texts, resolved)["num_tokens"].to_numpy().sum())
+    contenders: dict[str, Run] = {}
+    for name, dtype in (("default", None), ("bfloat16", torch.bfloat16)):
+        peer = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype} if dtype else {})
+        contenders[f"sentence-transformers, {name}"] = lambda peer=peer: peer.encode(list(texts), show_progress_bar=False) and None  # type: ignore[misc]
+    for dtype_name in ("float32", "auto"):
+        encoder = Encoder.load(resolved.spec, "cpu", dtype_name)
+        contenders[f"embedder, {dtype_name}"] = lambda encoder=encoder: _embed(encoder, texts, resolved, token_budget)  # type: ignore[misc]
+    return num_tokens, compare(contenders, num_tokens, rounds)
+
+
+def _embed(encoder: Encoder, texts: Sequence[str], resolved: ResolvedModel, token_budget: int) -> None:
+    encoder.encode(tokenize_texts(texts, resolved)["token_ids"].combine_chunks(), token_budget)
+
+
+@dataclass(frozen=True, slots=True)
+class DepthTiming:
+    """A depth beside the full model: how much faster as a whole, and in the layers alone, against the ideal full / depth."""
+
+    depth: int
+    tokens_per_second: float
+    speedup: float
+    layer_speedup: float
+    ideal: float
+
+
+def benchmark_depths(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> list[DepthTiming]:
+    """Compare every depth, really cut, with the full model on the same tokens."""
+    full = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
+    token_ids = tokenize_texts(texts, full)["token_ids"].combine_chunks()
+    num_layers = full.spec.depth
+    layers: dict[int, list[float]] = {depth: [] for depth in range(1, num_layers + 1)}
+    contenders: dict[str, Run] = {}
+    for depth in range(num_layers, 0, -1):
+        encoder = Encoder.load(full.spec.model_copy(update={"depth": depth}), "cpu", "auto")
+
+        def run(encoder: Encoder = encoder, depth: int = depth) -> None:
+            with timed_layers(encoder.layers) as spent:
+                encoder.encode(token_ids, token_budget)
+            layers[depth].append(sum(spent))
+
+        contenders[str(depth)] = run
+    timings = compare(contenders, len(token_ids.values), rounds)
+    in_layers = {
+        depth: statistics.median(whole / mine for whole, mine in zip(layers[num_layers][1:], taken[1:], strict=True))
+        for depth, taken in layers.items()
+    }
+    return [
+        DepthTiming(int(timing.name), timing.tokens_per_second, timing.ratio, in_layers[int(timing.name)], num_layers / int(timing.name))
+        for timing in timings
+    ]
+
+
+@contextmanager
+def timed_layers(layers: torch.nn.ModuleList) -> Iterator[list[float]]:
+    """Collect the seconds from the entry of the first layer to the exit of the last, a forward pass each. CPU only: nothing is waited for."""
+    spent: list[float] = []
+    entered = [0.0]
+
+    def enter(*_: object) -> None:
+        entered[0] = time.perf_counter()
+
+    def leave(*_: object) -> None:
+        spent.append(time.perf_counter() - entered[0])
+
+    hooks = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def pick_texts(texts: Sequence[str], count: int, seed: int = 0) -> list[str]:
+    """Draw texts at random, without order, so that lengths are mixed as they are in a corpus."""
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
+    return [texts[number] for number in chosen]

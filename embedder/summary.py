@@ -1,0 +1,157 @@
+"""What a run did, for a person, for a machine, and for the commit's record."""
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from embedder import __version__
+from embedder.progress import align
+from embedder.work import Stats
+
+_SECRET = re.compile(r"secret|password|token|key|credential|sas", re.IGNORECASE)
+_SECRET_SECTIONS = ("storage_options",)
+PREVIEW_SHARDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of one run. `stats` covers what was read in it; kept and adopted parts are counted apart."""
+
+    run_id: str
+    uri: str
+    started: str
+    shards: int
+    shards_ignored: int
+    stats: Stats
+    reasons: Mapping[str, int]
+    """Quarantined records by reason."""
+    seconds: float
+    cost_usd: float | None
+    steady_tokens_per_second: float | None
+    """Between the first unit that landed and the last, if there were two."""
+    parts_added: int
+    parts_adopted: int
+    parts_kept: int
+    parts_removed: int
+    documents_reused: int
+    """Documents of parts that were kept or adopted, quarantined ones included: neither read nor embedded."""
+    rows: int
+    """Rows of the table after the run."""
+    bytes_added: int
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """By task key: why it could not be read to its end."""
+    version: int | None = None
+    """Table version published; None if there was nothing to publish."""
+
+    def published(self, version: int) -> "Summary":
+        """Add the version."""
+        return replace(self, version=version)
+
+    @property
+    def did_nothing(self) -> bool:
+        """Whether the table matched the source already."""
+        return self.version is None and not self.failures
+
+    @property
+    def padding_share(self) -> float:
+        """Share of computed tokens that were padding."""
+        return 1 - self.stats.tokens / self.stats.padded_tokens if self.stats.padded_tokens else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens embedded a second of the whole run."""
+        return self.stats.tokens / self.seconds if self.seconds else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Give all figures as JSON values."""
+        derived = {"padding_share": round(self.padding_share, 4), "tokens_per_second": round(self.tokens_per_second, 1)}
+        return asdict(self) | {"reasons": dict(self.reasons), "failures": dict(self.failures)} | derived
+
+    def text(self) -> str:
+        """Lay out the figures for a person."""
+        stats = self.stats
+        if self.did_nothing:
+            return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged)"
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons.items()))
+        ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
+        truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
+        embedded = stats.documents - stats.quarantined - stats.reused
+        reused = self.documents_reused + stats.reused
+        speed = f"{self.tokens_per_second:,.0f} tokens/s, {100 * self.padding_share:.1f}% padding"
+        version = "not published" if self.version is None else f"version {self.version}"
+        parts = f"{self.bytes_added / 1e6:,.1f} MB added in {self.parts_added:,} parts, {self.parts_removed:,} parts removed"
+        rows = [
+            ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{ignored}"),
+            ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
+            ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
+            ("quarantined", f"{stats.quarantined:,} documents" + (f" ({reasons}; see {self.uri}/_quarantine)" if reasons else "")),
+            ("tokens", f"{stats.tokens:,} in {self.seconds:.1f} s, {speed}"),
+            ("table", f"{self.uri}, {version}: {self.rows:,} rows, {parts}"),
+        ]
+        if self.cost_usd is not None:
+            rows.append(("cost", f"${self.cost_usd:,.4f}"))
+        rows += [("failed", why) for why in self.failures.values()]
+        return align(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do, known without reading a document."""
+
+    uri: str
+    space_id: str
+    spec: Mapping[str, Any]
+    shards: int
+    shards_ignored: int
+    read: tuple[tuple[str, int], ...]
+    """Shards that would be read, with their bytes; a small one is read with the others of its bucket."""
+    parts_adopted: int
+    parts_kept: int
+    rows_kept: int
+    parts_removed: int
+    rows_removed: int
+
+    def record(self) -> dict[str, Any]:
+        """Give all figures as JSON values."""
+        return asdict(self) | {"spec": dict(self.spec)}
+
+    def text(self) -> str:
+        """Lay out the figures for a person, the first shards by name."""
+        spec = self.spec
+        listed = [(f"  {uri}", f"{size / 1e6:,.2f} MB") for uri, size in self.read[:PREVIEW_SHARDS]]
+        if len(self.read) > PREVIEW_SHARDS:
+            listed.append((f"  … {len(self.read) - PREVIEW_SHARDS:,} more", ""))
+        rows = [
+            ("space", f"{self.space_id}: {spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"),
+            ("source", f"{self.shards:,} shards" + (f", {self.shards_ignored:,} files ignored" if self.shards_ignored else "")),
+            ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
+            ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
+            ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts"),
+            ("read", f"{len(self.read):,} shards, {sum(size for _, size in self.read) / 1e6:,.2f} MB"),
+        ]
+        return "\n".join([align(rows), *([align(listed)] if listed else []), "dry run: nothing was read or written"])
+
+
+def describe_environment() -> dict[str, str]:
+    """Name the versions that could matter when vectors have to be explained later."""
+    names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake")
+    return {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def mask_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    """Replace what may be a credential in storage options, at any depth."""
+
+    def mask(value: Any, inside: bool) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: "***"
+            if inside and _SECRET.search(name) and not isinstance(each, dict)
+            else mask(each, inside or name in _SECRET_SECTIONS)
+            for name, each in value.items()
+        }
+
+    return dict(mask(config, False))

@@ -1,0 +1,142 @@
+"""Places where a text can be cut without changing one of its tokens.
+
+Tokenising a 10 MB text whole costs its size in time and a hundred times in memory, so long texts are cut first, and the
+tokens of the pieces must be exactly those of the whole. That holds at a *seam*: a single space or newline between two
+plain characters (a letter or digit, before it also the end of a sentence), where
+
+1. normalising does not look across: both neighbours are their own NFKC form and start no combining sequence, and a
+   lone whitespace character cannot merge with a run of others;
+2. the tokenizer's pre-tokens end there, and models never look across pre-tokens; or there are no pre-tokens, and no entry
+   of the BPE vocabulary goes on past a space, so that no merge can cross it;
+3. no added token matches across it.
+
+To which side the whitespace goes is a matter of the tokenizer: byte-level BPE joins a space to the next word, Metaspace
+adds one in front of a text unless it is there. It is found, for spaces and newlines apart, by tokenising probes whole
+and in two. A tokenizer for which nothing holds has no seams, and its texts are tokenised whole: slower, never wrong.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from unicodedata import is_normalized
+
+from tokenizers import Encoding, Tokenizer
+
+_SIDES = ((0, 0), (0, 1), (1, 1))
+"""Where the left piece ends and the right one starts, counted from the separator: it goes right, nowhere, or left."""
+
+_SENTENCE_ENDS = ".!?。！？"
+_WORDS = ("Alpha", "beta9", "x", "7", "été", "слово", "文字", "한국어", "שלום")
+_CROSSING = re.compile(rf"[^\W_▁][▁ ]|[{_SENTENCE_ENDS}][▁ ]")
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One kind of seam: the separator, and where the pieces end and start, counted from it."""
+
+    separator: str
+    left_stop: int
+    right_start: int
+
+
+@lru_cache(maxsize=4)
+def find_seams(tokenizer: Tokenizer) -> tuple[Seam, ...]:
+    """Find which whitespace this tokenizer can be cut at, and to which side it goes."""
+    return tuple(seam for separator in " \n" if (seam := _find_seam(tokenizer, separator)) is not None)
+
+
+def _find_seam(tokenizer: Tokenizer, separator: str) -> Seam | None:
+    if _added_token_crosses(tokenizer, separator) or not _pre_tokens_end(tokenizer, separator):
+        return None
+    seams = (Seam(separator, left_stop, right_start) for left_stop, right_start in _SIDES)
+    return next((seam for seam in seams if _holds(tokenizer, seam)), None)
+
+
+def _holds(tokenizer: Tokenizer, seam: Seam) -> bool:
+    """Tell whether probes tokenised in two give the tokens, and but for spaces the spans, of the whole."""
+    for first, end, second in product(_WORDS, ("", *_SENTENCE_ENDS), _WORDS):
+        text = f"{first}{end}{seam.separator}{second}{seam.separator}{first}"
+        stop, start = len(first + end) + seam.left_stop, len(first + end) + seam.right_start
+        whole, left, right = tokenizer.encode_batch([text, text[:stop], text[start:]], add_special_tokens=False)
+        if _tokens(whole, text, 0) != _tokens(left, text, 0) + _tokens(right, text, start):
+            return False
+    return True
+
+
+def _tokens(encoding: Encoding, text: str, shift: int) -> list[tuple[int, str]]:
+    spans = [text[start + shift : end + shift].strip() for start, end in encoding.offsets]
+    return list(zip(encoding.ids, spans, strict=True))
+
+
+def _added_token_crosses(tokenizer: Tokenizer, separator: str) -> bool:
+    """Tell whether an added token could match at a seam: it holds the separator beside something else, or eats whitespace
+    beside a letter or digit."""
+    for token in tokenizer.get_added_tokens_decoder().values():
+        content = token.content
+        if separator in content and content.strip(separator):
+            return True
+        if (token.lstrip and _is_plain(content[:1])) or (token.rstrip and (_is_plain(content[-1:]) or content[-1:] in _SENTENCE_ENDS)):
+            return True
+    return False
+
+
+def _pre_tokens_end(tokenizer: Tokenizer, separator: str) -> bool:
+    """Tell whether no token can go on from the word before a separator into it."""
+    text = f"alpha{separator}beta"
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    if tokenizer.pre_tokenizer is not None and len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) > 1:
+        return True
+    is_bpe = type(tokenizer.model).__name__ == "BPE"
+    return separator == " " and is_bpe and not any(_CROSSING.search(token) for token in tokenizer.get_vocab(with_added_tokens=False))
+
+
+def _is_plain(character: str) -> bool:
+    return (character.isalpha() or character.isdecimal()) and is_normalized("NFKC", character)
+
+
+def find_cut(text: str, seams: tuple[Seam, ...], start: int, size: int) -> tuple[int, int]:
+    """Cut `text[start:]` after at most `size` characters, or at the next seam, or not at all.
+
+    Returns where the piece ends and where the next one starts; both are the end of the text if this is the last piece.
+    """
+    if len(text) - start > size:
+        before = max((_last_seam(text, seam, start, start + size) for seam in seams), default=(-1, -1))
+        if before[0] > start:
+            return before
+        after = [found for seam in seams if (found := _first_seam(text, seam, start + size)) is not None]
+        if after:
+            return min(after)
+    return len(text), len(text)
+
+
+def _last_seam(text: str, seam: Seam, start: int, stop: int) -> tuple[int, int]:
+    at = text.rfind(seam.separator, start + 1, stop)
+    while at > 0 and not _is_seam(text, at):
+        at = text.rfind(seam.separator, start + 1, at)
+    return (at + seam.left_stop, at + seam.right_start) if at > 0 else (-1, -1)
+
+
+def _first_seam(text: str, seam: Seam, start: int) -> tuple[int, int] | None:
+    at = text.find(seam.separator, start)
+    while at >= 0 and not _is_seam(text, at):
+        at = text.find(seam.separator, at + 1)
+    return (at + seam.left_stop, at + seam.right_start) if at >= 0 else None
+
+
+def _is_seam(text: str, at: int) -> bool:
+    left, right = text[at - 1 : at], text[at + 1 : at + 2]
+    return _is_plain(right) and (_is_plain(left) or (left != "" and left in _SENTENCE_ENDS))
+
+
+def split_text(text: str, seams: tuple[Seam, ...], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the pieces of a text as (start, stop), each of about `size` characters where seams allow; at least one."""
+    start = stop = 0
+    while start < len(text) or stop == 0:
+        piece_start = start
+        stop, start = find_cut(text, seams, piece_start, size)
+        yield piece_start, stop
+        if stop == len(text):
+            return

@@ -1,0 +1,111 @@
+"""The nouns of the work: shards are read in tasks, tasks yield units, each unit is written as one part."""
+
+import re
+from dataclasses import dataclass
+
+from embedder.spec import digest
+
+KEY_BYTES = 8
+"""64 bits of a task's key: at a million tasks, two share one with a chance of 1 in 37 million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input object. `version` changes when its content does: etag, or size and modification time."""
+
+    uri: str
+    version: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one reader streams from start to end: a shard, a slice of a large parquet shard, or a bucket of small shards.
+
+    `key` stays when content changes, so that a changed shard or bucket finds its own previous parts by name; `version`
+    changes with the content of any of its shards and with whatever else decides a part's bytes (space, columns).
+    """
+
+    key: str
+    version: str
+    shards: tuple[Shard, ...]
+    row_groups: tuple[int, int] | None = None
+    """First and stop row group, if this is a slice of one parquet shard."""
+    first_row: int = 0
+    """The shard's row at which the slice starts."""
+    ends: bool = True
+    """Whether the last row of this task is the last of its key: false for every slice but the final one."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on storage of all its shards."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+
+_PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\d{12})-(?P<stop>\d{12})(?P<last>-last)?\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class PartName:
+    """A part's file name: which shard or bucket, at which version, which of its rows, and whether it ends there.
+
+    Rows are counted over the shard or bucket from 0, quarantined ones included, so that its parts form a chain: each
+    starts where the one before stops, and the chain is complete when it reaches a last one.
+    """
+
+    key: str
+    version: str
+    first_row: int
+    stop_row: int
+    last: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}-{self.version}-{self.first_row:012d}-{self.stop_row:012d}{'-last' if self.last else ''}.parquet"
+
+    @staticmethod
+    def parse(name: str) -> "PartName | None":
+        """Read a file name; None for a file that is not a part of ours."""
+        found = _PART.fullmatch(name)
+        if found is None:
+            return None
+        return PartName(found["key"], found["version"], int(found["first"]), int(found["stop"]), found["last"] is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What happened to the rows of one unit; sums over units are the run's figures."""
+
+    documents: int = 0
+    """Source records read, quarantined ones included."""
+    quarantined: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    """Tokens the model saw, special tokens and prompt included, padding not."""
+    padded_tokens: int = 0
+    """Tokens computed, padding included."""
+    truncated: int = 0
+    """Documents cut at max_tokens because chunking is off."""
+    reused: int = 0
+    """Documents whose vectors were taken from a previous part."""
+    text_bytes: int = 0
+    encode_seconds: float = 0.0
+
+    def __add__(self, other: "Stats") -> "Stats":
+        return Stats(*(getattr(self, name) + getattr(other, name) for name in Stats.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One parquet file on storage, complete, that a commit may name."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    stats: Stats
+    quarantine_bytes: int = 0
+    """Size of its namesake in the quarantine table; 0: no row was quarantined."""
+
+
+def task_key(*names: str) -> str:
+    """Name a task by what stays the same when its content changes."""
+    return digest(*names, num_bytes=KEY_BYTES)

@@ -1,0 +1,37 @@
+"""Write the demo corpus: the documentation of the Python that is running, as gzip JSONL and parquet shards.
+
+python -m jobs.demo .quickstart
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from embedder.demo import write_corpus
+from embedder.settings import run_job
+
+
+@dataclass(frozen=True)
+class Target:
+    """Write FOLDER/corpus. The same Python writes the same bytes, and leaves alone a shard that already holds them."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Where the corpus goes; made if it is not there."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Write the shards and print what they hold."""
+    folder = tyro.cli(Target, args=args, prog="python -m jobs.demo").folder / "corpus"
+    corpus = write_corpus(folder)
+    for name, num_bytes in corpus.shard_bytes.items():
+        print(f"{folder / name}  {num_bytes:>9,} bytes")
+    missing = f"; {len(corpus.missing_modules)} modules cannot be imported here" if corpus.missing_modules else ""
+    print(f"{corpus.documents:,} documents in {len(corpus.shard_bytes)} shards, {sum(corpus.shard_bytes.values()):,} bytes{missing}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

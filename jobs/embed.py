@@ -1,0 +1,35 @@
+"""Make a table of embeddings match its source: first run, resume, refresh, and nothing to do.
+
+python -m jobs.embed configs/embed/quickstart.yaml [--section.key VALUE …] [--dry-run] [--print-config] [--json]
+"""
+
+import json
+from collections.abc import Sequence
+
+from embedder.config import EmbedConfig
+from embedder.progress import start_logging
+from embedder.run import prepare_run, run_embed
+from embedder.settings import dump_config, load_config, run_job
+
+ACTIONS = ("dry-run", "print-config", "json")
+
+
+def main(args: Sequence[str]) -> int:
+    """Check, plan, embed, publish, and print what was done; 0 done, 1 a shard failed."""
+    start_logging()
+    invocation = load_config(EmbedConfig, args, ACTIONS, "python -m jobs.embed")
+    if "print-config" in invocation.actions:
+        print(dump_config(invocation.config), end="")
+        return 0
+    prepared = prepare_run(invocation.config)
+    if "dry-run" in invocation.actions:
+        preview = prepared.preview()
+        print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
+        return 0
+    summary = run_embed(prepared)
+    print(json.dumps(summary.record()) if "json" in invocation.actions else summary.text())
+    return 1 if summary.failures else 0
+
+
+if __name__ == "__main__":
+    run_job(main)

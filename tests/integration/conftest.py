@@ -1,0 +1,127 @@
+"""A corpus that can be edited, and a table beside it, on local disk or on a real S3 server."""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from embedder.config import EmbedConfig
+from embedder.output.table import open_delta
+from embedder.run import prepare_run, run_embed
+from embedder.storage import Store
+from embedder.summary import Summary
+
+WORDS = ("river", "engine", "violin", "harbor", "lantern", "proof", "granite", "orchard", "copper", "whale", "signal", "bread")
+
+
+def sentences(number: int, words: int) -> str:
+    """A text of so many words that no other number gives."""
+    return " ".join(WORDS[(number * 7 + place * place + place // 3) % len(WORDS)] for place in range(words)) + f" {number}"
+
+
+def documents(first: int, count: int) -> list[dict[str, Any]]:
+    """Documents of mixed length, a few of them several chunks long at 64 tokens."""
+    return [
+        {"id": f"d{number}", "text": sentences(number, 5 + 37 * (number % 5)), "topic": WORDS[number % 3], "meta": {"url": f"http://x/{number}"}}
+        for number in range(first, first + count)
+    ]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A folder of shards that tests write, overwrite and remove."""
+
+    uri: str
+
+    def put(self, name: str, rows: Sequence[Any]) -> None:
+        """Write a shard in the format of its suffix; str and bytes stand as raw lines."""
+        if name.endswith(".parquet"):
+            buffer = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(list(rows)), buffer, row_group_size=7)
+            data = buffer.getvalue()
+        else:
+            lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
+            data = b"".join(line + b"\n" for line in lines)
+        self.put_bytes(name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+
+    def put_bytes(self, name: str, data: bytes) -> None:
+        """Write an object as it is."""
+        store = Store(f"{self.uri}/{name}")
+        store.fs.makedirs(store.fs._parent(store.path), exist_ok=True)
+        store.fs.pipe_file(store.path, data)
+
+    def remove(self, name: str) -> None:
+        """Remove a shard."""
+        Store(f"{self.uri}/{name}").remove()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A corpus, the table made from it, and how to make it."""
+
+    corpus: Corpus
+    table_uri: str
+    model: str
+
+    def config(self, **sections: dict[str, Any]) -> EmbedConfig:
+        """A config of this site; sections add to or override what they name."""
+        values: dict[str, dict[str, Any]] = {
+            "source": {"uri": self.corpus.uri, "id_column": "id", "metadata_columns": ["topic", "meta.url"], "rows_per_unit": 10},
+            "chunking": {"max_tokens": 64, "overlap_tokens": 8},
+            "embedding": {"model": self.model},
+            "compute": {"dtype": "float32"},
+            "output": {"uri": self.table_uri},
+        }
+        for name, section in sections.items():
+            values[name] = values[name] | section
+        return EmbedConfig.model_validate(values)
+
+    def embed(self, **sections: dict[str, Any]) -> Summary:
+        """Run the job in this process."""
+        return run_embed(prepare_run(self.config(**sections)))
+
+    def delta(self, version: int | None = None) -> DeltaTable:
+        """Open the table."""
+        return open_delta(self.table_uri, {}, version)
+
+    def rows(self, version: int | None = None) -> list[dict[str, Any]]:
+        """All rows, in order of document and chunk."""
+        rows = self.delta(version).to_pyarrow_table().to_pylist()
+        return sorted(rows, key=lambda row: (row["shard"], row["row"], row["chunk"]))
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """All quarantined records."""
+        return open_delta(f"{self.table_uri}/_quarantine", {}).to_pyarrow_table().to_pylist()
+
+
+@pytest.fixture
+def make_site(minilm: str) -> Callable[[str], Site]:
+    """Make a site below a local or remote folder."""
+    return lambda root: Site(Corpus(f"{root}/corpus"), f"{root}/table", minilm)
+
+
+@pytest.fixture
+def site(location: str, make_site: Callable[[str], Site], ray_session: None) -> Site:
+    """An empty site, with Ray running."""
+    return make_site(location)
+
+
+@pytest.fixture
+def local_site(tmp_path: Path, make_site: Callable[[str], Site], ray_session: None) -> Site:
+    """An empty site on local disk, with Ray running."""
+    return make_site(str(tmp_path))
+
+
+@pytest.fixture
+def repository() -> str:
+    """The folder that jobs are run in."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(__file__)))

@@ -1,0 +1,208 @@
+"""The main job on real files, real Ray, the real model, and a real S3 server: the table follows its source."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from embedder.errors import ConfigError
+from embedder.model.files import locate_model
+from embedder.run import prepare_run, run_embed
+from embedder.storage import Store
+from tests.integration.conftest import Site, documents, sentences
+
+pytestmark = pytest.mark.ray
+
+
+def vectors_of(rows: list[dict]) -> np.ndarray:
+    return np.array([row["embedding"] for row in rows], np.float32)
+
+
+def fill(site: Site) -> None:
+    """Three shards of different formats, 36 documents."""
+    site.corpus.put("a.jsonl.gz", documents(0, 12))
+    site.corpus.put("b.parquet", documents(12, 12))
+    site.corpus.put("deep/c.jsonl", documents(24, 12))
+
+
+def test_a_corpus_becomes_a_table(site: Site) -> None:
+    fill(site)
+    summary = site.embed()
+    rows = site.rows()
+    texts = {document["id"]: document for document in documents(0, 36)}
+    assert {row["doc_id"] for row in rows} == set(texts)
+    assert [row["doc_id"] for row in rows if row["chunk"] == 0] == list(texts), "the order of the source"
+    for row in rows:
+        document = texts[row["doc_id"]]
+        assert document["text"][row["start_char"] : row["end_char"]] == row["text"]
+        assert (row["topic"], row["meta_url"]) == (document["topic"], document["meta"]["url"])
+        assert row["num_tokens"] <= 64
+    assert summary.version == 0
+    assert (summary.stats.documents, summary.stats.chunks, summary.rows) == (36, len(rows), len(rows))
+    assert summary.stats.tokens == sum(row["num_tokens"] for row in rows)
+    np.testing.assert_allclose(np.linalg.norm(vectors_of(rows).astype(np.float64), axis=1), 1, atol=1e-6)
+
+
+def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
+    fill(local_site)
+    local_site.embed()
+    rows = local_site.rows()
+    reference = SentenceTransformer(str(locate_model(local_site.model, None)[0]), device="cpu")
+    wanted_ND = reference.encode([row["text"] for row in rows], normalize_embeddings=True)
+    assert (vectors_of(rows) * wanted_ND).sum(axis=1).min() > 0.99999
+
+
+def test_a_second_run_does_nothing(site: Site) -> None:
+    fill(site)
+    site.embed()
+    prepared = prepare_run(site.config())
+    assert prepared.plan.is_empty
+    summary = run_embed(prepared)
+    assert summary.did_nothing
+    assert "nothing to do" in summary.text()
+    assert site.delta().version() == 0
+
+
+def test_the_table_follows_added_changed_and_removed_shards(site: Site) -> None:
+    fill(site)
+    site.embed()
+    before = site.rows()
+    site.corpus.remove("b.parquet")
+    site.corpus.put("a.jsonl.gz", [*documents(0, 11), documents(90, 1)[0]])
+    site.corpus.put("new.jsonl", documents(40, 3))
+    summary = site.embed()
+    ids = {row["doc_id"] for row in site.rows()}
+    assert ids == {document["id"] for document in [*documents(0, 11), *documents(90, 1), *documents(24, 12), *documents(40, 3)]}
+    assert summary.version == 1
+    assert site.rows(version=0) == before, "readers of the old version keep it"
+    assert site.embed().did_nothing
+
+
+def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Site) -> None:
+    good = documents(0, 2)
+    site.corpus.put("a.jsonl", [good[0], {"id": "null", "text": None}, {"id": "blank", "text": " \n"}, "{not json", {"id": "n", "text": 3},
+                                {"text": "no id"}, {"id": "d0", "text": "again"}, b'{"id": "x", "text": "\xff"}', good[1]])  # fmt: skip
+    summary = site.embed()
+    assert {row["doc_id"] for row in site.rows()} == {"d0", "d1"}
+    reasons = {row["row"]: row["reason"] for row in site.quarantine()}
+    assert reasons == {
+        1: "null_text", 2: "empty_text", 3: "malformed", 4: "not_text", 5: "missing_id", 6: "duplicate_id", 7: "undecodable",
+    }  # fmt: skip
+    assert summary.reasons == dict.fromkeys(reasons.values(), 1)
+    assert (summary.stats.documents, summary.stats.quarantined) == (9, 7)
+    assert not summary.failures
+    site.corpus.put("a.jsonl", good)
+    site.embed()
+    assert site.quarantine() == [], "the quarantine follows the source too"
+
+
+def test_a_shard_that_breaks_keeps_its_previous_rows_until_it_is_whole_again(site: Site) -> None:
+    fill(site)
+    site.embed()
+    site.corpus.put("a.jsonl.gz", documents(50, 30))
+    whole = Store(f"{site.corpus.uri}/a.jsonl.gz")
+    with whole.open_input() as file:
+        data = file.read()
+    site.corpus.put_bytes("a.jsonl.gz", data[: len(data) // 2])
+    summary = site.embed()
+    assert [("a.jsonl.gz" in why) for why in summary.failures.values()] == [True]
+    assert {f"d{number}" for number in range(36)} <= {row["doc_id"] for row in site.rows()}
+    site.corpus.put_bytes("a.jsonl.gz", data)
+    assert not site.embed().failures
+    assert {row["doc_id"] for row in site.rows()} == {document["id"] for document in [*documents(50, 30), *documents(12, 24)]}
+
+
+def test_another_spec_is_refused_by_its_differences_and_swapped_when_told_to(site: Site) -> None:
+    fill(site)
+    site.embed()
+    with pytest.raises(ConfigError, match=r"depth: 6 → 3; dim: 384 → 32.*output.replace"):
+        prepare_run(site.config(embedding={"depth": 3, "dim": 32}))
+    site.embed(embedding={"depth": 3, "dim": 32}, output={"replace": True})
+    assert vectors_of(site.rows()).shape[1] == 32
+    assert vectors_of(site.rows(version=0)).shape[1] == 384
+    assert site.embed(embedding={"depth": 3, "dim": 32}).did_nothing
+
+
+def test_parts_of_a_run_that_died_before_its_commit_are_adopted(local_site: Site) -> None:
+    fill(local_site)
+    first = local_site.embed()
+    before = local_site.rows()
+    table = Store(local_site.table_uri)
+    parts = {found.uri: found.version for found in table.list_folder()}
+    table.fs.rm(f"{table.path}/_delta_log", recursive=True)
+    summary = local_site.embed()
+    assert summary.parts_adopted == first.parts_added
+    assert summary.stats.documents == 0, "nothing was read"
+    assert {found.uri: found.version for found in table.list_folder()} == parts
+    assert local_site.rows() == before
+
+
+def test_only_missing_units_of_a_dead_run_are_embedded(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 35))
+    local_site.embed()
+    before = local_site.rows()
+    table = Store(local_site.table_uri)
+    table.fs.rm(f"{table.path}/_delta_log", recursive=True)
+    parts = sorted(table.list_folder(), key=lambda found: found.uri)
+    Store(parts[1].uri).remove()
+    local_site.embed()
+    after = sorted(table.list_folder(), key=lambda found: found.uri)
+    assert [found.uri for found in after] == [found.uri for found in parts]
+    assert [found.version == old.version for found, old in zip(after, parts, strict=True)] == [True, False, True, True]
+    rows = local_site.rows()
+    assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in before]
+    np.testing.assert_allclose(vectors_of(rows), vectors_of(before), atol=1e-5)
+
+
+def test_results_do_not_depend_on_units_batches_or_actors(local_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory) -> None:
+    fill(local_site)
+    local_site.embed()
+    other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))
+    other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25})
+    mine, theirs = local_site.rows(), other.rows()
+    for row, twin in zip(mine, theirs, strict=True):
+        assert {name: row[name] for name in row if name != "embedding"} == {name: twin[name] for name in twin if name != "embedding"}
+    np.testing.assert_allclose(vectors_of(mine), vectors_of(theirs), atol=1e-5)
+
+
+def test_a_text_longer_than_the_token_budget_is_embedded(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", [{"id": "long", "text": sentences(1, 3_000)}])
+    summary = local_site.embed(source={"metadata_columns": []}, chunking={"max_tokens": 256}, compute={"token_budget": 16})
+    assert summary.stats.chunks == len(local_site.rows()) > 12
+
+
+def test_without_chunking_a_document_is_one_row_and_a_cut_one_is_counted(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 10))
+    summary = local_site.embed(chunking={"enabled": False, "max_tokens": 32, "overlap_tokens": 0})
+    assert [row["num_chunks"] for row in local_site.rows()] == [1] * 10
+    assert summary.stats.truncated == sum(len(document["text"].split()) > 30 for document in documents(0, 10)) == 8
+
+
+def test_an_empty_shard_is_remembered(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 3))
+    local_site.corpus.put("empty.jsonl.gz", [])
+    local_site.embed()
+    assert {row["doc_id"] for row in local_site.rows()} == {"d0", "d1", "d2"}
+    assert local_site.embed().did_nothing
+
+
+def test_ids_default_to_the_place_of_the_record(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 2))
+    local_site.embed(source={"id_column": None})
+    assert [row["doc_id"] for row in local_site.rows()] == [f"{local_site.corpus.uri}/a.jsonl#{number}" for number in range(2)]
+
+
+def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) -> None:
+    from embedder.errors import ModelError
+    from embedder.pipeline import check_probe
+
+    local_site.corpus.put("a.jsonl", documents(0, 2))
+    local_site.embed()
+    prepared = prepare_run(local_site.config())
+    assert prepared.table is not None
+    probe = np.array(prepared.table.info["probe"], np.float32)
+    check_probe(probe, list(probe))
+    with pytest.raises(ModelError, match="cosine of 0"):
+        check_probe(np.roll(probe, 1), list(probe))

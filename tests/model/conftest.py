@@ -1,0 +1,187 @@
+"""Tiny models with seeded random weights, of every family, in the layout that sentence-transformers itself writes."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.model.encoder import Encoder
+from embedder.model.resolve import ResolvedModel, resolve_model
+
+TEXT = "the cat sat on a mat while dogs ran far from home and birds sang in old trees by cold river stones under bright stars"
+WORDS = TEXT.split()
+SPECIAL = {"bert": ["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "roberta": ["<s>", "<pad>", "</s>", "<unk>"]}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "initializer_range": 0.2,
+}
+WINDOWED = {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", SHAPE | {"max_position_embeddings": 128}),
+    "roberta": ("RobertaConfig", SHAPE | {"max_position_embeddings": 130}),
+    "xlm-roberta": ("XLMRobertaConfig", SHAPE | {"max_position_embeddings": 130}),
+    "camembert": ("CamembertConfig", SHAPE | {"max_position_embeddings": 130}),
+    "mpnet": ("MPNetConfig", SHAPE | {"max_position_embeddings": 130}),
+    "distilbert": (
+        "DistilBertConfig",
+        {
+            "vocab_size": 64,
+            "dim": 64,
+            "n_layers": 4,
+            "n_heads": 4,
+            "hidden_dim": 96,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.2,
+        },
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        SHAPE | WINDOWED | {"local_attention": 8, "max_position_embeddings": 128, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "nomic_bert": ("NomicBertConfig", SHAPE | {"max_position_embeddings": 128}),
+    "qwen3": ("Qwen3Config", SHAPE | GROUPED | {"max_position_embeddings": 128}),
+    "gemma3_text": (
+        "Gemma3TextConfig",
+        SHAPE
+        | GROUPED
+        | WINDOWED
+        | {"use_bidirectional_attention": True, "sliding_window": 8, "query_pre_attn_scalar": 16, "max_position_embeddings": 128},
+    ),
+}
+POOLING = {"qwen3": "lasttoken", "bert": "cls"}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A saved model, what it resolves to, and the token ids of texts as the CPU stage would make them."""
+
+    folder: Path
+    family: str
+
+    def resolve(self, max_tokens: int | None = None, **embedding: Any) -> ResolvedModel:
+        return resolve_model(EmbeddingConfig(model=str(self.folder), **embedding), ChunkingConfig(max_tokens=max_tokens))
+
+    def load(self, dtype: str = "float32", **embedding: Any) -> Encoder:
+        return Encoder.load(self.resolve(**embedding).spec, dtype=dtype)
+
+    def tokenize(self, texts: list[str]) -> pa.ListArray:
+        resolved = self.resolve()
+        return tokenize(resolved, texts)
+
+    def reference(self) -> SentenceTransformer:
+        return SentenceTransformer(str(self.folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+def tokenize(resolved: ResolvedModel, texts: list[str]) -> pa.ListArray:
+    tokenizer = Tokenizer.from_str(resolved.tokenizer_json)
+    tokenizer.enable_truncation(resolved.spec.max_tokens)
+    encodings = tokenizer.encode_batch([resolved.spec.prompt + text for text in texts])
+    return pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))
+
+
+def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    pad_is_one = family in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    special = SPECIAL["roberta" if pad_is_one else "bert"]
+    first, last, pad, unknown = (special[i] for i in ((0, 2, 1, 3) if pad_is_one else (1, 2, 0, 3)))
+    vocabulary = {token: index for index, token in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    single = f"$A {last}" if family == "qwen3" else f"{first} $A {last}"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(first, vocabulary[first]), (last, vocabulary[last])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=first, sep_token=last, model_max_length=128
+    )
+
+
+def save_transformer(folder: Path, family: str) -> None:
+    class_name, settings = CONFIGS[family]
+    torch.manual_seed(0)
+    model = AutoModel.from_config(getattr(transformers, class_name)(**settings))
+    for name, parameter in model.named_parameters():
+        if "norm" in name.lower():
+            centre = 0.0 if name.endswith("bias") or family == "gemma3_text" else 1.0
+            torch.nn.init.normal_(parameter, mean=centre, std=0.1)
+    model.save_pretrained(folder)
+    build_tokenizer(family).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_libraries() -> Iterator[None]:
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices of 64 columns gain nothing from threads, and waiting for them on a busy machine costs most of the time."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """Save a tiny model: its family, and the modules after pooling."""
+
+    def save(family: str, *modules: torch.nn.Module, pooling: str | None = None, **settings: Any) -> TinyModel:
+        folder = tmp_path_factory.mktemp(family)
+        save_transformer(folder / "plain", family)
+        transformer = Transformer(str(folder / "plain"), **settings)
+        stack = [transformer, Pooling(64, pooling or POOLING.get(family, "mean")), *modules]
+        SentenceTransformer(modules=stack, device="cpu").save(str(folder / "model"), create_model_card=False)
+        return TinyModel(folder / "model", family)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_models(save_model: Callable[..., TinyModel]) -> Callable[[str], TinyModel]:
+    """Give the plain tiny model of a family; it is saved once."""
+    saved: dict[str, TinyModel] = {}
+
+    def give(family: str) -> TinyModel:
+        if family not in saved:
+            saved[family] = save_model(family)
+        return saved[family]
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: Callable[[str], TinyModel]) -> TinyModel:
+    return tiny_models("bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_model: TinyModel) -> Encoder:
+    return tiny_model.load()
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Thirty texts of 1 to some 100 words, in no order of length; two are longer than any tiny model's 128 tokens."""
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 100) for _ in range(26)] + [1, 2, 140, 300]
+    draw.shuffle(lengths)
+    return [" ".join(draw.choices(WORDS, k=length)) for length in lengths]

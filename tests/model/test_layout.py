@@ -1,0 +1,151 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedder.errors import ModelError
+from embedder.model.layout import read_layout
+
+
+@pytest.fixture
+def folder(tiny_model: Any, tmp_path: Path) -> Path:
+    copy: Path = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, copy)
+    return copy
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def add_module(folder: Path, full_name: str, path: str, config: dict[str, Any] | None = None) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    write(folder / "modules.json", [*modules, {"idx": len(modules), "name": "x", "path": path, "type": full_name}])
+    if config is not None:
+        write(folder / path / "config.json", config)
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"word_embedding_dimension": 64, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"word_embedding_dimension": 64, "pooling_mode_lasttoken": True}, "last"),
+        ({"embedding_dimension": 64, "pooling_mode": "lasttoken", "include_prompt": True}, "last"),
+        ({"embedding_dimension": 64, "pooling_mode": ["cls"]}, "cls"),
+        ({"word_embedding_dimension": 64}, "mean"),
+    ],
+)
+def test_old_and_new_pooling_keys_are_read(folder: Path, config: dict[str, Any], pooling: str) -> None:
+    write(folder / "1_Pooling" / "config.json", config)
+    assert read_layout(folder).pooling == pooling
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"pooling_mode": "max"}, "pooling max"),
+        ({"pooling_mode_weightedmean_tokens": True}, "pooling weightedmean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling cls \\+ mean"),
+        ({"pooling_mode": ["mean", "lasttoken"]}, "pooling mean \\+ lasttoken"),
+        ({"pooling_mode": "mean", "scale": 2}, "scale=2"),
+    ],
+)
+def test_other_poolings_are_refused_by_name(folder: Path, config: dict[str, Any], named: str) -> None:
+    write(folder / "1_Pooling" / "config.json", config)
+    with pytest.raises(ModelError, match=named):
+        read_layout(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"max_seq_length": 64, "query_length": 32}, "query_length=32"),
+        ({"transformer_task": "fill-mask"}, "transformer_task"),
+        ({"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}, "message": {}}}, "modality_config"),
+        ({"module_output_name": "scores"}, "output 'scores'"),
+        ({"model_args": {"rope_scaling": 2}}, "rope_scaling=2"),
+        ({"colour": "red"}, "colour='red'"),
+    ],
+)
+def test_other_transformer_settings_are_refused_by_name(folder: Path, config: dict[str, Any], named: str) -> None:
+    write(folder / "sentence_bert_config.json", config)
+    with pytest.raises(ModelError, match=named):
+        read_layout(folder)
+
+
+def test_length_and_lower_case_come_from_the_transformers_own_file(folder: Path) -> None:
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 77, "do_lower_case": True})
+    layout = read_layout(folder)
+    assert (layout.max_seq_length, layout.lower_case) == (77, True)
+
+
+def test_a_tokenizer_argument_beats_max_seq_length(folder: Path) -> None:
+    write(folder / "sentence_bert_config.json", {"max_seq_length": 77, "tokenizer_args": {"model_max_length": 50, "padding_side": "left"}})
+    assert read_layout(folder).max_seq_length == 50
+
+
+@pytest.mark.parametrize(
+    ("full_name", "config", "named"),
+    [
+        ("LSTM", {}, "module 'LSTM'"),
+        ("Pooling", {}, "Transformer → Pooling → Normalize|each once"),
+        ("custom_st.Dense", {}, "custom_st.Dense.*no remote code"),
+        ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
+        ("Dense", {"in_features": 64, "out_features": 8, "use_residual": True}, "use_residual=True"),
+        ("Dense", {"in_features": 64, "out_features": 8, "module_input_name": "token_embeddings"}, "sentence_embedding"),
+    ],
+)
+def test_other_modules_are_refused_by_name(folder: Path, full_name: str, config: dict[str, Any], named: str) -> None:
+    add_module(folder, full_name if "." in full_name else f"sentence_transformers.models.{full_name}", "9_Extra", config)
+    with pytest.raises(ModelError, match=named):
+        read_layout(folder)
+
+
+def test_a_path_out_of_the_folder_is_refused(folder: Path) -> None:
+    add_module(folder, "sentence_transformers.models.Dense", "../elsewhere")
+    with pytest.raises(ModelError, match=r"'\.\./elsewhere' leads out"):
+        read_layout(folder)
+
+
+def test_a_dense_without_an_activation_means_tanh_as_in_sentence_transformers(folder: Path) -> None:
+    add_module(folder, "sentence_transformers.models.Dense", "9_Dense", {"in_features": 64, "out_features": 8})
+    assert [step.activation for step in read_layout(folder).steps] == ["Tanh"]
+
+
+def test_a_normalize_before_another_module_is_kept_and_a_closing_one_is_not(folder: Path) -> None:
+    add_module(folder, "sentence_transformers.models.Normalize", "7_Normalize")
+    add_module(folder, "sentence_transformers.models.LayerNorm", "8_LayerNorm", {"dimension": 64})
+    add_module(folder, "sentence_transformers.models.Normalize", "9_Normalize")
+    assert [step.kind for step in read_layout(folder).steps] == ["normalize", "layer_norm"]
+
+
+@pytest.mark.parametrize(
+    ("config", "document", "query"),
+    [
+        ({"prompts": {"document": "d: ", "passage": "p: ", "query": "q: "}}, "d: ", "q: "),
+        ({"prompts": {"corpus": "c: ", "passage": "p: "}}, "p: ", ""),
+        ({"prompts": {"sts": "s: "}, "default_prompt_name": "sts"}, "s: ", ""),
+        ({"prompts": {"document": "", "sts": "s: "}, "default_prompt_name": "sts"}, "", ""),
+        ({"prompts": {"sts": "s: "}, "default_prompt_name": None}, "", ""),
+        ({}, "", ""),
+    ],
+)
+def test_prompts_are_chosen_as_encode_document_and_encode_query_do(folder: Path, config: dict[str, Any], document: str, query: str) -> None:
+    write(folder / "config_sentence_transformers.json", config)
+    layout = read_layout(folder)
+    assert (layout.document_prompt, layout.query_prompt) == (document, query)
+
+
+def test_a_bare_causal_model_is_pooled_at_its_last_token_and_any_other_averaged(tmp_path: Path) -> None:
+    for architecture, pooling in (("Qwen3ForCausalLM", "last"), ("BertModel", "mean")):
+        write(tmp_path / "config.json", {"architectures": [architecture]})
+        assert read_layout(tmp_path).pooling == pooling
+
+
+def test_broken_json_is_refused_by_file_name(folder: Path) -> None:
+    (folder / "modules.json").write_text("{")
+    with pytest.raises(ModelError, match=r"modules\.json"):
+        read_layout(folder)

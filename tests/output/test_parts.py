@@ -1,0 +1,80 @@
+"""A part is written once or not at all, holds exact text spans, and says of itself what it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embedder.errors import StorageError
+from embedder.output.parts import Folder, assemble_rows, encode_parquet, read_part, vector_column
+from embedder.schema import CHUNKS
+from embedder.work import Part
+from tests.output.conftest import TEXTS, make_chunks, make_documents, make_vectors
+
+
+def test_rows_hold_the_exact_text_of_their_span() -> None:
+    rows = assemble_rows(make_documents(), make_chunks(), make_vectors(6), store_text=True).to_pylist()
+    assert [row["text"] for row in rows] == ["one", "two", "drei", "🦊 vier", "fünf", "sechs sieben"]
+    for row in rows:
+        assert TEXTS[row["row"]][row["start_char"] : row["end_char"]] == row["text"]
+    assert rows[0]["origin"] == {"year": 1999, "place": None}
+    assert rows[0]["tags"] == ["a", "b"]
+
+
+def test_text_is_left_out_when_it_is_not_stored() -> None:
+    rows = assemble_rows(make_documents(), make_chunks(), make_vectors(6), store_text=False)
+    assert rows.schema.names[:7] == ["doc_id", "chunk", "num_chunks", "start_char", "end_char", "num_tokens", "content_hash"]
+    assert rows.schema.names[-1] == "embedding"
+
+
+def test_vectors_come_back_bit_for_bit() -> None:
+    vectors_ND = make_vectors(6)
+    column = vector_column(vectors_ND)
+    assert np.array_equal(column.flatten().to_numpy().reshape(6, -1), vectors_ND)
+    assert len(vector_column(np.zeros((0, 8), np.float32))) == 0
+
+
+def test_a_unit_without_rows_is_a_part_all_the_same(tmp_path: Path) -> None:
+    documents = make_documents().slice(0, 0)
+    rows = assemble_rows(documents, CHUNKS.empty_table(), np.zeros((0, 8), np.float32), store_text=True)
+    assert rows.num_rows == 0
+    path = tmp_path / "empty.parquet"
+    path.write_bytes(encode_parquet(rows, {}))
+    assert pq.read_table(path).schema.equals(rows.schema)
+
+
+def test_vectors_are_byte_stream_split_under_zstd(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    part = write_unit()
+    group = pq.read_metadata(tmp_path / "table" / part.name).row_group(0)
+    column = group.column(group.num_columns - 1)
+    assert column.path_in_schema == "embedding.list.element"
+    assert "BYTE_STREAM_SPLIT" in column.encodings
+    assert column.compression == "ZSTD"
+
+
+def test_the_first_writer_stands_and_the_second_describes_it(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    first = write_unit(seed=1, quarantined=2)
+    before = (tmp_path / "table" / first.name).read_bytes()
+    second = write_unit(seed=2, quarantined=2)
+    assert second == first
+    assert (tmp_path / "table" / first.name).read_bytes() == before
+    assert [each.name for each in (tmp_path / "table").iterdir() if each.suffix == ".tmp"] == []
+
+
+def test_a_part_on_storage_is_described_by_its_footer(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    part = write_unit(quarantined=1)
+    folder = Folder(str(tmp_path / "table"), {})
+    assert read_part(part.name, folder) == part
+    assert [str(name) for name in folder.list_parts()] == [part.name]
+
+
+def test_a_foreign_parquet_file_is_not_taken_for_a_part(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    part = write_unit()
+    path = tmp_path / "table" / part.name
+    foreign = encode_parquet(pq.read_table(path), {})
+    path.unlink()
+    path.write_bytes(foreign)
+    with pytest.raises(StorageError, match="not a part of embedder"):
+        read_part(part.name, Folder(str(tmp_path / "table"), {}))

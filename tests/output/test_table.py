@@ -1,0 +1,153 @@
+"""The table is plain Delta: one commit changes it, of two writers one wins, and everybody can read it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import lancedb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from embedder.errors import CommitError
+from embedder.output.table import Change, commit_table, read_table, sync_quarantine
+from embedder.schema import table_schema
+from embedder.spec import EmbeddingSpec
+from embedder.work import Part
+from tests.output.conftest import make_documents, make_vectors
+from tests.test_spec import SPEC
+
+SCHEMA = table_schema(pa.schema(list(make_documents().schema)[5:]), store_text=True)
+
+
+def info_of(spec: EmbeddingSpec = SPEC) -> Mapping[str, Any]:
+    return {"spec": spec.model_dump(), "bucket_bits": 0}
+
+
+def change(add: tuple[Part, ...] = (), remove: tuple[str, ...] = (), spec: EmbeddingSpec = SPEC, replaces: bool = False) -> Change:
+    return Change(add, remove, SCHEMA, info_of(spec), replaces)
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "table")
+
+
+def test_there_is_no_table_before_the_first_commit(uri: str) -> None:
+    assert read_table(uri, {}) is None
+
+
+def test_adds_and_removes_are_one_version(uri: str, write_unit: Callable[..., Part]) -> None:
+    old, new = write_unit(key="a" * 16), write_unit(key="b" * 16, first_id=10)
+    assert commit_table(uri, {}, change((old,)), None) == 0
+    state = read_table(uri, {})
+    assert state is not None
+    assert state.rows == {old.name: 6}
+    assert state.spec == SPEC
+    assert commit_table(uri, {}, change((new,), (old.name,)), state) == 1
+    after = read_table(uri, {})
+    assert after is not None
+    assert after.rows == {new.name: 6}
+    assert DeltaTable(uri, version=0).to_pyarrow_table().num_rows == 6
+    assert {row["doc_id"] for row in DeltaTable(uri, version=0).to_pyarrow_table().to_pylist()} == {"d0", "d1", "d2"}
+
+
+def test_of_two_runs_planned_on_one_version_the_second_is_told(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(key="a" * 16),)), None)
+    state = read_table(uri, {})
+    commit_table(uri, {}, change((write_unit(key="b" * 16),)), state)
+    with pytest.raises(CommitError, match="another run published first"):
+        commit_table(uri, {}, change((write_unit(key="b" * 16),)), state)
+    after = read_table(uri, {})
+    assert after is not None
+    assert sum(after.rows.values()) == 12
+
+
+def test_of_two_first_runs_one_creates_the_table(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    with pytest.raises(CommitError, match="another run created the table first"):
+        commit_table(uri, {}, change((write_unit(),)), None)
+
+
+def test_another_spec_swaps_everything_and_old_versions_stay_readable(uri: str, write_unit: Callable[..., Part]) -> None:
+    old, new = write_unit(key="a" * 16), write_unit(key="b" * 16, first_id=10)
+    commit_table(uri, {}, change((old,)), None)
+    other = SPEC.model_copy(update={"depth": 3})
+    commit_table(uri, {}, change((new,), spec=other, replaces=True), read_table(uri, {}))
+    state = read_table(uri, {})
+    assert state is not None
+    assert state.rows == {new.name: 6}
+    assert state.spec == other
+    assert '"depth": 3' in str(DeltaTable(uri).metadata().description)
+    assert DeltaTable(uri, version=0).to_pyarrow_table().num_rows == 6
+
+
+def test_a_table_of_another_writer_is_refused(uri: str) -> None:
+    pl.DataFrame({"a": [1]}).write_delta(uri)
+    with pytest.raises(CommitError, match="embedder did not write"):
+        read_table(uri, {})
+
+
+def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(key="a" * 16), write_unit(key="b" * 16))), None)
+    DeltaTable(uri).optimize.compact()
+    with pytest.raises(CommitError, match="restore the version before"):
+        read_table(uri, {})
+
+
+def test_quarantined_records_follow_their_parts(uri: str, write_unit: Callable[..., Part]) -> None:
+    old, new = write_unit(key="a" * 16, quarantined=2), write_unit(key="b" * 16, quarantined=1)
+    commit_table(uri, {}, change((old,)), None)
+    assert sync_quarantine(uri, {}) == 2
+    commit_table(uri, {}, change((new,), (old.name,)), read_table(uri, {}))
+    assert sync_quarantine(uri, {}) == 1
+    assert sync_quarantine(uri, {}) == 1
+    assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table()["reason"].to_pylist() == ["null_text"]
+
+
+def test_a_run_without_bad_records_has_an_empty_quarantine(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    assert sync_quarantine(uri, {}) == 0
+    assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table().num_rows == 0
+
+
+def read_deltalake(uri: str) -> pa.Table:
+    return DeltaTable(uri).to_pyarrow_table()
+
+
+def read_polars(uri: str) -> pa.Table:
+    return pl.scan_delta(uri).collect().to_arrow()
+
+
+def read_duckdb(uri: str) -> pa.Table:
+    return duckdb.connect().read_parquet(DeltaTable(uri).file_uris()).to_arrow_table()
+
+
+def read_pandas(uri: str) -> pa.Table:
+    return pa.Table.from_pandas(pd.concat(pd.read_parquet(file) for file in DeltaTable(uri).file_uris()))
+
+
+def read_lancedb(uri: str) -> pa.Table:
+    rows = DeltaTable(uri).to_pyarrow_table()
+    vectors = pa.FixedSizeListArray.from_arrays(rows["embedding"].combine_chunks().flatten(), 8)
+    store = lancedb.connect(f"{uri}-lance").create_table(
+        "docs", rows.set_column(rows.schema.names.index("embedding"), "embedding", vectors)
+    )
+    found = store.search(np.asarray(rows["embedding"][0].as_py(), np.float32), vector_column_name="embedding").limit(1).to_list()
+    assert found[0]["doc_id"] == rows["doc_id"][0].as_py()
+    return store.to_arrow()
+
+
+@pytest.mark.parametrize("read", [read_deltalake, read_polars, read_duckdb, read_pandas, read_lancedb])
+def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part], read: Callable[[str], pa.Table]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    rows = read(uri)
+    assert rows["doc_id"].to_pylist() == ["d0", "d0", "d1", "d1", "d2", "d2"]
+    assert rows["text"].to_pylist()[3] == "🦊 vier"
+    assert list(rows["tags"].to_pylist()[0]) == ["a", "b"]
+    assert rows["origin"].to_pylist()[0]["year"] == 1999
+    assert np.array_equal(np.array([list(vector) for vector in rows["embedding"].to_pylist()], np.float32), make_vectors(6))

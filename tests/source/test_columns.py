@@ -1,0 +1,153 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedder.config import SourceConfig
+from embedder.errors import ConfigError, SourceError
+from embedder.source.columns import infer_type, inspect_source
+from embedder.source.shards import list_shards
+
+
+@pytest.fixture
+def inspect(tmp_path):
+    def inspect_folder(known=None, **settings):
+        source = SourceConfig(uri=str(tmp_path), **settings)
+        return inspect_source(source, list_shards(source).shards, known)
+
+    return inspect_folder
+
+
+def test_all_problems_come_at_once_a_line_each(write_file, inspect, tmp_path):
+    write_file("0000.parquet", [{"id": 1, "text": "x", "title": "t", "tags": ["a"]}])
+    with pytest.raises(ConfigError) as caught:
+        inspect(text_columns=["body", "id"], id_column="tags", metadata_columns=["url", "title"], metadata_types={"title": "int"})
+    found = "(found: id, text, title, tags)"
+    assert str(caught.value).split("\n")[:-1] == [
+        f"source.text_columns=['body', 'id']: {tmp_path}/0000.parquet has no column 'body' {found}",
+        f"source.text_columns=['body', 'id']: {tmp_path}/0000.parquet: 'id' is int64, not text",
+        f"source.id_column='tags': {tmp_path}/0000.parquet: 'tags' is list<element: string>, not text or a number",
+        f"source.metadata_columns=['url']: {tmp_path}/0000.parquet has no column 'url' {found}",
+    ]
+    assert (
+        str(caught.value)
+        .split("\n")[-1]
+        .startswith("source.metadata_types={'title': 'int'}: 'int' is not a type; choose string, bool, int8,")
+    )
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_missing_column_is_named_in_every_format(write_file, inspect, name):
+    write_file(name, "id,title\n1,x\n" if name == "a.csv" else [{"id": 1, "title": "x"}])
+    with pytest.raises(ConfigError, match=rf"source.text_columns=\['text'\]: .*{name} has no column 'text' \(found: id, title\)"):
+        inspect()
+
+
+def test_a_json_key_that_any_sampled_record_of_any_sampled_shard_has_is_enough(write_file, inspect):
+    for number in range(5):
+        write_file(f"{number}.jsonl", [{"text": "x"}] if number < 4 else [{"text": "x"}, {"text": "y", "n": 1, "o": {"p": None}}])
+    assert inspect(metadata_columns=["n", "o.p"]) == pa.schema([("n", pa.int64()), ("o_p", pa.string())])
+
+
+def test_json_text_that_is_never_text_is_refused(write_file, inspect):
+    write_file("a.jsonl", [{"text": 1}, {"text": None}])
+    with pytest.raises(ConfigError, match=r"source.text_columns=\['text'\]: .*a.jsonl: 'text' is int64, not text"):
+        inspect()
+
+
+def test_json_that_is_not_one_object_a_line_is_refused(write_file, inspect):
+    write_file("a.json", '[\n {\n  "text": "x"\n },\n {}\n]\n')
+    with pytest.raises(ConfigError, match=r"a.json has no JSON object among its first lines; JSON is read as one object a line"):
+        inspect()
+
+
+def test_empty_shards_say_nothing(write_file, inspect):
+    write_file("a.jsonl", "\n")
+    assert inspect(metadata_columns=["n"], metadata_types={"n": "int32"}) == pa.schema([("n", pa.int32())])
+
+
+def test_text_files_have_no_columns(write_file, inspect):
+    write_file("a.txt", "x")
+    assert inspect() == pa.schema([])
+    with pytest.raises(ConfigError, match=r"source.id_column='id': .*a.txt is a text file, which has no columns"):
+        inspect(id_column="id")
+
+
+def test_a_set_type_beats_the_tables_which_beats_the_shards(write_file, inspect):
+    write_file("a.jsonl", [{"text": "x", "a": 1, "b": 1, "c": 1}])
+    known = pa.schema([("a", pa.float64()), ("b", pa.large_string()), ("other", pa.int8())])
+    assert inspect(known, metadata_columns=["a", "b", "c"], metadata_types={"a": "list<int32>"}) == pa.schema(
+        [("a", pa.list_(pa.int32())), ("b", pa.string()), ("c", pa.int64())]
+    )
+
+
+def test_types_are_unified_over_formats_and_csv_has_none(write_file, inspect):
+    write_file("a.parquet", pa.table({"text": ["x"], "n": pa.array([1], pa.uint8()), "s": [{"a": 1}]}))
+    write_file("b.jsonl", [{"text": "x", "n": 1.5, "s": {"b": "x"}}])
+    write_file("c.csv", "text,n,s\nx,1,\n")
+    assert inspect(metadata_columns=["n", "s"]) == pa.schema(
+        [("n", pa.float64()), ("s", pa.struct([("a", pa.int64()), ("b", pa.string())]))]
+    )
+
+
+def test_types_that_cannot_meet_are_refused(write_file, inspect):
+    write_file("a.parquet", pa.table({"text": ["x"], "n": [1]}))
+    write_file("b.jsonl", [{"text": "x", "n": ["a"]}])
+    with pytest.raises(ConfigError, match=r"'n' is int64 in .*a.parquet, list<item: string> in .*b.jsonl; set source.metadata_types"):
+        inspect(metadata_columns=["n"])
+
+
+def test_a_parquet_column_that_cannot_become_its_type_is_refused(write_file, inspect):
+    write_file("a.parquet", pa.table({"text": ["x"], "n": [["a"]]}))
+    with pytest.raises(ConfigError, match=r"source.metadata_columns=\['n'\]: .*'n' is list<.*>, which cannot become int64 \(the table\)"):
+        inspect(pa.schema([("n", pa.int64())]), metadata_columns=["n"])
+
+
+def test_a_type_that_no_delta_table_holds_is_refused(write_file, inspect):
+    write_file("a.parquet", pa.table({"text": ["x"], "n": pa.array([1], pa.time64("us"))}))
+    with pytest.raises(ConfigError, match=r"source.metadata_columns=\['n'\]: time64\[us\] has no counterpart in a Delta table"):
+        inspect(metadata_columns=["n"])
+
+
+def test_a_shard_that_cannot_be_opened_is_a_source_error(write_file, inspect):
+    write_file("a.parquet", b"not parquet at all")
+    with pytest.raises(SourceError, match=r"a.parquet: cannot be read to its end"):
+        inspect()
+
+
+def test_the_first_parquet_shard_stands_for_all(write_file, inspect, tmp_path):
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    write_file("b.parquet", b"never opened")
+    assert inspect() == pa.schema([])
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([], pa.null()),
+        ([None], pa.null()),
+        ([True, None], pa.bool_()),
+        ([1, 2], pa.int64()),
+        ([1, 2**63], pa.string()),
+        ([1, 1.5], pa.float64()),
+        (["a", 1], pa.string()),
+        ([True, 1], pa.string()),
+        ([[1], 1], pa.string()),
+        ([[], [None]], pa.list_(pa.null())),
+        ([[1], [2.5]], pa.list_(pa.float64())),
+        ([{"a": 1}, {"b": [{"c": None}]}], pa.struct([("a", pa.int64()), ("b", pa.list_(pa.struct([("c", pa.null())])))])),
+        ([{}], pa.string()),
+        ([{str(number): 1 for number in range(65)}], pa.string()),
+    ],
+)
+def test_the_type_of_json_values_holds_them_all(values, type_):
+    assert infer_type(values) == type_
+
+
+def test_deeply_nested_json_is_kept_as_text():
+    value = []
+    for _ in range(500):
+        value = [value]
+    type_ = infer_type([value])
+    for _ in range(8):
+        type_ = type_.value_type
+    assert type_ == pa.string()

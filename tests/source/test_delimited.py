@@ -1,0 +1,70 @@
+import pyarrow as pa
+import pytest
+
+from embedder.errors import SourceError
+
+
+def test_quoted_newlines_commas_and_quotes_are_part_of_a_field(write_file, read):
+    got = read(write_file("a.csv", 'id,text\r\n1,"two\nlines, and ""quotes"""\r\n2,plain\r\n'), id_column="id")
+    assert got.texts == ['two\nlines, and "quotes"', "plain"]
+    assert got.documents["doc_id"].to_pylist() == ["1", "2"]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_name(write_file, read):
+    assert read(write_file("a.csv", b"\xef\xbb\xbftext,n\nx,1\n")).texts == ["x"]
+
+
+def test_each_bad_record_is_quarantined_with_its_reason(write_file, read):
+    records = [
+        b"1,good",
+        b"2",
+        b"3,a,b",
+        b"4,caf\xe9",
+        b"5,",
+        b"6,  ",
+        b",no id",
+        b"1,again",
+        b'8,"a"b',
+        b"",
+        b"9,good too",
+        b'10,"never closed\n11,x',
+    ]
+    got = read(write_file("a.csv", b"id,text\n" + b"\n".join(records)), id_column="id")
+    assert got.texts == ["good", "good too"]
+    assert got.documents["row"].to_pylist() == [0, 9]
+    reasons = ["malformed", "malformed", "undecodable", "empty_text", "empty_text", "missing_id", "duplicate_id", "malformed"]
+    assert got.reasons == [*enumerate(reasons, 1), (10, "malformed")]
+    assert got.quarantined["excerpt"].to_pylist()[:2] == ["1 fields, not 2: 2", "3 fields, not 2: 3,a,b"]
+    got.quarantined.validate(full=True)
+
+
+def test_values_are_text_unless_a_type_is_set(write_file, read):
+    content = "text,n,d,b,t,s\nx,1,1.5,true,2024-01-31T10:00:00,\ny,,,,,7\nz,one,1,true,2024-01-31,7\n"
+    types = {"n": "int64", "d": "double", "b": "bool", "t": "timestamp"}
+    got = read(write_file("a.csv", content), metadata_columns=["n", "d", "b", "t", "s"], metadata_types=types)
+    first, second = got.documents.select(["n", "d", "b", "t", "s"]).to_pylist()
+    assert (first["n"], first["d"], first["b"], first["t"].isoformat(), first["s"]) == (1, 1.5, True, "2024-01-31T10:00:00+00:00", "")
+    assert second == {"n": None, "d": None, "b": None, "t": None, "s": "7"}
+    assert got.quarantined["excerpt"].to_pylist() == ['n="one" is not int64']
+
+
+def test_undecodable_bytes_in_a_column_that_is_not_read_do_no_harm(write_file, read):
+    assert read(write_file("a.csv", b"text,other\nx,caf\xe9\n")).texts == ["x"]
+
+
+def test_a_large_field_is_read(write_file, read):
+    text = "word " * 100_000
+    assert read(write_file("a.csv.zst", f'text\n"{text}"\n')).texts == [text]
+
+
+@pytest.mark.parametrize("content", ["id,body\n1,x\n", "", "text,text\nx,y\n"])
+def test_a_shard_without_the_column_is_a_source_error(write_file, read, content):
+    write_file("a.csv", "id,text\n1,x\n")
+    write_file("b.csv", content)
+    with pytest.raises(SourceError, match=r"b.csv: .* column.* 'text' \(found: .*\); set source.text_columns"):
+        read(write_file("a.csv", "id,text\n1,x\n").parent, pa.schema([]))
+
+
+def test_a_header_that_cannot_be_parsed_is_a_source_error(write_file, read):
+    with pytest.raises(SourceError, match=r"a.csv: no CSV header"):
+        read(write_file("a.csv", '"id"x,text\n1,x\n'), pa.schema([]))

@@ -1,0 +1,76 @@
+import pyarrow as pa
+import pytest
+
+from embedder.errors import ConfigError
+from embedder.source.delta_types import is_id, is_text, parse_type, to_delta_type
+
+UTC = pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("type_", "kept"),
+    [
+        (pa.int64(), pa.int64()),
+        (pa.bool_(), pa.bool_()),
+        (pa.decimal128(10, 2), pa.decimal128(10, 2)),
+        (pa.null(), pa.string()),
+        (pa.large_string(), pa.string()),
+        (pa.string_view(), pa.string()),
+        (pa.dictionary(pa.int8(), pa.large_string()), pa.string()),
+        (pa.large_binary(), pa.binary()),
+        (pa.binary(16), pa.binary()),
+        (pa.uuid(), pa.binary()),
+        (pa.uint8(), pa.int16()),
+        (pa.uint16(), pa.int32()),
+        (pa.uint32(), pa.int64()),
+        (pa.uint64(), pa.decimal128(20, 0)),
+        (pa.float16(), pa.float32()),
+        (pa.timestamp("s"), UTC),
+        (pa.timestamp("ns", "Europe/Berlin"), UTC),
+        (pa.date64(), pa.date32()),
+        (pa.list_(pa.uint8(), 4), pa.list_(pa.int16())),
+        (pa.large_list(pa.null()), pa.list_(pa.string())),
+        (pa.list_view(pa.int8()), pa.list_(pa.int8())),
+        (pa.struct([("a", pa.list_(pa.struct([("b", pa.uint8())])))]), pa.struct([("a", pa.list_(pa.struct([("b", pa.int16())])))])),
+        (pa.map_(pa.large_string(), pa.timestamp("ms")), pa.map_(pa.string(), UTC)),
+    ],
+)
+def test_types_become_what_a_delta_table_holds(type_, kept):
+    assert to_delta_type(type_) == kept
+    assert to_delta_type(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.time32("s"), pa.duration("s"), pa.month_day_nano_interval(), pa.decimal256(50, 2), pa.list_(pa.time64("us")), pa.struct([])],
+)
+def test_types_without_a_counterpart_are_refused_by_name(type_):
+    with pytest.raises(ConfigError, match=r"Delta table"):
+        to_delta_type(type_)
+
+
+@pytest.mark.parametrize(
+    ("name", "type_"),
+    [
+        ("string", pa.string()),
+        ("Double", pa.float64()),
+        ("timestamp", UTC),
+        ("list<string>", pa.list_(pa.string())),
+        ("list< list<int32> >", pa.list_(pa.list_(pa.int32()))),
+    ],
+)
+def test_names_of_types_are_read(name, type_):
+    assert parse_type(name) == type_
+
+
+@pytest.mark.parametrize("name", ["int", "varchar", "list<>", "list<int>", "struct<a: int64>", ""])
+def test_names_that_are_no_types_are_refused_with_what_is_allowed(name):
+    with pytest.raises(ConfigError, match=r"is not a type; choose string, bool, .*list<…>"):
+        parse_type(name)
+
+
+def test_what_can_be_text_and_what_can_be_an_id():
+    assert is_text(pa.null())
+    assert not is_text(pa.binary())
+    assert is_id(pa.decimal128(20, 0))
+    assert not any(is_id(type_) for type_ in (pa.bool_(), pa.list_(pa.string()), pa.decimal128(20, 2), pa.timestamp("s")))

@@ -1,0 +1,200 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedder.config import SourceConfig
+from embedder.errors import SourceError
+from embedder.source import documents, parquet
+from embedder.source.documents import read_units, slice_parquet
+from embedder.source.parquet import slice_row_groups
+from embedder.source.shards import list_shards
+from embedder.work import Task
+
+NO_METADATA = pa.schema([])
+
+
+def invalid_strings(*values):
+    """Strings with bytes that are not UTF-8, which parquet files do hold."""
+    array = pa.array(values, pa.binary())
+    valid, offsets, data = array.buffers()
+    return pa.StringArray.from_buffers(len(array), offsets, data, valid)
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())],
+)
+def test_every_kind_of_string_is_text_id_and_metadata(write_file, read, type_):
+    values = ["x", "y", "ä", None]
+    column = (
+        pa.array(values, pa.string()).cast(type_)
+        if not pa.types.is_dictionary(type_)
+        else pa.array(values, type_.value_type).dictionary_encode().cast(type_)
+    )
+    got = read(write_file("a.parquet", pa.table({"text": column, "id": column, "m": column})), id_column="id", metadata_columns=["m"])
+    assert got.texts == got.documents["doc_id"].to_pylist() == got.documents["m"].to_pylist() == ["x", "y", "ä"]
+    assert got.reasons == [(3, "null_text")]
+
+
+def test_each_bad_row_is_quarantined_with_its_reason(write_file, read):
+    ids = pa.array(["a", "b", "c", "d", None, "", "a", "g", "h"])
+    texts = invalid_strings(b"good", None, b"", b" \n", b"no id", b"empty id", b"again", b"caf\xe9", b"good too")
+    stars = pa.array(["1", "1", "1", "1", "1", "1", "1", "1", "many"])
+    path = write_file("a.parquet", pa.table({"id": ids, "text": texts, "stars": stars}))
+    got = read(path, id_column="id", metadata_columns=["stars"], metadata_types={"stars": "int32"})
+    assert got.texts == ["good"]
+    assert got.documents["stars"].to_pylist() == [1]
+    reasons = ["null_text", "empty_text", "empty_text", "missing_id", "missing_id", "duplicate_id", "undecodable", "metadata_type"]
+    assert got.reasons == list(enumerate(reasons, 1))
+    assert got.quarantined["doc_id"].to_pylist() == ["b", "c", "d", None, "", "a", "g", "h"]
+    assert got.quarantined["excerpt"].to_pylist()[-2:] == ["caf�", 'stars="many" is not int32']
+
+
+def test_ids_and_metadata_that_are_not_utf_8_are_quarantined(write_file, read):
+    table = pa.table({"id": invalid_strings(b"\xff", b"ok", b"fine"), "text": ["x", "y", "z"], "m": invalid_strings(b"u", b"\xff", b"v")})
+    got = read(write_file("a.parquet", table), id_column="id", metadata_columns=["m"])
+    assert got.texts == ["z"]
+    assert got.reasons == [(0, "undecodable"), (1, "metadata_type")]
+    nested = table.set_column(2, "m", pa.StructArray.from_arrays([table["m"].combine_chunks()], ["a"]))
+    assert read(write_file("a.parquet", nested), id_column="id", metadata_columns=["m"]).reasons == got.reasons
+
+
+@pytest.mark.parametrize(
+    ("ids", "named"),
+    [
+        (pa.array([1, 2**63], pa.uint64()), ["1", str(2**63)]),
+        (pa.array([1, 2], pa.decimal128(20, 0)), ["1", "2"]),
+        (pa.array([1.0, 1.5]), ["1", "1.5"]),
+    ],
+)
+def test_numbers_name_documents(write_file, read, ids, named):
+    assert read(write_file("a.parquet", pa.table({"id": ids, "text": ["x", "y"]})), id_column="id").documents["doc_id"].to_pylist() == named
+
+
+def test_a_float_that_is_no_number_names_nothing(write_file, read):
+    got = read(write_file("a.parquet", pa.table({"id": [1.0, float("nan"), None], "text": ["x", "y", "z"]})), id_column="id")
+    assert got.reasons == [(1, "missing_id"), (2, "missing_id")]
+
+
+def test_nested_fields_are_taken_out_of_structs(write_file, read):
+    meta = pa.array([{"url": "u", "big": "b"}, None, {"url": None, "big": "b"}])
+    body = pa.array([{"en": {"text": "x"}}, {"en": {"text": "y"}}, {"en": None}])
+    table = pa.table({"meta": meta, "body": body, "meta.flat": ["f"] * 3})
+    got = read(write_file("a.parquet", table), text_columns=["body.en.text"], metadata_columns=["meta.url", "meta.flat"])
+    assert got.documents.select(["text", "meta_url", "meta_flat"]).to_pylist() == [
+        {"text": "x", "meta_url": "u", "meta_flat": "f"},
+        {"text": "y", "meta_url": None, "meta_flat": "f"},
+    ]
+    assert got.reasons == [(2, "null_text")]
+
+
+def test_parts_of_a_text_are_joined_as_in_json(write_file, read):
+    table = pa.table({"title": ["A", None, "", None, "", None], "text": ["b", "b", "b", None, "", ""]})
+    got = read(write_file("a.parquet", table), text_columns=["title", "text"])
+    assert got.texts == ["A b", "b", "b"]
+    assert got.reasons == [(3, "null_text"), (4, "empty_text"), (5, "empty_text")]
+
+
+def test_metadata_becomes_what_a_delta_table_holds(write_file, read):
+    table = pa.table(
+        {
+            "text": ["x", "y"],
+            "when": pa.array([1, None], pa.timestamp("ns")),
+            "tags": pa.array([["a"], None], pa.large_list(pa.large_string())),
+            "fixed": pa.array([[1, 2], None], pa.list_(pa.uint8(), 2)),
+            "big": pa.array([2**64 - 1, 0], pa.uint64()),
+            "pairs": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.uint16())),
+        }
+    )
+    names = table.column_names[1:]
+    got = read(write_file("a.parquet", table), metadata_columns=names).documents.select(names)
+    assert [str(type_) for type_ in got.schema.types] == [
+        "timestamp[us, tz=UTC]",
+        "list<item: string>",
+        "list<item: int16>",
+        "decimal128(20, 0)",
+        "map<string, int32>",
+    ]
+    assert got.slice(0, 1).to_pylist()[0]["fixed"] == [1, 2]
+    assert int(got["big"][0].as_py()) == 2**64 - 1
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 100, 0.3, 0.7, -1, -4, -9])
+def test_a_cut_off_shard_is_a_source_error(write_file, read, length):
+    path = write_file("a.parquet", [{"text": f"text {number}"} for number in range(200)])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(length * len(data)) if isinstance(length, float) else length])
+    with pytest.raises(SourceError, match=r"a.parquet: cannot be read to its end"):
+        read(path, NO_METADATA)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"body": ["x"], "id": ["1"]}, r"b.parquet: no column 'text' \(found: body, id\); set source.text_columns"),
+        ({"text": [1], "id": ["1"]}, r"b.parquet: column 'text' is int64, not text; set source.text_columns"),
+        ({"text": ["x"]}, r"b.parquet: no column 'id' \(found: text\); set source.id_column"),
+        ({"text": ["x"], "id": [[1]]}, r"b.parquet: column 'id' is list<.*>, not text or a number; set source.id_column"),
+    ],
+)
+def test_a_shard_with_other_columns_is_a_source_error(write_file, read, table, message):
+    with pytest.raises(SourceError, match=message):
+        read(write_file("b.parquet", pa.table(table)), NO_METADATA, id_column="id")
+
+
+def test_wide_row_groups_are_read_in_buffers_and_small_batches(write_file, read, monkeypatch):
+    rows = [{"text": f"{number} " * 200, "id": number} for number in range(100)]
+    path = write_file("a.parquet", pa.Table.from_pylist(rows))
+    whole = read(path, id_column="id").documents
+    monkeypatch.setattr(parquet, "BUFFERED_BYTES", 10)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 2000)
+    assert read(path, id_column="id").documents.equals(whole)
+
+
+def read_slices(path, slices, **settings):
+    source = SourceConfig(uri=str(path), **settings)
+    shards = list_shards(source).shards
+    for number, (first, stop, row) in enumerate(slices):
+        task = Task("k", "v", shards, (first, stop), row, number == len(slices) - 1)
+        yield from read_units(task, source, NO_METADATA)
+
+
+def test_slices_give_what_the_whole_shard_gives(write_file, read, monkeypatch):
+    rows = [{"text": "" if number % 11 == 0 else f"text {number}", "id": str(number % 31)} for number in range(60)]
+    path = write_file("a.parquet", rows)
+    monkeypatch.setattr(documents, "SLICE_BYTES", 300)
+    slices = slice_parquet(list_shards(SourceConfig(uri=str(path))).shards[0], SourceConfig(uri=str(path)))
+    assert len(slices) > 2
+    for id_column in ("id", None):
+        units = list(read_slices(path, slices, id_column=id_column, rows_per_unit=4))
+        whole = read(path, NO_METADATA, id_column=id_column)
+        assert pa.concat_tables([unit.documents for unit in units]).equals(whole.documents)
+        assert pa.concat_tables([unit.quarantined for unit in units]).equals(whole.quarantined)
+        assert [unit.last for unit in units] == [False] * (len(units) - 1) + [True]
+        assert [unit.first_row for unit in units] == [0, *(unit.stop_row for unit in units[:-1])]
+        assert units[-1].stop_row == 60
+
+
+def test_slices_cover_all_row_groups_and_hold_enough_bytes(tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 2**60, 10_000)
+    pq.write_table(pa.table({"n": numbers}), tmp_path / "a.parquet", row_group_size=500)
+    metadata = pq.read_metadata(tmp_path / "a.parquet")
+    assert slice_row_groups(metadata, 100_000, 1 << 30) == [(0, 20, 0)]
+    assert slice_row_groups(metadata, 100_000, 1) == [(group, group + 1, group * 500) for group in range(20)]
+    # a row group is 5,000 of the 100,000 bytes: three reach 12,000, and the two that are left join the last slice
+    assert slice_row_groups(metadata, 100_000, 12_000) == [
+        (0, 3, 0),
+        (3, 6, 1500),
+        (6, 9, 3000),
+        (9, 12, 4500),
+        (12, 15, 6000),
+        (15, 20, 7500),
+    ]
+
+
+def test_a_shard_without_rows_is_one_slice_and_one_empty_unit(write_file, read):
+    path = write_file("a.parquet", pa.table({"text": pa.array([], pa.string())}))
+    source = SourceConfig(uri=str(path))
+    assert len(slice_parquet(list_shards(source).shards[0], source)) == 1
+    assert [(unit.first_row, unit.stop_row, unit.last, len(unit.documents)) for unit in read(path).units] == [(0, 0, True, 0)]

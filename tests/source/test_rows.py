@@ -1,0 +1,41 @@
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.source.rows import SeenIds, excerpt, hash_texts, join_texts, text_id
+
+
+@given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))
+def test_taken_ids_are_those_a_set_would_find(batches):
+    seen, known = SeenIds(), set()
+    for batch in batches:
+        expected = []
+        for position, value in enumerate(batch):
+            if value and value in known:
+                expected.append(position)
+            known.add(value)
+        assert seen.claim(pa.array(batch, pa.string())) == expected
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(["a", "b c", "", " ", None])] * 3), max_size=8))
+def test_joining_equals_joining_in_python(records):
+    expected = [None if all(part is None for part in record) else " ".join(part for part in record if part) for record in records]
+    assert join_texts([pa.array([record[index] for record in records], pa.string()) for index in range(3)]).to_pylist() == expected
+
+
+def test_the_hashes_of_a_slice_are_those_of_its_texts():
+    texts = pa.array(["a", None, "ä", ""])
+    assert hash_texts(texts.slice(2)).equals(hash_texts(pa.array(["ä", ""])))
+    assert len(hash_texts(pa.array([], pa.string()))) == 0
+
+
+def test_excerpts_are_short_and_valid_whatever_was_met():
+    assert excerpt(b"caf\xe9" * 1000) == "caf�" * 50
+    assert excerpt("\ud800" * 300) == "?" * 200
+
+
+@pytest.mark.parametrize("value", [True, float("nan"), [], {}, b"x", "\ud800"])
+def test_what_is_no_string_and_no_number_names_nothing(value):
+    with pytest.raises(ValueError, match=r"."):
+        text_id(value)

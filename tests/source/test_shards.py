@@ -1,0 +1,83 @@
+import pytest
+
+from embedder.config import SourceConfig
+from embedder.errors import ConfigError
+from embedder.source.shards import Encoding, list_shards, shard_format
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize(
+    ("name", "format_"), [("a.jsonl", "jsonl"), ("a.NDJSON", "jsonl"), ("a.json", "jsonl"), ("a.csv", "csv"), ("a.b.txt", "text")]
+)
+def test_format_and_compression_are_read_off_the_suffix(name, format_, suffix):
+    assert shard_format(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(format_, suffix[1:] or None)
+
+
+def test_parquet_is_not_compressed_as_a_whole():
+    assert shard_format("a.parquet") == Encoding("parquet")
+    assert shard_format("a.parquet.gz") is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "a.docx", "Makefile", ".gz", "a.gz"])
+def test_other_suffixes_say_nothing(name):
+    assert shard_format(name) is None
+
+
+def test_a_set_format_beats_the_suffix():
+    assert shard_format("README.md", "text") == Encoding("text")
+    assert shard_format("dump.gz", "jsonl") == Encoding("jsonl", "gz")
+    assert shard_format("part-0000", "parquet") == Encoding("parquet")
+
+
+def test_a_folder_is_listed_in_order_without_hidden_and_unknown_files(write_file, tmp_path):
+    for name in ("b.jsonl", "a/2.csv", "a/1.txt.gz", "README.md", "_SUCCESS", ".a.jsonl.crc", "_temporary/0/c.jsonl", "a/.cache/d.jsonl"):
+        write_file(name, "x")
+    listing = list_shards(SourceConfig(uri=str(tmp_path)))
+    assert [shard.uri for shard in listing.shards] == [f"{tmp_path}/a/1.txt.gz", f"{tmp_path}/a/2.csv", f"{tmp_path}/b.jsonl"]
+    assert listing.ignored == (f"{tmp_path}/README.md",)
+    assert listing.shards[2].size_bytes == 1
+    assert len({shard.version for shard in listing.shards}) == 3
+
+
+def test_a_folder_inside_a_hidden_one_is_not_hidden(write_file, tmp_path):
+    write_file("_data/.v1/a.jsonl", [])
+    assert len(list_shards(SourceConfig(uri=str(tmp_path / "_data" / ".v1"))).shards) == 1
+    assert len(list_shards(SourceConfig(uri=f"{tmp_path}/_data/.v1/*.jsonl")).shards) == 1
+
+
+def test_a_set_format_takes_every_file_of_the_folder_but_hidden_ones(write_file, tmp_path):
+    for name in ("a.md", "b", "c.jsonl.gz", "_d"):
+        write_file(name, "x")
+    listing = list_shards(SourceConfig(uri=str(tmp_path), format="text"))
+    assert [shard.uri.rpartition("/")[2] for shard in listing.shards] == ["a.md", "b", "c.jsonl.gz"]
+    assert not listing.ignored
+
+
+def test_a_single_file_and_a_glob_name_their_files(write_file, tmp_path):
+    path = write_file("_a.jsonl", [])
+    assert [shard.uri for shard in list_shards(SourceConfig(uri=str(path))).shards] == [str(path)]
+    write_file("b.jsonl", [])
+    write_file("c.csv", "text\n")
+    assert [shard.uri for shard in list_shards(SourceConfig(uri=f"{tmp_path}/*.jsonl")).shards] == [f"{tmp_path}/b.jsonl"]
+
+
+@pytest.mark.parametrize("uri", ["notes.docx", "*.docx"])
+def test_a_file_or_glob_of_unknown_format_is_refused(write_file, tmp_path, uri):
+    write_file("notes.docx", "x")
+    with pytest.raises(ConfigError, match=r"^source.uri='.*docx': unknown format '.docx'.*known are .parquet .jsonl .* set source.format$"):
+        list_shards(SourceConfig(uri=f"{tmp_path}/{uri}"))
+
+
+def test_nothing_there_is_refused(tmp_path, write_file):
+    with pytest.raises(ConfigError, match=r"source.uri='.*/nowhere': no file is there"):
+        list_shards(SourceConfig(uri=str(tmp_path / "nowhere")))
+    write_file("_SUCCESS", "")
+    with pytest.raises(ConfigError, match=r"\(1 whose names start with . or _ are passed over\)"):
+        list_shards(SourceConfig(uri=str(tmp_path)))
+
+
+def test_a_folder_of_ignored_files_alone_says_what_was_found(write_file, tmp_path):
+    for name in ("a.docx", "b.docx", "README"):
+        write_file(name, "x")
+    with pytest.raises(ConfigError, match=r"no file has a known suffix \(found: 2 × .docx, 1 × README\)"):
+        list_shards(SourceConfig(uri=str(tmp_path)))

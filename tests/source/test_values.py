@@ -1,0 +1,61 @@
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pyarrow as pa
+import pytest
+
+from embedder.source.values import build_column, cast_column
+
+TIMESTAMP = pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "kept"),
+    [
+        (pa.string(), ["a", 1, True, {"b": [1]}, None], ["a", "1", "true", '{"b": [1]}', None]),
+        (pa.int64(), [1, "2", 3.0], [1, 2, 3]),
+        (pa.float64(), [1, "2.5", 2**60 + 1], [1.0, 2.5, float(2**60)]),
+        (pa.bool_(), [True, "false", "TRUE", "0"], [True, False, True, False]),
+        (
+            TIMESTAMP,
+            ["2024-01-31T10:00:00+02:00", "2024-01-31 10:00"],
+            [datetime(2024, 1, 31, 8, tzinfo=UTC), datetime(2024, 1, 31, 10, tzinfo=UTC)],
+        ),
+        (pa.date32(), ["2024-01-31"], [date(2024, 1, 31)]),
+        (pa.decimal128(10, 2), [1, "2.5"], [Decimal("1.00"), Decimal("2.50")]),
+        (pa.binary(), ["ä"], ["ä".encode()]),
+        (pa.list_(pa.string()), [["a", 1, None], []], [["a", "1", None], []]),
+        (pa.map_(pa.string(), pa.int64()), [{"a": 1}], [[("a", 1)]]),
+        (pa.struct([("a", pa.int64()), ("b", pa.string())]), [{"a": 1}, None], [{"a": 1, "b": None}, None]),
+    ],
+)
+def test_python_values_become_their_column(type_, values, kept):
+    assert build_column(values, type_, pytest.fail).to_pylist() == kept
+
+
+def test_a_value_that_does_not_fit_is_null_and_told():
+    told = []
+    column = build_column([1, "x", 2**70, 4], pa.int64(), lambda position, value: told.append((position, value)))
+    assert column.to_pylist() == [1, None, None, 4]
+    assert told == [(1, "x"), (2, 2**70)]
+
+
+def test_an_arrow_column_is_cast_value_by_value_where_one_does_not_fit():
+    told = []
+    column = cast_column(pa.array([1, 300, None, -5]), pa.int8(), lambda position, value: told.append((position, value)))
+    assert column.to_pylist() == [1, None, None, -5]
+    assert told == [(1, 300)]
+
+
+def test_times_finer_than_a_microsecond_are_cut_and_nothing_else_is():
+    assert cast_column(pa.array([1_999], pa.timestamp("ns")), TIMESTAMP, pytest.fail).cast(pa.int64()).to_pylist() == [1]
+    told = []
+    cast_column(pa.array([1.5]), pa.int64(), lambda position, value: told.append(value))
+    assert told == [1.5]
+
+
+@pytest.mark.parametrize("view", [pa.list_view(pa.int8()), pa.large_list_view(pa.int8())])
+def test_list_views_become_lists(view):
+    column = cast_column(pa.array([[1, 2], None, [], [3]], view), pa.list_(pa.int8()), pytest.fail)
+    column.validate(full=True)
+    assert column.to_pylist() == [[1, 2], None, [], [3]]

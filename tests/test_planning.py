@@ -1,0 +1,135 @@
+"""Planning is a set difference: over any history of shards, only what changed is read, and a second run does nothing."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.planning import (
+    BUCKET_BYTES,
+    SMALL_SHARD_BYTES,
+    bucket_key,
+    choose_bucket_bits,
+    find_chain,
+    group_shards,
+    held_keys,
+    plan_work,
+    shard_key,
+    slice_task,
+)
+from embedder.work import PartName, Shard, Task
+
+LARGE = SMALL_SHARD_BYTES
+names = st.sampled_from([f"s3://docs/{number}.jsonl" for number in range(12)])
+listings = st.dictionaries(names, st.tuples(st.integers(0, 3), st.sampled_from([100, LARGE, 3 * LARGE])), max_size=12)
+
+
+def shards_of(listing: dict[str, tuple[int, int]]) -> list[Shard]:
+    return [Shard(uri, f"v{version}-{size}", size) for uri, (version, size) in sorted(listing.items())]
+
+
+def parts_of(task: Task, rows: int = 25, per_part: int = 10) -> list[PartName]:
+    bounds = [*range(0, rows, per_part), rows]
+    pairs = list(pairwise(bounds))
+    return [PartName(task.key, task.version, first, stop, stop == rows) for first, stop in pairs]
+
+
+def run(
+    listing: dict[str, tuple[int, int]], committed: list[PartName], stored: list[PartName], bits: int = 2
+) -> tuple[list[PartName], list[Task]]:
+    """Carry out a plan the way a run does: removed parts leave, read and adopted ones come."""
+    plan = plan_work(group_shards(shards_of(listing), "layout", bits), committed, stored)
+    assert set(plan.keep) | set(plan.remove) == set(committed)
+    written = [part for task in plan.read for part in parts_of(task)]
+    return [*plan.keep, *plan.adopt, *written], list(plan.read)
+
+
+@given(st.lists(listings, min_size=1, max_size=5))
+def test_after_any_history_the_table_is_that_of_a_fresh_run_and_the_next_run_does_nothing(
+    history: list[dict[str, tuple[int, int]]],
+) -> None:
+    committed: list[PartName] = []
+    everything: list[PartName] = []
+    for listing in history:
+        committed, _ = run(listing, committed, [name for name in everything if name not in committed])
+        everything = list({*everything, *committed})
+    fresh, _ = run(history[-1], [], [])
+    assert sorted(map(str, committed)) == sorted(map(str, fresh))
+    plan = plan_work(group_shards(shards_of(history[-1]), "layout", 2), committed, [])
+    assert plan.is_empty
+
+
+@given(listings, listings)
+def test_only_shards_that_changed_are_read(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
+    committed, _ = run(before, [], [])
+    _, read = run(after, committed, [])
+    changed = {uri for uri in {*before, *after} if before.get(uri) != after.get(uri)}
+    large_read = {shard.uri for task in read if len(task.shards) == 1 for shard in task.shards if shard.size_bytes >= LARGE}
+    assert large_read <= changed
+    buckets = {bucket_key(uri, 2) for uri in changed}
+    assert all(task.key in buckets or task.shards[0].uri in changed for task in read)
+
+
+@given(listings, st.data())
+def test_parts_of_an_unfinished_run_are_adopted_when_complete_and_skipped_when_not(
+    listing: dict[str, tuple[int, int]], data: st.DataObject
+) -> None:
+    tasks = group_shards(shards_of(listing), "layout", 2)
+    everything = [part for task in tasks for part in parts_of(task)]
+    stored = data.draw(st.lists(st.sampled_from(everything), unique=True)) if everything else []
+    plan = plan_work(tasks, [], stored)
+    for task in tasks:
+        mine = {part for part in stored if part.key == task.key}
+        if len(mine) == len(parts_of(task)):
+            assert mine <= set(plan.adopt)
+            assert task not in plan.read
+        else:
+            assert task in plan.read
+            assert plan.done[task.key] == frozenset(map(str, mine))
+
+
+def test_another_layout_reads_everything_and_removes_everything() -> None:
+    shards = [Shard("a", "1", LARGE), Shard("b", "1", 10)]
+    committed = [part for task in group_shards(shards, "one", 0) for part in parts_of(task)]
+    plan = plan_work(group_shards(shards, "two", 0), committed, [])
+    assert len(plan.read) == 2
+    assert not plan.keep
+    assert set(plan.remove) == set(committed)
+
+
+def test_a_chain_with_a_missing_link_or_without_an_end_is_no_chain() -> None:
+    task = Task("0" * 16, "0" * 32, (Shard("a", "1", 1),))
+    chain = parts_of(task)
+    assert find_chain(reversed(chain)) == chain
+    assert find_chain(chain[:-1]) == []
+    assert find_chain(chain[1:]) == []
+    assert find_chain([chain[0], chain[2]]) == []
+    empty = PartName(task.key, task.version, 0, 0, True)
+    assert find_chain([empty]) == [empty]
+
+
+def test_small_shards_share_buckets_of_fitting_size() -> None:
+    shards = [Shard(f"s3://docs/{number}.txt", "1", 20_000) for number in range(5_000)]
+    bits = choose_bucket_bits(shards)
+    tasks = group_shards(shards, "layout", bits)
+    assert len(tasks) <= 2**bits
+    assert sum(len(task.shards) for task in tasks) == 5_000
+    assert max(task.size_bytes for task in tasks) < 2 * BUCKET_BYTES
+
+
+def test_a_listing_of_large_shards_needs_no_buckets() -> None:
+    assert choose_bucket_bits([Shard("a", "1", LARGE)]) == 0
+
+
+def test_slices_share_their_shards_name_and_only_the_last_one_ends_it() -> None:
+    task = Task("0" * 16, "0" * 32, (Shard("a.parquet", "1", 1),))
+    slices = slice_task(task, [(0, 4, 0), (4, 8, 4000), (8, 9, 8000)])
+    assert {(each.key, each.version) for each in slices} == {(task.key, task.version)}
+    assert [each.ends for each in slices] == [False, False, True]
+    assert [each.first_row for each in slices] == [0, 4000, 8000]
+
+
+def test_a_failed_shard_holds_the_parts_it_has_and_those_it_may_have_come_from() -> None:
+    shard = Shard("a", "2", LARGE)
+    held = held_keys(group_shards([shard], "layout", 3), 3)
+    assert held == {shard_key("a"), bucket_key("a", 3)}

@@ -1,0 +1,125 @@
+"""One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
+
+from pathlib import Path
+
+import pytest
+
+from embedder.config import EmbedConfig
+from embedder.errors import ConfigError
+from embedder.settings import dump_config, load_config
+from embedder.summary import mask_secrets
+
+ACTIONS = ("dry-run", "print-config", "json")
+NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]
+
+
+def load(*args: str) -> EmbedConfig:
+    return load_config(EmbedConfig, args, ACTIONS).config
+
+
+def problems_of(*args: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(*args)
+    return str(caught.value).split("\n")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "wiki.yaml"
+
+
+def test_flags_beat_the_file_and_the_file_beats_defaults(file: Path) -> None:
+    file.write_text("source: {uri: in}\nembedding: {model: m, depth: 6, dim: 64}\noutput: {uri: out}\n")
+    config = load(str(file), "--embedding.depth", "4", "--output.store-text", "false")
+    assert (config.embedding.depth, config.embedding.dim, config.embedding.normalize) == (4, 64, True)
+    assert config.output.store_text is False
+
+
+def test_every_problem_is_reported_at_once_with_its_place(file: Path) -> None:
+    file.write_text(
+        "source:\n  uri: in\nembedding:\n  model: m\n  depht: 6\n  depth: six\noutput: {uri: out}\nchunking: {max_tokens: 8, overlap_tokens: 8}\n"
+    )
+    assert problems_of(str(file), "--embedding.dim", "0", "--dryrun") == [
+        "--dryrun: unknown action; did you mean '--dry-run'?",
+        f"{file}:8: chunking: overlap_tokens=8: must be smaller than max_tokens=8",
+        f"{file}:6: embedding.depth='six': input should be a valid integer, unable to parse string as an integer",
+        "--embedding.dim: embedding.dim='0': input should be greater than or equal to 1",
+        f"{file}:5: unknown key 'embedding.depht'; did you mean 'depth'?",
+    ]
+
+
+def test_what_is_missing_is_named_with_the_flag_that_sets_it() -> None:
+    assert "command line: 'embedding.model' is missing; set it in the file or with --embedding.model" in problems_of()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--embedding.depth", "0"], "embedding.depth='0': input should be greater than or equal to 1"),
+        (["--source.format", "docx"], "source.format='docx': input should be 'auto', 'parquet', 'jsonl', 'csv' or 'text'"),
+        (["--compute.actors", "3", "1"], "the fewest come first, e.g. [1, 3]"),
+        (["--compute.device", "cpu", "--compute.num_gpus", "1"], "has no effect on device cpu"),
+        (["--source.metadata_columns", "title", "text"], "text is a column of the table itself"),
+        (["--source.metadata_types.year", "int64"], "metadata_types names year"),
+        (["--output.uri", "in/table"], "would become its own source"),
+        (["--embedding.polling", "cls"], "did you mean 'pooling'?"),
+        (["--embedding.pooling", "max"], "input should be 'mean', 'cls' or 'last'"),
+    ],
+)
+def test_an_impossible_setting_is_refused_by_name(flags: list[str], message: str) -> None:
+    assert message in "\n".join(problems_of(*NEEDED, *flags))
+
+
+def test_flags_take_lists_mappings_nulls_and_values_with_dashes() -> None:
+    config = load(
+        *NEEDED, "--source.text_columns", "title", "body", "--source.metadata_columns", "meta.url", "--embedding.depth", "null",
+        "--embedding.prompt=--query: ", "--compute.actors", "2", "--source.storage_options", "{anon: true}",
+    )  # fmt: skip
+    assert config.source.text_columns == ("title", "body")
+    assert config.source.metadata_columns == {"meta_url": "meta.url"}
+    assert config.embedding.depth is None
+    assert config.embedding.prompt == "--query: "
+    assert config.compute.actors == (2, 2)
+    assert config.source.storage_options == {"anon": True}
+
+
+def test_a_key_given_twice_is_refused(file: Path) -> None:
+    file.write_text("source: {uri: in}\nembedding:\n  model: m\n  dim: 1\n  dim: 2\noutput: {uri: out}\n")
+    assert problems_of(str(file)) == [f"{file}:5: key 'embedding.dim' stands there twice (first: {file}:4)"]
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "not YAML"), ("- a", "holds a list"), (None, "cannot be read")])
+def test_a_file_that_is_no_config_is_refused(file: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        file.write_text(text)
+    assert message in problems_of(str(file))[0]
+
+
+def test_a_printed_config_loads_to_the_same_run(file: Path) -> None:
+    config = load(*NEEDED, "--source.metadata_columns", "meta.url", "--compute.actors", "1", "4")
+    file.write_text(dump_config(config))
+    assert load(str(file)) == config
+
+
+def test_help_shows_every_setting_with_the_files_own_values(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("source: {uri: in}\nembedding: {model: m, depth: 17}\noutput: {uri: out}\n")
+    with pytest.raises(SystemExit) as caught:
+        load(str(file), "--help")
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "--embedding.depth" in printed
+    assert "(default: 17)" in printed
+    assert "--dry-run" in printed
+
+
+def test_credentials_in_storage_options_never_reach_the_record() -> None:
+    config = load(
+        *NEEDED, "--output.storage_options", "{key: AKIA, secret: abc, client_kwargs: {aws_session_token: t}, endpoint_url: http://x}"
+    )
+    masked = mask_secrets(config.model_dump(mode="json"))["output"]["storage_options"]
+    assert masked == {"key": "***", "secret": "***", "client_kwargs": {"aws_session_token": "***"}, "endpoint_url": "http://x"}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert load(str(path)).output.uri

