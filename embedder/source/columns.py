@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,8 @@ from embedder.source.streams import damage_explained
 from embedder.storage import Store
 from embedder.work import Shard
 
+T = TypeVar("T")
+
 NUM_SAMPLED_SHARDS = 4
 SAMPLE = (1000, 4 << 20)
 """Records and bytes looked at in each sampled JSONL shard, whichever is reached first."""
@@ -26,6 +28,8 @@ MOST_FIELDS = 64
 """Objects with more different keys than this are taken for dictionaries, and kept as JSON text."""
 MOST_NESTED = 8
 _SHOWN = 30
+MOST_TRIED = 16
+"""Shards of a format that are tried before the source is taken to be unreadable."""
 _MISSING = object()
 
 
@@ -43,7 +47,8 @@ class _Seen:
 
 def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Schema | None = None) -> pa.Schema:
     """Look at shards of each format. A type comes from `source.metadata_types`, else from `known` (an existing table), else from
-    the shards. A ConfigError holds all problems, a line each; a shard that cannot be opened is a SourceError."""
+    the shards. A ConfigError holds all problems, a line each. A shard that cannot be opened is passed over, for the run to report;
+    SourceError if none of those tried can be."""
     seen, problems = _look(source, shards)
     problems += [problem for each in seen for problem in _check_columns(source, each)]
     fields = []
@@ -89,17 +94,32 @@ def _open(shard: Shard, source: SourceConfig) -> Iterator[IO[bytes]]:
         raise SourceError(str(error)) from error
 
 
+def _read_some(
+    found: list[tuple[Shard, Encoding]], source: SourceConfig, read: Callable[[IO[bytes], Encoding], T], most: int
+) -> list[tuple[Shard, T]]:
+    """Read the first shards that can be, at least one and at most so many."""
+    results: list[tuple[Shard, T]] = []
+    failure: SourceError | None = None
+    for shard, encoding in found[:MOST_TRIED]:
+        try:
+            with _open(shard, source) as file:
+                results.append((shard, read(file, encoding)))
+        except SourceError as error:
+            failure = failure or error
+        if len(results) == most:
+            break
+    if failure and not results:
+        raise failure
+    return results
+
+
 def _look_at_parquet(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
-    shard, _ = found[0]
-    with _open(shard, source) as file:
-        schema, _ = read_footer(file)
+    [(shard, schema)] = _read_some(found, source, lambda file, _: read_footer(file)[0], 1)
     return [_Seen(shard.uri, schema.names, lambda key: (find_field(schema, key) or (None, None))[1])]
 
 
 def _look_at_csv(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
-    shard, encoding = found[0]
-    with _open(shard, source) as file:
-        header = read_header(file, encoding.compression)
+    [(shard, header)] = _read_some(found, source, lambda file, encoding: read_header(file, encoding.compression), 1)
     return [_Seen(shard.uri, header, lambda key: pa.string() if key in header else None, is_typed=False)]
 
 
@@ -107,14 +127,11 @@ def _look_at_jsonl(found: list[tuple[Shard, Encoding]], source: SourceConfig) ->
     """Sample shards spread over the list; ones that are empty say nothing."""
     num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
     spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})
-    records: list[dict[str, Any]] = []
-    num_lines = 0
-    for shard, encoding in (found[index] for index in spread):
-        with _open(shard, source) as file:
-            objects, num_sampled_lines = sample_jsonl(file, encoding.compression, SAMPLE)
-        records += objects
-        num_lines += num_sampled_lines
-    uri = found[0][0].uri
+    ordered = [found[index] for index in spread] + [each for index, each in enumerate(found) if index not in spread]
+    samples = _read_some(ordered, source, lambda file, encoding: sample_jsonl(file, encoding.compression, SAMPLE), num_sampled)
+    records = [record for _, (objects, _) in samples for record in objects]
+    num_lines = sum(num_sampled_lines for _, (_, num_sampled_lines) in samples)
+    uri = samples[0][0].uri
     if not records and num_lines:
         raise ConfigError(f"source.uri={source.uri!r}: {uri} has no JSON object among its first lines; JSON is read as one object a line")
     keys = list(dict.fromkeys(key for record in records for key in record))

@@ -37,9 +37,12 @@ class _Lines:
 
 
 def read_header(file: IO[bytes], compression: str | None) -> list[str]:
-    """Read the names of the columns; [] from an empty file."""
-    parser = csv.reader(iter(_Lines(read_lines(read_blocks(file, compression)))))
-    return next((names for names in parser if names), [])
+    """Read the names of the columns; [] from an empty file, or one whose first line is no header."""
+    parser = csv.reader(iter(_Lines(read_lines(read_blocks(file, compression)))), strict=True)
+    try:
+        return next((names for names in parser if names), [])
+    except csv.Error:
+        return []
 
 
 def read_csv(file: IO[bytes], reading: Reading) -> Iterator[Rows]:

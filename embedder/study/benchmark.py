@@ -5,20 +5,23 @@ median over rounds of each one's ratio to the reference of the same round.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config import ChunkingConfig, EmbedConfig, EmbeddingConfig
+from embedder.demo import read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.run import prepare_run, run_embed
 from embedder.schema import DOCUMENTS
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -33,10 +36,6 @@ class Timing:
     name: str
     tokens_per_second: float
     ratio: float
-
-    def record(self) -> dict[str, Any]:
-        """Give the figures as JSON values."""
-        return asdict(self)
 
 
 def compare(contenders: dict[str, Run], num_tokens: int, rounds: int) -> list[Timing]:
@@ -150,3 +149,58 @@ def pick_texts(texts: Sequence[str], count: int, seed: int = 0) -> list[str]:
     """Draw texts at random, without order, so that lengths are mixed as they are in a corpus."""
     chosen = np.random.default_rng(seed).permutation(len(texts))[:count]
     return [texts[number] for number in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class JobTiming:
+    """The whole job beside the encoder alone on the same documents."""
+
+    documents: int
+    tokens: int
+    encoder_tokens_per_second: float
+    job_tokens_per_second: float
+    """Between the first unit that landed and the last."""
+    ratio: float
+    seconds: float
+    """Of the whole run, with the start of Ray and of the model."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lay out the figures for a person."""
+        return [
+            ("whole job, steady", f"{self.job_tokens_per_second:9,.0f} tokens/s  {self.ratio:5.2f} x the encoder alone"),
+            ("encoder alone", f"{self.encoder_tokens_per_second:9,.0f} tokens/s, {self.tokens:,} tokens tokenized before"),
+            ("whole job, start included", f"{self.seconds:9.1f} s for {self.documents:,} documents"),
+        ]
+
+
+def benchmark_job(model: str, token_budget: int) -> JobTiming:
+    """Embed the demo corpus with the whole job, the encoder alone before and after it; the ratio is to their mean."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder, "corpus"))
+        config = EmbedConfig.model_validate(
+            {
+                "source": {"uri": f"{folder}/corpus", "id_column": "id", "text_columns": ["title", "text"], "rows_per_unit": 500},
+                "embedding": {"model": model},
+                "compute": {"token_budget": token_budget, "device": "cpu"},
+                "output": {"uri": f"{folder}/table"},
+            }
+        )
+        before = _encoder_rate(model, token_budget)
+        summary = run_embed(prepare_run(config))
+        alone = statistics.mean([before, _encoder_rate(model, token_budget)])
+    steady = summary.steady_tokens_per_second or 0.0
+    return JobTiming(summary.stats.documents, summary.stats.tokens, alone, steady, steady / alone, summary.seconds)
+
+
+def _encoder_rate(model: str, token_budget: int) -> float:
+    """Tokens a second of the encoder in units of 500 chunks, as the job hands them to it, tokenized beforehand."""
+    resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
+    encoder = Encoder.load(resolved.spec, "cpu", "auto")
+    texts = [f"{each.title} {each.text}" for each in read_documents()[0]][:3000]
+    token_ids = tokenize_texts(texts, resolved)["token_ids"].combine_chunks()
+    units = [token_ids.slice(first, 500) for first in range(0, len(token_ids), 500)]
+    encoder.encode(units[0], token_budget)
+    started = time.perf_counter()
+    for unit in units:
+        encoder.encode(unit, token_budget)
+    return len(token_ids.values) / (time.perf_counter() - started)

@@ -87,7 +87,7 @@ class Chunker:
 
     def _head(self, text: str, size: int) -> str:
         """Give all of a text, or without chunking its start, up to a seam."""
-        return text if self.spec.chunking else text[: find_cut(text, self.seams, 0, size)[0]]
+        return text if self.spec.chunking else text[: find_cut(text, self.seams, 0, size)]
 
     def _add_document(self, chunks: _Chunks, document: int, text: str, head: str, encoded: Encoding | Tokens) -> None:
         is_whole = len(head) == len(self.spec.prompt) + len(text)

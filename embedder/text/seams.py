@@ -10,9 +10,10 @@ plain characters (a letter or digit, before it also the end of a sentence), wher
    of the BPE vocabulary goes on past a space, so that no merge can cross it;
 3. no added token matches across it.
 
-To which side the whitespace goes is a matter of the tokenizer: byte-level BPE joins a space to the next word, Metaspace
-adds one in front of a text unless it is there. It is found, for spaces and newlines apart, by tokenising probes whole
-and in two. A tokenizer for which nothing holds has no seams, and its texts are tokenised whole: slower, never wrong.
+To which side the whitespace goes is a matter of the tokenizer (byte-level BPE joins a space to the next word, and some
+join a newline to the punctuation before it). It is found, for spaces and newlines apart, by tokenising probes whole and in
+two. A tokenizer for which nothing holds (one that puts a space before every text, even before one) has no seams, and its
+texts are tokenised whole: slower and with memory in proportion to the longest, but never wrong.
 """
 
 import re
@@ -24,9 +25,6 @@ from unicodedata import is_normalized
 
 from tokenizers import Encoding, Tokenizer
 
-_SIDES = ((0, 0), (0, 1), (1, 1))
-"""Where the left piece ends and the right one starts, counted from the separator: it goes right, nowhere, or left."""
-
 _SENTENCE_ENDS = ".!?。！？"
 _WORDS = ("Alpha", "beta9", "x", "7", "été", "слово", "文字", "한국어", "שלום")
 _CROSSING = re.compile(rf"[^\W_▁][▁ ]|[{_SENTENCE_ENDS}][▁ ]")
@@ -34,11 +32,10 @@ _CROSSING = re.compile(rf"[^\W_▁][▁ ]|[{_SENTENCE_ENDS}][▁ ]")
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """One kind of seam: the separator, and where the pieces end and start, counted from it."""
+    """One kind of seam: the separator, and where to cut, counted from it: 0 before it, 1 after it."""
 
     separator: str
-    left_stop: int
-    right_start: int
+    cut: int
 
 
 @lru_cache(maxsize=4)
@@ -50,24 +47,23 @@ def find_seams(tokenizer: Tokenizer) -> tuple[Seam, ...]:
 def _find_seam(tokenizer: Tokenizer, separator: str) -> Seam | None:
     if _added_token_crosses(tokenizer, separator) or not _pre_tokens_end(tokenizer, separator):
         return None
-    seams = (Seam(separator, left_stop, right_start) for left_stop, right_start in _SIDES)
+    seams = (Seam(separator, cut) for cut in (0, 1))
     return next((seam for seam in seams if _holds(tokenizer, seam)), None)
 
 
 def _holds(tokenizer: Tokenizer, seam: Seam) -> bool:
-    """Tell whether probes tokenised in two give the tokens, and but for spaces the spans, of the whole."""
+    """Tell whether probes tokenised in two give the tokens and spans of the whole."""
     for first, end, second in product(_WORDS, ("", *_SENTENCE_ENDS), _WORDS):
         text = f"{first}{end}{seam.separator}{second}{seam.separator}{first}"
-        stop, start = len(first + end) + seam.left_stop, len(first + end) + seam.right_start
-        whole, left, right = tokenizer.encode_batch([text, text[:stop], text[start:]], add_special_tokens=False)
-        if _tokens(whole, text, 0) != _tokens(left, text, 0) + _tokens(right, text, start):
+        cut = len(first + end) + seam.cut
+        whole, left, right = tokenizer.encode_batch([text, text[:cut], text[cut:]], add_special_tokens=False)
+        if _tokens(whole, 0) != _tokens(left, 0) + _tokens(right, cut):
             return False
     return True
 
 
-def _tokens(encoding: Encoding, text: str, shift: int) -> list[tuple[int, str]]:
-    spans = [text[start + shift : end + shift].strip() for start, end in encoding.offsets]
-    return list(zip(encoding.ids, spans, strict=True))
+def _tokens(encoding: Encoding, shift: int) -> list[tuple[int, int, int]]:
+    return [(token_id, start + shift, end + shift) for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)]
 
 
 def _added_token_crosses(tokenizer: Tokenizer, separator: str) -> bool:
@@ -97,33 +93,26 @@ def _is_plain(character: str) -> bool:
     return (character.isalpha() or character.isdecimal()) and is_normalized("NFKC", character)
 
 
-def find_cut(text: str, seams: tuple[Seam, ...], start: int, size: int) -> tuple[int, int]:
-    """Cut `text[start:]` after at most `size` characters, or at the next seam, or not at all.
-
-    Returns where the piece ends and where the next one starts; both are the end of the text if this is the last piece.
-    """
-    if len(text) - start > size:
-        before = max((_last_seam(text, seam, start, start + size) for seam in seams), default=(-1, -1))
-        if before[0] > start:
-            return before
-        after = [found for seam in seams if (found := _first_seam(text, seam, start + size)) is not None]
-        if after:
-            return min(after)
-    return len(text), len(text)
+def find_cut(text: str, seams: tuple[Seam, ...], start: int, size: int) -> int:
+    """Find where to cut `text[start:]`: after at most `size` characters, or at the next seam, or at the end of the text."""
+    if len(text) - start <= size:
+        return len(text)
+    before = max((_last_seam(text, seam, start, start + size) for seam in seams), default=start)
+    return before if before > start else min((_next_seam(text, seam, start + size) for seam in seams), default=len(text))
 
 
-def _last_seam(text: str, seam: Seam, start: int, stop: int) -> tuple[int, int]:
+def _last_seam(text: str, seam: Seam, start: int, stop: int) -> int:
     at = text.rfind(seam.separator, start + 1, stop)
     while at > 0 and not _is_seam(text, at):
         at = text.rfind(seam.separator, start + 1, at)
-    return (at + seam.left_stop, at + seam.right_start) if at > 0 else (-1, -1)
+    return at + seam.cut if at > 0 else start
 
 
-def _first_seam(text: str, seam: Seam, start: int) -> tuple[int, int] | None:
+def _next_seam(text: str, seam: Seam, start: int) -> int:
     at = text.find(seam.separator, start)
     while at >= 0 and not _is_seam(text, at):
         at = text.find(seam.separator, at + 1)
-    return (at + seam.left_stop, at + seam.right_start) if at >= 0 else None
+    return at + seam.cut if at >= 0 else len(text)
 
 
 def _is_seam(text: str, at: int) -> bool:
@@ -133,10 +122,8 @@ def _is_seam(text: str, at: int) -> bool:
 
 def split_text(text: str, seams: tuple[Seam, ...], size: int) -> Iterator[tuple[int, int]]:
     """Yield the pieces of a text as (start, stop), each of about `size` characters where seams allow; at least one."""
-    start = stop = 0
-    while start < len(text) or stop == 0:
-        piece_start = start
-        stop, start = find_cut(text, seams, piece_start, size)
-        yield piece_start, stop
-        if stop == len(text):
-            return
+    start, stop = 0, find_cut(text, seams, 0, size)
+    while stop < len(text):
+        yield start, stop
+        start, stop = stop, find_cut(text, seams, stop, size)
+    yield start, stop

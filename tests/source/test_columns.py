@@ -151,3 +151,10 @@ def test_deeply_nested_json_is_kept_as_text():
     for _ in range(8):
         type_ = type_.value_type
     assert type_ == pa.string()
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_a_broken_shard_is_passed_over_for_the_run_to_report(write_shard, tmp_path, inspect, name):
+    (tmp_path / name).write_bytes(b"\x1f\x8bnot really")
+    write_shard([{"text": "some words", "year": "1999"}], name.replace("a.", "b."))
+    assert inspect(metadata_columns=["year"]).names == ["year"]

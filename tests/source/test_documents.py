@@ -120,8 +120,9 @@ def mutate(data: bytes, seed: int) -> bytes:
     mutated = bytearray(data)
     for _ in range(chance.randint(1, 6)):
         at, length = chance.randrange(len(mutated) + 1), chance.randint(1, 8)
+        met = mutated[at : at + length]
         change = chance.choice(
-            [b"", chance.randbytes(length), mutated[at : at + length] * 2, chance.choice([b'"', b"\n", b",", b"{", b"\\u", b"\xff", b"\0"])]
+            [chance.randbytes(len(met)), b"", chance.randbytes(length), met * 2, *(b'"', b"\n", b",", b"{", b"\\u", b"\xff", b"\0")]
         )
         mutated[at : at + length] = change
     return bytes(mutated)

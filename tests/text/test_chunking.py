@@ -14,24 +14,12 @@ from embedder.schema import CHUNKS
 from embedder.spec import EmbeddingSpec
 from embedder.text import chunking, pieces
 from embedder.text.chunking import chunk_documents
-from embedder.text.seams import find_cut, find_seams, split_text
-from embedder.text.tokenizing import find_frame, read_tokens
-from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer
+from embedder.text.tokenizing import find_frame
+from tests.text.texts import FRAGMENTS, texts
+from tests.text.tokenizers_for_tests import STYLES, build_tokenizer
 
 PROMPTS = ("", "search_document: ", "Represent this:", " \n")
 
-FRAGMENTS = (
-    *SENTENCES,
-    *("word", "Don't", "naïve", "e\u0301lan", "слово", "שלום עולם", "مرحبا", "日本語のテキスト", "。", "！\n"),
-    *("한국어", "กำลังทำ", "7", "1,024.5"),
-    *("😀", "👩‍👩‍👧‍👦", "🇨🇭", "ﬁ", "½", "ﰀ", "\u200b", "\u0000", "\ufeff", "<mask>", "[SEP]", "</s>", "▁", "Ġ", "_", "x" * 40, "ab" * 60),
-    *(" ", " ", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "    \n   "),
-)
-texts = st.one_of(
-    st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join),
-    st.lists(st.sampled_from(FRAGMENTS), max_size=40).map(" ".join),
-    st.text(max_size=80),
-)
 styles = st.sampled_from(STYLES)
 
 
@@ -128,32 +116,6 @@ def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: b
             patch.setattr(pieces, "BATCH_CHARS", 3 * size)
             patch.setattr(chunking, "HEAD_CHARS_PER_TOKEN", 1)
             assert chunk(style, *some_texts, **changes) == whole
-
-
-@settings(max_examples=150, deadline=None)
-@given(style=styles, text=texts, size=st.integers(1, 50))
-def test_a_text_cut_at_seams_has_the_tokens_of_the_whole(style: str, text: str, size: int) -> None:
-    tokenizer = build_tokenizer(style)
-    spans = list(split_text(text, find_seams(tokenizer), size))
-    whole = tokenizer.encode(text, add_special_tokens=False)
-    parts = [(tokenizer.encode(text[start:stop], add_special_tokens=False), start) for start, stop in spans]
-    assert [id_ for part, _ in parts for id_ in part.ids] == whole.ids
-    assert [(a + start, b + start) for part, start in parts for a, b in part.offsets] == whole.offsets
-    words = [word for part, start in parts for word in read_tokens(part, text[start:]).word_starts.tolist()]
-    assert words == read_tokens(whole, text).word_starts.tolist()
-
-
-@pytest.mark.parametrize("style", ["wordpiece", "roberta", "qwen", "xlm_r", "gemma"])
-def test_prose_is_cut_into_pieces_of_the_size_asked_for(style: str) -> None:
-    text = " ".join(SENTENCES * 50)
-    spans = list(split_text(text, find_seams(build_tokenizer(style)), 500))
-    assert max(stop - start for start, stop in spans) <= 500
-    assert len(spans) < 2.2 * len(text) / 500
-
-
-def test_a_text_without_a_seam_is_not_cut() -> None:
-    assert find_cut("x" * 1000, find_seams(build_tokenizer("wordpiece")), 0, 10) == (1000, 1000)
-    assert find_cut("one two", (), 0, 1) == (7, 7)
 
 
 @settings(max_examples=40, deadline=None)
