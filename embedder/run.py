@@ -231,7 +231,6 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
     """Collect the figures of a run."""
     plan, rows = prepared.plan, dict(prepared.table.rows) if prepared.table else {}
     kept = [] if prepared.replaces and add else [name for name in rows if name not in set(remove)]
-    untouched = [name for name in (*plan.keep, *plan.adopt)]
     return Summary(
         run_id="",
         uri=prepared.config.output.uri,
@@ -247,7 +246,7 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         parts_adopted=num_adopted,
         parts_kept=len(kept),
         parts_removed=len(rows) - len(kept),
-        documents_reused=sum(name.stop_row - name.first_row for name in untouched),
+        documents_reused=sum(name.stop_row - name.first_row for name in (*plan.keep, *plan.adopt)),
         rows=sum(rows[name] for name in kept) + sum(part.rows for part in add),
         bytes_added=sum(part.size_bytes for part in add),
         failures=outcome.failures,

@@ -43,7 +43,8 @@ def embed_query(query: str, spec: EmbeddingSpec) -> npt.NDArray[np.float32]:
     folder, _ = locate_model(spec.model, spec.revision)
     chunks = chunk_documents(document, load_tokenizer(read_recipe(folder)), asked)
     encoder = Encoder.load(spec, "cpu", "float32")
-    return encoder.encode(chunks["token_ids"].combine_chunks(), spec.max_tokens).vectors_ND[0]
+    vector_D: npt.NDArray[np.float32] = encoder.encode(chunks["token_ids"].combine_chunks(), spec.max_tokens).vectors_ND[0]
+    return vector_D
 
 
 def nearest_rows(uri: str, query_D: npt.NDArray[np.float32], top: int, options: Options | None = None) -> list[Hit]:

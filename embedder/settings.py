@@ -113,7 +113,7 @@ def _read_file(file: str) -> tuple[dict[str, Any], Place, list[str]]:
     try:
         text = Path(file).read_text(encoding="utf-8")
         node = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        values = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML file") from error
     except yaml.YAMLError as error:
@@ -163,7 +163,7 @@ def _parse_flag(texts: list[str]) -> Any:
         return None
     if text[:1] in ("[", "{"):
         try:
-            return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+            return yaml.load(text, _Loader)
         except yaml.YAMLError:
             return text
     return text

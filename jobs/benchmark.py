@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 
 import tyro
 
-from embedder.demo import read_documents
 from embedder.progress import align
 from embedder.settings import run_job
-from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, pick_texts
+from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, shuffle_documents
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,10 @@ class Benchmark:
 def main(args: Sequence[str]) -> int:
     """Measure and print."""
     chosen = tyro.cli(Benchmark, args=args, prog="python -m jobs.benchmark", use_underscores=True)
-    texts = pick_texts([f"{each.title} {each.text}" for each in read_documents()[0]], chosen.texts)
+    documents = shuffle_documents()
+    texts = [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
     num_tokens, encoder = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds)
-    depths = benchmark_depths(chosen.model, texts, chosen.token_budget, chosen.rounds)
+    depths = benchmark_depths(chosen.model, documents, chosen.token_budget, chosen.rounds)
     job = benchmark_job(chosen.model, chosen.token_budget)
     if chosen.json:
         rows = {"encoder": [asdict(each) for each in encoder], "depths": [asdict(each) for each in depths], "job": asdict(job)}
@@ -43,9 +43,8 @@ def main(args: Sequence[str]) -> int:
         return 0
     print(f"{len(texts):,} texts, {num_tokens:,} tokens, median of {chosen.rounds} rounds\n")
     print(align((each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x") for each in encoder), "\n")
-    line = "{:9,.0f} tokens/s  {:5.2f} x the full model, {:5.2f} x in the layers (ideal {:.2f})"
-    rates = ((each.depth, each.tokens_per_second, each.speedup, each.layer_speedup, each.ideal) for each in depths)
-    print(align((f"depth {depth}", line.format(*figures)) for depth, *figures in rates), "\n")
+    print("names that find their own documentation (MRR@10) by dim, and speed beside the full model")
+    print(align([("depth", depths[0].heading()), *((str(each.depth), each.line()) for each in depths)]), "\n")
     print(align(job.rows()))
     return 0
 

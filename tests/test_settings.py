@@ -37,7 +37,8 @@ def test_flags_beat_the_file_and_the_file_beats_defaults(file: Path) -> None:
 
 def test_every_problem_is_reported_at_once_with_its_place(file: Path) -> None:
     file.write_text(
-        "source:\n  uri: in\nembedding:\n  model: m\n  depht: 6\n  depth: six\noutput: {uri: out}\nchunking: {max_tokens: 8, overlap_tokens: 8}\n"
+        "source:\n  uri: in\nembedding:\n  model: m\n  depht: 6\n  depth: six\n"
+        "output: {uri: out}\nchunking: {max_tokens: 8, overlap_tokens: 8}\n"
     )
     assert problems_of(str(file), "--embedding.dim", "0", "--dryrun") == [
         "--dryrun: unknown action; did you mean '--dry-run'?",

@@ -96,7 +96,7 @@ def read_table(uri: str, options: Options) -> TableState | None:
 def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
     """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it."""
     location = Store(uri, options).uri
-    adds: list[AddAction | RemoveAction] = [_add_action(part.name, part.size_bytes, part.rows) for part in change.add]
+    adds = [_add_action(part.name, part.size_bytes, part.rows) for part in change.add]
     number = (before.run_number if before else 0) + 1
     properties = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)}, app_transactions=[Transaction(_APP_ID, number)])
     schema = Schema.from_arrow(change.schema)
@@ -110,7 +110,7 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
             return 0
         delta = open_delta(uri, options, before.version)
         if change.replaces:
-            delta.create_write_transaction(adds, "overwrite", schema, commit_properties=properties)
+            delta.create_write_transaction([*adds], "overwrite", schema, commit_properties=properties)
         else:
             removes = _remove_actions(change.remove, before.sizes)
             delta.create_write_transaction([*adds, *removes], "append", schema, commit_properties=properties)

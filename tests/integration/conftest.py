@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,12 @@ def sentences(number: int, words: int) -> str:
 def documents(first: int, count: int) -> list[dict[str, Any]]:
     """Documents of mixed length, a few of them several chunks long at 64 tokens."""
     return [
-        {"id": f"d{number}", "text": sentences(number, 5 + 37 * (number % 5)), "topic": WORDS[number % 3], "meta": {"url": f"http://x/{number}"}}
+        {
+            "id": f"d{number}",
+            "text": sentences(number, 5 + 37 * (number % 5)),
+            "topic": WORDS[number % 3],
+            "meta": {"url": f"http://x/{number}"},
+        }
         for number in range(first, first + count)
     ]
 
@@ -124,4 +128,4 @@ def local_site(tmp_path: Path, make_site: Callable[[str], Site], ray_session: No
 @pytest.fixture
 def repository() -> str:
     """The folder that jobs are run in."""
-    return os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    return str(Path(__file__).parents[2])

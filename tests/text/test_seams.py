@@ -44,5 +44,6 @@ def test_whitespace_goes_to_the_side_where_the_tokenizer_joins_it() -> None:
 
 def test_an_added_token_that_could_cross_a_seam_forbids_it() -> None:
     tokenizer = Tokenizer.from_str(minilm_json())
+    tokenizer.no_padding()
     tokenizer.add_tokens([AddedToken("New York", normalized=False)])
     assert find_seams(tokenizer) == (Seam("\n", 0),)
