@@ -1,18 +1,17 @@
 """The Ray Data graph: tasks are read into units, units are encoded on actors, parts are written. The only ray import.
 
-One row is one unit, its tables held as Arrow IPC bytes: Ray can neither split nor merge it, an empty unit survives, and
-the encoder's stage needs no batch size. A task's reader is a generator, so a unit is encoded while the next is read.
+One row is one unit: Ray can neither split nor merge it, an empty unit survives, and the encoder's stage needs no batch
+size. A task's reader is a generator, so a unit is encoded while the next one is read.
 """
 
 import json
 import logging
 import os
-import pickle
+import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,34 +19,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayError
 
-from embedder.config import ComputeConfig, OutputConfig, SourceConfig
+from embedder.config import ComputeConfig
 from embedder.errors import EmbedderError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.runtime import set_threads
-from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from embedder.schema import CHUNKS
-from embedder.source.documents import SourceUnit, read_units
 from embedder.spec import EmbeddingSpec
-from embedder.text.chunking import chunk_documents
-from embedder.text.tokenizing import load_tokenizer
-from embedder.work import Part, PartName, Stats, Task
+from embedder.stages import Job, Row, from_ipc, prepare_units, task_row, to_ipc, write_unit
+from embedder.work import Part, Stats, Task
 
 PROBE_COSINE = 0.99
 """A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every stage of one run needs, sent to each worker once."""
-
-    source: SourceConfig
-    output: OutputConfig
-    spec: EmbeddingSpec
-    tokenizer_json: str
-    metadata: pa.Schema
-    probe: tuple[float, ...] | None
-    """The table's probe vector, if it has one: an encoder that gives another one is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +61,32 @@ class Landed:
 
 def start_ray() -> None:
     """Connect to the cluster of RAY_ADDRESS, or start a quiet local one; does nothing if this process has one."""
-    if not ray.is_initialized():
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if not ray.is_initialized() and address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        local = {"include_dashboard": False, "log_to_driver": False} if address == "local" else {}
-        ray.init(address=address, logging_level="ERROR", **local)
+        with muted_stderr():
+            ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
+    elif not ray.is_initialized():
+        ray.init(address=address, logging_level="ERROR")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def muted_stderr() -> Iterator[None]:
+    """Keep Ray's native code from announcing its own log level; failures to start are raised, not printed."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def choose_pool(compute: ComputeConfig) -> Pool:
@@ -115,92 +115,46 @@ def choose_pool(compute: ComputeConfig) -> Pool:
 def embed_units(tasks: Sequence[Task], done: Mapping[str, frozenset[str]], job: Job, pool: Pool) -> Iterator[Landed]:
     """Read, embed and write the units of all tasks; yield each as it lands, in no order.
 
-    Units whose part is on storage already (`done`, by task key) are read past, and reported like the others.
+    Units whose part is on storage already (`done`, by task key) are read past, and reported like the others. What a
+    worker raises comes out as it was raised there.
     """
-    for batch in build_graph(tasks, done, job, pool).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
-            yield _landed(row)
+    graph = build_graph(tasks, done, job, pool)
+    try:
+        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in batch.to_pylist():
+                yield _landed(row)
+    except RayError as error:
+        raise find_cause(error) from error
 
 
 def build_graph(tasks: Sequence[Task], done: Mapping[str, frozenset[str]], job: Job, pool: Pool) -> Dataset:
     """Lay out the three stages, without running them."""
-    rows = [{"task": pickle.dumps(task), "done": sorted(done.get(task.key, ()))} for task in tasks]
-    shared = Shared(ray.put(job))
+    rows = [task_row(task, done.get(task.key, frozenset())) for task in tasks]
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(prepare, fn_args=(shared,), num_cpus=pool.reader_cpus)
+        .flat_map(prepare_units, fn_args=(job,), num_cpus=pool.reader_cpus)
         .map(
             EncoderActor,
-            fn_constructor_args=(shared, pool),
+            fn_constructor_args=(job.spec, job.probe, pool),
             compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
         )
-        .map(write, fn_args=(shared,), num_cpus=pool.reader_cpus / 4)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """A reference to the job, so that a tokenizer of megabytes is not copied into every call."""
-
-    ref: "ray.ObjectRef[Job]"
-
-
-@lru_cache(maxsize=1)
-def fetch_job(shared: Shared) -> Job:
-    """Get the job, once a process."""
-    job: Job = ray.get(shared.ref)
-    return job
-
-
-def prepare(row: Mapping[str, Any], shared: Shared) -> Iterator[dict[str, Any]]:
-    """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row."""
-    task, done, job = pickle.loads(row["task"]), frozenset(row["done"]), fetch_job(shared)
-    tokenizer = load_tokenizer(job.tokenizer_json)
-    try:
-        for unit in read_units(task, job.source, job.metadata):
-            name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
-            if name in done:
-                yield _prepared(task.key, name=name)
-                continue
-            chunks = chunk_documents(unit.documents, tokenizer, job.spec)
-            yield _prepared(
-                task.key,
-                name=name,
-                documents=to_ipc(unit.documents),
-                chunks=to_ipc(chunks),
-                quarantined=to_ipc(unit.quarantined),
-                stats=count_unit(unit, chunks),
-            )
-    except EmbedderError as error:
-        yield _prepared(task.key, error=str(error))
-
-
-def count_unit(unit: SourceUnit, chunks: pa.Table) -> Stats:
-    """Sum up a unit before it is encoded."""
-    return Stats(
-        documents=unit.stop_row - unit.first_row,
-        quarantined=unit.quarantined.num_rows,
-        chunks=chunks.num_rows,
-        tokens=chunks["num_tokens"].to_numpy().sum().item(),
-        truncated=chunks["truncated"].to_numpy().sum().item(),
-        text_bytes=unit.documents["text"].nbytes,
+        .map(write_unit, fn_args=(job,), num_cpus=pool.reader_cpus / 4)
     )
 
 
 class EncoderActor:
     """Holds the model; set once, in the constructor."""
 
-    def __init__(self, shared: Shared, pool: Pool) -> None:
-        job = fetch_job(shared)
+    def __init__(self, spec: EmbeddingSpec, probe: Sequence[float] | None, pool: Pool) -> None:
         set_threads(pool.threads)
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype)
+        self.encoder = Encoder.load(spec, pool.device, pool.dtype)
         self.token_budget = pool.token_budget
         self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe)
+        check_probe(self.probe, probe)
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks; the token ids have done their work and go."""
         encoded: dict[str, Any] = dict(row) | {"vectors": None, "probe": self.probe.tobytes()}
         if row["chunks"] is None:
@@ -209,7 +163,8 @@ class EncoderActor:
         chunks = from_ipc(row["chunks"])
         token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
         result = self.encoder.encode(token_ids, self.token_budget)
-        stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
             "vectors": result.vectors_ND.tobytes(),
@@ -230,34 +185,17 @@ def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | No
         )
 
 
-def write(row: Mapping[str, Any], shared: Shared) -> dict[str, Any]:
-    """Write one unit as a part, once; describe it in a few bytes."""
-    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"]}
-    if row["name"] is None:
-        return landed
-    job = fetch_job(shared)
-    folder = Folder(job.output.uri, job.output.storage_options)
-    if row["chunks"] is None:
-        part, reasons = read_part(row["name"], folder), Counter[str]()
-    else:
-        part, reasons = _write_unit(row, job, folder)
-    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons)}
+def find_cause(error: BaseException) -> BaseException:
+    """Find our own error in what Ray wraps around it; what is not ours stays as it is."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EmbedderError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
 
 
-def _write_unit(row: Mapping[str, Any], job: Job, folder: Folder) -> tuple[Part, Counter[str]]:
-    documents, chunks, quarantined = from_ipc(row["documents"]), from_ipc(row["chunks"]), from_ipc(row["quarantined"])
-    stats = Stats(**json.loads(row["stats"]))
-    embedded = len(np.unique(chunks["document"].to_numpy()))
-    assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
-    vectors_ND = np.frombuffer(row["vectors"], np.float32).reshape(chunks.num_rows, job.spec.dim)
-    rows = assemble_rows(documents, chunks, vectors_ND, job.output.store_text)
-    name = PartName.parse(row["name"])
-    assert name is not None, row["name"]
-    part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder)
-    return part, Counter(quarantined["reason"].to_pylist())
-
-
-def _landed(row: Mapping[str, Any]) -> Landed:
+def _landed(row: Row) -> Landed:
     part = json.loads(row["part"]) if row["part"] else None
     probe = tuple(np.frombuffer(row["probe"], np.float32).tolist()) if row["probe"] else None
     return Landed(
@@ -267,22 +205,3 @@ def _landed(row: Mapping[str, Any]) -> Landed:
         reasons=json.loads(row["reasons"]),
         probe=probe,
     )
-
-
-def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:
-    empty = {"name": None, "documents": None, "chunks": None, "quarantined": None, "error": None}
-    return {"key": key, **empty, **values, "stats": json.dumps(asdict(stats)) if stats else None}
-
-
-def to_ipc(table: pa.Table) -> bytes:
-    """Serialize a table; a row of Ray Data holds it as one value."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def from_ipc(data: bytes) -> pa.Table:
-    """Read back what to_ipc wrote."""
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()

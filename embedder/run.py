@@ -15,7 +15,7 @@ from embedder.errors import CommitError, ConfigError, ModelError, SourceError, S
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder, read_part
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.pipeline import Job, choose_pool, embed_units, start_ray
+from embedder.pipeline import choose_pool, embed_units, start_ray
 from embedder.planning import Plan, choose_bucket_bits, find_chain, group_shards, held_keys, plan_work, slice_task
 from embedder.progress import Display, Meter
 from embedder.schema import table_schema
@@ -23,6 +23,7 @@ from embedder.source.columns import inspect_source
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.source.shards import Listing, list_shards
 from embedder.spec import EmbeddingSpec, digest
+from embedder.stages import Job
 from embedder.storage import map_threads
 from embedder.summary import Preview, Summary, describe_environment, mask_secrets
 from embedder.work import Part, PartName, Stats, Task

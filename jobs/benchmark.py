@@ -36,7 +36,7 @@ def main(args: Sequence[str]) -> int:
     texts = [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
     num_tokens, encoder = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds)
     depths = benchmark_depths(chosen.model, documents, chosen.token_budget, chosen.rounds)
-    job = benchmark_job(chosen.model, chosen.token_budget)
+    job = benchmark_job(chosen.model, chosen.token_budget, chosen.rounds)
     if chosen.json:
         rows = {"encoder": [asdict(each) for each in encoder], "depths": [asdict(each) for each in depths], "job": asdict(job)}
         print(json.dumps({"texts": len(texts), "tokens": num_tokens, **rows}))

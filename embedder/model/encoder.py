@@ -63,11 +63,16 @@ class Encoder:
         return self._head.dim
 
     @property
-    def num_layers(self) -> int:
-        """Layers really built."""
+    def layers(self) -> nn.ModuleList:
+        """The transformer layers really built."""
         layers = self._model.get_submodule(self._family.layers)
         assert isinstance(layers, nn.ModuleList)
-        return len(layers)
+        return layers
+
+    @property
+    def num_layers(self) -> int:
+        """Layers really built."""
+        return len(self.layers)
 
     def probe(self) -> np.ndarray:
         """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""

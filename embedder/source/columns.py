@@ -48,7 +48,7 @@ class _Seen:
 def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Schema | None = None) -> pa.Schema:
     """Look at shards of each format. A type comes from `source.metadata_types`, else from `known` (an existing table), else from
     the shards. A ConfigError holds all problems, a line each. A shard that cannot be opened is passed over, for the run to report;
-    SourceError if none of those tried can be."""
+    SourceError if none at all can be."""
     seen, problems = _look(source, shards)
     problems += [problem for each in seen for problem in _check_columns(source, each)]
     fields = []
@@ -70,13 +70,18 @@ def _look(source: SourceConfig, shards: Sequence[Shard]) -> tuple[list[_Seen], l
     problems = []
     if "text" in by_format and (source.id_column or source.metadata_columns):
         problems.append(_needs_columns(source, by_format["text"][0][0].uri))
-    seen = []
+    seen: list[_Seen] = []
+    failure: SourceError | None = None
     for format_, found in by_format.items():
         if format_ != "text":
             try:
                 seen += _LOOKS[format_](found, source)
             except ConfigError as error:
                 problems.append(str(error))
+            except SourceError as error:
+                failure = failure or error
+    if failure and not seen and not problems:
+        raise failure
     return seen, problems
 
 

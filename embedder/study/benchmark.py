@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,11 @@ from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.run import prepare_run, run_embed
 from embedder.schema import DOCUMENTS
 from embedder.study.quality import cut, mean_reciprocal_rank
+from embedder.summary import Summary
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 
-Run = Callable[[], None]
+Run = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,10 @@ def benchmark_encoder(model: str, texts: Sequence[str], token_budget: int, round
     contenders: dict[str, Run] = {}
     for name, dtype in (("default", None), ("bfloat16", torch.bfloat16)):
         peer = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype} if dtype else {})
-        contenders[f"sentence-transformers, {name}"] = lambda peer=peer: peer.encode(list(texts), show_progress_bar=False) and None  # type: ignore[misc]
+        contenders[f"sentence-transformers, {name}"] = partial(peer.encode, list(texts), show_progress_bar=False)
     for dtype_name in ("float32", "auto"):
         encoder = Encoder.load(resolved.spec, "cpu", dtype_name)
-        contenders[f"embedder, {dtype_name}"] = lambda encoder=encoder: _embed(encoder, texts, resolved, token_budget)  # type: ignore[misc]
+        contenders[f"embedder, {dtype_name}"] = partial(_embed, encoder, texts, resolved, token_budget)
     return num_tokens, compare(contenders, num_tokens, rounds)
 
 
@@ -207,23 +210,33 @@ class JobTiming:
         ]
 
 
-def benchmark_job(model: str, token_budget: int) -> JobTiming:
-    """Embed the demo corpus with the whole job, the encoder alone before and after it; the ratio is to their mean."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_corpus(Path(folder, "corpus"))
-        config = EmbedConfig.model_validate(
-            {
-                "source": {"uri": f"{folder}/corpus", "id_column": "id", "text_columns": ["title", "text"], "rows_per_unit": 500},
-                "embedding": {"model": model},
-                "compute": {"token_budget": token_budget, "device": "cpu"},
-                "output": {"uri": f"{folder}/table"},
-            }
-        )
-        before = _encoder_rate(model, token_budget)
-        summary = run_embed(prepare_run(config))
-        alone = statistics.mean([before, _encoder_rate(model, token_budget)])
-    steady = summary.steady_tokens_per_second or 0.0
-    return JobTiming(summary.stats.documents, summary.stats.tokens, alone, steady, steady / alone, summary.seconds)
+def benchmark_job(model: str, token_budget: int, rounds: int) -> JobTiming:
+    """Embed the demo corpus with the whole job and with the encoder alone, in turn; medians over rounds, the ratio's too."""
+    alone = [_encoder_rate(model, token_budget)]
+    runs: list[Summary] = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            write_corpus(Path(folder, "corpus"))
+            config = EmbedConfig.model_validate(
+                {
+                    "source": {"uri": f"{folder}/corpus", "id_column": "id", "text_columns": ["title", "text"], "rows_per_unit": 500},
+                    "embedding": {"model": model},
+                    "compute": {"token_budget": token_budget, "device": "cpu"},
+                    "output": {"uri": f"{folder}/table"},
+                }
+            )
+            runs.append(run_embed(prepare_run(config)))
+        alone.append(_encoder_rate(model, token_budget))
+    rates = [run.steady_tokens_per_second or 0.0 for run in runs]
+    beside = [(before + after) / 2 for before, after in pairwise(alone)]
+    return JobTiming(
+        documents=runs[0].stats.documents,
+        tokens=runs[0].stats.tokens,
+        encoder_tokens_per_second=statistics.median(alone),
+        job_tokens_per_second=statistics.median(rates),
+        ratio=statistics.median(rate / reference for rate, reference in zip(rates, beside, strict=True)),
+        seconds=statistics.median(run.seconds for run in runs),
+    )
 
 
 def _encoder_rate(model: str, token_budget: int) -> float:

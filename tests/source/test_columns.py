@@ -158,3 +158,9 @@ def test_a_broken_shard_is_passed_over_for_the_run_to_report(write_shard, tmp_pa
     (tmp_path / name).write_bytes(b"\x1f\x8bnot really")
     write_shard([{"text": "some words", "year": "1999"}], name.replace("a.", "b."))
     assert inspect(metadata_columns=["year"]).names == ["year"]
+
+
+def test_a_format_of_which_no_shard_opens_is_left_to_the_run_if_another_one_does(write_file, write_shard, inspect):
+    write_file("a.parquet", b"not parquet at all")
+    write_shard([{"text": "some words", "year": 1999}], "b.jsonl")
+    assert inspect(metadata_columns=["year"]) == pa.schema([("year", pa.int64())])

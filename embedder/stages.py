@@ -1,0 +1,123 @@
+"""What a CPU worker does before and after the encoder: a task's rows become prepared units, encoded units become parts.
+
+One row is one unit, its tables held as Arrow IPC bytes. Nothing here imports torch or transformers: a reader's process
+starts in a second and stays small.
+"""
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.config import OutputConfig, SourceConfig
+from embedder.errors import EmbedderError
+from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
+from embedder.source.documents import SourceUnit, read_units
+from embedder.spec import EmbeddingSpec
+from embedder.text.chunking import chunk_documents
+from embedder.text.tokenizing import load_tokenizer
+from embedder.work import Part, PartName, Stats, Task
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every stage of one run needs."""
+
+    source: SourceConfig
+    output: OutputConfig
+    spec: EmbeddingSpec
+    tokenizer_json: str
+    metadata: pa.Schema
+    probe: tuple[float, ...] | None
+    """The table's probe vector, if it has one: an encoder that gives another one is refused."""
+
+
+def task_row(task: Task, done: frozenset[str]) -> dict[str, Any]:
+    """Pack a task, with the names of its parts that are on storage already."""
+    return {"task": pickle.dumps(task), "done": sorted(done)}
+
+
+def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+    """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row."""
+    task, done = pickle.loads(row["task"]), frozenset(row["done"])  # noqa: S301 (the driver's own)
+    tokenizer = load_tokenizer(job.tokenizer_json)
+    try:
+        for unit in read_units(task, job.source, job.metadata):
+            name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
+            if name in done:
+                yield _prepared(task.key, name=name)
+                continue
+            chunks = chunk_documents(unit.documents, tokenizer, job.spec)
+            yield _prepared(
+                task.key,
+                name=name,
+                documents=to_ipc(unit.documents),
+                chunks=to_ipc(chunks),
+                quarantined=to_ipc(unit.quarantined),
+                stats=count_unit(unit, chunks),
+            )
+    except EmbedderError as error:
+        yield _prepared(task.key, error=str(error))
+
+
+def count_unit(unit: SourceUnit, chunks: pa.Table) -> Stats:
+    """Sum up a unit before it is encoded."""
+    return Stats(
+        documents=unit.stop_row - unit.first_row,
+        quarantined=unit.quarantined.num_rows,
+        chunks=chunks.num_rows,
+        tokens=chunks["num_tokens"].to_numpy().sum().item(),
+        truncated=chunks["truncated"].to_numpy().sum().item(),
+        text_bytes=unit.documents["text"].nbytes,
+    )
+
+
+def write_unit(row: Row, job: Job) -> dict[str, Any]:
+    """Write one unit as a part, once; describe it in a few bytes. A part that is there already is described as it is."""
+    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"]}
+    if row["name"] is None:
+        return landed
+    folder = Folder(job.output.uri, job.output.storage_options)
+    if row["chunks"] is None:
+        return landed | {"part": json.dumps(asdict(read_part(row["name"], folder)))}
+    part, reasons = _write_encoded(row, job, folder)
+    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons)}
+
+
+def _write_encoded(row: Row, job: Job, folder: Folder) -> tuple[Part, Counter[str]]:
+    documents, chunks, quarantined = from_ipc(row["documents"]), from_ipc(row["chunks"]), from_ipc(row["quarantined"])
+    stats = Stats(**json.loads(row["stats"]))
+    embedded = len(np.unique(chunks["document"].to_numpy()))
+    assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
+    vectors_ND = np.frombuffer(row["vectors"], np.float32).reshape(chunks.num_rows, job.spec.dim)
+    rows = assemble_rows(documents, chunks, vectors_ND, job.output.store_text)
+    name = PartName.parse(row["name"])
+    assert name is not None, row["name"]
+    part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder)
+    return part, Counter(quarantined["reason"].to_pylist())
+
+
+def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:
+    empty = {"name": None, "documents": None, "chunks": None, "quarantined": None, "error": None}
+    return {"key": key, **empty, **values, "stats": json.dumps(asdict(stats)) if stats else None}
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """Serialize a table; a row of Ray Data holds it as one value."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def from_ipc(data: bytes) -> pa.Table:
+    """Read back what to_ipc wrote."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
