@@ -79,14 +79,14 @@ def start_ray() -> None:
 def muted_stderr() -> Iterator[None]:
     """Keep Ray's native code from announcing its own log level; failures to start are raised, not printed."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+        os.close(nowhere)
 
 
 def choose_pool(compute: ComputeConfig) -> Pool:

@@ -46,7 +46,7 @@ def task_row(task: Task, done: frozenset[str]) -> dict[str, Any]:
 
 def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
     """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row."""
-    task, done = pickle.loads(row["task"]), frozenset(row["done"])  # noqa: S301 (the driver's own)
+    task, done = pickle.loads(row["task"]), frozenset(row["done"])
     tokenizer = load_tokenizer(job.tokenizer_json)
     try:
         for unit in read_units(task, job.source, job.metadata):

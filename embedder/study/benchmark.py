@@ -63,11 +63,11 @@ def compare(contenders: dict[str, Run], num_tokens: int, rounds: int) -> list[Ti
     ]
 
 
-def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel) -> pa.Table:
-    """Texts → CHUNKS, one a text, cut at max_tokens, as sentence-transformers cuts them."""
+def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel, chunking: bool = False) -> pa.Table:
+    """Texts → CHUNKS: without chunking one a text, cut at max_tokens, as sentence-transformers cuts them."""
     rows = len(texts)
     columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
-    spec = resolved.spec.model_copy(update={"chunking": False})
+    spec = resolved.spec.model_copy(update={"chunking": chunking})
     return chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
 
 
@@ -240,11 +240,11 @@ def benchmark_job(model: str, token_budget: int, rounds: int) -> JobTiming:
 
 
 def _encoder_rate(model: str, token_budget: int) -> float:
-    """Tokens a second of the encoder in units of 500 chunks, as the job hands them to it, tokenized beforehand."""
+    """Tokens a second of the encoder over the chunks of the same documents, tokenized beforehand, in units of 500."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     encoder = Encoder.load(resolved.spec, "cpu", "auto")
-    texts = [f"{each.title} {each.text}" for each in read_documents()[0]][:3000]
-    token_ids = tokenize_texts(texts, resolved)["token_ids"].combine_chunks()
+    texts = [f"{each.title} {each.text}" for each in read_documents()[0]]
+    token_ids = tokenize_texts(texts, resolved, chunking=True)["token_ids"].combine_chunks()
     units = [token_ids.slice(first, 500) for first in range(0, len(token_ids), 500)]
     encoder.encode(units[0], token_budget)
     started = time.perf_counter()

@@ -1,0 +1,97 @@
+"""Vectors that a table already has for a text: found by content hash among parts that a run is about to remove."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedder.output.parts import Folder
+from embedder.schema import LEADING
+from embedder.storage import map_threads
+
+Int64s = npt.NDArray[np.int64]
+
+REUSED = pa.schema(
+    [
+        ("document", pa.int32()),
+        *(LEADING.field(name) for name in LEADING.names[1:]),
+        ("embedding", pa.large_list(pa.float32())),
+    ]
+)
+"""Chunks with their vectors, as CHUNKS has them without; `document` is the row of the document that asked."""
+
+_HEAD = ("content_hash", "chunk", "num_chunks")
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousParts:
+    """Where to find the rows of a text: an index of 24 bytes a document, sorted by the first 8 bytes of the hash."""
+
+    names: tuple[str, ...]
+    hashes: npt.NDArray[np.uint64]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    num_rows: npt.NDArray[np.int32]
+
+    def find(self, content_hashes: pa.ChunkedArray) -> Int64s:
+        """Give each hash's place in the index, −1 where there is none."""
+        if not len(self.hashes):
+            return np.full(len(content_hashes), -1)
+        wanted = to_uint64(content_hashes)
+        place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return np.where(self.hashes[place] == wanted, place, -1)
+
+
+def index_parts(names: Sequence[str], folder: Folder) -> PreviousParts:
+    """Read the hash of every document of these parts: three small columns, no text and no vectors."""
+    heads = map_threads(lambda name: _read_columns(folder, name, _HEAD), list(names))
+    hashes, parts, rows, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for number, head in enumerate(heads):
+        first = np.flatnonzero(head["chunk"].to_numpy() == 0)
+        hashes.append(to_uint64(head["content_hash"].take(pa.array(first))))
+        parts.append(np.full(len(first), number, np.int32))
+        rows.append(first.astype(np.int32))
+        counts.append(head["num_chunks"].to_numpy()[first].astype(np.int32))
+    every = np.concatenate(hashes)
+    order = np.argsort(every, kind="stable")
+    return PreviousParts(tuple(names), every[order], *(np.concatenate(each)[order] for each in (parts, rows, counts)))
+
+
+def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, folder: Folder) -> pa.Table:
+    """Content hashes of documents → REUSED: the chunks and vectors of those that are known, in order of document."""
+    places = previous.find(content_hashes)
+    known = np.flatnonzero(places >= 0)
+    pieces = [REUSED.empty_table()]
+    for number in np.unique(previous.part[places[known]]):
+        documents = known[previous.part[places[known]] == number]
+        pieces.append(_take_rows(documents, content_hashes, previous, previous.names[number], folder))
+    reused = pa.concat_tables(pieces)
+    return reused.take(pc.sort_indices(reused, [("document", "ascending"), ("chunk", "ascending")]))
+
+
+def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: PreviousParts, name: str, folder: Folder) -> pa.Table:
+    """Read one part and take the rows of these documents, the whole hash compared."""
+    rows = _read_columns(folder, name, (*REUSED.names[1:], "content_hash"))
+    places = previous.find(content_hashes.take(pa.array(documents)))
+    counts = previous.num_rows[places]
+    wanted = np.repeat(previous.row[places], counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    owner = pa.array(np.repeat(documents, counts).astype(np.int32))
+    taken = rows.take(pa.array(wanted))
+    same = pc.equal(taken["content_hash"], content_hashes.take(owner))
+    table = pa.table([owner, *(taken[each] for each in REUSED.names[1:])], names=REUSED.names).cast(REUSED)
+    return table.filter(same)
+
+
+def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:
+    with folder.part(name).open_input() as file:
+        return pq.read_table(file, columns=list(columns))
+
+
+def to_uint64(content_hashes: pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """Read the first 8 bytes of each 16-byte hex hash as a number."""
+    data = bytes.fromhex("".join(content_hashes.to_pylist()))
+    return np.frombuffer(data, ">u8")[::2].astype(np.uint64)
