@@ -25,6 +25,7 @@ from embedder.config import ComputeConfig
 from embedder.errors import EmbedderError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.runtime import set_threads
+from embedder.planning import Plan
 from embedder.schema import CHUNKS
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, from_ipc, prepare_units, task_row, to_ipc, write_unit
@@ -112,13 +113,13 @@ def choose_pool(compute: ComputeConfig) -> Pool:
     return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus)
 
 
-def embed_units(tasks: Sequence[Task], done: Mapping[str, frozenset[str]], job: Job, pool: Pool) -> Iterator[Landed]:
+def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
     """Read, embed and write the units of all tasks; yield each as it lands, in no order.
 
-    Units whose part is on storage already (`done`, by task key) are read past, and reported like the others. What a
+    Units whose part is on storage already (`plan.done`) are read past, and reported like the others. What a
     worker raises comes out as it was raised there.
     """
-    graph = build_graph(tasks, done, job, pool)
+    graph = build_graph(tasks, plan, job, pool)
     try:
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
@@ -127,9 +128,9 @@ def embed_units(tasks: Sequence[Task], done: Mapping[str, frozenset[str]], job: 
         raise find_cause(error) from error
 
 
-def build_graph(tasks: Sequence[Task], done: Mapping[str, frozenset[str]], job: Job, pool: Pool) -> Dataset:
+def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Dataset:
     """Lay out the three stages, without running them."""
-    rows = [task_row(task, done.get(task.key, frozenset())) for task in tasks]
+    rows = [task_row(task, plan) for task in tasks]
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .flat_map(prepare_units, fn_args=(job,), num_cpus=pool.reader_cpus)
@@ -189,9 +190,10 @@ def find_cause(error: BaseException) -> BaseException:
     """Find our own error in what Ray wraps around it; what is not ours stays as it is."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, EmbedderError):
+        inner = getattr(cause, "cause", None)
+        if inner is None and isinstance(cause, EmbedderError):
             return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__
     return error
 
 

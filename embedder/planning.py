@@ -30,6 +30,8 @@ class Plan:
     """Committed and still wanted: neither opened nor touched."""
     remove: tuple[PartName, ...]
     """Committed and no longer wanted."""
+    previous: Mapping[str, tuple[str, ...]]
+    """By task key: parts to be removed that may hold vectors of its documents, its own and those of a shard that moved."""
 
     @property
     def is_empty(self) -> bool:
@@ -92,7 +94,16 @@ def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Seq
     keep = tuple(name for name in committed if (name.key, name.version) in named)
     remove = tuple(name for name in committed if (name.key, name.version) not in named)
     read.sort(key=lambda task: (-task.size_bytes, task.key))
-    return Plan(tuple(read), done, tuple(adopt), keep, remove)
+    return Plan(tuple(read), done, tuple(adopt), keep, remove, find_previous(read, remove))
+
+
+def find_previous(read: Iterable[Task], remove: Iterable[PartName]) -> dict[str, tuple[str, ...]]:
+    """Find for each task the parts that it wrote before it changed, and those of a shard with the same content that moved."""
+    by_key, by_version = defaultdict(list), defaultdict(list)
+    for name in remove:
+        by_key[name.key].append(str(name))
+        by_version[name.version].append(str(name))
+    return {task.key: tuple(by_key[task.key] + by_version[task.version]) for task in read}
 
 
 def find_chain(names: Iterable[PartName]) -> list[PartName]:

@@ -14,6 +14,7 @@ from embedder.config import EmbedConfig, SourceConfig
 from embedder.errors import CommitError, ConfigError, ModelError, SourceError, StorageError
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder, read_part
+from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.pipeline import choose_pool, embed_units, start_ray
 from embedder.planning import Plan, choose_bucket_bits, find_chain, group_shards, held_keys, plan_work, slice_task
@@ -30,6 +31,9 @@ from embedder.work import Part, PartName, Stats, Task
 
 PART_VERSION = 1
 """Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
+
+MOST_INDEXED_ROWS = 5_000_000
+"""Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""
 
 T = TypeVar("T")
 logger = logging.getLogger("embedder")
@@ -58,9 +62,14 @@ class Prepared:
         return table_schema(self.metadata, self.config.output.store_text)
 
     @property
+    def same_space(self) -> bool:
+        """Whether the table holds vectors of this run's space, which then may be kept."""
+        return self.table is not None and self.table.spec.space_id == self.spec.space_id
+
+    @property
     def replaces(self) -> bool:
         """Whether the commit swaps everything: another spec, or other columns."""
-        return self.table is not None and (self.table.spec.space_id != self.spec.space_id or not self.table.schema.equals(self.schema))
+        return self.table is not None and not (self.same_space and self.table.schema.equals(self.schema))
 
     def preview(self) -> Preview:
         """Say what a run would do."""
@@ -159,9 +168,15 @@ def embed(prepared: Prepared) -> Outcome:
     start_ray()
     pool = choose_pool(config.compute)
     price = config.compute.price_per_device_hour_usd
-    probe = table.info.get("probe") if table and not prepared.replaces else None
+    probe = table.info.get("probe") if table and prepared.same_space else None
     job = Job(
-        config.source, config.output, prepared.spec, prepared.model.tokenizer_json, prepared.metadata, tuple(probe) if probe else None
+        source=config.source,
+        output=config.output,
+        spec=prepared.spec,
+        tokenizer_json=prepared.model.tokenizer_json,
+        metadata=prepared.metadata,
+        probe=tuple(probe) if probe else None,
+        previous=index_reusable(prepared),
     )
     tasks = [each for tasks in map_threads(lambda task: sliced(task, config.source), list(plan.read)) for each in tasks]
     meter = Meter(plan.read, price * pool.actors[1] if price is not None else None)
@@ -169,7 +184,7 @@ def embed(prepared: Prepared) -> Outcome:
     failures: dict[str, str] = {}
     reasons: Counter[str] = Counter()
     with Display(meter) as display:
-        for landed in embed_units(tasks, plan.done, job, pool):
+        for landed in embed_units(tasks, plan, job, pool):
             if landed.part is None:
                 failures[landed.key] = str(landed.error)
                 meter.finish(landed.key)
@@ -184,6 +199,16 @@ def embed(prepared: Prepared) -> Outcome:
     return Outcome(
         tuple(parts), failures, reasons, tuple(probe) if probe else None, meter.seconds, meter.cost_usd, meter.steady_tokens_per_second
     )
+
+
+def index_reusable(prepared: Prepared) -> PreviousParts | None:
+    """Index the vectors that would leave the table, so that a document is recognised wherever it moved; None if they are too many."""
+    plan, table = prepared.plan, prepared.table
+    if table is None or not prepared.same_space:
+        return NO_PREVIOUS
+    if sum(table.rows[str(name)] for name in plan.remove) > MOST_INDEXED_ROWS:
+        return None
+    return index_parts([str(name) for name in plan.remove], Folder(prepared.config.output.uri, prepared.config.output.storage_options))
 
 
 def sliced(task: Task, source: SourceConfig) -> list[Task]:

@@ -12,11 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.config import OutputConfig, SourceConfig
 from embedder.errors import EmbedderError
 from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
+from embedder.output.reuse import PreviousParts, index_parts, take_reusable
+from embedder.planning import Plan
+from embedder.schema import CHUNKS
 from embedder.source.documents import SourceUnit, read_units
 from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
@@ -37,37 +42,54 @@ class Job:
     metadata: pa.Schema
     probe: tuple[float, ...] | None
     """The table's probe vector, if it has one: an encoder that gives another one is refused."""
+    previous: PreviousParts | None = None
+    """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
 
 
-def task_row(task: Task, done: frozenset[str]) -> dict[str, Any]:
-    """Pack a task, with the names of its parts that are on storage already."""
-    return {"task": pickle.dumps(task), "done": sorted(done)}
+def task_row(task: Task, plan: Plan) -> dict[str, Any]:
+    """Pack a task, with the names of its parts that are on storage already, and of those it may take vectors from."""
+    return {"task": pickle.dumps(task), "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
 
 
 def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
     """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row."""
     task, done = pickle.loads(row["task"]), frozenset(row["done"])
-    tokenizer = load_tokenizer(job.tokenizer_json)
     try:
+        previous = job.previous if job.previous is not None else index_parts(row["previous"], folder_of(job))
         for unit in read_units(task, job.source, job.metadata):
             name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
             if name in done:
                 yield _prepared(task.key, name=name)
                 continue
-            chunks = chunk_documents(unit.documents, tokenizer, job.spec)
+            reused = take_reusable(unit.documents["content_hash"], previous, folder_of(job))
+            chunks = chunk_fresh(unit.documents, reused, job)
             yield _prepared(
                 task.key,
                 name=name,
                 documents=to_ipc(unit.documents),
                 chunks=to_ipc(chunks),
+                reused=to_ipc(reused),
                 quarantined=to_ipc(unit.quarantined),
-                stats=count_unit(unit, chunks),
+                stats=count_unit(unit, chunks, reused),
             )
     except EmbedderError as error:
         yield _prepared(task.key, error=str(error))
 
 
-def count_unit(unit: SourceUnit, chunks: pa.Table) -> Stats:
+def folder_of(job: Job) -> Folder:
+    """Locate the table's folder."""
+    return Folder(job.output.uri, job.output.storage_options)
+
+
+def chunk_fresh(documents: pa.Table, reused: pa.Table, job: Job) -> pa.Table:
+    """DOCUMENTS, REUSED → CHUNKS of the documents whose vectors are not known yet."""
+    fresh = np.setdiff1d(np.arange(documents.num_rows), reused["document"].to_numpy())
+    chunks = chunk_documents(documents.take(pa.array(fresh)), load_tokenizer(job.tokenizer_json), job.spec)
+    owner = pa.array(fresh[chunks["document"].to_numpy()].astype(np.int32))
+    return chunks.set_column(0, CHUNKS.field("document"), owner)
+
+
+def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
     """Sum up a unit before it is encoded."""
     return Stats(
         documents=unit.stop_row - unit.first_row,
@@ -75,6 +97,7 @@ def count_unit(unit: SourceUnit, chunks: pa.Table) -> Stats:
         chunks=chunks.num_rows,
         tokens=chunks["num_tokens"].to_numpy().sum().item(),
         truncated=chunks["truncated"].to_numpy().sum().item(),
+        reused=len(np.unique(reused["document"].to_numpy())),
         text_bytes=unit.documents["text"].nbytes,
     )
 
@@ -84,28 +107,42 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
     landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"]}
     if row["name"] is None:
         return landed
-    folder = Folder(job.output.uri, job.output.storage_options)
     if row["chunks"] is None:
-        return landed | {"part": json.dumps(asdict(read_part(row["name"], folder)))}
-    part, reasons = _write_encoded(row, job, folder)
+        return landed | {"part": json.dumps(asdict(read_part(row["name"], folder_of(job))))}
+    part, reasons = _write_encoded(row, job)
     return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons)}
 
 
-def _write_encoded(row: Row, job: Job, folder: Folder) -> tuple[Part, Counter[str]]:
-    documents, chunks, quarantined = from_ipc(row["documents"]), from_ipc(row["chunks"]), from_ipc(row["quarantined"])
+def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
+    documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
+    chunks, vectors_ND = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
-    vectors_ND = np.frombuffer(row["vectors"], np.float32).reshape(chunks.num_rows, job.spec.dim)
     rows = assemble_rows(documents, chunks, vectors_ND, job.output.store_text)
     name = PartName.parse(row["name"])
     assert name is not None, row["name"]
-    part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder)
+    part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder_of(job))
     return part, Counter(quarantined["reason"].to_pylist())
 
 
+def merge_reused(row: Row, job: Job) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+    """Put chunks that were encoded and chunks that were known back into the order of the source, each with its vector."""
+    fresh, reused = from_ipc(row["chunks"]), from_ipc(row["reused"])
+    vectors_ND = np.frombuffer(row["vectors"], np.float32).reshape(fresh.num_rows, job.spec.dim)
+    if not reused.num_rows:
+        return fresh, vectors_ND
+    known_ND = reused["embedding"].combine_chunks().flatten().to_numpy().reshape(reused.num_rows, job.spec.dim)
+    # whether a known text was cut at max_tokens was not kept: its span says so, and is asked where chunking is off
+    cut = pa.array(np.full(reused.num_rows, not job.spec.chunking))
+    known = reused.drop_columns(["embedding"]).append_column("truncated", cut).select(fresh.schema.names)
+    chunks = pa.concat_tables([fresh, known])
+    order = pc.sort_indices(chunks, [("document", "ascending"), ("chunk", "ascending")])
+    return chunks.take(order), np.concatenate([vectors_ND, known_ND])[order.to_numpy()]
+
+
 def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:
-    empty = {"name": None, "documents": None, "chunks": None, "quarantined": None, "error": None}
+    empty = {"name": None, "documents": None, "chunks": None, "reused": None, "quarantined": None, "error": None}
     return {"key": key, **empty, **values, "stats": json.dumps(asdict(stats)) if stats else None}
 
 

@@ -80,7 +80,8 @@ class Summary:
         truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
         embedded = stats.documents - stats.quarantined - stats.reused
         reused = self.documents_reused + stats.reused
-        speed = f"{self.tokens_per_second:,.0f} tokens/s, {100 * self.padding_share:.1f}% padding"
+        steady = f" ({self.steady_tokens_per_second:,.0f} once running)" if self.steady_tokens_per_second else ""
+        speed = f"{self.tokens_per_second:,.0f} tokens/s{steady}, {100 * self.padding_share:.1f}% padding"
         version = "not published" if self.version is None else f"version {self.version}"
         parts = f"{self.bytes_added / 1e6:,.1f} MB added in {self.parts_added:,} parts, {self.parts_removed:,} parts removed"
         rows = [

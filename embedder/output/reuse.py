@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedder.output.parts import Folder
-from embedder.schema import LEADING
+from embedder.schema import LEADING, VECTOR
 from embedder.storage import map_threads
 
 Int64s = npt.NDArray[np.int64]
@@ -19,7 +19,7 @@ REUSED = pa.schema(
     [
         ("document", pa.int32()),
         *(LEADING.field(name) for name in LEADING.names[1:]),
-        ("embedding", pa.large_list(pa.float32())),
+        ("embedding", VECTOR),
     ]
 )
 """Chunks with their vectors, as CHUNKS has them without; `document` is the row of the document that asked."""
@@ -29,7 +29,7 @@ _HEAD = ("content_hash", "chunk", "num_chunks")
 
 @dataclass(frozen=True, slots=True)
 class PreviousParts:
-    """Where to find the rows of a text: an index of 24 bytes a document, sorted by the first 8 bytes of the hash."""
+    """Where to find the rows of a text: an index of 20 bytes a document, sorted by the first 8 bytes of the hash."""
 
     names: tuple[str, ...]
     hashes: npt.NDArray[np.uint64]
@@ -44,6 +44,10 @@ class PreviousParts:
         wanted = to_uint64(content_hashes)
         place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
         return np.where(self.hashes[place] == wanted, place, -1)
+
+
+NO_PREVIOUS = PreviousParts((), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32))
+"""An index in which nothing is found."""
 
 
 def index_parts(names: Sequence[str], folder: Folder) -> PreviousParts:

@@ -206,3 +206,37 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
     check_probe(probe, list(probe))
     with pytest.raises(ModelError, match=r"cosine of -?0\."):
         check_probe(np.roll(probe, 1), list(probe))
+
+
+def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
+    fill(site)
+    site.embed()
+    before = {row["doc_id"]: row["embedding"] for row in site.rows() if row["chunk"] == 0}
+    edited = documents(12, 12)
+    edited[3] |= {"text": "entirely new words"}
+    edited[5] |= {"topic": "another topic"}
+    site.corpus.put("b.parquet", [documents(99, 1)[0], *edited])
+    summary = site.embed()
+    assert summary.stats.documents - summary.stats.reused == 2
+    rows = {row["doc_id"]: row for row in site.rows() if row["chunk"] == 0}
+    assert {name for name in before if rows[name]["embedding"] != before[name]} == {"d15"}, "the rest bit for bit"
+    assert rows["d17"]["topic"] == "another topic"
+    assert [row["doc_id"] for row in site.rows() if row["shard"].endswith("b.parquet") and row["chunk"] == 0][:2] == ["d99", "d12"]
+    for row in site.rows():
+        if row["doc_id"] not in ("d15", "d99"):
+            assert documents(int(row["doc_id"][1:]), 1)[0]["text"][row["start_char"] : row["end_char"]] == row["text"]
+
+
+def test_moved_shards_and_other_columns_cost_the_encoder_nothing(local_site: Site) -> None:
+    fill(local_site)
+    local_site.embed()
+    before = vectors_of(local_site.rows())
+    local_site.corpus.remove("a.jsonl.gz")
+    local_site.corpus.put("a-moved.jsonl", documents(0, 12))
+    assert local_site.embed().stats.reused == 12 + 24, "the bucket that changed is read, and its documents are known"
+    moved = local_site.embed(source={"metadata_columns": ["topic"], "rows_per_unit": 7}, output={"store_text": False})
+    assert moved.stats.reused == moved.stats.documents == 36
+    assert moved.stats.tokens == 0
+    rows = local_site.rows()
+    assert "meta_url" not in rows[0]
+    assert np.array_equal(vectors_of(rows), before)
