@@ -7,7 +7,9 @@ size. A task's reader is a generator, so a unit is encoded while the next one is
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,7 @@ class Landed:
 def start_ray() -> None:
     """Connect to the cluster of RAY_ADDRESS, or start a quiet local one; does nothing if this process has one."""
     address = os.environ.get("RAY_ADDRESS") or "local"
+    on_terminate = signal.getsignal(signal.SIGTERM)
     if not ray.is_initialized() and address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -70,6 +73,8 @@ def start_ray() -> None:
             ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
     elif not ray.is_initialized():
         ray.init(address=address, logging_level="ERROR")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process with a core dump
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row

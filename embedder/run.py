@@ -25,7 +25,7 @@ from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.source.shards import Listing, list_shards
 from embedder.spec import EmbeddingSpec, digest
 from embedder.stages import Job
-from embedder.storage import map_threads
+from embedder.storage import Store, map_threads
 from embedder.summary import Preview, Summary, describe_environment, mask_secrets
 from embedder.work import Part, PartName, Stats, Task
 
@@ -141,11 +141,13 @@ def run_embed(prepared: Prepared) -> Summary:
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
     config, table = prepared.config, prepared.table
     folder = Folder(config.output.uri, config.output.storage_options)
+    Store(config.output.uri, config.output.storage_options).check_writable()
     adopted = map_threads(lambda name: read_part(str(name), folder), list(prepared.plan.adopt))
     outcome = embed(prepared) if prepared.plan.read else Outcome()
     add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.failures)
     summary = summarize(prepared, outcome, add, remove, len(adopted))
     summary = replace(summary, run_id=run_id, started=started)
+    check_removal(prepared, summary.rows)
     if add or remove or (table is None and not outcome.failures):
         info = summary.record() | {
             "space_id": prepared.spec.space_id,
@@ -246,6 +248,17 @@ def choose_change(prepared: Prepared, parts: Sequence[Part], failures: Mapping[s
     add = tuple(part for part in parts if key_of(part.name) not in held)
     remove = tuple(str(name) for name in plan.remove if name.key not in held)
     return add, remove
+
+
+def check_removal(prepared: Prepared, rows_left: int) -> None:
+    """Refuse to publish a table that lost most of its rows: a source that was emptied or mistyped is more likely than meant."""
+    table, most = prepared.table, prepared.config.output.max_removed_fraction
+    rows = sum(table.rows.values()) if table and prepared.same_space else 0
+    if rows_left < rows * (1 - most):
+        raise CommitError(
+            f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, nothing was published; "
+            "check source.uri, or insist with --output.max_removed_fraction 1"
+        )
 
 
 def key_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -56,7 +57,11 @@ def dump_config(config: BaseModel) -> str:
 
 
 def run_job(job: Callable[[Sequence[str]], int]) -> None:
-    """Run a job's main and exit: 0 done, 1 failed, 2 wrong config; the message on stderr, no traceback for what we know."""
+    """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 143 terminated.
+
+    The message goes to stderr, without a traceback for what we know.
+    """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = job(sys.argv[1:])
     except ConfigError as error:
@@ -65,10 +70,18 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     except EmbedderError as error:
         print(error, file=sys.stderr)
         code = 1
-    except KeyboardInterrupt:
-        print("interrupted; finished parts are kept, run again to go on", file=sys.stderr)
-        code = 130
+    except KeyboardInterrupt as stop:
+        print("stopped; finished parts are kept, run again to go on", file=sys.stderr)
+        code = 143 if isinstance(stop, Terminated) else 130
     sys.exit(code)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the platform takes the machine away."""
+
+
+def _stop(*_: object) -> None:
+    raise Terminated
 
 
 def _split(args: Sequence[str], actions: Sequence[str]) -> tuple[str | None, list[tuple[tuple[str, ...], list[str]]], list[str], list[str]]:

@@ -41,6 +41,7 @@ class Store:
     """A folder, bucket prefix or file, and the filesystem that holds it. Cheap to make; made anew in each process."""
 
     def __init__(self, uri: str, options: Options | None = None) -> None:
+        self._options = options
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
         defaults = _S3_DEFAULTS if protocol in ("s3", "s3a") else {}
         try:
@@ -110,6 +111,12 @@ class Store:
                     return False
                 raise
             return True
+
+    def check_writable(self) -> None:
+        """Write a small file below this folder and remove it: better refused now than after an hour of work."""
+        probe = Store(self.child(f"_writable-{uuid.uuid4().hex}"), self._options)
+        probe.write_once(b"")
+        probe.remove()
 
     def remove(self) -> None:
         """Delete one object, if it is there."""

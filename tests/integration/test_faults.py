@@ -1,0 +1,116 @@
+"""Damage done to real runs: killed drivers, terminated drivers, an emptied source. Nothing is lost and nothing is twice."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder.errors import CommitError, StorageError
+from embedder.output.table import read_table
+from tests.integration.conftest import Site, documents
+
+pytestmark = pytest.mark.ray
+
+
+def start(site: Site, repository: str, *more: str) -> subprocess.Popen[str]:
+    """Start the job in a process of its own, as a user does."""
+    flags = [
+        f"--source.uri={site.corpus.uri}", "--source.id_column=id", "--source.metadata_columns", "topic", "meta.url",
+        "--source.rows_per_unit=10",
+        "--chunking.max_tokens=64", "--chunking.overlap_tokens=8", f"--embedding.model={site.model}", "--compute.dtype=float32",
+        f"--output.uri={site.table_uri}",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.embed", *flags, *more], cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_parts(site: Site, process: subprocess.Popen[str], count: int) -> None:
+    """Wait until the run has written so many parts, which is after its start and before its commit."""
+    deadline = time.monotonic() + 120
+    folder = Path(site.table_uri)
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list(folder.glob("*.parquet"))) >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no {count} parts: {process.communicate()}")
+
+
+def check_whole(site: Site, undisturbed: list[dict]) -> None:
+    """Compare with the table of a run that nothing happened to."""
+    rows = site.rows()
+    plain = [{name: value for name, value in row.items() if name != "embedding"} for row in rows]
+    assert plain == [{name: value for name, value in row.items() if name != "embedding"} for row in undisturbed]
+    np.testing.assert_allclose([row["embedding"] for row in rows], [row["embedding"] for row in undisturbed], atol=1e-5)
+
+
+@pytest.fixture
+def undisturbed(local_site: Site) -> list[dict]:
+    """Fill the corpus; give the rows of an undisturbed run, whose table is then moved away."""
+    for number in range(3):
+        local_site.corpus.put(f"{number}.jsonl", [*documents(100 * number, 90), "{bad", {"id": "blank", "text": " "}])
+    local_site.embed()
+    rows = local_site.rows()
+    Path(local_site.table_uri).rename(f"{local_site.table_uri}-undisturbed")
+    return rows
+
+
+def test_a_driver_killed_again_and_again_loses_nothing(local_site: Site, undisturbed: list[dict], repository: str) -> None:
+    for count in (2, 9, 17):
+        process = start(local_site, repository)
+        wait_for_parts(local_site, process, count)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert read_table(local_site.table_uri, {}) is None, "nothing half is published"
+    # while workers of the last one may still write
+    summary = local_site.embed()
+    assert summary.version == 0
+    check_whole(local_site, undisturbed)
+    assert len(local_site.quarantine()) == 6
+
+
+def test_a_terminated_run_exits_143_and_the_next_one_goes_on(local_site: Site, undisturbed: list[dict], repository: str) -> None:
+    process = start(local_site, repository)
+    wait_for_parts(local_site, process, 3)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started < 30
+    assert process.returncode == 143, errors
+    assert "finished parts are kept" in errors
+    assert "Traceback" not in errors
+    local_site.embed()
+    check_whole(local_site, undisturbed)
+
+
+def test_of_two_runs_at_once_the_table_holds_everything_once(local_site: Site, undisturbed: list[dict], repository: str) -> None:
+    runs = [start(local_site, repository) for _ in range(2)]
+    outcomes = [(*run.communicate(timeout=240), run.returncode) for run in runs]
+    codes = sorted(code for _, _, code in outcomes)
+    assert codes[0] == 0, outcomes
+    if codes[1]:
+        assert codes[1] == 1
+        assert any("another run" in errors for _, errors, _ in outcomes), outcomes
+    check_whole(local_site, undisturbed)
+
+
+def test_a_source_that_lost_most_of_its_documents_is_not_followed_without_insisting(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 30))
+    local_site.corpus.put("b.jsonl", documents(30, 10))
+    local_site.embed()
+    local_site.corpus.put("a.jsonl", documents(0, 2))
+    with pytest.raises(CommitError, match=r"would leave .* of .* rows.*--output.max_removed_fraction 1"):
+        local_site.embed()
+    assert local_site.delta().version() == 0
+    local_site.embed(output={"max_removed_fraction": 1.0})
+    assert {row["doc_id"] for row in local_site.rows()} == {f"d{number}" for number in [0, 1, *range(30, 40)]}
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_first_document(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 3))
+    with pytest.raises(StorageError, match="/proc/embedder-table"):
+        local_site.embed(output={"uri": "/proc/embedder-table"})
