@@ -9,6 +9,7 @@ import pytest
 
 from embedder.output.parts import Folder, assemble_rows, footer_of, write_part
 from embedder.schema import CHUNKS, DOCUMENTS, QUARANTINE
+from embedder.spec import digest
 from embedder.work import Part, PartName, Stats
 
 TEXTS = ("one two", "drei 🦊 vier", "fünf sechs sieben")
@@ -22,7 +23,7 @@ def make_documents(texts: tuple[str, ...] = TEXTS, first_id: int = 0) -> pa.Tabl
         {
             "doc_id": [f"d{first_id + number}" for number in range(num_rows)],
             "text": list(texts),
-            "content_hash": [f"h{number}" for number in range(num_rows)],
+            "content_hash": [digest(text) for text in texts],
             "shard": ["s3://docs/a.jsonl"] * num_rows,
             "row": list(range(num_rows)),
         },

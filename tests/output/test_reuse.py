@@ -1,0 +1,60 @@
+"""Vectors of removed parts are found by content hash, wherever the text went, and never for another text."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedder.output.parts import Folder
+from embedder.output.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
+from embedder.spec import digest
+from embedder.work import Part
+from tests.output.conftest import TEXTS, make_vectors
+
+HASHES = [digest(text) for text in TEXTS]
+
+
+def ask(*hashes: str) -> pa.ChunkedArray:
+    return pa.chunked_array([list(hashes)], pa.string())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "table"), {})
+
+
+def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Folder, write_unit: Callable[..., Part]) -> None:
+    previous = index_parts([write_unit().name], folder)
+    reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder)
+    assert reused["document"].to_pylist() == [0, 0, 2, 2]
+    assert reused["chunk"].to_pylist() == [0, 1, 0, 1]
+    vectors_ND = np.array(reused["embedding"].to_pylist(), np.float32)
+    assert np.array_equal(vectors_ND, make_vectors(6)[[4, 5, 0, 1]])
+
+
+def test_one_text_may_be_asked_for_twice_and_stand_in_several_parts(folder: Folder, write_unit: Callable[..., Part]) -> None:
+    previous = index_parts([write_unit(key="a" * 16).name, write_unit(key="b" * 16).name], folder)
+    reused = take_reusable(ask(HASHES[1], HASHES[1]), previous, folder)
+    assert reused["document"].to_pylist() == [0, 0, 1, 1]
+
+
+def test_hashes_that_only_begin_alike_are_told_apart(folder: Folder, write_unit: Callable[..., Part]) -> None:
+    previous = index_parts([write_unit().name], folder)
+    impostor = HASHES[0][:16] + "0" * 16
+    assert previous.find(ask(impostor))[0] >= 0, "the index holds the first half only"
+    assert take_reusable(ask(impostor, HASHES[1]), previous, folder)["document"].to_pylist() == [1, 1]
+
+
+def test_nothing_is_found_where_there_is_nothing(folder: Folder) -> None:
+    assert take_reusable(ask(*HASHES), NO_PREVIOUS, folder).num_rows == 0
+    assert take_reusable(ask(), index_parts([], folder), folder).num_rows == 0
+
+
+def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[..., Part]) -> None:
+    previous = index_parts([write_unit().name], folder)
+    assert np.array_equal(previous.hashes, np.sort(to_uint64(ask(*HASHES))))
+    arrays = [getattr(previous, field.name) for field in dataclasses.fields(previous) if field.name != "names"]
+    assert sum(array.nbytes for array in arrays) == 20 * len(TEXTS)
