@@ -128,7 +128,7 @@ def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iter
     try:
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
-                yield _landed(row)
+                yield landed(row)
     except RayError as error:
         raise find_cause(error) from error
 
@@ -202,7 +202,8 @@ def find_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _landed(row: Row) -> Landed:
+def landed(row: Row) -> Landed:
+    """Read what the last stage says of a unit."""
     part = json.loads(row["part"]) if row["part"] else None
     probe = tuple(np.frombuffer(row["probe"], np.float32).tolist()) if row["probe"] else None
     return Landed(

@@ -3,123 +3,29 @@
 import logging
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TypeVar
 
-import pyarrow as pa
-
-from embedder.config import EmbedConfig, SourceConfig
-from embedder.errors import CommitError, ConfigError, ModelError, SourceError, StorageError
-from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.config import SourceConfig
+from embedder.errors import CommitError, SourceError
 from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
-from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.output.table import Change, commit_table, sync_quarantine
 from embedder.pipeline import choose_pool, embed_units, start_ray
-from embedder.planning import Plan, choose_bucket_bits, find_chain, group_shards, held_keys, plan_work, slice_task
+from embedder.planning import find_chain, held_keys, slice_task
+from embedder.preparation import Prepared
 from embedder.progress import Display, Meter
-from embedder.schema import table_schema
-from embedder.source.columns import inspect_source
 from embedder.source.documents import SLICE_BYTES, slice_parquet
-from embedder.source.shards import Listing, list_shards
-from embedder.spec import EmbeddingSpec, digest
 from embedder.stages import Job
 from embedder.storage import Store, map_threads
-from embedder.summary import Preview, Summary, describe_environment, mask_secrets
+from embedder.summary import Summary, describe_environment, mask_secrets
 from embedder.work import Part, PartName, Stats, Task
-
-PART_VERSION = 1
-"""Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
 
 MOST_INDEXED_ROWS = 5_000_000
 """Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""
 
-T = TypeVar("T")
 logger = logging.getLogger("embedder")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run that is checked and planned, before the first document is read."""
-
-    config: EmbedConfig
-    model: ResolvedModel
-    listing: Listing
-    metadata: pa.Schema
-    table: TableState | None
-    bucket_bits: int
-    plan: Plan
-
-    @property
-    def spec(self) -> EmbeddingSpec:
-        """The space the table's vectors are in after this run."""
-        return self.model.spec
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The table's columns after this run."""
-        return table_schema(self.metadata, self.config.output.store_text)
-
-    @property
-    def same_space(self) -> bool:
-        """Whether the table holds vectors of this run's space, which then may be kept."""
-        return self.table is not None and self.table.spec.space_id == self.spec.space_id
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the commit swaps everything: another spec, or other columns."""
-        return self.table is not None and not (self.same_space and self.table.schema.equals(self.schema))
-
-    def preview(self) -> Preview:
-        """Say what a run would do."""
-        plan, rows = self.plan, self.table.rows if self.table else {}
-        changed = {shard.uri for task in plan.read for shard in task.shards}
-        return Preview(
-            uri=self.config.output.uri,
-            space_id=self.spec.space_id,
-            spec=self.spec.model_dump(),
-            shards=len(self.listing.shards),
-            shards_ignored=len(self.listing.ignored),
-            read=tuple((shard.uri, shard.size_bytes) for shard in self.listing.shards if shard.uri in changed),
-            parts_adopted=len(plan.adopt),
-            parts_kept=len(plan.keep),
-            rows_kept=sum(rows[str(name)] for name in plan.keep),
-            parts_removed=len(plan.remove),
-            rows_removed=sum(rows[str(name)] for name in plan.remove),
-        )
-
-
-def prepare_run(config: EmbedConfig) -> Prepared:
-    """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
-    problems: list[str] = []
-    model = _collect(problems, lambda: resolve_model(config.embedding, config.chunking))
-    listing = _collect(problems, lambda: list_shards(config.source))
-    table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
-    metadata = None
-    if listing:
-        known = table.schema if table else None
-        metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, known))
-    if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
-        changes = "; ".join(table.spec.differences(model.spec))
-        problems.append(
-            f"output.uri={config.output.uri!r}: the table holds another space ({changes}); "
-            "choose another output.uri, or swap all of it with --output.replace true"
-        )
-    if problems or model is None or listing is None or metadata is None:
-        raise ConfigError("\n".join(problems))
-    bits = int(table.info["bucket_bits"]) if table else choose_bucket_bits(listing.shards)
-    tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
-    stored = Folder(config.output.uri, config.output.storage_options).list_parts()
-    committed = table.parts if table else []
-    plan = plan_work(tasks, committed, [name for name in stored if name not in set(committed)])
-    return Prepared(config, model, listing, metadata, table, bits, plan)
-
-
-def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:
-    """Digest what besides the documents decides a part's bytes: space, columns, and how records are read and cut."""
-    source = config.source.model_dump(mode="json", include={"format", "text_columns", "id_column", "metadata_columns", "rows_per_unit"})
-    return digest(PART_VERSION, spec.space_id, source, str(metadata), config.output.store_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +196,3 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         bytes_added=sum(part.size_bytes for part in add),
         failures=outcome.failures,
     )
-
-
-def _collect(problems: list[str], check: Callable[[], T]) -> T | None:
-    """Run a check, keeping its complaint so that all are reported at once."""
-    try:
-        return check()
-    except (ConfigError, ModelError, SourceError, StorageError, CommitError) as error:
-        problems.append(str(error))
-        return None

@@ -24,7 +24,8 @@ from embedder.demo import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.run import prepare_run, run_embed
+from embedder.preparation import prepare_run
+from embedder.run import run_embed
 from embedder.schema import DOCUMENTS
 from embedder.study.quality import cut, mean_reciprocal_rank
 from embedder.summary import Summary

@@ -15,7 +15,8 @@ from deltalake import DeltaTable
 
 from embedder.config import EmbedConfig
 from embedder.output.table import open_delta
-from embedder.run import prepare_run, run_embed
+from embedder.preparation import prepare_run
+from embedder.run import run_embed
 from embedder.storage import Store
 from embedder.summary import Summary
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from embedder.errors import ConfigError, ModelError
 from embedder.model.files import locate_model
 from embedder.pipeline import check_probe
-from embedder.run import prepare_run, run_embed
+from embedder.preparation import prepare_run
+from embedder.run import run_embed
 from embedder.storage import Store
 from tests.integration.conftest import Site, documents, sentences
 
@@ -240,3 +242,22 @@ def test_moved_shards_and_other_columns_cost_the_encoder_nothing(local_site: Sit
     rows = local_site.rows()
     assert "meta_url" not in rows[0]
     assert np.array_equal(vectors_of(rows), before)
+
+
+def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Site) -> None:
+    day = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    rich = {"tags": ["a", None], "year": 1999, "score": 0.5, "seen": True, "origin": {"place": "x", "ids": [1, 2]}, "at": day}
+    local_site.corpus.put("a.parquet", [document | rich for document in documents(0, 5)])
+    large = [document | rich | {"at": day.isoformat()} for document in documents(5, 3000)]
+    local_site.corpus.put("b.jsonl", large)
+    columns = {"metadata_columns": list(rich), "metadata_types": {"at": "timestamp"}, "rows_per_unit": 4000}
+    cheap = {"embedding": {"depth": 1, "dim": 8}, "chunking": {"enabled": False, "overlap_tokens": 0, "max_tokens": 8}}
+    local_site.embed(source=columns, **cheap)
+    row = local_site.rows()[0]
+    assert {name: row[name] for name in rich} == rich
+    assert local_site.embed(source=columns, **cheap).did_nothing
+    local_site.corpus.put("a.parquet", [document | rich for document in documents(0, 6)])
+    summary = local_site.embed(source=columns, **cheap)
+    assert summary.stats.documents == 6, "the large shard is not read again"
+    assert summary.parts_kept == 1
+    assert len({row["doc_id"] for row in local_site.rows()}) == 3005

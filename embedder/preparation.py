@@ -1,0 +1,116 @@
+"""Settings become a run that is checked and planned, before the first document is read; or one message with every problem."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from embedder.config import EmbedConfig
+from embedder.errors import ConfigError, EmbedderError
+from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.output.parts import Folder
+from embedder.output.table import TableState, read_table
+from embedder.planning import Plan, choose_bucket_bits, group_shards, plan_work
+from embedder.schema import table_schema
+from embedder.source.columns import inspect_source
+from embedder.source.shards import Listing, list_shards
+from embedder.spec import EmbeddingSpec, digest
+from embedder.summary import Preview
+
+PART_VERSION = 1
+"""Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that is checked and planned, before the first document is read."""
+
+    config: EmbedConfig
+    model: ResolvedModel
+    listing: Listing
+    metadata: pa.Schema
+    table: TableState | None
+    bucket_bits: int
+    plan: Plan
+
+    @property
+    def spec(self) -> EmbeddingSpec:
+        """The space the table's vectors are in after this run."""
+        return self.model.spec
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's columns after this run."""
+        return table_schema(self.metadata, self.config.output.store_text)
+
+    @property
+    def same_space(self) -> bool:
+        """Whether the table holds vectors of this run's space, which then may be kept."""
+        return self.table is not None and self.table.spec.space_id == self.spec.space_id
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the commit swaps everything: another spec, or other columns. No part can be kept then, and none is dropped."""
+        return self.table is not None and not self.plan.keep and not (self.same_space and self.table.schema.equals(self.schema))
+
+    def preview(self) -> Preview:
+        """Say what a run would do."""
+        plan, rows = self.plan, self.table.rows if self.table else {}
+        changed = {shard.uri for task in plan.read for shard in task.shards}
+        return Preview(
+            uri=self.config.output.uri,
+            space_id=self.spec.space_id,
+            spec=self.spec.model_dump(),
+            shards=len(self.listing.shards),
+            shards_ignored=len(self.listing.ignored),
+            read=tuple((shard.uri, shard.size_bytes) for shard in self.listing.shards if shard.uri in changed),
+            parts_adopted=len(plan.adopt),
+            parts_kept=len(plan.keep),
+            rows_kept=sum(rows[str(name)] for name in plan.keep),
+            parts_removed=len(plan.remove),
+            rows_removed=sum(rows[str(name)] for name in plan.remove),
+        )
+
+
+def prepare_run(config: EmbedConfig) -> Prepared:
+    """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
+    problems: list[str] = []
+    model = _collect(problems, lambda: resolve_model(config.embedding, config.chunking))
+    listing = _collect(problems, lambda: list_shards(config.source))
+    table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
+    metadata = None
+    if listing:
+        known = table.schema if table else None
+        metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, known))
+    if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
+        changes = "; ".join(table.spec.differences(model.spec))
+        problems.append(
+            f"output.uri={config.output.uri!r}: the table holds another space ({changes}); "
+            "choose another output.uri, or swap all of it with --output.replace true"
+        )
+    if problems or model is None or listing is None or metadata is None:
+        raise ConfigError("\n".join(problems))
+    bits = int(table.info["bucket_bits"]) if table else choose_bucket_bits(listing.shards)
+    tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
+    stored = Folder(config.output.uri, config.output.storage_options).list_parts()
+    committed = table.parts if table else []
+    plan = plan_work(tasks, committed, [name for name in stored if name not in set(committed)])
+    return Prepared(config, model, listing, metadata, table, bits, plan)
+
+
+def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:
+    """Digest what besides the documents decides a part's bytes: space, columns, and how records are read and cut."""
+    source = config.source.model_dump(mode="json", include={"format", "text_columns", "id_column", "metadata_columns", "rows_per_unit"})
+    return digest(PART_VERSION, spec.space_id, source, str(metadata), config.output.store_text)
+
+
+def _collect(problems: list[str], check: Callable[[], T]) -> T | None:
+    """Run a check, keeping its complaint so that all are reported at once."""
+    try:
+        return check()
+    except EmbedderError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,113 @@
+"""Over random histories of edits a refreshed table equals a fresh one, and costs the encoder only texts it has not seen.
+
+The stages run here one after the other in this process: what Ray adds is tested elsewhere.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import embedder.planning
+import embedder.run
+from embedder.pipeline import EncoderActor, Landed, Pool, landed
+from embedder.planning import Plan
+from embedder.spec import EmbeddingSpec
+from embedder.stages import Job, prepare_units, task_row, write_unit
+from embedder.work import Task
+from tests.integration.conftest import Corpus, Site, sentences
+
+pytestmark = pytest.mark.slow
+
+POOL = Pool("cpu", "float32", 2048, (1, 1), 0.0, 1.0, 1, 1.0)
+NAMES = ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")
+BLANK = 7
+"""The number of a document that is quarantined."""
+
+records = st.tuples(st.integers(0, 9), st.sampled_from(["x", "y"]))
+shards = st.lists(records, min_size=1, max_size=8, unique_by=lambda record: record[0])
+corpora = st.dictionaries(st.sampled_from(NAMES), shards, min_size=1)
+
+
+@lru_cache(maxsize=1)
+def load_actor(spec: EmbeddingSpec) -> EncoderActor:
+    return EncoderActor(spec, None, POOL)
+
+
+def embed_serially(tasks: list[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
+    actor = load_actor(job.spec)
+    for task in tasks:
+        for row in prepare_units(task_row(task, plan), job):
+            yield landed(write_unit(actor(row), job))
+
+
+def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, Any]]:
+    """A document's text depends on its number alone, so that it is the same wherever it moves."""
+    texts = {number: "  " if number == BLANK else sentences(number, 3 + 25 * (number % 3)) for number, _ in content}
+    return [{"id": f"{name}-{number}", "text": texts[number], "topic": topic, "meta": {"url": name}} for number, topic in content]
+
+
+@pytest.fixture
+def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
+    monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
+    monkeypatch.setattr(embedder.run, "choose_pool", lambda compute: POOL)
+    monkeypatch.setattr(embedder.planning, "SMALL_SHARD_BYTES", 600)
+    monkeypatch.setattr(embedder.planning, "BUCKET_SHARDS", 2)
+
+
+CONFIG: dict[str, Any] = {
+    "source": {"rows_per_unit": 3},
+    "chunking": {"max_tokens": 24, "overlap_tokens": 4},
+    "embedding": {"depth": 1, "dim": 16},
+    "output": {"max_removed_fraction": 1.0},
+}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=st.lists(corpora, min_size=2, max_size=4))
+def test_a_refreshed_table_equals_a_fresh_one(serial: None, minilm: str, tmp_path: Path, history: list[dict[str, Any]]) -> None:
+    for folder in ("corpus", "table", "fresh"):
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    site = Site(Corpus(str(tmp_path / "corpus")), str(tmp_path / "table"), minilm)
+    before: dict[str, Any] = {}
+    for corpus in history:
+        for name in before.keys() - corpus.keys():
+            site.corpus.remove(name)
+        for name, content in corpus.items():
+            if before.get(name) != content:
+                site.corpus.put(name, [*rows_of_shard(name, content), "{malformed"])
+        summary = site.embed(**CONFIG)
+        known = {number for content in before.values() for number, _ in content}
+        fresh_texts = {number for content in corpus.values() for number, _ in content} - known - {BLANK}
+        encoded = summary.stats.documents - summary.stats.quarantined - summary.stats.reused
+        copies = sum(number in fresh_texts for content in corpus.values() for number, _ in content)
+        assert encoded <= copies + num_moved_beside(before, corpus)
+        before = corpus
+    assert site.embed(**CONFIG).did_nothing
+    fresh = Site(site.corpus, str(tmp_path / "fresh"), minilm)
+    fresh.embed(**CONFIG)
+    assert_equal(site, fresh)
+
+
+def num_moved_beside(before: dict[str, Any], after: dict[str, Any]) -> int:
+    """Count documents that a changed shard took from one that did not change: its parts stay, and are not looked into."""
+    unchanged = {number for name, content in before.items() if after.get(name) == content for number, _ in content}
+    return sum(number in unchanged for name, content in after.items() if before.get(name) != content for number, _ in content)
+
+
+def assert_equal(site: Site, fresh: Site) -> None:
+    mine, theirs = site.rows(), fresh.rows()
+    plain = [[{name: row[name] for name in row if name != "embedding"} for row in rows] for rows in (mine, theirs)]
+    assert plain[0] == plain[1]
+    if mine:
+        np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
+    rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
+    assert rejects[0] == rejects[1]
