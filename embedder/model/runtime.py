@@ -4,5 +4,5 @@ import torch
 
 
 def set_threads(num_threads: int) -> None:
-    """Set the threads of every later matrix product in this process."""
+    """Set the threads of every later matrix product of the calling thread."""
     torch.set_num_threads(num_threads)

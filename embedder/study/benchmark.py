@@ -6,6 +6,7 @@ median over rounds of each one's ratio to the reference of the same round.
 
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,13 +168,13 @@ def find_titles(encoder: Encoder, documents: Sequence[Document], resolved: Resol
 def timed_layers(layers: torch.nn.ModuleList) -> Iterator[list[float]]:
     """Collect the seconds from the entry of the first layer to the exit of the last, for each forward pass on a CPU."""
     spent: list[float] = []
-    entered = [0.0]
+    entered = threading.local()  # batches run side by side, a thread each
 
     def enter(*_: object) -> None:
-        entered[0] = time.perf_counter()
+        entered.at = time.perf_counter()
 
     def leave(*_: object) -> None:
-        spent.append(time.perf_counter() - entered[0])
+        spent.append(time.perf_counter() - entered.at)
 
     hooks = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
     try:

@@ -133,3 +133,16 @@ def test_files_that_changed_since_the_spec_was_resolved_are_refused(tiny_model: 
     spec = tiny_model.resolve().spec.model_copy(update={"model_checksum": "0" * 64})
     with pytest.raises(ModelError, match="are not those the spec was resolved with"):
         Encoder.load(spec)
+
+
+def test_threads_that_share_the_batches_change_nothing(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    alone = tiny_encoder.encode(ids, 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = tiny_encoder.encode(ids, 64)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(shared.vectors_ND, alone.vectors_ND, atol=1e-6)
+    assert shared.padded_tokens == alone.padded_tokens
