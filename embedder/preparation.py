@@ -83,8 +83,8 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     metadata = None
     if listing:
-        known = table.schema if table else None
-        metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, known))
+        columns = table.schema if table else None
+        metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, columns))
     if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
         changes = "; ".join(table.spec.differences(model.spec))
         problems.append(
@@ -97,7 +97,8 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
     stored = Folder(config.output.uri, config.output.storage_options).list_parts()
     committed = table.parts if table else []
-    plan = plan_work(tasks, committed, [name for name in stored if name not in set(committed)])
+    known = set(committed)
+    plan = plan_work(tasks, committed, [name for name in stored if name not in known])
     return Prepared(config, model, listing, metadata, table, bits, plan)
 
 

@@ -175,7 +175,8 @@ def key_of(name: str) -> str:
 def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], num_adopted: int) -> Summary:
     """Collect the figures of a run."""
     plan, rows = prepared.plan, dict(prepared.table.rows) if prepared.table else {}
-    kept = [] if prepared.replaces and add else [name for name in rows if name not in set(remove)]
+    gone = set(rows) if prepared.replaces and add else set(remove)
+    kept = [name for name in rows if name not in gone]
     return Summary(
         run_id="",
         uri=prepared.config.output.uri,
