@@ -1,0 +1,196 @@
+"""Bring a store in step with a table: all of its rows once, and from then on what changed between two versions.
+
+What a load is about to do is recorded in the store before it does it, so that whoever comes after a load that died ends
+that one first. Every step may be done twice.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from embedder.errors import ConfigError, StorageError
+from embedder.output.changes import read_changes
+from embedder.output.parts import Folder
+from embedder.output.table import open_delta, read_table
+from embedder.spec import EmbeddingSpec
+from embedder.storage import Options
+from embedder.stores.protocol import Loaded, VectorStore
+from embedder.stores.rows import ROW_ID, VectorColumn, read_parts, row_ids_of, split_rows, to_store_rows, vector_type_of
+
+GROUP_ROWS = 100_000
+"""Rows of a first load between two records of how far it came: what a load that died does again."""
+
+Outcome = Literal["loaded", "refreshed", "nothing to do"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a table, as far as loading it needs."""
+
+    uri: str
+    options: Options
+    number: int
+    table_id: str
+    spec: EmbeddingSpec
+    schema: pa.Schema
+    rows: Mapping[str, int]
+    """By part name."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return sum(self.rows.values())
+
+    @property
+    def vectors(self) -> VectorColumn:
+        """The type of its vectors."""
+        return vector_type_of(self.schema, self.spec.dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a load did."""
+
+    outcome: Outcome
+    place: str
+    uri: str
+    version: int
+    previous: int | None
+    rows: int
+    upserted: int
+    deleted: int
+    seconds: float
+    index: str
+
+
+def read_version(uri: str, options: Options, number: int | None = None) -> Version:
+    """Read what a version consists of; the newest if no number is given."""
+    state = read_table(uri, options)
+    if state is None:
+        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
+    try:
+        delta = open_delta(uri, options, state.version if number is None else number)
+    except (DeltaError, TableNotFoundError) as error:
+        raise ConfigError(f"table.version={number}: {uri} has versions up to {state.version}") from error
+    adds = pa.table(delta.get_add_actions(flatten=True))
+    rows = dict(sorted(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True)))
+    schema = pa.schema(delta.schema().to_arrow())
+    return Version(uri, options, delta.version(), str(delta.metadata().id), state.spec, schema, rows)
+
+
+def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
+    """Make a store hold the rows of a version and no others; does nothing to a store that does."""
+    started = time.monotonic()
+    if ROW_ID in wanted.schema.names:
+        raise ConfigError(f"{wanted.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name")
+    loaded = store.loaded()
+    if loaded is None and store.exists():
+        raise StorageError(f"{store.place}: it is there already, and jobs.load did not make it; choose another name")
+    problem = find_mismatch(store.place, loaded, wanted) if loaded else None
+    if problem and not replaces:
+        raise ConfigError(f"{problem}; choose another name, or swap everything with --replace true")
+    previous = loaded.version if loaded and not problem else None
+    upserted = deleted = 0
+    if loaded is None or problem:
+        loaded = Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
+        store.record(loaded)
+    if loaded.version is None:
+        loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target))
+    for target in (loaded.target, wanted.number):
+        if target is not None and target != loaded.version:
+            loaded, upserts, deletes = load_changes(store, loaded, wanted, target)
+            upserted, deleted = upserted + upserts, deleted + deletes
+    is_new = previous is None
+    did_nothing = previous == wanted.number and not upserted and not deleted
+    index = store.build_index()
+    check_count(store, wanted)
+    outcome: Outcome = "nothing to do" if did_nothing else "loaded" if is_new else "refreshed"
+    seconds = time.monotonic() - started
+    return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+
+
+def at_version(wanted: Version, number: int | None) -> Version:
+    """Give another version of the same table."""
+    return wanted if number in (None, wanted.number) else read_version(wanted.uri, wanted.options, number)
+
+
+def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
+    """Write every row of a version, going on where a load before this one stopped; give the rows written."""
+    if not loaded.done:
+        store.create(loaded)
+    folder = Folder(target.uri, target.options)
+    names, written = list(target.rows)[loaded.done :], 0
+    # a load that died may have written some of its next rows already
+    write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
+    for group in group_parts(names, target.rows):
+        write(to_store_rows(rows, target.vectors) for rows in read_parts(folder, group, target.schema))
+        loaded = replace(loaded, done=loaded.done + len(group))
+        store.record(loaded)
+        written += sum(target.rows[name] for name in group)
+        write = store.append
+    loaded = replace(loaded, version=target.number, target=None, done=0)
+    store.record(loaded)
+    return loaded, written
+
+
+def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[str]]:
+    """Put parts together to groups of about GROUP_ROWS."""
+    group: list[str] = []
+    for name in names:
+        group.append(name)
+        if sum(rows[each] for each in group) >= GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
+    """Write and remove what differs between the version that is loaded and another; give the rows written and removed."""
+    loaded = replace(loaded, target=target)
+    store.record(loaded)
+    changes = read_changes(wanted.uri, wanted.options, loaded.version, target)
+    counts = Counter[str]()
+    upserts = counted(split_rows(changes.upserts), counts, "upserted")
+    store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.vectors) for rows in upserts)
+    for keys in counted(split_rows(changes.deletes), counts, "deleted"):
+        store.delete(row_ids_of(keys))
+    loaded = replace(loaded, version=target, target=None)
+    store.record(loaded)
+    return loaded, counts["upserted"], counts["deleted"]
+
+
+def counted(tables: Iterable[pa.Table], counts: Counter[str], name: str) -> Iterator[pa.Table]:
+    """Count rows as they go by."""
+    for table in tables:
+        counts[name] += table.num_rows
+        yield table
+
+
+def check_count(store: VectorStore, wanted: Version) -> None:
+    """Refuse to call a store in step whose rows are not as many as the table's: someone else wrote to it."""
+    found = store.count()
+    if found != wanted.num_rows:
+        raise StorageError(
+            f"{store.place}: {found:,} rows after the load, but {wanted.uri} has {wanted.num_rows:,} at version {wanted.number}; "
+            "was it written to by others, or by two loads at once? Load it anew under another name"
+        )
+
+
+def find_mismatch(place: str, loaded: Loaded, wanted: Version) -> str | None:
+    """Say why a store's rows and a table's may not stand side by side; None if they may."""
+    if loaded.spec.space_id != wanted.spec.space_id:
+        changes = "; ".join(loaded.spec.differences(wanted.spec))
+        return f"{place}: holds rows of space {loaded.spec.space_id}, and {wanted.uri} is of space {wanted.spec.space_id} ({changes})"
+    if loaded.table_id != wanted.table_id:
+        return f"{place}: holds rows of another table (Delta id {loaded.table_id}, and that of {wanted.uri} is {wanted.table_id})"
+    if not loaded.schema.equals(wanted.schema):
+        mine, theirs = ({f"{field.name} {field.type}" for field in schema} for schema in (loaded.schema, wanted.schema))
+        changes = ", ".join([*(f"−{each}" for each in sorted(mine - theirs)), *(f"+{each}" for each in sorted(theirs - mine))])
+        return f"{place}: its columns are not those of {wanted.uri} ({changes or 'in another order'})"
+    return None
