@@ -105,8 +105,6 @@ class LoadConfig(Section):
     """One load: make one store hold the rows of one table."""
 
     table: TableConfig
-    replace: bool = False
-    """Load everything anew although the store holds another space, another table or other columns."""
     lance: LanceConfig | None = None
     """LanceDB."""
     pgvector: PgvectorConfig | None = None

@@ -4,6 +4,7 @@ What a load is about to do is recorded in the store before it does it, so that w
 that one first. Every step may be done twice.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
-from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from embedder.errors import ConfigError, StorageError
-from embedder.output.changes import read_changes
+from embedder.changes import read_changes
+from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.output.parts import Folder
-from embedder.output.table import open_delta, read_table
+from embedder.output.table import list_committed, open_delta, read_table
+from embedder.progress import align
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
 from embedder.stores.protocol import Loaded, VectorStore
@@ -24,6 +25,8 @@ from embedder.stores.rows import ROW_ID, VectorColumn, read_parts, row_ids_of, s
 
 GROUP_ROWS = 100_000
 """Rows of a first load between two records of how far it came: what a load that died does again."""
+
+logger = logging.getLogger("embedder")
 
 Outcome = Literal["loaded", "refreshed", "nothing to do"]
 
@@ -67,24 +70,38 @@ class Report:
     seconds: float
     index: str
 
+    def text(self) -> str:
+        """Lay it out for a person."""
+        at = f"version {self.version} of {self.uri}, {self.rows:,} rows"
+        if self.outcome == "nothing to do":
+            return f"nothing to do: {self.place} holds {at}"
+        rows = [("store", self.place), ("table", at), ("written", f"{self.upserted:,} rows in {self.seconds:.1f} s")]
+        if self.previous is not None:
+            rows[1] = ("table", f"version {self.previous} → {at}")
+            rows.append(("removed", f"{self.deleted:,} rows"))
+        return align([*rows, ("search", self.index)])
+
 
 def read_version(uri: str, options: Options, number: int | None = None) -> Version:
     """Read what a version consists of; the newest if no number is given."""
     state = read_table(uri, options)
     if state is None:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed")
-    try:
-        delta = open_delta(uri, options, state.version if number is None else number)
-    except (DeltaError, TableNotFoundError) as error:
-        raise ConfigError(f"table.version={number}: {uri} has versions up to {state.version}") from error
+    number = state.version if number is None else number
+    names = list_committed(uri, options, number)
+    delta = open_delta(uri, options, number)
     adds = pa.table(delta.get_add_actions(flatten=True))
-    rows = dict(sorted(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True)))
+    rows = dict(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True))
     schema = pa.schema(delta.schema().to_arrow())
-    return Version(uri, options, delta.version(), str(delta.metadata().id), state.spec, schema, rows)
+    return Version(uri, options, number, str(delta.metadata().id), state.spec, schema, {each: rows[each] for each in sorted(map(str, names))})
 
 
 def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
-    """Make a store hold the rows of a version and no others; does nothing to a store that does."""
+    """Make a store hold the rows of a version and no others; does nothing to a store that does.
+
+    With `replaces`, what cannot be brought in step is loaded anew: another space, another table, other columns, or a
+    version loaded before that was vacuumed since.
+    """
     started = time.monotonic()
     if ROW_ID in wanted.schema.names:
         raise ConfigError(f"{wanted.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name")
@@ -93,25 +110,52 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
         raise StorageError(f"{store.place}: it is there already, and jobs.load did not make it; choose another name")
     problem = find_mismatch(store.place, loaded, wanted) if loaded else None
     if problem and not replaces:
-        raise ConfigError(f"{problem}; choose another name, or swap everything with --replace true")
-    previous = loaded.version if loaded and not problem else None
+        raise ConfigError(f"{problem}; choose another name, or load everything anew with --replace")
+    if loaded is None or problem or not can_go_on(loaded, wanted):
+        loaded = begin(store, wanted)
+    previous = loaded.version
+    try:
+        upserted, deleted = follow(store, loaded, wanted)
+    except VersionGoneError as error:
+        if not replaces:
+            raise VersionGoneError(f"{error}: {store.place} with --replace") from error
+        upserted, deleted = follow(store, begin(store, wanted), wanted)
+    did_nothing = loaded.version == wanted.number and loaded.target is None
+    index = store.build_index()
+    check_count(store, wanted)
+    outcome: Outcome = "nothing to do" if did_nothing else "loaded" if previous is None else "refreshed"
+    seconds = time.monotonic() - started
+    return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+
+
+def begin(store: VectorStore, wanted: Version) -> Loaded:
+    """Record that a first load is on its way."""
+    loaded = Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
+    store.record(loaded)
+    return loaded
+
+
+def can_go_on(loaded: Loaded, wanted: Version) -> bool:
+    """Tell whether what a load was on its way to can still be read; of a first load nothing else is to be said."""
+    if loaded.version is not None or loaded.target == wanted.number:
+        return True
+    stored = {str(name) for name in Folder(wanted.uri, wanted.options).list_parts()}
+    try:
+        return loaded.target is not None and set(at_version(wanted, loaded.target).rows) <= stored
+    except VersionGoneError:
+        return False
+
+
+def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, int]:
+    """End the load that is on its way, if one is, then go on to the wanted version; give the rows written and removed."""
     upserted = deleted = 0
-    if loaded is None or problem:
-        loaded = Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
-        store.record(loaded)
     if loaded.version is None:
         loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target))
     for target in (loaded.target, wanted.number):
         if target is not None and target != loaded.version:
             loaded, upserts, deletes = load_changes(store, loaded, wanted, target)
             upserted, deleted = upserted + upserts, deleted + deletes
-    is_new = previous is None
-    did_nothing = previous == wanted.number and not upserted and not deleted
-    index = store.build_index()
-    check_count(store, wanted)
-    outcome: Outcome = "nothing to do" if did_nothing else "loaded" if is_new else "refreshed"
-    seconds = time.monotonic() - started
-    return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+    return upserted, deleted
 
 
 def at_version(wanted: Version, number: int | None) -> Version:
@@ -132,6 +176,7 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
         loaded = replace(loaded, done=loaded.done + len(group))
         store.record(loaded)
         written += sum(target.rows[name] for name in group)
+        logger.info("%s: %s of %s rows written", store.place, f"{written:,}", f"{target.num_rows:,}")
         write = store.append
     loaded = replace(loaded, version=target.number, target=None, done=0)
     store.record(loaded)

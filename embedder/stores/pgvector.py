@@ -1,7 +1,7 @@
 """PostgreSQL with pgvector: rows go in by binary COPY, vectors as bytes in pgvector's own format."""
 
 import json
-import os
+import re
 import struct
 import uuid
 from collections.abc import Callable, Iterator
@@ -188,7 +188,7 @@ class PgvectorStore:
                 if types is None:
                     types = ["bytea" if field.name in (ROW_ID, "embedding") else column_type(field) for field in each.schema]
                     copy.set_types(types)
-                columns = [to_values(each[field.name], kind, dim) for field in each.schema]
+                columns = [to_values(field.name, each, kind, dim) for field in each.schema]
                 for row in zip(*columns, strict=True):
                     copy.write_row(row)
 
@@ -207,15 +207,18 @@ def _scalar_type(arrow: pa.DataType) -> str | None:
     return next((name for fits, name in _SCALARS if fits(arrow)), None)
 
 
-def to_values(column: pa.ChunkedArray, kind: str, dim: int) -> list[Any]:
+def to_values(name: str, rows: pa.Table, kind: str, dim: int) -> list[Any]:
     """Give a column's values as psycopg takes them: vectors and ids as bytes of PostgreSQL's own, texts without NUL."""
-    if pa.types.is_fixed_size_list(column.type):
-        return encode_vectors(vectors_of(pa.table({"embedding": column})), kind, dim)
-    if column._name == ROW_ID:  # noqa: SLF001
+    if name == "embedding":
+        return encode_vectors(vectors_of(rows), kind, dim)
+    column, field = rows[name], rows.schema.field(name)
+    if name == ROW_ID:
         return [uuid.UUID(each).bytes for each in column.to_pylist()]
-    if pa.types.is_string(column.type):
-        return pc.replace_substring(column, "\x00", "\ufffd").to_pylist()
-    return column.to_pylist()
+    if pa.types.is_string(field.type):
+        return list(pc.replace_substring(column, "\x00", "\ufffd").to_pylist())
+    if column_type(field) == "jsonb":
+        return [None if each is None else json.dumps(each, default=str).replace("\\u0000", "\\ufffd") for each in column.to_pylist()]
+    return list(column.to_pylist())
 
 
 def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:
@@ -225,3 +228,12 @@ def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:
     else:
         head, body = struct.pack(">hh", dim, 0), to_bytes(vectors_ND.astype(">f4" if kind == "vector" else ">f2"))
     return [head + each for each in body]
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _public(dsn: str) -> str:
+    """Leave a password out."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@|(password\s*=\s*)\S+", r"\1\2***@" if "://" in dsn else r"\2***", dsn)
