@@ -3,6 +3,7 @@
 N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from embedder.spec import EmbeddingSpec, Pooling
 
 PROBE_TOKENS = 16
 
+logger = logging.getLogger("embedder")
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -31,6 +34,8 @@ class Encoded:
 
     vectors_ND: np.ndarray  # noqa: N815
     padded_tokens: int
+    token_budget: int
+    """The budget given, or what was left of it when the device's memory did not allow it."""
 
 
 class Encoder:
@@ -86,7 +91,26 @@ class Encoder:
         return vector
 
     def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
-        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept."""
+        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept.
+
+        Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
+        """
+        longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))
+        while True:
+            try:
+                return self._encode(token_ids, token_budget)
+            except torch.OutOfMemoryError as error:
+                if token_budget <= longest:
+                    raise ModelError(
+                        f"compute.device={self._device.type}: out of memory on one sequence of {longest} tokens ({error}); "
+                        "lower chunking.max_tokens or embedding.depth, or give each actor more memory"
+                    ) from error
+            # outside of the handler: the error holds on to the batch that did not fit
+            token_budget = max(longest, token_budget // 2)
+            logger.warning("out of memory on %s: going on with a token budget of %d", self._device.type, token_budget)
+            torch.cuda.empty_cache()
+
+    def _encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
         assert token_ids.null_count == 0
         values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
         lengths = np.diff(offsets)
@@ -108,7 +132,7 @@ class Encoder:
         if batches:
             # The only wait for the device: batches are queued while earlier ones run.
             vectors_ND[np.concatenate(batches)] = sorted_ND.cpu().numpy()
-        return Encoded(vectors_ND, padded_tokens)
+        return Encoded(vectors_ND, padded_tokens, token_budget)
 
     def _map_batches(self, embed_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
         """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""
