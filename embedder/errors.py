@@ -5,6 +5,7 @@ EmbedderError
 ├── SourceError     a shard or the listing cannot be read
 ├── ModelError      the model's files do not allow what the spec asks
 ├── StorageError    an object cannot be listed, read or written
+│   └── VersionGoneError    a version of the table that maintenance has removed
 └── CommitError     the table cannot be published, or another run published first
 
 Each takes one string (*where: what, with the value; what to do*), so that it survives the trip from a Ray worker.
@@ -29,6 +30,10 @@ class ModelError(EmbedderError):
 
 class StorageError(EmbedderError):
     """An object that cannot be listed, read or written."""
+
+
+class VersionGoneError(StorageError):
+    """A version of the table that can no longer be read: its log was cleaned up, or its parts were vacuumed."""
 
 
 class CommitError(EmbedderError):

@@ -11,7 +11,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
-from embedder.errors import CommitError
+from embedder.errors import CommitError, VersionGoneError
 from embedder.output.parts import QUARANTINE_FOLDER, count_rows
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
@@ -91,6 +91,18 @@ def read_table(uri: str, options: Options) -> TableState | None:
         info=info,
         run_number=delta.transaction_version(_APP_ID) or 0,
     )
+
+
+def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
+    """List the parts of one version; VersionGoneError if its log is no longer there."""
+    try:
+        delta = open_delta(uri, options, version)
+    except (DeltaError, OSError) as error:
+        newest = open_delta(uri, options).version()
+        if version > newest:
+            raise CommitError(f"{uri}: there is no version {version}; the newest is {newest}") from error
+        raise VersionGoneError(f"{uri}: version {version} can no longer be opened ({error}); its log was cleaned up") from error
+    return [_parse(name, uri) for name in pa.table(delta.get_add_actions())["path"].to_pylist()]
 
 
 def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:

@@ -1,0 +1,115 @@
+"""Tables made without Ray or a model: a corpus of made-up documents becomes parts and a commit the way a run does it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
+from embedder.output.table import Change, commit_table, open_delta, read_table, sync_quarantine
+from embedder.planning import SMALL_SHARD_BYTES, group_shards, plan_work
+from embedder.schema import CHUNKS, DOCUMENTS, QUARANTINE, table_schema
+from embedder.spec import digest
+from embedder.work import Part, PartName, Shard, Stats, Task
+from tests.test_spec import SPEC
+
+DIM = 4
+BITS = 1
+METADATA = pa.schema([("topic", pa.string()), ("tags", pa.list_(pa.string()))])
+SCHEMA = table_schema(METADATA, store_text=True)
+LARGE = "large"
+"""A shard whose name starts so is read on its own, any other in a bucket."""
+
+Document = tuple[str, str, str | None]
+"""Id, text (one chunk a word; a text without words is quarantined), topic."""
+Corpus = Mapping[str, Sequence[Document]]
+
+
+@dataclass(frozen=True)
+class MadeTable:
+    """A table that is brought in step with corpora."""
+
+    uri: str
+    rows_per_unit: int = 2
+
+    def follow(self, corpus: Corpus, layout: str = "layout", quarantine: bool = True) -> int:
+        """Make the table hold the corpus, in one commit; give its version."""
+        state = read_table(self.uri, {})
+        tasks = group_shards([as_shard(name, content) for name, content in corpus.items()], layout, BITS)
+        stored = set(Folder(self.uri, {}).list_parts()) - set(state.parts if state else [])
+        plan = plan_work(tasks, state.parts if state else [], list(stored))
+        parts = [read_part(str(name), Folder(self.uri, {})) for name in plan.adopt]
+        parts += [part for task in plan.read for part in self.write(task, corpus)]
+        info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS}
+        version = commit_table(self.uri, {}, Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
+        if quarantine:
+            sync_quarantine(self.uri, {})
+        return version
+
+    def write(self, task: Task, corpus: Corpus) -> list[Part]:
+        """Write the parts of one task."""
+        records = [(shard.uri, row, *document) for shard in task.shards for row, document in enumerate(corpus[shard.uri])]
+        bounds = [*range(0, len(records), self.rows_per_unit), len(records)] if records else [0, 0]
+        return [
+            self.write_unit(PartName(task.key, task.version, first, stop, stop == len(records)), records[first:stop])
+            for first, stop in pairwise(bounds)
+        ]
+
+    def write_unit(self, name: PartName, records: Sequence[tuple[str, int, str, str, str | None]]) -> Part:
+        """Write one part and its namesake in the quarantine."""
+        good = [record for record in records if record[3].split()]
+        bad = [(shard, row, doc_id, "empty_text", text) for shard, row, doc_id, text, _ in records if not text.split()]
+        documents = to_columns(DOCUMENTS, [(doc_id, text, digest(text), shard, row) for shard, row, doc_id, text, _ in good])
+        documents = documents.append_column("topic", pa.array([record[4] for record in good], pa.string()))
+        documents = documents.append_column("tags", pa.array([[record[4], "x"] for record in good], METADATA.field("tags").type))
+        chunks = to_columns(CHUNKS, [chunk for number, record in enumerate(good) for chunk in cut(number, record[3])])
+        vectors_ND = np.array([vector_of(word) for record in good for word in record[3].split()], np.float32).reshape(-1, DIM)
+        stats = Stats(documents=len(records), quarantined=len(bad), chunks=chunks.num_rows, tokens=3 * chunks.num_rows)
+        rows = assemble_rows(documents, chunks, vectors_ND, store_text=True)
+        footer = footer_of(SPEC.space_id, SPEC.model_dump(), stats)
+        return write_part(rows, to_columns(QUARANTINE, bad), name, footer, Folder(self.uri, {}))
+
+    def rows(self, version: int | None = None) -> list[dict[str, Any]]:
+        """All rows, in order of shard, row and chunk."""
+        rows = open_delta(self.uri, {}, version).to_pyarrow_table().to_pylist()
+        return sorted(rows, key=lambda row: (row["shard"], row["row"], row["chunk"]))
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """All quarantined records, in order of shard and row."""
+        rows = open_delta(f"{self.uri}/_quarantine", {}).to_pyarrow_table().to_pylist()
+        return sorted(rows, key=lambda row: (row["shard"], row["row"]))
+
+    def names(self, version: int | None = None) -> list[PartName]:
+        """The committed parts."""
+        names = pa.table(open_delta(self.uri, {}, version).get_add_actions())["path"].to_pylist()
+        return [name for name in map(PartName.parse, sorted(names)) if name is not None]
+
+
+def to_columns(schema: pa.Schema, records: Sequence[Sequence[Any]]) -> pa.Table:
+    """Lay out records as columns."""
+    return pa.Table.from_pylist([dict(zip(schema.names, record, strict=True)) for record in records], schema)
+
+
+def as_shard(name: str, content: Sequence[Document]) -> Shard:
+    """Describe a shard; its version is its content's."""
+    size = SMALL_SHARD_BYTES if name.startswith(LARGE) or len(content) > 6 else 10
+    return Shard(name, digest(list(content)), size)
+
+
+def cut(number: int, text: str) -> list[tuple[Any, ...]]:
+    """Cut a text into words, as CHUNKS."""
+    words, start, chunks = text.split(), 0, []
+    for place, word in enumerate(words):
+        start = text.index(word, start)
+        chunks.append((number, place, len(words), start, start + len(word), 3, False, []))
+        start += len(word)
+    return chunks
+
+
+def vector_of(word: str) -> np.ndarray:
+    """A unit vector that the word alone decides."""
+    vector_D = np.random.default_rng(int(digest(word)[:8], 16)).normal(size=DIM)
+    return vector_D / np.linalg.norm(vector_D)
