@@ -3,8 +3,8 @@
 N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim, W = width of what a pass gives.
 """
 
-            rows_NW[np.concatenate(batches)] = sorted_NW.cpu().numpy()
-        return Encoded(rows_NW, padded_tokens, token_budget)
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,10 @@ from embedder.spec import EmbeddingSpec, Pooling
 
 PROBE_TOKENS = 16
 
-<<<<<<< HEAD
 logger = logging.getLogger("embedder")
-=======
+
 Forward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Ids, lengths and the mask of a batch, None where nothing is padding → a row of W numbers for each of its rows."""
->>>>>>> sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,6 @@ class Encoder:
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
     def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Encoded:
-        """Run with the budget, or half of it where the device has not the memory."""
         longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))
         while True:
             try:
@@ -164,13 +161,8 @@ class Encoder:
         rows_NW = np.empty(sorted_NW.shape, dtype=np.float32)
         if batches:
             # The only wait for the device: batches are queued while earlier ones run.
-<<<<<<< HEAD
-            vectors_ND[np.concatenate(batches)] = sorted_ND.cpu().numpy()
-        return Encoded(vectors_ND, padded_tokens, token_budget)
-=======
             rows_NW[np.concatenate(batches)] = sorted_NW.cpu().numpy()
-        return Encoded(rows_NW, padded_tokens)
->>>>>>> sweep
+        return Encoded(rows_NW, padded_tokens, token_budget)
 
     def _map_batches(self, run_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
         """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""
