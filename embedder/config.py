@@ -138,6 +138,8 @@ class ComputeConfig(Section):
     """GPUs an actor holds; fractions share one. Left out: 1 on cuda."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPUs an actor holds, and its threads on device cpu; left out: the node's, less what reading needs."""
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    """Times that a unit may take its worker down, over all runs, before it is taken apart and the documents at fault are quarantined."""
     price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None
     """Price of an hour of what one encoder actor holds; left out: no cost is shown."""
 

@@ -25,16 +25,18 @@ from ray.exceptions import RayError
 
 from embedder.config import ComputeConfig
 from embedder.errors import EmbedderError, ModelError
-from embedder.model.encoder import Encoder
+from embedder.model.encoder import Encoded, Encoder
 from embedder.model.runtime import set_threads
+from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.planning import Plan
 from embedder.schema import CHUNKS
-from embedder.spec import EmbeddingSpec
-from embedder.stages import Job, Row, from_ipc, prepare_units, task_row, to_ipc, write_unit
+from embedder.stages import Job, Row, folder_of, from_ipc, prepare_units, task_row, to_ipc, write_unit
 from embedder.work import Part, Stats, Task
 
 PROBE_COSINE = 0.99
 """A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
+
+logger = logging.getLogger("embedder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Data
         .flat_map(prepare_units, fn_args=(job,), num_cpus=pool.reader_cpus)
         .map(
             EncoderActor,
-            fn_constructor_args=(job.spec, job.probe, pool),
+            fn_constructor_args=(job, pool),
             compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
@@ -151,31 +153,73 @@ def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Data
 
 
 class EncoderActor:
-    """Holds the model; set once, in the constructor."""
+    """Holds the model; only the token budget ever changes, and only down."""
 
-    def __init__(self, spec: EmbeddingSpec, probe: Sequence[float] | None, pool: Pool) -> None:
+    def __init__(self, job: Job, pool: Pool) -> None:
         set_threads(pool.threads)
-        self.encoder = Encoder.load(spec, pool.device, pool.dtype)
+        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype)
         self.token_budget = pool.token_budget
         self.probe = self.encoder.probe()
-        check_probe(self.probe, probe)
+        check_probe(self.probe, job.probe)
+        self.folder, self.max_attempts = folder_of(job), job.max_attempts
+        self.attempts = Attempts.listed(self.folder)
 
     def __call__(self, row: Row) -> dict[str, Any]:
-        """Add the vectors of the unit's chunks; the token ids have done their work and go."""
-        encoded: dict[str, Any] = dict(row) | {"vectors": None, "probe": self.probe.tobytes()}
+        """Add the vectors of the unit's chunks; the token ids have done their work and go.
+
+        The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
+        the documents that do it.
+        """
+        encoded: dict[str, Any] = dict(row) | {"vectors": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
         if row["chunks"] is None:
             return encoded
         started = time.perf_counter()
         chunks = from_ipc(row["chunks"])
-        token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
-        result = self.encoder.encode(token_ids, self.token_budget)
+        attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
+        if attempt > self.max_attempts:
+            chunks, result, killers = self.encode_carefully(row["name"], chunks)
+        else:
+            result, killers = self.encode(chunks), []
         seconds = time.perf_counter() - started
         stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
             "vectors": result.vectors_ND.tobytes(),
             "stats": json.dumps(asdict(stats)),
+            "killers": killers,
+            "attempt": attempt,
         }
+
+    def encode(self, chunks: pa.Table) -> Encoded:
+        """Embed chunks; a budget that was too large for the device's memory is not tried again."""
+        token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
+        result = self.encoder.encode(token_ids, self.token_budget)
+        self.token_budget = result.token_budget
+        return result
+
+    def encode_carefully(self, name: str, chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
+        """Embed a unit piece by piece; gives the chunks that have vectors, these, and the documents that take the encoder down."""
+        document = chunks["document"].to_numpy()
+        pieces: dict[int, tuple[pa.Table, Encoded]] = {}
+
+        def try_piece(piece: range) -> None:
+            first, stop = np.searchsorted(document, [piece.start, piece.stop])
+            part = chunks.slice(first, stop - first)
+            pieces[piece.start] = part, self.encode(part)
+
+        logger.warning("%s: its documents took the encoder down %d times; embedding them piece by piece", name, self.max_attempts)
+        marks = Attempts.listed(self.folder)
+        killers = isolate_killers(name, int(document[-1]) + 1, marks, self.max_attempts, try_piece)
+        if len(killers) >= MOST_KILLERS:
+            raise ModelError(
+                f"embedding: the encoder died on each of {len(killers)} documents of one unit ({name}), tried alone; "
+                "the machine or its software is at fault rather than the documents; mend it and run again"
+            )
+        done = [pieces[start] for start in sorted(pieces)]
+        padded_tokens = sum(result.padded_tokens for _, result in done)
+        vectors_ND = np.concatenate([np.zeros((0, self.encoder.dim), np.float32), *(result.vectors_ND for _, result in done)])
+        kept = pa.concat_tables([chunks.slice(0, 0), *(part for part, _ in done)])
+        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
 
 
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None) -> None:

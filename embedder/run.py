@@ -83,6 +83,7 @@ def embed(prepared: Prepared) -> Outcome:
         spec=prepared.spec,
         tokenizer_json=prepared.model.tokenizer_json,
         metadata=prepared.metadata,
+        max_attempts=config.compute.max_attempts,
         probe=tuple(probe) if probe else None,
         previous=index_reusable(prepared),
     )

@@ -69,6 +69,7 @@ class Reason(StrEnum):
     MISSING_ID = "missing_id"
     DUPLICATE_ID = "duplicate_id"
     METADATA_TYPE = "metadata_type"
+    KILLS_ENCODER = "kills_encoder"
 
 
 def table_schema(metadata: pa.Schema, store_text: bool) -> pa.Schema:

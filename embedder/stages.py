@@ -7,8 +7,8 @@ starts in a second and stays small.
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config import OutputConfig, SourceConfig
-from embedder.errors import EmbedderError
+from embedder.errors import EmbedderError, SourceError
+from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from embedder.output.reuse import PreviousParts, index_parts, take_reusable
 from embedder.planning import Plan
-from embedder.schema import CHUNKS
+from embedder.schema import CHUNKS, QUARANTINE, Reason
 from embedder.source.documents import SourceUnit, read_units
+from embedder.source.rows import EXCERPT_CHARS
 from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -40,6 +42,7 @@ class Job:
     spec: EmbeddingSpec
     tokenizer_json: str
     metadata: pa.Schema
+    max_attempts: int
     probe: tuple[float, ...] | None
     """The table's probe vector, if it has one: an encoder that gives another one is refused."""
     previous: PreviousParts | None = None
@@ -52,18 +55,48 @@ def task_row(task: Task, plan: Plan) -> dict[str, Any]:
 
 
 def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
-    """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row."""
+    """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row.
+
+    While a unit is made its first row is marked: one that took its worker down too often is not tried again in this run.
+    """
     task, done = pickle.loads(row["task"]), frozenset(row["done"])
+    begun = {name.rsplit("-", 2 if name.endswith("-last.parquet") else 1)[0] for name in done}
+    attempts = Attempts.listed(folder_of(job))
+    first_row = task.first_row
     try:
-        previous = job.previous if job.previous is not None else index_parts(row["previous"], folder_of(job))
-        for unit in read_units(task, job.source, job.metadata):
-            name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
-            if name in done:
-                yield _prepared(task.key, name=name)
-                continue
-            reused = take_reusable(unit.documents["content_hash"], previous, folder_of(job))
-            chunks = chunk_fresh(unit.documents, reused, job)
-            yield _prepared(
+        units = stream_units(task, done, row["previous"], job)
+        while True:
+            name = f"{task.key}-{task.version}-{first_row:012d}"
+            number = 0 if name in begun else attempts.begin(f"{name}.read")
+            try:
+                if number > job.max_attempts:
+                    raise SourceError(
+                        f"{task.shards[0].uri}: reading on from row {first_row} took its worker down {number - 1} times; "
+                        "look at the records there, or run again to try anew"
+                    )
+                first_row, prepared = next(units, (0, None))
+            finally:
+                attempts.end(f"{name}.read", number)
+            if prepared is None:
+                return
+            yield prepared
+    except EmbedderError as error:
+        yield _prepared(task.key, error=str(error))
+
+
+def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read, chunk and tokenize a task's units; with each comes the row that the next one starts at."""
+    known = job.previous if job.previous is not None else index_parts(previous, folder_of(job))
+    for unit in read_units(task, job.source, job.metadata):
+        name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
+        if name in done:
+            yield unit.stop_row, _prepared(task.key, name=name)
+            continue
+        reused = take_reusable(unit.documents["content_hash"], known, folder_of(job))
+        chunks = chunk_fresh(unit.documents, reused, job)
+        yield (
+            unit.stop_row,
+            _prepared(
                 task.key,
                 name=name,
                 documents=to_ipc(unit.documents),
@@ -71,9 +104,8 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
                 reused=to_ipc(reused),
                 quarantined=to_ipc(unit.quarantined),
                 stats=count_unit(unit, chunks, reused),
-            )
-    except EmbedderError as error:
-        yield _prepared(task.key, error=str(error))
+            ),
+        )
 
 
 def folder_of(job: Job) -> Folder:
@@ -110,6 +142,10 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
     if row["chunks"] is None:
         return landed | {"part": json.dumps(asdict(read_part(row["name"], folder_of(job))))}
     part, reasons = _write_encoded(row, job)
+    if row["attempt"] > job.max_attempts:
+        Attempts(folder_of(job)).forget(row["name"])
+    elif row["attempt"]:
+        Attempts(folder_of(job)).end(row["name"], row["attempt"])
     return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons)}
 
 
@@ -117,6 +153,9 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
     chunks, vectors_ND = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
+    if row["killers"]:
+        documents, quarantined, chunks = give_up(row["killers"], documents, quarantined, chunks)
+        stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
     rows = assemble_rows(documents, chunks, vectors_ND, job.output.store_text)
@@ -124,6 +163,18 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     assert name is not None, row["name"]
     part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder_of(job))
     return part, Counter(quarantined["reason"].to_pylist())
+
+
+def give_up(killers: Sequence[int], documents: pa.Table, quarantined: pa.Table, chunks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Move documents that take the encoder down, of which there are no chunks, to the quarantine."""
+    killed = documents.take(pa.array(killers))
+    columns: dict[str, Any] = {name: killed[name] for name in ("shard", "row", "doc_id")}
+    columns["reason"] = [str(Reason.KILLS_ENCODER)] * killed.num_rows
+    columns["excerpt"] = pc.utf8_slice_codeunits(killed["text"], 0, EXCERPT_CHARS)
+    quarantined = pa.concat_tables([quarantined, pa.table(columns).select(QUARANTINE.names).cast(QUARANTINE)])
+    kept = np.setdiff1d(np.arange(documents.num_rows), killers)
+    owner = pa.array(np.searchsorted(kept, chunks["document"].to_numpy()).astype(np.int32))
+    return documents.take(pa.array(kept)), quarantined, chunks.set_column(0, CHUNKS.field("document"), owner)
 
 
 def merge_reused(row: Row, job: Job) -> tuple[pa.Table, npt.NDArray[np.float32]]:

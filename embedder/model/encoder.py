@@ -1,9 +1,10 @@
 """Token ids → vectors, by a transformer cut to the spec's depth.
 
-N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim.
+N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim, W = width of what a pass gives.
 """
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,15 @@ from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.packing import plan_batches
 from embedder.model.pooling import POOLERS, Head, load_steps
 from embedder.model.runtime import set_threads
+from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
 
 PROBE_TOKENS = 16
+
+logger = logging.getLogger("embedder")
+
+Forward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Ids, lengths and the mask of a batch, None where nothing is padding → a row of W numbers for each of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,8 @@ class Encoded:
 
     vectors_ND: np.ndarray  # noqa: N815
     padded_tokens: int
+    token_budget: int
+    """The budget given, or what was left of it when the device's memory did not allow it."""
 
 
 class Encoder:
@@ -86,37 +95,82 @@ class Encoder:
         return vector
 
     def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
-        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept."""
+        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept.
+
+        Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
+        """
+        return self._run(token_ids, token_budget, self.dim, self._embed)
+
+    def tap(
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], pooling: Pooling | None = None
+    ) -> dict[int, np.ndarray]:
+        """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
+
+        Depth 0 is the embedding layer's output. Order and number of rows are kept, and `pooling` replaces the spec's.
+        """
+        assert depths, "nothing to tap"
+        assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
+        path = self._family.final_norm
+        final_norm = self._model.get_submodule(path) if path else nn.Identity()
+        hidden_size: int = self._config.hidden_size
+        with tap_layers(self.layers, final_norm, POOLERS[pooling] if pooling else self._pool, depths) as taps:
+
+            def forward(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
+                taps.start(lengths_B, mask_BL)
+                self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL))
+                return taps.collect(depths)
+
+            states_NW = self._run(token_ids, token_budget, len(depths) * hidden_size, forward).vectors_ND
+        return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
+
+    def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Encoded:
+        longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))
+        while True:
+            try:
+                return self._run_batches(token_ids, token_budget, width, forward)
+            except torch.OutOfMemoryError as error:
+                if token_budget <= longest:
+                    raise ModelError(
+                        f"compute.device={self._device.type}: out of memory on one sequence of {longest} tokens ({error}); "
+                        "lower chunking.max_tokens or embedding.depth, or give each actor more memory"
+                    ) from error
+            # outside of the handler: the error holds on to the batch that did not fit
+            token_budget = max(longest, token_budget // 2)
+            logger.warning("out of memory on %s: going on with a token budget of %d", self._device.type, token_budget)
+            torch.cuda.empty_cache()
+
+    def _run_batches(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Encoded:
         assert token_ids.null_count == 0
         values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
         lengths = np.diff(offsets)
         batches = plan_batches(lengths, token_budget)
         stops = np.cumsum([len(rows) for rows in batches])
-        sorted_ND = torch.empty((len(lengths), self.dim), dtype=torch.float32, device=self._device)
+        sorted_NW = torch.empty((len(lengths), width), dtype=torch.float32, device=self._device)
 
-        def embed_batch(number: int) -> int:
+        def run_batch(number: int) -> int:
             rows = batches[number]
             ids_BL, lengths_B = self._pad(values, offsets[rows], lengths[rows])
             is_padded = bool(lengths[rows[-1]] < ids_BL.shape[1])
             with torch.inference_mode():
-                vectors_BD = self._embed(self._move(ids_BL), self._move(lengths_B), is_padded)
-                sorted_ND[stops[number] - len(rows) : stops[number]] = vectors_BD
+                moved_B = self._move(lengths_B)
+                mask_BL = torch.arange(ids_BL.shape[1], device=self._device) < moved_B.unsqueeze(-1) if is_padded else None
+                sorted_NW[stops[number] - len(rows) : stops[number]] = forward(self._move(ids_BL), moved_B, mask_BL)
             return ids_BL.numel()
 
-        padded_tokens = sum(self._map_batches(embed_batch, len(batches)))
-        vectors_ND = np.empty(sorted_ND.shape, dtype=np.float32)
+        padded_tokens = sum(self._map_batches(run_batch, len(batches)))
+        rows_NW = np.empty(sorted_NW.shape, dtype=np.float32)
         if batches:
             # The only wait for the device: batches are queued while earlier ones run.
-            vectors_ND[np.concatenate(batches)] = sorted_ND.cpu().numpy()
-        return Encoded(vectors_ND, padded_tokens)
+            rows_NW[np.concatenate(batches)] = sorted_NW.cpu().numpy()
+        return Encoded(rows_NW, padded_tokens, token_budget)
 
-    def _map_batches(self, embed_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
+    def _map_batches(self, run_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
         """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""
         num_threads = min(torch.get_num_threads(), num_batches)
         if self._device.type != "cpu" or num_threads < 2:
-            return map(embed_batch, range(num_batches))
+            return map(run_batch, range(num_batches))
         with ThreadPoolExecutor(num_threads, initializer=set_threads, initargs=(1,)) as pool:
-            return list(pool.map(embed_batch, range(num_batches)))
+            return list(pool.map(run_batch, range(num_batches)))
 
     def _pad(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
         """Lay sequences, the longest first, side by side with the model's pad id on the right."""
@@ -132,9 +186,8 @@ class Encoder:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
-    def _embed(self, ids_BL: Tensor, lengths_B: Tensor, is_padded: bool) -> Tensor:
+    def _embed(self, ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Run one batch; without padding there is no mask, and attention takes its faster path."""
-        mask_BL = torch.arange(ids_BL.shape[1], device=self._device) < lengths_B.unsqueeze(-1) if is_padded else None
         hidden_BLH = self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL)).last_hidden_state
         vectors_BD: Tensor = self._head(self._pool(hidden_BLH, lengths_B, mask_BL))
         return vectors_BD

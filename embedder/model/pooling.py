@@ -5,6 +5,8 @@ B = sequences of a batch, L = tokens of its longest, H = hidden size, W = width 
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -66,6 +68,13 @@ class Head(nn.Module):
             vectors_BW = functional.layer_norm(vectors_BW, vectors_BW.shape[-1:])
         vectors_BD = vectors_BW[:, : self.dim]
         return functional.normalize(vectors_BD, dim=-1) if self.normalize else vectors_BD
+
+
+def finish_states(pooled_NH: npt.NDArray[np.float32], head: Head) -> npt.NDArray[np.float32]:
+    """Turn tapped states into the vectors of an encoder cut at their depth, which ends in the same head."""
+    with torch.inference_mode():
+        vectors_ND: npt.NDArray[np.float32] = head.cpu()(torch.from_numpy(np.ascontiguousarray(pooled_NH))).numpy()
+    return vectors_ND
 
 
 def _load_step(step: Step) -> nn.Module:

@@ -27,7 +27,7 @@ UNIT_TEXT_BYTES = 64 << 20
 SLICE_BYTES = 128 << 20
 """A slice of a large parquet shard holds at least 128 MiB: many seconds of reading, so that opening it does not count."""
 
-_READERS: dict[ShardFormat, Callable[[IO[bytes], Reading], Iterator[Rows]]] = {
+READERS: dict[ShardFormat, Callable[[IO[bytes], Reading], Iterator[Rows]]] = {
     "parquet": read_parquet,
     "jsonl": read_jsonl,
     "csv": read_csv,
@@ -76,7 +76,7 @@ def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
         if task.row_groups and task.row_groups[0] and source.id_column:
             for ids in _explained(read_ids_before(file, reading), shard):
                 seen.claim(ids)
-        for rows in _explained(_READERS[encoding.format](file, reading), shard):
+        for rows in _explained(READERS[encoding.format](file, reading), shard):
             yield check_rows(rows, reading, seen)
 
 

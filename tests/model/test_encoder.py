@@ -17,6 +17,7 @@ from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from tests.model.conftest import TinyModel
 
 PROSE = [line for line in Path(torch.__file__).with_name("functional.py").read_text().splitlines() if len(line) > 30][:24]
 PROSE += [" ".join(PROSE), " ".join(PROSE[:5]), "a", "Ünïcode ÅND 中文"]
@@ -146,3 +147,33 @@ def test_threads_that_share_the_batches_change_nothing(tiny_encoder: Encoder, ti
         torch.set_num_threads(threads)
     np.testing.assert_allclose(shared.vectors_ND, alone.vectors_ND, atol=1e-6)
     assert shared.padded_tokens == alone.padded_tokens
+
+
+def test_a_device_that_runs_out_of_memory_gets_half_the_budget_and_gives_the_same_vectors(
+    tiny_model: TinyModel, texts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, ids = tiny_model.load(), tiny_model.tokenize(texts)
+    expected = encoder.encode(ids, 128).vectors_ND
+
+    def run_out(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].shape[0] * args[0].shape[1] > 256:
+            raise torch.OutOfMemoryError("made up")
+
+    encoder.layers[0].register_forward_pre_hook(run_out)
+    encoded = encoder.encode(ids, 1024)
+    assert encoded.token_budget == 256
+    assert [record.getMessage() for record in caplog.records] == [
+        f"out of memory on cpu: going on with a token budget of {budget}" for budget in (512, 256)
+    ]
+    np.testing.assert_allclose(encoded.vectors_ND, expected, atol=1e-5)
+
+
+def test_a_device_too_small_for_one_sequence_is_refused_by_name(tiny_model: TinyModel, texts: list[str]) -> None:
+    encoder, ids = tiny_model.load(), tiny_model.tokenize(texts)
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    encoder.layers[0].register_forward_pre_hook(run_out)
+    with pytest.raises(ModelError, match=r"out of memory on one sequence of 128 tokens \(made up\); lower chunking.max_tokens"):
+        encoder.encode(ids, 512)

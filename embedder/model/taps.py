@@ -1,0 +1,58 @@
+"""One forward pass → the pooled state at every tapped depth, as it goes by: nothing of the size of all tokens is kept.
+
+B = rows of a batch, L = tokens of its longest, H = hidden size, T = tapped depths.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedder.model.pooling import Pooler
+
+
+class Taps(threading.local):
+    """What one thread's batch has given so far: on a CPU, batches run side by side."""
+
+    def __init__(self) -> None:
+        self.lengths_B: Tensor | None = None
+        self.mask_BL: Tensor | None = None
+        self.pooled: dict[int, Tensor] = {}
+
+    def start(self, lengths_B: Tensor, mask_BL: Tensor | None) -> None:
+        """Forget the batch before and take up another."""
+        self.lengths_B, self.mask_BL, self.pooled = lengths_B, mask_BL, {}
+
+    def collect(self, depths: Sequence[int]) -> Tensor:
+        """Give the batch's pooled states side by side, of shape (B, T·H)."""
+        return torch.cat([self.pooled[depth] for depth in depths], dim=1)
+
+
+@contextmanager
+def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pool: Pooler, depths: Sequence[int]) -> Iterator[Taps]:
+    """Hook the layers: the state after each tapped one goes through the final norm and is pooled. Depth 0 is what the first is given."""
+    taps = Taps()
+
+    def tap(depth: int, hidden_BLH: Tensor) -> None:
+        assert taps.lengths_B is not None, "a batch is started before it is run"
+        taps.pooled[depth] = pool(final_norm(hidden_BLH), taps.lengths_B, taps.mask_BL)
+
+    def before_first(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tap(0, args[0] if args else kwargs["hidden_states"])
+
+    def hook_after(depth: int) -> Any:
+        def after(_layer: nn.Module, _args: object, output: Any) -> None:
+            tap(depth, output[0] if isinstance(output, tuple) else output)
+
+        return layers[depth - 1].register_forward_hook(after)
+
+    hooks = [layers[0].register_forward_pre_hook(before_first, with_kwargs=True)] if 0 in depths else []
+    hooks += [hook_after(depth) for depth in depths if depth]
+    try:
+        yield taps
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,59 @@
+"""Vectors → stored codes and back: int8 by ranges that were fitted once, or one bit a component. Pure functions of numpy.
+
+N = vectors, D = dim, P = packed bytes, D / 8.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+STEPS = 255
+"""An int8 component has 256 codes: 255 bins of its range, and one that only its maximum falls into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The smallest and largest value of each component over a sample of vectors, after cut and L2."""
+
+    low_D: Floats  # noqa: N815
+    high_D: Floats  # noqa: N815
+
+    @property
+    def step_D(self) -> Floats:  # noqa: N802
+        """Width of a bin; 1 where a component never varied, so that nothing is divided by 0."""
+        span_D = self.high_D - self.low_D
+        steps_D: Floats = np.where(span_D > 0, span_D / np.float32(STEPS), np.float32(1)).astype(np.float32)
+        return steps_D
+
+
+def fit_ranges(vectors_ND: Floats) -> Ranges:
+    """Take each component's smallest and largest value; a batch's own ranges would give every batch other codes."""
+    assert len(vectors_ND), "ranges of no vectors"
+    return Ranges(vectors_ND.min(axis=0), vectors_ND.max(axis=0))
+
+
+def to_int8(vectors_ND: Floats, ranges: Ranges) -> npt.NDArray[np.int8]:
+    """Give each component the number of its bin, -128 to 127; what lies outside the range falls into the outermost."""
+    bins_ND = np.floor((vectors_ND - ranges.low_D) / ranges.step_D)
+    codes_ND: npt.NDArray[np.int8] = (np.clip(bins_ND, 0, STEPS) - 128).astype(np.int8)
+    return codes_ND
+
+
+def from_int8(codes_ND: npt.NDArray[np.int8], ranges: Ranges) -> Floats:
+    """Give the middle of each code's bin: at most half a step from a value within the range."""
+    vectors_ND: Floats = (codes_ND.astype(np.float32) + np.float32(128.5)) * ranges.step_D + ranges.low_D
+    return vectors_ND
+
+
+def to_binary(vectors_ND: Floats) -> npt.NDArray[np.uint8]:
+    """Keep the sign of each component as a bit, eight to a byte, the first component in the highest; D is divisible by 8."""
+    assert vectors_ND.shape[1] % 8 == 0, vectors_ND.shape
+    return np.packbits(vectors_ND > 0, axis=1)
+
+
+def from_binary(codes_NP: npt.NDArray[np.uint8]) -> Floats:
+    """Give +1 for a bit that is set and -1 for one that is not."""
+    return np.unpackbits(codes_NP, axis=1).astype(np.float32) * 2 - 1

@@ -1,0 +1,93 @@
+"""Documents that take a worker down each time: they are found and set aside, and the run ends."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from embedder import stages
+from embedder.model.encoder import Encoded
+from embedder.model.resolve import resolve_model
+from embedder.pipeline import EncoderActor
+from embedder.stages import Job, Row
+from embedder.text.tokenizing import load_tokenizer
+from tests.integration.conftest import Site, documents
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+WORD, TOKEN = "zebra", 29145
+"""A word of one token that no other document holds."""
+
+
+class FragileActor(EncoderActor):
+    """Dies of the word."""
+
+    def encode(self, chunks: pa.Table) -> Encoded:
+        if pc.any(pc.equal(chunks["token_ids"].combine_chunks().flatten(), TOKEN)).as_py():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(chunks)
+
+
+def fragile_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+    """Read units in a worker that dies of the word."""
+    chunk_documents = stages.chunk_documents
+
+    def die(documents: pa.Table, *rest: Any) -> pa.Table:
+        if any(WORD in text for text in documents["text"].to_pylist()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return chunk_documents(documents, *rest)
+
+    stages.chunk_documents = die
+    try:
+        yield from stages.prepare_units(row, job)
+    finally:
+        stages.chunk_documents = chunk_documents
+
+
+def marks(site: Site) -> list[str]:
+    return [path.name for path in Path(site.table_uri, "_attempts").glob("*")]
+
+
+def put_documents(site: Site) -> set[str]:
+    """Write two shards, one of them with a killer; give the ids of the others."""
+    killer = {"id": "killer", "text": f"a {WORD} crosses", "topic": "x", "meta": {"url": "u"}}
+    site.corpus.put("a.jsonl", [*documents(0, 14), killer, *documents(14, 8)])
+    site.corpus.put("b.parquet", documents(30, 25))
+    return {f"d{number}" for number in (*range(22), *range(30, 55))}
+
+
+def test_a_document_that_kills_the_encoder_is_quarantined_and_all_others_are_embedded(
+    local_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = put_documents(local_site)
+    config = local_site.config()
+    tokenizer = load_tokenizer(resolve_model(config.embedding, config.chunking).tokenizer_json)
+    assert tokenizer.encode(WORD, add_special_tokens=False).ids == [TOKEN]
+    monkeypatch.setattr("embedder.pipeline.EncoderActor", FragileActor)
+    summary = local_site.embed(compute={"max_attempts": 1})
+    assert {row["doc_id"] for row in local_site.rows()} == ids
+    assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
+        ("killer", "kills_encoder", f"a {WORD} crosses")
+    ]
+    assert summary.reasons == {"kills_encoder": 1}
+    assert summary.stats.documents == len(ids) + 1
+    assert marks(local_site) == []
+    monkeypatch.undo()
+    assert local_site.embed().did_nothing
+
+
+def test_a_shard_that_kills_its_reader_is_reported_and_the_others_are_published(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_site.corpus.put("a.jsonl", [{"id": "pad", "text": "x" * 300_000, "topic": "x", "meta": {"url": "u"}}, *documents(0, 12)])
+    local_site.corpus.put("b.jsonl", [{"id": "killer", "text": WORD + " x" * 150_000, "topic": "x", "meta": {"url": "u"}}])
+    monkeypatch.setattr("embedder.pipeline.prepare_units", fragile_units)
+    summary = local_site.embed(compute={"max_attempts": 1})
+    assert [message.partition(":")[2] for message in summary.failures.values()] == [
+        " reading on from row 0 took its worker down 1 times; look at the records there, or run again to try anew"
+    ]
+    assert {row["doc_id"] for row in local_site.rows()} == {"pad", *(f"d{number}" for number in range(12))}
+    assert marks(local_site) == [], "the next run tries anew"

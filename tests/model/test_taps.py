@@ -1,0 +1,101 @@
+"""One pass that taps every depth gives what an encoder really cut there gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers.base.modules import Dense
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.model.encoder import Encoder
+from embedder.model.files import read_recipe
+from embedder.model.pooling import Head, finish_states, load_steps
+from embedder.model.resolve import resolve_model
+from tests.model.conftest import CONFIGS, tokenize
+
+DEPTHS = (1, 2, 3, 4)
+PRE_NORM = ("modernbert", "qwen3", "gemma3_text")
+
+
+def assert_taps_are_cut_encoders(model: Any, texts: list[str], **embedding: Any) -> None:
+    ids = model.tokenize(texts)
+    full = model.resolve(**embedding).spec
+    tapped = Encoder.load(full, dtype="float32").tap(ids, 512, DEPTHS)
+    head = Head(load_steps(read_recipe(model.folder).steps), full)
+    for depth in DEPTHS:
+        cut = Encoder.load(full.model_copy(update={"depth": depth}), dtype="float32").encode(ids, 512).vectors_ND
+        np.testing.assert_allclose(finish_states(tapped[depth], head), cut, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_tapped_depth_is_the_encoder_cut_there(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
+    assert_taps_are_cut_encoders(tiny_models(family), texts, dim=32)
+
+
+@pytest.mark.parametrize("final_norm", ["apply", "skip"])
+@pytest.mark.parametrize("family", PRE_NORM)
+def test_the_final_norm_is_applied_or_skipped_at_every_tap(
+    family: str, final_norm: str, tiny_models: Callable[[str], Any], texts: list[str]
+) -> None:
+    model = tiny_models(family)
+    assert_taps_are_cut_encoders(model, texts, final_norm=final_norm)
+    other = {"apply": "skip", "skip": "apply"}[final_norm]
+    ids = model.tokenize(texts[:3])
+    here, there = (model.load(final_norm=norm).tap(ids, 512, [2])[2] for norm in (final_norm, other))
+    assert np.abs(here - there).max() > 1e-2
+
+
+def test_dense_modules_follow_a_tapped_state(save_model: Callable[..., Any], texts: list[str]) -> None:
+    assert_taps_are_cut_encoders(save_model("bert", Dense(64, 48, bias=True, activation_function=torch.nn.Tanh())), texts, dim=16)
+
+
+def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    tapped = tiny_model.load().tap(ids, 512, [0, 4], pooling="mean")
+    reference = tiny_model.reference()[0].auto_model
+    with torch.inference_mode():
+        hidden = [reference(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ids.to_pylist()]
+    for depth in (0, 4):
+        expected = np.stack([states[depth][0].mean(dim=0).numpy() for states in hidden])
+        np.testing.assert_allclose(tapped[depth], expected, atol=1e-5)
+
+
+def test_pooling_can_be_another_than_the_specs(tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    tapped = tiny_model.load().tap(ids, 512, [3], pooling="last")[3]
+    expected = tiny_model.load(depth=3, pooling="last", normalize=False).encode(ids, 512).vectors_ND
+    np.testing.assert_allclose(tapped, expected, atol=1e-5)
+
+
+def test_taps_leave_the_encoder_as_it_was(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    before = tiny_encoder.encode(ids, 512).vectors_ND
+    tiny_encoder.tap(ids, 512, [1, 2])
+    np.testing.assert_array_equal(tiny_encoder.encode(ids, 512).vectors_ND, before)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in tiny_encoder.layers)
+
+
+def test_threads_that_share_the_batches_tap_the_same(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    alone = tiny_encoder.tap(ids, 64, DEPTHS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = tiny_encoder.tap(ids, 64, DEPTHS)
+    finally:
+        torch.set_num_threads(threads)
+    for depth in DEPTHS:
+        np.testing.assert_allclose(shared[depth], alone[depth], atol=1e-6)
+
+
+def test_the_real_minilm_taps_what_its_cut_encoders_give(minilm: str) -> None:
+    texts = [f"{name} is the {number}th module of the library, read it well" for number, name in enumerate(dir(torch)[:40])]
+    full = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
+    ids = tokenize(full, texts)
+    tapped = Encoder.load(full.spec, dtype="float32").tap(ids, 512, [1, 3, 6])
+    head = Head(load_steps(()), full.spec)
+    for depth, states in tapped.items():
+        cut = Encoder.load(full.spec.model_copy(update={"depth": depth}), dtype="float32").encode(ids, 512).vectors_ND
+        np.testing.assert_allclose(finish_states(states, head), cut, atol=1e-5)

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedder.output.attempts import ATTEMPTS_FOLDER, MOST_KILLERS, Attempts, isolate_killers, split_range
+from embedder.output.parts import Folder
+
+
+class DeathError(Exception):
+    """Stands for a worker's death: nothing of it is caught, and the next worker begins anew."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path), {})
+
+
+def marks(folder: Folder) -> set[str]:
+    return {path.name for path in Path(folder.uri, ATTEMPTS_FOLDER).glob("*")}
+
+
+def test_attempts_are_counted_over_workers_that_do_not_know_of_each_other(folder: Folder) -> None:
+    first, second = Attempts.listed(folder), Attempts.listed(folder)
+    assert [first.begin("unit"), second.begin("unit"), Attempts.listed(folder).begin("unit")] == [1, 2, 3]
+    assert Attempts.listed(folder).failed("unit") == 3
+    assert Attempts.listed(folder).failed("another") == 0
+
+
+def test_an_attempt_that_ends_leaves_no_mark(folder: Folder) -> None:
+    Attempts.listed(folder).begin("unit")
+    attempts = Attempts.listed(folder)
+    attempts.end("unit", attempts.begin("unit"))
+    assert marks(folder) == set()
+
+
+def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Folder) -> None:
+    attempts = Attempts.listed(folder)
+    for name in ("a.parquet", "a.parquet.0-5", "b.parquet"):
+        attempts.begin(name)
+    attempts.forget("a.parquet")
+    assert marks(folder) == {"b.parquet.1"}
+
+
+def run_until_done(folder: Folder, num_documents: int, killers: set[int], max_attempts: int) -> tuple[list[int], list[range], int]:
+    """Give the killers found, the pieces that the last worker embedded, and the number of deaths."""
+    deaths = 0
+    while True:
+        embedded: list[range] = []
+
+        def try_piece(piece: range, embedded: list[range] = embedded) -> None:
+            if killers.intersection(piece):
+                raise DeathError
+            embedded.append(piece)
+
+        try:
+            return isolate_killers("unit", num_documents, Attempts.listed(folder), max_attempts, try_piece), embedded, deaths
+        except DeathError:
+            deaths += 1
+
+
+@given(st.integers(1, 600), st.data())
+def test_exactly_the_documents_that_kill_are_found_and_all_others_embedded_once(
+    tmp_path_factory: pytest.TempPathFactory, num_documents: int, data: st.DataObject
+) -> None:
+    killers = data.draw(st.sets(st.integers(0, num_documents - 1), max_size=3))
+    folder = Folder(str(tmp_path_factory.mktemp("table")), {})
+    found, embedded, deaths = run_until_done(folder, num_documents, killers, 2)
+    assert found == sorted(killers)
+    assert sorted(number for piece in embedded for number in piece) == sorted(set(range(num_documents)) - killers)
+    assert deaths <= 5 * len(killers), "a unit of 600 comes down to one document in three levels, the last of which is tried twice"
+
+
+def test_a_machine_that_kills_every_document_is_given_up_soon(folder: Folder) -> None:
+    found, embedded, _ = run_until_done(folder, 100, set(range(100)), 1)
+    assert len(found) == MOST_KILLERS
+    assert embedded == []
+
+
+@pytest.mark.parametrize("whole", [range(1), range(5, 6), range(16), range(17), range(3, 8192)])
+def test_pieces_make_up_the_whole(whole: range) -> None:
+    assert [number for piece in reversed(split_range(whole)) for number in piece] == list(whole)

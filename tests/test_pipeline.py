@@ -1,0 +1,64 @@
+"""The encoder's actor without Ray: what it does with a unit that took its worker down."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedder.errors import ModelError
+from embedder.model.encoder import Encoded
+from embedder.output.attempts import Attempts
+from embedder.output.parts import Folder
+from embedder.pipeline import EncoderActor
+
+
+class DeathError(Exception):
+    """Stands for the death of the worker."""
+
+
+class DoomedActor(EncoderActor):
+    """Dies of each document that it is told to die of."""
+
+    def __init__(self, folder: Folder, deadly: set[int]) -> None:
+        self.folder, self.deadly, self.max_attempts, self.token_budget = folder, deadly, 2, 64
+        self.encoder = type("Encoder", (), {"dim": 1})
+
+    def encode(self, chunks: pa.Table) -> Encoded:
+        if self.deadly.intersection(chunks["document"].to_pylist()):
+            raise DeathError
+        return Encoded(chunks["document"].to_numpy().astype(np.float32)[:, None], chunks.num_rows, 64)
+
+
+@pytest.fixture
+def chunks() -> pa.Table:
+    """Chunks of 40 documents, one to three each, as far as the actor looks at them."""
+    return pa.table({"document": pa.array(np.repeat(np.arange(40, dtype=np.int32), np.arange(40) % 3 + 1))})
+
+
+def encode_over_deaths(folder: Folder, deadly: set[int], chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
+    while True:
+        try:
+            return DoomedActor(folder, deadly).encode_carefully("unit", chunks)
+        except DeathError:
+            continue
+
+
+def test_chunks_and_vectors_stay_together_when_documents_are_given_up(tmp_path: Path, chunks: pa.Table) -> None:
+    kept, encoded, killers = encode_over_deaths(Folder(str(tmp_path), {}), {0, 17}, chunks)
+    assert killers == [0, 17]
+    assert kept["document"].to_pylist() == [number for number in chunks["document"].to_pylist() if number not in (0, 17)]
+    assert encoded.vectors_ND[:, 0].tolist() == kept["document"].to_pylist()
+    assert encoded.padded_tokens == kept.num_rows
+
+
+def test_a_machine_on_which_every_document_kills_the_encoder_ends_the_run(tmp_path: Path, chunks: pa.Table) -> None:
+    with pytest.raises(ModelError, match=r"died on each of 4 documents of one unit \(unit\).*the machine or its software is at fault"):
+        encode_over_deaths(Folder(str(tmp_path), {}), set(range(40)), chunks)
+
+
+def test_attempts_of_a_unit_that_fails_as_a_whole_leave_marks_of_pieces_only(tmp_path: Path, chunks: pa.Table) -> None:
+    folder = Folder(str(tmp_path), {})
+    encode_over_deaths(folder, {5}, chunks)
+    assert Attempts.listed(folder).failed("unit.5-6") == 2
+    assert Attempts.listed(folder).failed("unit.6-7") == 0
