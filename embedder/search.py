@@ -1,7 +1,10 @@
-"""A query becomes a vector of the table's space, and the rows nearest to it: exact search, no store needed."""
+"""Exact search: every vector of a table is scored, a batch at a time, and the rows of the best are read. No store needed."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,15 @@ import pyarrow as pa
 from deltalake.exceptions import TableNotFoundError
 
 from embedder.errors import StorageError
-from embedder.model.encoder import Encoder
-from embedder.model.files import locate_model, read_recipe
-from embedder.model.resolve import load_tokenizer
-from embedder.output.table import open_delta, read_table
-from embedder.schema import DOCUMENTS
-from embedder.spec import EmbeddingSpec
+from embedder.filters import Filter, columns_of, parse_filter, passes
+from embedder.output.table import open_delta
 from embedder.storage import Options
-from embedder.text.chunking import chunk_documents
+
+BATCH_ROWS = 16_384
+"""A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""
+
+Place = tuple[float, int, int]
+"""Score with its sign turned, so that the best comes first; the file; the row in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,46 +32,64 @@ class Hit:
     row: dict[str, Any]
 
 
-def search_table(uri: str, query: str, top: int, options: Options | None = None) -> list[Hit]:
-    """Embed the query as the table's spec says, and scan the newest version for its `top` nearest rows."""
-    state = read_table(uri, options or {})
-    if state is None:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
-    return nearest_rows(uri, embed_query(query, state.spec), top, options)
+def search_table(uri: str, query_D: npt.NDArray[np.float32], top: int, condition: str | None, options: Options | None = None) -> list[Hit]:
+    """Find the `top` rows of the newest version that are nearest to the query, of those that pass the condition."""
+    dataset = open_dataset(uri, options or {})
+    where = parse_filter(condition, dataset.schema) if condition else None
+    return nearest_rows(dataset, query_D, top, where)
 
 
-def embed_query(query: str, spec: EmbeddingSpec) -> npt.NDArray[np.float32]:
-    """Encode one query: the query prompt instead of the document's, cut at max_tokens, same depth and dim. Shape (D,)."""
-    asked = spec.model_copy(update={"prompt": spec.query_prompt, "chunking": False})
-    document = pa.table({"doc_id": ["query"], "text": [query], "content_hash": [""], "shard": [""], "row": [0]}, schema=DOCUMENTS)
-    folder, _ = locate_model(spec.model, spec.revision)
-    chunks = chunk_documents(document, load_tokenizer(read_recipe(folder)), asked)
-    encoder = Encoder.load(spec, "cpu", "float32")
-    vector_D: npt.NDArray[np.float32] = encoder.encode(chunks["token_ids"].combine_chunks(), spec.max_tokens).vectors_ND[0]
-    return vector_D
-
-
-def nearest_rows(uri: str, query_D: npt.NDArray[np.float32], top: int, options: Options | None = None) -> list[Hit]:
-    """Score every row, a batch at a time; only the best rows' other columns are read."""
+def open_dataset(uri: str, options: Options) -> Any:
+    """Open the files of the newest version."""
     try:
-        dataset = open_delta(uri, options or {}).to_pyarrow_dataset()
+        return open_delta(uri, options).to_pyarrow_dataset()
     except TableNotFoundError as error:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed") from error
-    best: list[tuple[float, int, int]] = []
+
+
+def nearest_rows(dataset: Any, query_D: npt.NDArray[np.float32], top: int, where: Filter | None = None) -> list[Hit]:
+    """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file."""
     fragments = list(dataset.get_fragments())
-    for number, fragment in enumerate(fragments):
-        for first, vectors_ND in _vectors(fragment, dataset.schema, len(query_D)):
-            scores_N = vectors_ND @ query_D
-            chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
-            best += [(float(scores_N[row]), number, first + int(row)) for row in chosen]
-        best = sorted(best, key=lambda each: -each[0])[:top]
-    others = [name for name in dataset.schema.names if name != "embedding"]
-    return [Hit(score, fragments[number].take([row], columns=others).to_pylist()[0]) for score, number, row in best]
+
+    def scan(number: int) -> list[Place]:
+        return scan_file(fragments[number], number, dataset.schema, query_D, top, where)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        best: list[Place] = []
+        for found in pool.map(scan, range(len(fragments))):
+            best = nsmallest(top, [*best, *found])
+    return read_hits(fragments, best, [name for name in dataset.schema.names if name != "embedding"])
 
 
-def _vectors(fragment: Any, schema: pa.Schema, dim: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+def scan_file(fragment: Any, number: int, schema: pa.Schema, query_D: npt.NDArray[np.float32], top: int, where: Filter | None) -> list[Place]:
+    """Give the best places of one file."""
+    best: list[Place] = []
+    columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))
+    for first, batch in read_batches(fragment, schema, columns):
+        rows_N = np.flatnonzero(passes(where, batch)) if where else np.arange(batch.num_rows)
+        if not len(rows_N):
+            continue
+        vectors_ND = batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, len(query_D))
+        scores_N = (vectors_ND if len(rows_N) == batch.num_rows else vectors_ND[rows_N]) @ query_D
+        chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
+        best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
+    return best
+
+
+def read_batches(fragment: Any, schema: pa.Schema, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Stream columns of a file, each batch with the number of its first row."""
     first = 0
-    for batch in fragment.to_batches(schema=schema, columns=["embedding"]):
-        if batch.num_rows:
-            yield first, batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, dim)
+    reading = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
+    for batch in fragment.to_batches(schema=schema, columns=list(columns), **reading):
+        yield first, batch
         first += batch.num_rows
+
+
+def read_hits(fragments: Sequence[Any], places: Sequence[Place], columns: Sequence[str]) -> list[Hit]:
+    """Read the rows at these places, all of a file at once."""
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for number in {number for _, number, _ in places}:
+        wanted = sorted(row for _, each, row in places if each == number)
+        taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
+        rows |= {(number, row): values for row, values in zip(wanted, taken, strict=True)}
+    return [Hit(-negative, rows[number, row]) for negative, number, row in places]

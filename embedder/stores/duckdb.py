@@ -46,14 +46,14 @@ class DuckdbStore:
         return self._has(self.config.name)
 
     def _has(self, table: str) -> bool:
-        return self.connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [table]).fetchone() is not None
+        return bool(self.connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = ?", [table]).fetchall())
 
     def loaded(self) -> Loaded | None:
         """Read the state."""
         if not self._has(STATE_NAME):
             return None
-        found = self.connection.execute(f"SELECT loaded FROM {STATE_NAME} WHERE name = ?", [self.config.name]).fetchone()
-        return Loaded.from_json(found[0]) if found else None
+        found = self.connection.execute(f"SELECT loaded FROM {STATE_NAME} WHERE name = ?", [self.config.name]).fetchall()
+        return Loaded.from_json(found[0][0]) if found else None
 
     def record(self, loaded: Loaded) -> None:
         """Write the state and commit."""
@@ -96,9 +96,7 @@ class DuckdbStore:
 
     def count(self) -> int:
         """Count the rows."""
-        found = self.connection.execute(f"SELECT count(*) FROM {self.table}").fetchone()
-        assert found is not None
-        return int(found[0])
+        return int(self.connection.execute(f"SELECT count(*) FROM {self.table}").fetchall()[0][0])
 
     def build_index(self) -> str:
         """Build HNSW where it is asked for and missing; DuckDB keeps it up to date itself."""
@@ -119,7 +117,7 @@ class DuckdbStore:
         condition = f"WHERE {render_sql(where, _DIALECT)}" if where is not None else ""
         columns = f"* EXCLUDE ({ROW_ID}, embedding), {distance} AS _distance"
         query = f"SELECT {columns} FROM {self.table} {condition} ORDER BY _distance LIMIT {top}"
-        found = self.connection.execute(query, [query_D.tolist()]).to_arrow_table().to_pylist()
+        found = self.connection.sql(query, params=[query_D.tolist()]).to_arrow_table().to_pylist()
         return [Hit(-row.pop("_distance"), row) for row in found]
 
     def close(self) -> None:

@@ -112,14 +112,14 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
     if problem and not replaces:
         raise ConfigError(f"{problem}; choose another name, or load everything anew with --replace")
     if loaded is None or problem or not can_go_on(loaded, wanted):
-        loaded = begin(store, wanted)
+        loaded = begin(wanted)
     previous = loaded.version
     try:
         upserted, deleted = follow(store, loaded, wanted)
     except VersionGoneError as error:
         if not replaces:
             raise VersionGoneError(f"{error}: {store.place} with --replace") from error
-        upserted, deleted = follow(store, begin(store, wanted), wanted)
+        upserted, deleted = follow(store, begin(wanted), wanted)
     did_nothing = loaded.version == wanted.number and loaded.target is None
     index = store.build_index()
     check_count(store, wanted)
@@ -128,11 +128,9 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
     return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
 
 
-def begin(store: VectorStore, wanted: Version) -> Loaded:
-    """Record that a first load is on its way."""
-    loaded = Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
-    store.record(loaded)
-    return loaded
+def begin(wanted: Version) -> Loaded:
+    """Say that a first load is on its way."""
+    return Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
 
 
 def can_go_on(loaded: Loaded, wanted: Version) -> bool:
@@ -165,6 +163,7 @@ def at_version(wanted: Version, number: int | None) -> Version:
 
 def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
     """Write every row of a version, going on where a load before this one stopped; give the rows written."""
+    store.record(loaded)
     if not loaded.done:
         store.create(loaded)
     folder = Folder(target.uri, target.options)

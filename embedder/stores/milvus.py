@@ -78,7 +78,7 @@ class MilvusStore:
             if field.name == "embedding":
                 schema.add_field("embedding", _VECTORS[vectors.kind], dim=vectors.dim)
             else:
-                schema.add_field(field.name, **field_options(field), **_key_options(field))
+                schema.add_field(field.name, **field_options(field) | _key_options(field))
         metric = "HAMMING" if vectors.kind == "binary" else "IP"
         kind = "AUTOINDEX" if vectors.kind != "float32" else _INDEXES[self.config.index]
         try:

@@ -10,7 +10,7 @@ import pytest
 from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.filters import parse_filter
 from embedder.output.parts import Folder
-from embedder.search import nearest_rows
+from embedder.search import nearest_rows, open_dataset
 from embedder.stores.opening import open_store
 from tests.stores.conftest import SCHEMA, Loader, corpus_of, key_of, vector_of
 
@@ -59,7 +59,7 @@ def test_search_agrees_with_exact_search_with_and_without_filters(loader: Loader
     with open_store(loader.config) as store:
         for text in FILTERS:
             where = parse_filter(text, SCHEMA) if text else None
-            expected = nearest_rows(loader.table.uri, query_D, 7, where=where)
+            expected = nearest_rows(open_dataset(loader.table.uri, {}), query_D, 7, where)
             found = store.search(query_D, 7, where)
             assert [key_of(hit.row) for hit in found] == [key_of(hit.row) for hit in expected], text
             assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
