@@ -1,7 +1,7 @@
 """The query side of a table: texts → vectors that may be compared with its own. Beneath it are torch and transformers only.
 
-    encoder = QueryEncoder.from_table("s3://bucket/table")
-    vectors = encoder.encode(["split a path into folder and file"])
+encoder = QueryEncoder.from_table("s3://bucket/table")
+vectors = encoder.encode(["split a path into folder and file"])
 """
 
 from collections.abc import Sequence

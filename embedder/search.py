@@ -1,7 +1,7 @@
 """Exact search: every vector of a table is scored, a batch at a time, and the rows of the best are read. No store needed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -13,8 +13,10 @@ import pyarrow as pa
 from deltalake.exceptions import TableNotFoundError
 
 from embedder.errors import StorageError
-from embedder.filters import Filter, columns_of, parse_filter, passes
+from embedder.filters import Filter, columns_of, passes
+from embedder.output.log import read_spec
 from embedder.output.table import open_delta
+from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
 
 BATCH_ROWS = 16_384
@@ -32,11 +34,20 @@ class Hit:
     row: dict[str, Any]
 
 
-def search_table(uri: str, query_D: npt.NDArray[np.float32], top: int, condition: str | None, options: Options | None = None) -> list[Hit]:
-    """Find the `top` rows of the newest version that are nearest to the query, of those that pass the condition."""
-    dataset = open_dataset(uri, options or {})
-    where = parse_filter(condition, dataset.schema) if condition else None
-    return nearest_rows(dataset, query_D, top, where)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is searched: a table, or a store that was loaded from one."""
+
+    spec: EmbeddingSpec
+    schema: pa.Schema
+    find: Callable[[npt.NDArray[np.float32], int, Filter | None], list[Hit]]
+    """Query vector, how many rows, which rows → the rows nearest to it, best first."""
+
+
+def open_table(uri: str, options: Options) -> Target:
+    """Open the newest version of a table for exact search."""
+    dataset = open_dataset(uri, options)
+    return Target(read_spec(uri, options), dataset.schema, lambda query_D, top, where: nearest_rows(dataset, query_D, top, where))
 
 
 def open_dataset(uri: str, options: Options) -> Any:
@@ -61,7 +72,9 @@ def nearest_rows(dataset: Any, query_D: npt.NDArray[np.float32], top: int, where
     return read_hits(fragments, best, [name for name in dataset.schema.names if name != "embedding"])
 
 
-def scan_file(fragment: Any, number: int, schema: pa.Schema, query_D: npt.NDArray[np.float32], top: int, where: Filter | None) -> list[Place]:
+def scan_file(
+    fragment: Any, number: int, schema: pa.Schema, query_D: npt.NDArray[np.float32], top: int, where: Filter | None
+) -> list[Place]:
     """Give the best places of one file."""
     best: list[Place] = []
     columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))

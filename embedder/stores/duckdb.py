@@ -18,6 +18,9 @@ from embedder.stores.sql import Dialect, quote_name, render_sql
 _DIALECT = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
 
 
+ERRORS = (duckdb.Error,)
+
+
 class DuckdbStore:
     """A table of a DuckDB file. What stands between two records is one transaction.
 
@@ -70,7 +73,9 @@ class DuckdbStore:
         """Make it anew; the columns are those that DuckDB gives to Arrow's."""
         vectors = vector_type_of(loaded.schema, loaded.spec.dim)
         if vectors.kind == "binary":
-            raise ConfigError(f"{self.place}: DuckDB has no distance between packed bits; load this binary table into lance, pgvector or milvus")
+            raise ConfigError(
+                f"{self.place}: DuckDB has no distance between packed bits; load this binary table into lance, pgvector or milvus"
+            )
         self._run("CREATE OR REPLACE TABLE {table} AS SELECT * FROM new_rows", store_schema(loaded.schema, vectors).empty_table())
 
     def append(self, rows: Iterator[pa.Table]) -> None:

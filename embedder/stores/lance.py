@@ -30,6 +30,9 @@ KEPT_VERSIONS = timedelta(days=1)
 """Versions of the Lance table that are kept for readers which opened them."""
 
 
+ERRORS = (RuntimeError, OSError)
+
+
 class LanceStore:
     """A Lance table. Every write is a commit of its own; the state is a table beside it."""
 

@@ -25,6 +25,10 @@ MOST_ITEMS = 4_096
 """Of an ARRAY."""
 BATCH_ROWS = 1_000
 """Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 64 MB."""
+NUM_LISTS, NUM_PROBED = 1_024, 32
+"""Of IVF_FLAT: lists, and how many of them a search looks into."""
+LEAST_CANDIDATES = 100
+"""Of a search in HNSW."""
 
 _VECTORS: dict[VectorType, DataType] = {
     "float32": DataType.FLOAT_VECTOR,
@@ -32,6 +36,9 @@ _VECTORS: dict[VectorType, DataType] = {
     "binary": DataType.BINARY_VECTOR,
 }
 _INDEXES = {"auto": "AUTOINDEX", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "flat": "FLAT"}
+
+
+ERRORS = (MilvusException, OSError)
 
 
 class MilvusStore:
@@ -84,13 +91,24 @@ class MilvusStore:
         try:
             self.client.create_collection(self.config.name, schema=schema, index_params=self._index("embedding", kind, metric))
         except MilvusException as error:
-            raise ConfigError(f"{self.place}: this Milvus refuses the columns ({error.message}); a server may take what Lite does not") from error
+            raise ConfigError(
+                f"{self.place}: this Milvus refuses the columns ({error.message}); a server may take what Lite does not"
+            ) from error
 
     def _index(self, column: str, kind: str, metric: str) -> Any:
-        params: dict[str, Any] = {"HNSW": {"M": self.config.m, "efConstruction": self.config.ef_construction}, "IVF_FLAT": {"nlist": 1024}}
+        params: dict[str, Any] = {
+            "HNSW": {"M": self.config.m, "efConstruction": self.config.ef_construction},
+            "IVF_FLAT": {"nlist": NUM_LISTS},
+        }
         prepared = self.client.prepare_index_params()
         prepared.add_index(column, index_type=kind, metric_type=metric, params=params.get(kind, {}))
         return prepared
+
+    def _search_params(self, top: int) -> dict[str, int]:
+        """Look at more candidates than are shown: recall is lost below that."""
+        if self.config.index == "ivf_flat":
+            return {"nprobe": NUM_PROBED}
+        return {"ef": max(LEAST_CANDIDATES, 2 * top)} if self.config.index == "hnsw" else {}
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Insert rows."""
@@ -129,7 +147,7 @@ class MilvusStore:
             filter=render_expression(where) if where is not None else "",
             limit=top,
             output_fields=[name for name in fields if name not in (ROW_ID, "embedding")],
-            search_params={"metric_type": "HAMMING" if binary else "IP"},
+            search_params={"metric_type": "HAMMING" if binary else "IP", "params": self._search_params(top)},
             consistency_level="Strong",
         )
         bits = 8 * len(query_D)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, StorageError
 from embedder.stores.config import LoadConfig
 from embedder.stores.protocol import VectorStore
 
@@ -19,7 +19,7 @@ _CLASSES = {
 
 @contextmanager
 def open_store(config: LoadConfig) -> Iterator[VectorStore]:
-    """Open the one store that is set, and close it at the end."""
+    """Open the one store that is set, and close it at the end; what its package raises becomes a StorageError."""
     kind = config.stores[0]
     try:
         module = import_module(f"embedder.stores.{kind}")
@@ -28,5 +28,7 @@ def open_store(config: LoadConfig) -> Iterator[VectorStore]:
     store: VectorStore = getattr(module, _CLASSES[kind])(getattr(config, kind))
     try:
         yield store
+    except module.ERRORS as error:
+        raise StorageError(f"{store.place}: {' '.join(str(error).split())}; what was loaded is kept, run again to go on") from error
     finally:
         store.close()

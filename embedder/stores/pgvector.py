@@ -1,6 +1,5 @@
 """PostgreSQL with pgvector: rows go in by binary COPY, vectors as bytes in pgvector's own format."""
 
-import json
 import re
 import struct
 import uuid
@@ -18,6 +17,7 @@ from embedder.errors import ConfigError, StorageError
 from embedder.filters import Filter
 from embedder.search import Hit
 from embedder.stores.config import PgvectorConfig
+from embedder.stores.payloads import to_json_value
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, VectorColumn, store_schema, to_bytes, vector_type_of, vectors_of
 from embedder.stores.sql import Dialect, render_sql
@@ -42,6 +42,9 @@ _SCALARS: list[tuple[Callable[[pa.DataType], bool], str]] = [
     (pa.types.is_timestamp, "timestamptz"),
     (pa.types.is_date, "date"),
 ]
+
+
+ERRORS = (psycopg.Error,)
 
 
 class PgvectorStore:
@@ -87,7 +90,9 @@ class PgvectorStore:
         try:
             self.connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.Error as error:
-            raise StorageError(f"{self.place}: the extension vector is not there ({_brief(error)}); install pgvector on the server") from error
+            raise StorageError(
+                f"{self.place}: the extension vector is not there ({_brief(error)}); install pgvector on the server"
+            ) from error
         self.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table))
         self.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table, sql.SQL(", ").join(columns)))
         # vectors do not compress, and inline storage saves a look-up each; longer rows fall back to TOAST by themselves
@@ -217,8 +222,15 @@ def to_values(name: str, rows: pa.Table, kind: str, dim: int) -> list[Any]:
     if pa.types.is_string(field.type):
         return list(pc.replace_substring(column, "\x00", "\ufffd").to_pylist())
     if column_type(field) == "jsonb":
-        return [None if each is None else json.dumps(each, default=str).replace("\\u0000", "\\ufffd") for each in column.to_pylist()]
+        return [to_json_value(each, _without_nul) for each in column.to_pylist()]
+    if pa.types.is_list(field.type) and pa.types.is_string(field.type.value_type):
+        return [each and [_without_nul(text) for text in each] for each in column.to_pylist()]
     return list(column.to_pylist())
+
+
+def _without_nul(text: str | None) -> str | None:
+    """Put the replacement character for NUL, which PostgreSQL refuses; places in the text stay as they are."""
+    return text and text.replace("\x00", "\ufffd")
 
 
 def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:

@@ -54,9 +54,10 @@ class Loaded:
 class VectorStore(Protocol):
     """One named table, or collection, of a store.
 
-    Rows are those of rows.store_schema: the table's, with `row_id` before them and vectors of fixed size. What is written between two calls of `record`
-    either becomes visible with the second one, or is safe to write again: `append` is only called with rows that are not
-    there, `upsert` and `delete` end the same however often they are called.
+    Rows are those of rows.store_schema: the table's, with `row_id` before them and vectors of fixed size. `record` comes
+    before anything is written. What is written between two calls of it either becomes visible with the second one, or is
+    safe to write again: `append` is only called with rows that are not there, `upsert` and `delete` end the same however
+    often they are called.
     """
 
     @property

@@ -10,7 +10,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from embedder.errors import ConfigError, StorageError
-from embedder.filters import Compare, Filter, Group, Has, IsNull, OneOf, Value
+from embedder.filters import Compare, Filter, Group, IsNull, OneOf, Value
 from embedder.search import Hit
 from embedder.stores.config import QdrantConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
@@ -25,6 +25,9 @@ INDEXING_THRESHOLD_KB = 10_000
 _RANGES: dict[str, str] = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
+ERRORS = (ApiException, OSError)
+
+
 class QdrantStore:
     """A collection. Points are written by id, so that writing twice is writing once; the state is the collection's metadata."""
 
@@ -35,10 +38,12 @@ class QdrantStore:
             if config.path is not None:
                 self.client = QdrantClient(path=config.path)
             else:
-                self.client = QdrantClient(url=config.url, api_key=os.environ.get("QDRANT_API_KEY"), prefer_grpc=True)
+                self.client = QdrantClient(url=config.url, api_key=os.environ.get("QDRANT_API_KEY"))
             self.client.get_collections()
         except (ApiException, OSError, RuntimeError, ValueError) as error:
-            raise StorageError(f"{config.url or config.path}: Qdrant cannot be opened ({error}); is it running, or in use by another?") from error
+            raise StorageError(
+                f"{config.url or config.path}: Qdrant cannot be opened ({error}); is it running, or in use by another?"
+            ) from error
 
     def exists(self) -> bool:
         """Tell whether the collection is there."""

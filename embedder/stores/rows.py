@@ -76,7 +76,7 @@ def to_store_rows(rows: pa.Table, vectors: VectorColumn) -> pa.Table:
 
 def vectors_of(rows: pa.Table) -> npt.NDArray[Any]:
     """Give the vectors of store rows as one array, (rows, values a vector)."""
-    values = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values: npt.NDArray[Any] = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values.reshape(rows.num_rows, rows.schema.field("embedding").type.list_size)
 
 

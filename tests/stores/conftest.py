@@ -147,7 +147,7 @@ def section_of(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str]
             "lance": lambda: {"uri": str(tmp_path / "lance")},
             "pgvector": lambda: {"dsn": request.getfixturevalue("postgres"), "type": "vector"},
             "qdrant": lambda: {"path": str(tmp_path / "qdrant")},
-            "milvus": lambda: {"uri": str(tmp_path / "milvus.db")},
+            "milvus": lambda: {"uri": str(tmp_path / "milvus.db"), "index": "flat"},
             "duckdb": lambda: {"path": str(tmp_path / "store.duckdb")},
         }
         return {kind: places[kind]() | {"name": name}}
