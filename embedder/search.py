@@ -38,11 +38,11 @@ def search_table(uri: str, query: str, top: int, options: Options | None = None)
 
 def embed_query(query: str, spec: EmbeddingSpec) -> npt.NDArray[np.float32]:
     """Encode one query: the query prompt instead of the document's, cut at max_tokens, same depth and dim. Shape (D,)."""
-    asked = spec.model_copy(update={"prompt": spec.query_prompt, "chunking": False})
+    asked = spec.for_queries()
     document = pa.table({"doc_id": ["query"], "text": [query], "content_hash": [""], "shard": [""], "row": [0]}, schema=DOCUMENTS)
     folder, _ = locate_model(spec.model, spec.revision)
     chunks = chunk_documents(document, load_tokenizer(read_recipe(folder)), asked)
-    encoder = Encoder.load(spec, "cpu", "float32")
+    encoder = Encoder.load(asked, "cpu", "float32")
     vector_D: npt.NDArray[np.float32] = encoder.encode(chunks["token_ids"].combine_chunks(), spec.max_tokens).vectors_ND[0]
     return vector_D
 
