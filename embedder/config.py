@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from embedder.schema import RESERVED
-from embedder.spec import Pooling
+from embedder.spec import Exit, Pooling, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -111,6 +111,12 @@ class EmbeddingConfig(Section):
     """For families with a norm after the last layer: apply it to the state at depth, or take the raw state; left out: apply."""
     dim: Annotated[int, Field(ge=1)] | None = None
     """Leading components kept; left out: the full width."""
+    calibration: NonEmpty | None = None
+    """Folder of an artifact that jobs.calibrate made for this model: maps for shallow depths, and the ranges of int8."""
+    exit: Exit | None = None
+    """calibrated: documents at depth land in the full model's space, where queries run; left out: where calibration has a map."""
+    quantization: Quantization = "none"
+    """How vectors are stored: none is float32, int8 a byte a component (needs calibration), binary a bit."""
     pooling: Pooling | None = None
     """mean, cls or last; left out: the model's."""
     layer_norm: bool | None = None

@@ -25,10 +25,12 @@ from ray.exceptions import RayError
 
 from embedder.config import ComputeConfig
 from embedder.errors import EmbedderError, ModelError
+from embedder.model.calibration import load_calibration
 from embedder.model.encoder import Encoded, Encoder
 from embedder.model.runtime import set_threads
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.planning import Plan
+from embedder.quantization import quantize
 from embedder.schema import CHUNKS
 from embedder.stages import Job, Row, folder_of, from_ipc, prepare_units, task_row, to_ipc, write_unit
 from embedder.work import Part, Stats, Task
@@ -157,10 +159,12 @@ class EncoderActor:
 
     def __init__(self, job: Job, pool: Pool) -> None:
         set_threads(pool.threads)
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype)
+        calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
+        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration)
         self.token_budget = pool.token_budget
         self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe)
+        self.spec, self.ranges = job.spec, job.ranges
         self.folder, self.max_attempts = folder_of(job), job.max_attempts
         self.attempts = Attempts.listed(self.folder)
 
@@ -170,7 +174,7 @@ class EncoderActor:
         The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
         the documents that do it.
         """
-        encoded: dict[str, Any] = dict(row) | {"vectors": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
+        encoded: dict[str, Any] = dict(row) | {"codes": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
         if row["chunks"] is None:
             return encoded
         started = time.perf_counter()
@@ -184,7 +188,7 @@ class EncoderActor:
         stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
-            "vectors": result.vectors_ND.tobytes(),
+            "codes": quantize(result.vectors_ND, self.spec.quantization, self.ranges).tobytes(),
             "stats": json.dumps(asdict(stats)),
             "killers": killers,
             "attempt": attempt,

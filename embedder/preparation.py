@@ -44,7 +44,7 @@ class Prepared:
     @property
     def schema(self) -> pa.Schema:
         """The table's columns after this run."""
-        return table_schema(self.metadata, self.config.output.store_text)
+        return table_schema(self.metadata, self.config.output.store_text, self.spec.quantization)
 
     @property
     def same_space(self) -> bool:

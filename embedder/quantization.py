@@ -3,10 +3,14 @@
 N = vectors, D = dim, P = packed bytes, D / 8.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from embedder.spec import Quantization
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,6 +31,15 @@ class Ranges:
         span_D = self.high_D - self.low_D
         steps_D: Floats = np.where(span_D > 0, span_D / np.float32(STEPS), np.float32(1)).astype(np.float32)
         return steps_D
+
+    def record(self) -> dict[str, list[float]]:
+        """Give both as JSON values, which read back to equal float32."""
+        return {"low": self.low_D.tolist(), "high": self.high_D.tolist()}
+
+
+def read_ranges(record: Mapping[str, Any] | None) -> Ranges | None:
+    """Read back what `Ranges.record` gave, from a run's record or a part's footer."""
+    return Ranges(np.asarray(record["low"], np.float32), np.asarray(record["high"], np.float32)) if record else None
 
 
 def fit_ranges(vectors_ND: Floats) -> Ranges:
@@ -57,3 +70,23 @@ def to_binary(vectors_ND: Floats) -> npt.NDArray[np.uint8]:
 def from_binary(codes_NP: npt.NDArray[np.uint8]) -> Floats:
     """Give +1 for a bit that is set and -1 for one that is not."""
     return np.unpackbits(codes_NP, axis=1).astype(np.float32) * 2 - 1
+
+
+def quantize(vectors_ND: Floats, quantization: Quantization, ranges: Ranges | None) -> npt.NDArray[Any]:
+    """Give the codes that are stored: float32 as they are, int8 by the ranges, bits by the sign."""
+    if quantization == "binary":
+        return to_binary(vectors_ND)
+    if quantization == "none":
+        return vectors_ND
+    assert ranges is not None, "int8 without ranges"
+    return to_int8(vectors_ND, ranges)
+
+
+def restore(codes_NX: npt.NDArray[Any], quantization: Quantization, ranges: Ranges | None) -> Floats:
+    """Give the vectors that stored codes stand for, those of int8 and of bits not of unit length."""
+    if quantization == "binary":
+        return from_binary(codes_NX)
+    if quantization == "none":
+        return codes_NX
+    assert ranges is not None, "int8 without ranges"
+    return from_int8(codes_NX, ranges)

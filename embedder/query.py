@@ -25,13 +25,12 @@ class QueryEncoder:
     """Encodes queries as a spec says: the query prompt in place of the document's, the same depth, pooling and dim."""
 
     def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32") -> None:
-        self.spec = spec
+        self.spec, asked = spec, spec.for_queries()
         folder, _ = locate_model(spec.model, spec.revision)
         tokenizer = load_tokenizer(read_recipe(folder))
-        whole = {"chunking": False, "overlap_tokens": 0}
-        self._queries = Chunker(tokenizer, spec.model_copy(update={"prompt": spec.query_prompt, **whole}))
-        self._passages = Chunker(tokenizer, spec.model_copy(update=whole))
-        self._encoder = Encoder.load(spec, device, dtype)
+        self._queries = Chunker(tokenizer, asked)
+        self._passages = Chunker(tokenizer, asked.model_copy(update={"prompt": spec.prompt}))
+        self._encoder = Encoder.load(asked, device, dtype)
 
     @classmethod
     def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
@@ -43,7 +42,7 @@ class QueryEncoder:
         return self._encode(self._queries, queries)
 
     def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Encode texts as the table's documents were, each as one chunk; gives (N, dim)."""
+        """Encode texts with the document's prompt and the query's depth, which is the same space, each as one chunk; gives (N, dim)."""
         return self._encode(self._passages, texts)
 
     def _encode(self, chunker: Chunker, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -8,10 +8,11 @@ from embedder.spec import EmbeddingSpec
 
 def write_recipe(spec: EmbeddingSpec) -> str:
     """Write Python that sets `vectors` to the vectors of `queries`; ModelError says what sentence-transformers cannot do."""
-    folder, _ = locate_model(spec.model, spec.revision)
+    asked = spec.for_queries()
+    folder, _ = locate_model(asked.model, asked.revision)
     recipe = read_recipe(folder)
-    refuse_impossible(spec, recipe)
-    return "\n".join([*_imports(spec), f"model = SentenceTransformer({_arguments(spec)})", *_changes(spec, recipe), _encode(spec)])
+    refuse_impossible(asked, recipe)
+    return "\n".join([*_imports(asked), f"model = SentenceTransformer({_arguments(asked)})", *_changes(asked, recipe), _encode(asked)])
 
 
 def refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
@@ -53,4 +54,4 @@ def _changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
 
 
 def _encode(spec: EmbeddingSpec) -> str:
-    return f"vectors = model.encode(queries, prompt={spec.query_prompt!r}, normalize_embeddings=True)"
+    return f"vectors = model.encode(queries, prompt={spec.prompt!r}, normalize_embeddings=True)"

@@ -58,6 +58,7 @@ def run_embed(prepared: Prepared) -> Summary:
         info = summary.record() | {
             "space_id": prepared.spec.space_id,
             "spec": prepared.spec.model_dump(),
+            "ranges": prepared.model.ranges.record() if prepared.model.ranges else None,
             "bucket_bits": prepared.bucket_bits,
             "probe": outcome.probe or (table.info.get("probe") if table else None),
             "config": mask_secrets(config.model_dump(mode="json")),
@@ -84,6 +85,8 @@ def embed(prepared: Prepared) -> Outcome:
         tokenizer_json=prepared.model.tokenizer_json,
         metadata=prepared.metadata,
         max_attempts=config.compute.max_attempts,
+        calibration_uri=config.embedding.calibration,
+        ranges=prepared.model.ranges,
         probe=tuple(probe) if probe else None,
         previous=index_reusable(prepared),
     )

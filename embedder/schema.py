@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from embedder.spec import Quantization
+
 DOCUMENTS = pa.schema(
     [
         ("doc_id", pa.string()),
@@ -41,8 +43,13 @@ CHUNKS = pa.schema(
 """text → model: one forward sequence a row; `document` is the row of its document in DOCUMENTS. The values of
 `token_ids` are the packed input and its offsets the cu_seqlens of variable-length attention."""
 
-VECTOR = pa.list_(pa.field("element", pa.float32()))
-"""Not a fixed-size list: Polars refuses a Delta table whose files hold one."""
+VECTORS: dict[Quantization, pa.DataType] = {
+    "none": pa.list_(pa.field("element", pa.float32())),
+    "int8": pa.list_(pa.field("element", pa.int8())),
+    "binary": pa.binary(),
+}
+"""The vector column's type by quantization. Not a fixed-size list: Polars refuses a Delta table whose files hold one. Bytes
+for bits: Delta has no unsigned integers."""
 
 LEADING = pa.schema(
     [
@@ -72,10 +79,10 @@ class Reason(StrEnum):
     KILLS_ENCODER = "kills_encoder"
 
 
-def table_schema(metadata: pa.Schema, store_text: bool) -> pa.Schema:
+def table_schema(metadata: pa.Schema, store_text: bool, quantization: Quantization = "none") -> pa.Schema:
     """Give the columns of the output table: a chunk a row, metadata with its own types, the vector last."""
     fields = [*LEADING]
     if store_text:
         fields.append(pa.field("text", pa.string()))
     fields += [pa.field("content_hash", pa.string()), pa.field("shard", pa.string()), pa.field("row", pa.int64())]
-    return pa.schema([*fields, *metadata, pa.field("embedding", VECTOR)])
+    return pa.schema([*fields, *metadata, pa.field("embedding", VECTORS[quantization])])

@@ -14,14 +14,17 @@ from deltalake.exceptions import TableNotFoundError
 
 from embedder.errors import StorageError
 from embedder.filters import Filter, columns_of, passes
-from embedder.output.log import read_spec
+from embedder.output.log import read_record
 from embedder.output.table import open_delta
+from embedder.output.vectors import Codes, column_codes
+from embedder.quantization import Floats, restore
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
 
 BATCH_ROWS = 16_384
 """A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""
 
+Restore = Callable[[Codes], Floats]
 Place = tuple[float, int, int]
 """Score with its sign turned, so that the best comes first; the file; the row in it."""
 
@@ -40,14 +43,18 @@ class Target:
 
     spec: EmbeddingSpec
     schema: pa.Schema
-    find: Callable[[npt.NDArray[np.float32], int, Filter | None], list[Hit]]
+    find: Callable[[Floats, int, Filter | None], list[Hit]]
     """Query vector, how many rows, which rows → the rows nearest to it, best first."""
 
 
 def open_table(uri: str, options: Options) -> Target:
     """Open the newest version of a table for exact search."""
-    dataset = open_dataset(uri, options)
-    return Target(read_spec(uri, options), dataset.schema, lambda query_D, top, where: nearest_rows(dataset, query_D, top, where))
+    record, dataset = read_record(uri, options), open_dataset(uri, options)
+
+    def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
+        return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
+
+    return Target(record.spec, dataset.schema, find)
 
 
 def open_dataset(uri: str, options: Options) -> Any:
@@ -58,12 +65,20 @@ def open_dataset(uri: str, options: Options) -> Any:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed") from error
 
 
-def nearest_rows(dataset: Any, query_D: npt.NDArray[np.float32], top: int, where: Filter | None = None) -> list[Hit]:
-    """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file."""
+def nearest_rows(dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Restore = lambda codes: codes) -> list[Hit]:
+    """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file.
+
+    `restored` turns stored codes into the vectors that they stand for.
+    """
     fragments = list(dataset.get_fragments())
 
     def scan(number: int) -> list[Place]:
-        return scan_file(fragments[number], number, dataset.schema, query_D, top, where)
+        best: list[Place] = []
+        for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
+            scores_N = restored(codes_NX) @ query_D
+            chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
+            best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
+        return best
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         best: list[Place] = []
@@ -72,29 +87,16 @@ def nearest_rows(dataset: Any, query_D: npt.NDArray[np.float32], top: int, where
     return read_hits(fragments, best, [name for name in dataset.schema.names if name != "embedding"])
 
 
-def scan_file(
-    fragment: Any, number: int, schema: pa.Schema, query_D: npt.NDArray[np.float32], top: int, where: Filter | None
-) -> list[Place]:
-    """Give the best places of one file."""
-    best: list[Place] = []
-    columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))
-    for first, batch in read_batches(fragment, schema, columns):
-        rows_N = np.flatnonzero(passes(where, batch)) if where else np.arange(batch.num_rows)
-        if not len(rows_N):
-            continue
-        vectors_ND = batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, len(query_D))
-        scores_N = (vectors_ND if len(rows_N) == batch.num_rows else vectors_ND[rows_N]) @ query_D
-        chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
-        best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
-    return best
-
-
-def read_batches(fragment: Any, schema: pa.Schema, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Stream columns of a file, each batch with the number of its first row."""
+def read_passing(fragment: Any, schema: pa.Schema, where: Filter | None) -> Iterator[tuple[int, npt.NDArray[np.int64], Codes]]:
+    """Stream a file's vectors that pass: the number of the batch's first row, which of its rows, their codes."""
     first = 0
+    columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))
     reading = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
-    for batch in fragment.to_batches(schema=schema, columns=list(columns), **reading):
-        yield first, batch
+    for batch in fragment.to_batches(schema=schema, columns=columns, **reading):
+        rows_N = np.flatnonzero(passes(where, batch)) if where else np.arange(batch.num_rows)
+        if len(rows_N):
+            codes_NX = column_codes(batch["embedding"])
+            yield first, rows_N, codes_NX if len(rows_N) == batch.num_rows else codes_NX[rows_N]
         first += batch.num_rows
 
 

@@ -8,13 +8,18 @@ from pydantic import BaseModel, ConfigDict
 
 Pooling = Literal["mean", "cls", "last"]
 FinalNorm = Literal["apply", "skip", "none"]
+Quantization = Literal["none", "int8", "binary"]
+Exit = Literal["native", "calibrated"]
 
 RECIPE_VERSION = 1
 """Raised when this code changes the vector of a text under an unchanged spec, so that old and new never meet."""
 
-_LABELS = frozenset({"model", "revision", "query_prompt"})
+_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth"})
 """Fields that name or accompany the space but do not move a document's vector: a model moved to another folder is the
-same model (`model_checksum` says so), and the query prompt is only used by searches."""
+same model (`model_checksum` says so), and the query's prompt and depth are only used by searches."""
+
+_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None}
+"""Fields that came later, by what all specs meant before: at that value they leave the fingerprint as it was."""
 
 
 def digest(*values: Any, num_bytes: int = 16) -> str:
@@ -53,14 +58,31 @@ class EmbeddingSpec(BaseModel):
     """Leading components kept."""
     normalize: bool
     """L2 in float32 after the cut."""
+    exit: Exit = "native"
+    """calibrated: a map fitted beforehand takes the states of layers 0 to `depth` into the full model's space."""
+    query_depth: int | None = None
+    """Layers that queries run where documents land in another depth's space; None: `depth`."""
+    quantization: Quantization = "none"
+    """How a vector is stored: as float32, one byte or one bit a component."""
+    calibration: str | None = None
+    """Fingerprint of the artifact that holds the exit's map and the ranges of int8, if one is used."""
     recipe_version: int = RECIPE_VERSION
 
     @property
     def space_id(self) -> str:
         """Name the space: a digest of every field that can move a vector."""
-        return digest(self.model_dump(exclude=set(_LABELS)))
+        return digest(self._moving())
+
+    def for_queries(self) -> "EmbeddingSpec":
+        """What turns a query into a vector that may meet these: its own prompt and depth, uncut by chunks, in float32."""
+        asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
+        return self.model_copy(update=asked | {"query_depth": None, **_LATER})
 
     def differences(self, other: "EmbeddingSpec") -> list[str]:
         """Say field by field how `other` differs in what moves a vector, as `name: mine → theirs`."""
-        mine, theirs = self.model_dump(exclude=set(_LABELS)), other.model_dump(exclude=set(_LABELS))
+        mine, theirs = _LATER | self._moving(), _LATER | other._moving()
         return [f"{name}: {mine[name]!r} → {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+
+    def _moving(self) -> dict[str, Any]:
+        values = self.model_dump(exclude=set(_LABELS))
+        return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +20,9 @@ from embedder.errors import EmbedderError, SourceError
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from embedder.output.reuse import PreviousParts, index_parts, take_reusable
+from embedder.output.vectors import Codes, column_codes, from_bytes
 from embedder.planning import Plan
+from embedder.quantization import Ranges
 from embedder.schema import CHUNKS, QUARANTINE, Reason
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.rows import EXCERPT_CHARS
@@ -43,6 +44,9 @@ class Job:
     tokenizer_json: str
     metadata: pa.Schema
     max_attempts: int
+    calibration_uri: str | None
+    ranges: Ranges | None
+    """Of int8, which part footers carry too: a file found alone can be read."""
     probe: tuple[float, ...] | None
     """The table's probe vector, if it has one: an encoder that gives another one is refused."""
     previous: PreviousParts | None = None
@@ -92,7 +96,7 @@ def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job:
         if name in done:
             yield unit.stop_row, _prepared(task.key, name=name)
             continue
-        reused = take_reusable(unit.documents["content_hash"], known, folder_of(job))
+        reused = take_reusable(unit.documents["content_hash"], known, folder_of(job), job.spec.quantization)
         chunks = chunk_fresh(unit.documents, reused, job)
         yield (
             unit.stop_row,
@@ -151,17 +155,17 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
 
 def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
-    chunks, vectors_ND = merge_reused(row, job)
+    chunks, codes_NX = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
     if row["killers"]:
         documents, quarantined, chunks = give_up(row["killers"], documents, quarantined, chunks)
         stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
-    rows = assemble_rows(documents, chunks, vectors_ND, job.output.store_text)
+    rows = assemble_rows(documents, chunks, codes_NX, job.output.store_text)
     name = PartName.parse(row["name"])
     assert name is not None, row["name"]
-    part = write_part(rows, quarantined, name, footer_of(job.spec.space_id, job.spec.model_dump(), stats), folder_of(job))
+    part = write_part(rows, quarantined, name, footer_of(job.spec, stats, job.ranges), folder_of(job))
     return part, Counter(quarantined["reason"].to_pylist())
 
 
@@ -177,19 +181,19 @@ def give_up(killers: Sequence[int], documents: pa.Table, quarantined: pa.Table, 
     return documents.take(pa.array(kept)), quarantined, chunks.set_column(0, CHUNKS.field("document"), owner)
 
 
-def merge_reused(row: Row, job: Job) -> tuple[pa.Table, npt.NDArray[np.float32]]:
+def merge_reused(row: Row, job: Job) -> tuple[pa.Table, Codes]:
     """Put chunks that were encoded and chunks that were known back into the order of the source, each with its vector."""
     fresh, reused = from_ipc(row["chunks"]), from_ipc(row["reused"])
-    vectors_ND = np.frombuffer(row["vectors"], np.float32).reshape(fresh.num_rows, job.spec.dim)
+    codes_NX = from_bytes(row["codes"], job.spec)
     if not reused.num_rows:
-        return fresh, vectors_ND
-    known_ND = reused["embedding"].combine_chunks().flatten().to_numpy().reshape(reused.num_rows, job.spec.dim)
+        return fresh, codes_NX
+    known_NX = column_codes(reused["embedding"])
     # whether a known text was cut at max_tokens was not kept: its span says so, and is asked where chunking is off
     cut = pa.array(np.full(reused.num_rows, not job.spec.chunking))
     known = reused.drop_columns(["embedding"]).append_column("truncated", cut).select(fresh.schema.names)
     chunks = pa.concat_tables([fresh, known])
     order = pc.sort_indices(chunks, [("document", "ascending"), ("chunk", "ascending")])
-    return chunks.take(order), np.concatenate([vectors_ND, known_ND])[order.to_numpy()]
+    return chunks.take(order), np.concatenate([codes_NX, known_NX])[order.to_numpy()]
 
 
 def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class MadeTable:
         vectors_ND = np.array([vector_of(word) for record in good for word in record[3].split()], np.float32).reshape(-1, DIM)
         stats = Stats(documents=len(records), quarantined=len(bad), chunks=chunks.num_rows, tokens=3 * chunks.num_rows)
         rows = assemble_rows(documents, chunks, vectors_ND, store_text=True)
-        footer = footer_of(SPEC.space_id, SPEC.model_dump(), stats)
+        footer = footer_of(SPEC, stats)
         return write_part(rows, to_columns(QUARANTINE, bad), name, footer, Folder(self.uri, {}))
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def test_what_can_no_longer_be_compared_is_refused_before_the_first_row(table: M
         read_changes(table.uri, {}, old, new)
     open_delta(table.uri, {}).create_checkpoint()
     Path(table.uri, "_delta_log", f"{0:020d}.json").unlink()
-    with pytest.raises(VersionGoneError, match="version 0 can no longer be opened.*its log was cleaned up"):
+    with pytest.raises(VersionGoneError, match=r"version 0 can no longer be opened.*its log was cleaned up"):
         read_changes(table.uri, {}, old, new)
 
 

@@ -92,7 +92,7 @@ print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
     assert done.returncode == 0, done.stderr
     shape, modules = json.loads(done.stdout)
     assert shape == [1, 384]
-    assert not {"ray", "deltalake", "duckdb", "lancedb", "pandas", "polars", "s3fs"} & set(modules)
+    assert not {"ray", "deltalake", "duckdb", "lancedb", "polars", "s3fs"} & set(modules)
     assert {"torch", "transformers"} <= set(modules)
 
 

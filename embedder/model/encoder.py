@@ -4,8 +4,9 @@ N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size,
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from embedder.errors import ModelError
+from embedder.model.calibration import Calibration
+from embedder.model.exits import Exit
 from embedder.model.families import find_family, is_causal
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.packing import plan_batches
-from embedder.model.pooling import POOLERS, Head, load_steps
+from embedder.model.pooling import POOLERS, Head, Pooler, load_steps
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
@@ -45,9 +48,10 @@ class Encoded:
 class Encoder:
     """A transformer of `spec.depth` layers with its pooling and head; state is set here and never after."""
 
-    def __init__(self, model: nn.Module, head: Head, pooling: Pooling, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, head: Head, pooling: Pooling, device: torch.device, leave: Exit | None = None) -> None:
         self._model = model.to(device)
         self._head = head.to(device)
+        self._exit = leave.to(device) if leave else None
         self._pool = POOLERS[pooling]
         self._device = device
         config: Any = model.config
@@ -57,8 +61,11 @@ class Encoder:
         self._is_causal = is_causal(config)
 
     @classmethod
-    def load(cls, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "auto") -> "Encoder":
-        """Load the model that the spec was resolved with; refuse files that are not the same or do not fit."""
+    def load(cls, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "auto", calibration: Calibration | None = None) -> "Encoder":
+        """Load the model that the spec was resolved with; refuse files that are not the same or do not fit.
+
+        A spec with a calibrated exit needs the calibration it names.
+        """
         folder, _ = locate_model(spec.model, spec.revision)
         recipe = read_recipe(folder)
         if recipe.checksum != spec.model_checksum:
@@ -67,7 +74,13 @@ class Encoder:
                 f"resolved with ({spec.model_checksum[:12]}); give every worker the same model"
             )
         model = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype(dtype, device, recipe.family))
-        return cls(model, Head(load_steps(recipe.steps), spec), spec.pooling, torch.device(device))
+        if spec.exit == "native":
+            return cls(model, Head(load_steps(recipe.steps), spec), spec.pooling, torch.device(device))
+        if calibration is None or calibration.fingerprint != spec.calibration:
+            raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
+        config: Any = model.config
+        leave = Exit(calibration.maps[spec.depth], config.hidden_size)
+        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), "mean", torch.device(device), leave)
 
     @property
     def dim(self) -> int:
@@ -99,7 +112,11 @@ class Encoder:
 
         Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
         """
-        return self._run(token_ids, token_budget, self.dim, self._embed)
+        if self._exit is None:
+            return self._run(token_ids, token_budget, self.dim, self._embed)
+        leave = self._exit
+        with self._tapped(range(self.num_layers + 1), self._pool) as forward:
+            return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch))))
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], pooling: Pooling | None = None
@@ -110,18 +127,24 @@ class Encoder:
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
+        width = len(depths) * int(self._config.hidden_size)
+        with self._tapped(depths, POOLERS[pooling] if pooling else self._pool) as forward:
+            states_NW = self._run(token_ids, token_budget, width, forward).vectors_ND
+        return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
+
+    @contextmanager
+    def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[Forward]:
+        """Give a forward pass whose result is the pooled states at these depths side by side, (B, T·H)."""
         path = self._family.final_norm
         final_norm = self._model.get_submodule(path) if path else nn.Identity()
-        hidden_size: int = self._config.hidden_size
-        with tap_layers(self.layers, final_norm, POOLERS[pooling] if pooling else self._pool, depths) as taps:
+        with tap_layers(self.layers, final_norm, pool, depths) as taps:
 
             def forward(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
                 taps.start(lengths_B, mask_BL)
                 self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL))
                 return taps.collect(depths)
 
-            states_NW = self._run(token_ids, token_budget, len(depths) * hidden_size, forward).vectors_ND
-        return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
+            yield forward
 
     def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Encoded:
         longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))

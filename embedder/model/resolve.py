@@ -8,7 +8,9 @@ from transformers import AutoTokenizer
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
+from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files import ModelRecipe, locate_model, read_recipe
+from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, FinalNorm
 
 
@@ -19,6 +21,15 @@ class ResolvedModel:
     spec: EmbeddingSpec
     tokenizer_json: str
     """For `tokenizers.Tokenizer.from_str`; neither truncates nor pads."""
+    calibration: Calibration | None = None
+    """The artifact that the spec names, if it names one."""
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """The ranges that turn this spec's vectors into int8 and back."""
+        if self.calibration is None or self.spec.quantization != "int8":
+            return None
+        return self.calibration.ranges[RangeKey(self.spec.exit, self.spec.depth, self.spec.dim)]
 
 
 def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
@@ -32,9 +43,13 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         raise ConfigError(message if message.startswith("embedding.") else f"embedding.model={embedding.model!r}: {message}") from error
     spec = _fill_defaults(embedding, chunking, recipe, commit)
     problems = [*_check_model(embedding, recipe), *_check_lengths(spec, chunking, recipe, tokenizer), *_check_prompts(spec, recipe)]
+    calibration = load_calibration(embedding.calibration) if embedding.calibration else None
+    if calibration and not problems:
+        spec = _apply_calibration(spec, embedding, calibration)
+    problems += _check_calibration(spec, embedding, calibration)
     if problems:
         raise ConfigError("\n".join(problems))
-    return ResolvedModel(spec, tokenizer.to_str())
+    return ResolvedModel(spec, tokenizer.to_str(), calibration)
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
@@ -67,7 +82,38 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe:
         overlap_tokens=chunking.overlap_tokens,
         dim=embedding.dim or recipe.width,
         normalize=embedding.normalize,
+        quantization=embedding.quantization,
     )
+
+
+def _apply_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration) -> EmbeddingSpec:
+    """Leave by the map that the artifact has for the depth, unless the settings say otherwise."""
+    chosen = embedding.exit or ("calibrated" if spec.depth in calibration.maps else "native")
+    query_depth = calibration.full_depth if chosen == "calibrated" else None
+    return spec.model_copy(update={"exit": chosen, "query_depth": query_depth, "calibration": calibration.fingerprint})
+
+
+def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration | None) -> list[str]:
+    where, dim = f"embedding.calibration={embedding.calibration!r}", f"embedding.dim={spec.dim}"
+    if spec.quantization == "binary" and spec.dim % 8:
+        return [f"{dim}: binary packs eight components into a byte; choose a multiple of 8"]
+    if calibration is None:
+        asked = {"exit=calibrated": embedding.exit == "calibrated", "quantization=int8": spec.quantization == "int8"}
+        needed = [name for name, is_asked in asked.items() if is_asked]
+        return [f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name in needed]
+    differences = calibration.differences(spec)
+    if differences:
+        return [f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate"]
+    if spec.exit == "calibrated" and spec.depth not in calibration.maps:
+        depths = ", ".join(map(str, sorted(calibration.maps))) or "none"
+        return [f"embedding.depth={spec.depth}: {where} has maps for depths {depths}; choose one of these, or --embedding.exit native"]
+    key = RangeKey(spec.exit, spec.depth, spec.dim)
+    if spec.quantization == "int8" and key not in calibration.ranges:
+        known = ", ".join(sorted(str(each.dim) for each in calibration.ranges if (each.exit, each.depth) == (key.exit, key.depth)))
+        return [f"{dim}: {where} has no ranges of int8 for it at depth {spec.depth}, {spec.exit} exit (dims there: {known or 'none'})"]
+    if spec.exit == "native" and spec.quantization != "int8":
+        return [f"{where}: has no effect at depth {spec.depth} with a native exit and without int8; leave it out"]
+    return []
 
 
 def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:

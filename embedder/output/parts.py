@@ -5,14 +5,15 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedder.errors import StorageError
-from embedder.schema import DOCUMENTS, LEADING, QUARANTINE, VECTOR, table_schema
+from embedder.output.vectors import Codes, quantization_of, vector_column
+from embedder.quantization import Ranges
+from embedder.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
+from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store
 from embedder.work import Part, PartName, Stats
 
@@ -26,8 +27,8 @@ ROW_GROUP_ROWS = 16_384
 _VECTOR_LEAF = "embedding.list.element"
 
 
-def assemble_rows(documents: pa.Table, chunks: pa.Table, vectors_ND: npt.NDArray[np.float32], store_text: bool) -> pa.Table:
-    """DOCUMENTS, CHUNKS (token_ids not needed) and one vector a chunk → the table's rows, in the order of the chunks."""
+def assemble_rows(documents: pa.Table, chunks: pa.Table, codes_NX: Codes, store_text: bool) -> pa.Table:
+    """DOCUMENTS, CHUNKS (token_ids not needed) and the codes of one vector a chunk → the table's rows, in the order of the chunks."""
     rows = documents.take(chunks["document"])
     columns: dict[str, Any] = {"doc_id": rows["doc_id"]}
     columns |= {name: chunks[name] for name in LEADING.names[1:]}
@@ -36,8 +37,8 @@ def assemble_rows(documents: pa.Table, chunks: pa.Table, vectors_ND: npt.NDArray
     columns |= {name: rows[name] for name in ("content_hash", "shard", "row")}
     metadata = pa.schema([field for field in documents.schema if field.name not in DOCUMENTS.names])
     columns |= {name: rows[name] for name in metadata.names}
-    columns["embedding"] = vector_column(vectors_ND)
-    return pa.table(columns).cast(table_schema(metadata, store_text))
+    columns["embedding"] = vector_column(codes_NX)
+    return pa.table(columns).cast(table_schema(metadata, store_text, quantization_of(codes_NX)))
 
 
 def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.Array:
@@ -46,13 +47,6 @@ def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.Array:
         return texts
     spans = zip(texts.to_pylist(), chunks["start_char"].to_pylist(), chunks["end_char"].to_pylist(), strict=True)
     return pa.array([text[start:end] for text, start, end in spans], pa.string())
-
-
-def vector_column(vectors_ND: npt.NDArray[np.float32]) -> pa.ListArray:
-    """Wrap an (N, D) array as a list column, without copying the values."""
-    num_rows, dim = vectors_ND.shape
-    offsets = pa.array(np.arange(0, (num_rows + 1) * dim, dim, dtype=np.int32) if dim else np.zeros(num_rows + 1, np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(vectors_ND.reshape(-1), pa.float32()), type=VECTOR)
 
 
 def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Folder") -> Part:
@@ -73,7 +67,7 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
 def encode_parquet(table: pa.Table, footer: dict[str, Any]) -> bytes:
     """Encode zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings."""
     schema = table.schema.with_metadata({FOOTER_KEY: json.dumps(footer).encode()} if footer else None)
-    has_vectors = "embedding" in schema.names
+    has_floats = "embedding" in schema.names and schema.field("embedding").type.equals(VECTORS["none"])
     repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in ("doc_id", "text", "content_hash")]
     sink = io.BytesIO()
     pq.write_table(
@@ -82,7 +76,7 @@ def encode_parquet(table: pa.Table, footer: dict[str, Any]) -> bytes:
         compression="zstd",
         row_group_size=ROW_GROUP_ROWS,
         use_dictionary=repeated,
-        column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_vectors else None,
+        column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_floats else None,
         write_page_index=True,
     )
     return sink.getvalue()
@@ -132,6 +126,7 @@ def count_rows(store: Store) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def footer_of(space_id: str, spec: dict[str, Any], stats: Stats) -> dict[str, Any]:
-    """What a part says of itself."""
-    return {"space_id": space_id, "spec": spec, "stats": asdict(stats)}
+def footer_of(spec: EmbeddingSpec, stats: Stats, ranges: Ranges | None = None) -> dict[str, Any]:
+    """What a part says of itself: enough to read it where it is found alone."""
+    footer = {"space_id": spec.space_id, "spec": spec.model_dump(), "stats": asdict(stats)}
+    return footer | ({"ranges": ranges.record()} if ranges else {})

@@ -10,19 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedder.output.parts import Folder
-from embedder.schema import LEADING, VECTOR
+from embedder.schema import LEADING, VECTORS
+from embedder.spec import Quantization
 from embedder.storage import map_threads
 
 Int64s = npt.NDArray[np.int64]
 
-REUSED = pa.schema(
-    [
-        ("document", pa.int32()),
-        *(LEADING.field(name) for name in LEADING.names[1:]),
-        ("embedding", VECTOR),
-    ]
-)
-"""Chunks with their vectors, as CHUNKS has them without; `document` is the row of the document that asked."""
+REUSED = pa.schema([("document", pa.int32()), *(LEADING.field(name) for name in LEADING.names[1:])])
+"""Chunks as CHUNKS has them, their vectors in one more column; `document` is the row of the document that asked."""
 
 _HEAD = ("content_hash", "chunk", "num_chunks")
 
@@ -65,29 +60,30 @@ def index_parts(names: Sequence[str], folder: Folder) -> PreviousParts:
     return PreviousParts(tuple(names), every[order], *(np.concatenate(each)[order] for each in (parts, rows, counts)))
 
 
-def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, folder: Folder) -> pa.Table:
-    """Content hashes of documents → REUSED: the chunks and vectors of those that are known, in order of document."""
+def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, folder: Folder, quantization: Quantization) -> pa.Table:
+    """Content hashes of documents → REUSED with their `embedding`: the chunks and vectors of those that are known, in order of document."""
     places = previous.find(content_hashes)
     known = np.flatnonzero(places >= 0)
-    pieces = [REUSED.empty_table()]
+    schema = REUSED.append(pa.field("embedding", VECTORS[quantization]))
+    pieces = [schema.empty_table()]
     for number in np.unique(previous.part[places[known]]):
         documents = known[previous.part[places[known]] == number]
-        pieces.append(_take_rows(documents, content_hashes, previous, previous.names[number], folder))
+        pieces.append(_take_rows(documents, content_hashes, previous, previous.names[number], folder).cast(schema))
     reused = pa.concat_tables(pieces)
     return reused.take(pc.sort_indices(reused, [("document", "ascending"), ("chunk", "ascending")]))
 
 
 def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: PreviousParts, name: str, folder: Folder) -> pa.Table:
     """Read one part and take the rows of these documents, the whole hash compared."""
-    rows = _read_columns(folder, name, (*REUSED.names[1:], "content_hash"))
+    columns = (*REUSED.names[1:], "embedding")
+    rows = _read_columns(folder, name, (*columns, "content_hash"))
     places = previous.find(content_hashes.take(pa.array(documents)))
     counts = previous.num_rows[places]
     wanted = np.repeat(previous.row[places], counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     owner = pa.array(np.repeat(documents, counts).astype(np.int32))
     taken = rows.take(pa.array(wanted))
     same = pc.equal(taken["content_hash"], content_hashes.take(owner))
-    table = pa.table([owner, *(taken[each] for each in REUSED.names[1:])], names=REUSED.names).cast(REUSED)
-    return table.filter(same)
+    return pa.table([owner, *(taken[each] for each in columns)], names=["document", *columns]).filter(same)
 
 
 def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:

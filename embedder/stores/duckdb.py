@@ -10,9 +10,10 @@ import pyarrow as pa
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Filter
 from embedder.search import Hit
+from embedder.spec import Quantization
 from embedder.stores.config import DuckdbConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, store_schema, vector_type_of
+from embedder.stores.rows import ROW_ID, store_schema
 from embedder.stores.sql import Dialect, quote_name, render_sql
 
 _DIALECT = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
@@ -26,6 +27,8 @@ class DuckdbStore:
 
     The file is opened for reading, which any number of processes may do, until something is recorded.
     """
+
+    quantizations: frozenset[Quantization] = frozenset({"none", "int8"})
 
     def __init__(self, config: DuckdbConfig) -> None:
         self.config, self.place = config, f"{config.path}: DuckDB table {config.name!r}"
@@ -71,12 +74,7 @@ class DuckdbStore:
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew; the columns are those that DuckDB gives to Arrow's."""
-        vectors = vector_type_of(loaded.schema, loaded.spec.dim)
-        if vectors.kind == "binary":
-            raise ConfigError(
-                f"{self.place}: DuckDB has no distance between packed bits; load this binary table into lance, pgvector or milvus"
-            )
-        self._run("CREATE OR REPLACE TABLE {table} AS SELECT * FROM new_rows", store_schema(loaded.schema, vectors).empty_table())
+        self._run("CREATE OR REPLACE TABLE {table} AS SELECT * FROM new_rows", store_schema(loaded.schema, loaded.spec).empty_table())
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Insert from Arrow."""

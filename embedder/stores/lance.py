@@ -12,10 +12,11 @@ from lancedb.index import BTree, HnswSq, IvfFlat, IvfPq
 from embedder.errors import StorageError
 from embedder.filters import Filter
 from embedder.search import Hit
+from embedder.spec import Quantization
 from embedder.storage import delta_options
 from embedder.stores.config import LanceConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, store_schema, vector_type_of
+from embedder.stores.rows import ROW_ID, store_schema
 from embedder.stores.sql import Dialect, quote_text, render_sql
 
 _DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})")
@@ -35,6 +36,8 @@ ERRORS = (RuntimeError, OSError)
 
 class LanceStore:
     """A Lance table. Every write is a commit of its own; the state is a table beside it."""
+
+    quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
 
     def __init__(self, config: LanceConfig) -> None:
         self.config, self.place = config, f"{config.uri}: LanceDB table {config.name!r}"
@@ -74,7 +77,7 @@ class LanceStore:
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew, empty."""
-        schema = store_schema(loaded.schema, vector_type_of(loaded.schema, loaded.spec.dim))
+        schema = store_schema(loaded.schema, loaded.spec)
         self.db.create_table(self.config.name, schema=schema, mode="overwrite")
 
     def append(self, rows: Iterator[pa.Table]) -> None:

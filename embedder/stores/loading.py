@@ -18,10 +18,11 @@ from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.output.parts import Folder
 from embedder.output.table import list_committed, open_delta, read_table
 from embedder.progress import align
+from embedder.quantization import Ranges, read_ranges
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
 from embedder.stores.protocol import Loaded, VectorStore
-from embedder.stores.rows import ROW_ID, VectorColumn, read_parts, row_ids_of, split_rows, to_store_rows, vector_type_of
+from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 
 GROUP_ROWS = 100_000
 """Rows of a first load between two records of how far it came: what a load that died does again."""
@@ -43,16 +44,13 @@ class Version:
     schema: pa.Schema
     rows: Mapping[str, int]
     """By part name."""
+    ranges: Ranges | None
+    """Of int8 vectors."""
 
     @property
     def num_rows(self) -> int:
         """Rows in all."""
         return sum(self.rows.values())
-
-    @property
-    def vectors(self) -> VectorColumn:
-        """The type of its vectors."""
-        return vector_type_of(self.schema, self.spec.dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,10 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
     started = time.monotonic()
     if ROW_ID in wanted.schema.names:
         raise ConfigError(f"{wanted.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name")
+    quantization = wanted.spec.quantization
+    if quantization not in store.quantizations:
+        known = ", ".join(sorted(store.quantizations))
+        raise ConfigError(f"{store.place}: no type for vectors of quantization {quantization!r} there; load a table with {known}")
     loaded = store.loaded()
     if loaded is None and store.exists():
         raise StorageError(f"{store.place}: it is there already, and jobs.load did not make it; choose another name")
@@ -132,7 +134,7 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
 
 def begin(wanted: Version) -> Loaded:
     """Say that a first load is on its way."""
-    return Loaded(wanted.table_id, wanted.spec, wanted.schema, None, wanted.number)
+    return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
 
 
 def can_go_on(loaded: Loaded, wanted: Version) -> bool:
@@ -173,7 +175,7 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
     # a load that died may have written some of its next rows already
     write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
     for group in group_parts(names, target.rows):
-        write(to_store_rows(rows, target.vectors) for rows in read_parts(folder, group, target.schema))
+        write(to_store_rows(rows, target.spec) for rows in read_parts(folder, group, target.schema))
         loaded = replace(loaded, done=loaded.done + len(group))
         store.record(loaded)
         written += sum(target.rows[name] for name in group)
@@ -203,7 +205,7 @@ def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: in
     changes = read_changes(wanted.uri, wanted.options, loaded.version, target)
     counts = Counter[str]()
     upserts = counted(split_rows(changes.upserts), counts, "upserted")
-    store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.vectors) for rows in upserts)
+    store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.spec) for rows in upserts)
     for keys in counted(split_rows(changes.deletes), counts, "deleted"):
         store.delete(row_ids_of(keys))
     loaded = replace(loaded, version=target, target=None)

@@ -14,10 +14,11 @@ from pymilvus.exceptions import MilvusException
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Compare, Filter, Group, Has, IsNull, Value
 from embedder.search import Hit
+from embedder.spec import Quantization
 from embedder.stores.config import MilvusConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, VectorType, store_schema, vector_type_of, vectors_of
+from embedder.stores.rows import ROW_ID, store_schema, vectors_of
 
 MOST_BYTES = 65_535
 """Of a VARCHAR; a longer text is cut, at a character."""
@@ -30,8 +31,8 @@ NUM_LISTS, NUM_PROBED = 1_024, 32
 LEAST_CANDIDATES = 100
 """Of a search in HNSW."""
 
-_VECTORS: dict[VectorType, DataType] = {
-    "float32": DataType.FLOAT_VECTOR,
+_VECTORS: dict[DataType] = {
+    "none": DataType.FLOAT_VECTOR,
     "int8": DataType.INT8_VECTOR,
     "binary": DataType.BINARY_VECTOR,
 }
@@ -43,6 +44,8 @@ ERRORS = (MilvusException, OSError)
 
 class MilvusStore:
     """A collection. Rows are written by primary key, so that writing twice is writing once; the state is a collection beside it."""
+
+    quantizations: frozenset[Quantization] = frozenset(_VECTORS)
 
     def __init__(self, config: MilvusConfig) -> None:
         self.config, self.place = config, f"{config.uri}: Milvus collection {config.name!r}"
@@ -78,16 +81,15 @@ class MilvusStore:
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew, with its fields typed and its index declared: Milvus builds it as rows come."""
-        vectors = vector_type_of(loaded.schema, loaded.spec.dim)
         self.client.drop_collection(self.config.name)
         schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
-        for field in store_schema(loaded.schema, vectors):
+        for field in store_schema(loaded.schema, loaded.spec):
             if field.name == "embedding":
-                schema.add_field("embedding", _VECTORS[vectors.kind], dim=vectors.dim)
+                schema.add_field("embedding", _VECTORS[loaded.spec.quantization], dim=loaded.spec.dim)
             else:
                 schema.add_field(field.name, **field_options(field) | _key_options(field))
-        metric = "HAMMING" if vectors.kind == "binary" else "IP"
-        kind = "AUTOINDEX" if vectors.kind != "float32" else _INDEXES[self.config.index]
+        metric = "HAMMING" if loaded.spec.quantization == "binary" else "IP"
+        kind = "AUTOINDEX" if loaded.spec.quantization != "none" else _INDEXES[self.config.index]
         try:
             self.client.create_collection(self.config.name, schema=schema, index_params=self._index("embedding", kind, metric))
         except MilvusException as error:

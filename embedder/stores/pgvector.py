@@ -16,10 +16,11 @@ from psycopg.rows import dict_row
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Filter
 from embedder.search import Hit
+from embedder.spec import Quantization
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.payloads import to_json_value
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, VectorColumn, store_schema, to_bytes, vector_type_of, vectors_of
+from embedder.stores.rows import ROW_ID, store_schema, to_bytes, vectors_of
 from embedder.stores.sql import Dialect, render_sql
 
 _DIALECT = Dialect('"', "timestamptz '{}'", "{value} = ANY({column})")
@@ -49,6 +50,8 @@ ERRORS = (psycopg.Error,)
 
 class PgvectorStore:
     """A table of a PostgreSQL database. What stands between two records is one transaction."""
+
+    quantizations: frozenset[Quantization] = frozenset({"none", "binary"})
 
     def __init__(self, config: PgvectorConfig) -> None:
         self.config = config
@@ -84,8 +87,9 @@ class PgvectorStore:
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew, with the extension if it is missing."""
-        schema = store_schema(loaded.schema, self._vector_type(loaded)[1])
-        types = [self._vector_type(loaded)[0] if field.name == "embedding" else column_type(field) for field in schema]
+        schema = store_schema(loaded.schema, loaded.spec)
+        kind = "bit" if loaded.spec.quantization == "binary" else self.config.type
+        types = [f"{kind}({loaded.spec.dim})" if field.name == "embedding" else column_type(field) for field in schema]
         columns = [sql.SQL("{} {}").format(sql.Identifier(field.name), sql.SQL(each)) for field, each in zip(schema, types, strict=True)]
         try:
             self.connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -97,12 +101,6 @@ class PgvectorStore:
         self.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table, sql.SQL(", ").join(columns)))
         # vectors do not compress, and inline storage saves a look-up each; longer rows fall back to TOAST by themselves
         self.connection.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(self.table))
-
-    def _vector_type(self, loaded: Loaded) -> tuple[str, VectorColumn]:
-        vectors = vector_type_of(loaded.schema, loaded.spec.dim)
-        if vectors.kind == "int8":
-            raise ConfigError(f"{self.place}: pgvector has no type for int8 vectors; load a float32 or binary table, with type: halfvec")
-        return (f"bit({vectors.dim})" if vectors.kind == "binary" else f"{self.config.type}({vectors.dim})"), vectors
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """COPY into the table; an index would be filled row by row, so there is none before the end of a first load."""

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.filters import Filter
+from embedder.quantization import Ranges
 from embedder.search import Hit
-from embedder.spec import EmbeddingSpec
+from embedder.spec import EmbeddingSpec, Quantization
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
@@ -29,6 +30,8 @@ class Loaded:
     spec: EmbeddingSpec
     schema: pa.Schema
     """The table's columns as they were loaded."""
+    ranges: Ranges | None
+    """Of int8 vectors."""
     version: int | None
     """The table version all of whose rows are here, and no other; None until the first load has ended."""
     target: int | None = None
@@ -38,9 +41,10 @@ class Loaded:
 
     def to_json(self) -> str:
         """Write it as one line of JSON."""
-        schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
-        values = {"table_id": self.table_id, "space_id": self.spec.space_id, "spec": self.spec.model_dump(), "schema": schema}
-        return json.dumps(values | {"version": self.version, "target": self.target, "done": self.done})
+        ranges = _to_base64(np.stack([self.ranges.low_D, self.ranges.high_D]).tobytes()) if self.ranges else None
+        what = {"table_id": self.table_id, "space_id": self.spec.space_id, "spec": self.spec.model_dump(), "ranges": ranges}
+        schema = _to_base64(self.schema.serialize().to_pybytes())
+        return json.dumps(what | {"schema": schema, "version": self.version, "target": self.target, "done": self.done})
 
     @staticmethod
     def from_json(text: str) -> "Loaded":
@@ -48,7 +52,13 @@ class Loaded:
         values: dict[str, Any] = json.loads(text)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
         spec = EmbeddingSpec.model_validate(values["spec"])
-        return Loaded(values["table_id"], spec, schema, values["version"], values["target"], values["done"])
+        bounds_2D = np.frombuffer(base64.b64decode(values["ranges"] or ""), np.float32).reshape(2, -1)
+        ranges = Ranges(*bounds_2D) if values["ranges"] else None
+        return Loaded(values["table_id"], spec, schema, ranges, values["version"], values["target"], values["done"])
+
+
+def _to_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 class VectorStore(Protocol):
@@ -63,6 +73,10 @@ class VectorStore(Protocol):
     @property
     def place(self) -> str:
         """Where it is, for messages."""
+
+    @property
+    def quantizations(self) -> frozenset[Quantization]:
+        """The vectors it has a type for."""
 
     def exists(self) -> bool:
         """Tell whether there is a table of this name, whoever made it."""

@@ -12,10 +12,11 @@ from qdrant_client.http.exceptions import ApiException
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Compare, Filter, Group, IsNull, OneOf, Value
 from embedder.search import Hit
+from embedder.spec import Quantization
 from embedder.stores.config import QdrantConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, vector_type_of, vectors_of
+from embedder.stores.rows import ROW_ID, vectors_of
 
 BATCH_POINTS = 1_000
 """Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 32 MB."""
@@ -30,6 +31,8 @@ ERRORS = (ApiException, OSError)
 
 class QdrantStore:
     """A collection. Points are written by id, so that writing twice is writing once; the state is the collection's metadata."""
+
+    quantizations: frozenset[Quantization] = frozenset({"none"})
 
     def __init__(self, config: QdrantConfig) -> None:
         self.config, self.place = config, f"{config.url or config.path}: Qdrant collection {config.name!r}"
@@ -65,14 +68,11 @@ class QdrantStore:
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew, with its state; no graph is built before the first load has ended."""
-        vectors = vector_type_of(loaded.schema, loaded.spec.dim)
-        if vectors.kind != "float32":
-            raise ConfigError(f"{self.place}: Qdrant has no type for {vectors.kind} vectors as they are stored here; load a float32 table")
         self.client.delete_collection(self.config.name)
         self.client.create_collection(
             self.config.name,
             vectors_config=models.VectorParams(
-                size=vectors.dim, distance=models.Distance.DOT, datatype=models.Datatype(self.config.datatype), on_disk=not self.is_local
+                size=loaded.spec.dim, distance=models.Distance.DOT, datatype=models.Datatype(self.config.datatype), on_disk=not self.is_local
             ),
             hnsw_config=models.HnswConfigDiff(m=self.config.m, ef_construct=self.config.ef_construction),
             optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0),

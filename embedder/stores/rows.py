@@ -3,16 +3,16 @@
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedder.errors import StorageError
 from embedder.output.parts import Folder
+from embedder.output.vectors import CODES, column_codes, num_codes
+from embedder.spec import EmbeddingSpec
 
 ROW_ID = "row_id"
 NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")
@@ -20,31 +20,6 @@ NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")
 
 BATCH_ROWS = 8_192
 """12 MB of 384-dim vectors: what a load holds at once, several times over."""
-
-VectorType = Literal["float32", "int8", "binary"]
-_VECTOR_TYPES: dict[Any, VectorType] = {pa.float32(): "float32", pa.int8(): "int8", pa.uint8(): "binary"}
-
-
-@dataclass(frozen=True, slots=True)
-class VectorColumn:
-    """The type of a table's vectors: float32 and int8 have a value a component, binary has 8 components a byte."""
-
-    kind: VectorType
-    dim: int
-
-    @property
-    def width(self) -> int:
-        """Values stored a vector."""
-        return self.dim // 8 if self.kind == "binary" else self.dim
-
-
-def vector_type_of(schema: pa.Schema, dim: int) -> VectorColumn:
-    """Read from a table's columns how its vectors are stored."""
-    kind = _VECTOR_TYPES.get(schema.field("embedding").type.value_type)
-    if kind is None:
-        raise StorageError(f"column 'embedding': {schema.field('embedding').type} is none of the types stores are loaded with")
-    return VectorColumn(kind, dim)
-
 
 def row_id_of(shard: str, doc_id: str, chunk: int) -> str:
     """Name a row: ids of documents are unique within a shard only."""
@@ -57,20 +32,19 @@ def row_ids_of(keys: pa.Table) -> list[str]:
     return [row_id_of(*key) for key in zip(*columns, strict=True)]
 
 
-def store_schema(schema: pa.Schema, vectors: VectorColumn) -> pa.Schema:
-    """Give the columns that stores are handed: `row_id`, then the table's, the vector of fixed size."""
+def store_schema(schema: pa.Schema, spec: EmbeddingSpec) -> pa.Schema:
+    """Give the columns that stores are handed: `row_id`, then the table's, the vector as a list of fixed size, bits as bytes."""
     fields = [pa.field(ROW_ID, pa.string()), *(field for field in schema if field.name != "embedding")]
-    value_type = schema.field("embedding").type.value_type
-    return pa.schema([*fields, pa.field("embedding", pa.list_(value_type, vectors.width))])
+    value_type = pa.from_numpy_dtype(np.dtype(CODES[spec.quantization]))
+    return pa.schema([*fields, pa.field("embedding", pa.list_(value_type, num_codes(spec)))])
 
 
-def to_store_rows(rows: pa.Table, vectors: VectorColumn) -> pa.Table:
-    """Rows of the table → rows of store_schema; no vector is copied."""
-    schema = store_schema(rows.schema, vectors)
+def to_store_rows(rows: pa.Table, spec: EmbeddingSpec) -> pa.Table:
+    """Rows of the table → rows of store_schema."""
+    schema = store_schema(rows.schema, spec)
     columns = {name: rows[name] for name in rows.schema.names}
     columns[ROW_ID] = pa.array(row_ids_of(rows), pa.string())
-    values = rows["embedding"].combine_chunks().flatten()
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, vectors.width)
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(column_codes(rows["embedding"]).reshape(-1)), num_codes(spec))
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

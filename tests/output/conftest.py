@@ -11,6 +11,7 @@ from embedder.output.parts import Folder, assemble_rows, footer_of, write_part
 from embedder.schema import CHUNKS, DOCUMENTS, QUARANTINE
 from embedder.spec import digest
 from embedder.work import Part, PartName, Stats
+from tests.test_spec import SPEC
 
 TEXTS = ("one two", "drei 🦊 vier", "fünf sechs sieben")
 DIM = 8
@@ -68,6 +69,6 @@ def write_unit(tmp_path: Path) -> Callable[..., Part]:
         stats = Stats(documents=len(TEXTS) + quarantined, quarantined=quarantined, chunks=chunks.num_rows)
         name = PartName(key, version, 0, stats.documents, True)
         rows = assemble_rows(documents, chunks.drop_columns(["token_ids"]), make_vectors(chunks.num_rows, seed), True)
-        return write_part(rows, rejects, name, footer_of("space", {}, stats), Folder(str(tmp_path / "table"), {}))
+        return write_part(rows, rejects, name, footer_of(SPEC, stats), Folder(str(tmp_path / "table"), {}))
 
     return write

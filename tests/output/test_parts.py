@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.errors import StorageError
-from embedder.output.parts import Folder, assemble_rows, encode_parquet, read_part, vector_column
+from embedder.output.parts import Folder, assemble_rows, encode_parquet, read_part
+from embedder.output.vectors import vector_column
 from embedder.schema import CHUNKS
 from embedder.work import Part
 from tests.output.conftest import TEXTS, make_chunks, make_documents, make_vectors

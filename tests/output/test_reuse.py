@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Folder:
 
 def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Folder, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
-    reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder)
+    reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 2, 2]
     assert reused["chunk"].to_pylist() == [0, 1, 0, 1]
     vectors_ND = np.array(reused["embedding"].to_pylist(), np.float32)
@@ -37,7 +37,7 @@ def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Fol
 
 def test_one_text_may_be_asked_for_twice_and_stand_in_several_parts(folder: Folder, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit(key="a" * 16).name, write_unit(key="b" * 16).name], folder)
-    reused = take_reusable(ask(HASHES[1], HASHES[1]), previous, folder)
+    reused = take_reusable(ask(HASHES[1], HASHES[1]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 1, 1]
 
 
@@ -45,12 +45,12 @@ def test_hashes_that_only_begin_alike_are_told_apart(folder: Folder, write_unit:
     previous = index_parts([write_unit().name], folder)
     impostor = HASHES[0][:16] + "0" * 16
     assert previous.find(ask(impostor))[0] >= 0, "the index holds the first half only"
-    assert take_reusable(ask(impostor, HASHES[1]), previous, folder)["document"].to_pylist() == [1, 1]
+    assert take_reusable(ask(impostor, HASHES[1]), previous, folder, "none")["document"].to_pylist() == [1, 1]
 
 
 def test_nothing_is_found_where_there_is_nothing(folder: Folder) -> None:
-    assert take_reusable(ask(*HASHES), NO_PREVIOUS, folder).num_rows == 0
-    assert take_reusable(ask(), index_parts([], folder), folder).num_rows == 0
+    assert take_reusable(ask(*HASHES), NO_PREVIOUS, folder, "none").num_rows == 0
+    assert take_reusable(ask(), index_parts([], folder), folder, "none").num_rows == 0
 
 
 def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[..., Part]) -> None:

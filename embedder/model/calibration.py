@@ -1,0 +1,150 @@
+"""A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
+
+It holds exit maps, which make shallow depths usable, and the ranges of int8. F = features, W = the full model's width, D = dim.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from embedder.errors import ConfigError, ModelError
+from embedder.quantization import Ranges
+from embedder.spec import EmbeddingSpec, Exit, digest
+from embedder.storage import Options, Store
+
+Floats = npt.NDArray[np.float32]
+
+FORMAT = 1
+"""Raised when an artifact of before could be misread."""
+
+DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
+
+_FITTED_FOR = ("model_checksum", "pooling", "final_norm", "layer_norm", "prompt", "max_tokens", "chunking", "normalize")
+"""Fields of the spec that a calibration was made with and cannot be used without."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitMap:
+    """From the normalised mean-pooled states of layers 0 to `depth`, side by side, to the full model's vector before the cut."""
+
+    depth: int
+    weight_FW: Floats  # noqa: N815
+    bias_W: Floats  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True)
+class RangeKey:
+    """Which vectors a pair of ranges was taken from: cut to `dim`, unit length."""
+
+    exit: Exit
+    depth: int
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.exit}.{self.depth}.{self.dim}"
+
+    @staticmethod
+    def parse(name: str) -> "RangeKey":
+        """Read back what str gave."""
+        exit_name, depth, dim = name.split(".")
+        return RangeKey("calibrated" if exit_name == "calibrated" else "native", int(depth), int(dim))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Everything fitted for one model on one sample."""
+
+    fitted_for: Mapping[str, Any]
+    """The fields of the spec it depends on, with the model's name and revision for messages."""
+    full_depth: int
+    maps: Mapping[int, ExitMap]
+    ranges: Mapping[RangeKey, Ranges]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made and how good it is: sample, held-out figures, versions."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest what can move a vector: every number, and what they were fitted for."""
+        tensors = self.tensors()
+        numbers = {name: digest(str(tensors[name].shape), tensors[name].tobytes().hex()) for name in sorted(tensors)}
+        return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, numbers)
+
+    def tensors(self) -> dict[str, Floats]:
+        """Name every array, as the safetensors file does."""
+        found: dict[str, Floats] = {}
+        for depth, exit_map in self.maps.items():
+            found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
+        for key, ranges in self.ranges.items():
+            found |= {f"range.{key}.low": ranges.low_D, f"range.{key}.high": ranges.high_D}
+        return found
+
+    def differences(self, spec: EmbeddingSpec) -> list[str]:
+        """Say in what a spec differs from the one this was fitted for, as `name: fitted → asked`."""
+        asked = spec.model_dump()
+        named = [name for name in _FITTED_FOR if self.fitted_for[name] != asked[name]]
+        return [
+            f"model: {self.fitted_for['model']}@{self.fitted_for['revision']} → {spec.model}@{spec.revision}"
+            if name == "model_checksum"
+            else f"{name}: {self.fitted_for[name]!r} → {asked[name]!r}"
+            for name in named
+        ]
+
+
+def fitted_for(spec: EmbeddingSpec) -> dict[str, Any]:
+    """Take from a spec what a calibration depends on."""
+    values = spec.model_dump()
+    return {name: values[name] for name in ("model", "revision", *_FITTED_FOR)}
+
+
+def write_calibration(calibration: Calibration, uri: str, options: Options | None = None) -> None:
+    """Write the artifact, the description last; one that is there already is refused unless it is the same."""
+    folder = Store(uri, options)
+    description = {
+        "format": FORMAT,
+        "fingerprint": calibration.fingerprint,
+        "fitted_for": dict(calibration.fitted_for),
+        "full_depth": calibration.full_depth,
+        "depths": sorted(calibration.maps),
+        "ranges": [str(key) for key in calibration.ranges],
+        "record": dict(calibration.record),
+    }
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in calibration.tensors().items()}
+    wrote = Store(folder.child(TENSORS), options).write_once(save(tensors))
+    if not wrote and load_calibration(uri, options).fingerprint != calibration.fingerprint:
+        raise ConfigError(f"output.uri={uri!r}: holds another calibration, which tables may use; choose another folder")
+    Store(folder.child(DESCRIPTION), options).write_once(json.dumps(description, indent=1).encode())
+
+
+def load_calibration(uri: str, options: Options | None = None) -> Calibration:
+    """Read an artifact and check it against its own fingerprint; ConfigError if there is none."""
+    folder = Store(uri, options)
+    found = Store(folder.child(DESCRIPTION), options)
+    if found.info() is None:
+        raise ConfigError(f"embedding.calibration={uri!r}: no {DESCRIPTION} there; make one with jobs.calibrate")
+    with found.open_input() as file:
+        description = json.load(file)
+    if description.get("format") != FORMAT:
+        raise ConfigError(f"embedding.calibration={uri!r}: format {description.get('format')!r}, expected {FORMAT}; make it anew")
+    try:
+        with Store(folder.child(TENSORS), options).open_input() as file:
+            tensors = load(file.read())
+        calibration = Calibration(
+            fitted_for=description["fitted_for"],
+            full_depth=description["full_depth"],
+            maps={depth: ExitMap(depth, tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"]) for depth in description["depths"]},
+            ranges={
+                RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
+            },
+            record=description["record"],
+        )
+    except (KeyError, SafetensorError) as error:
+        raise ModelError(f"embedding.calibration={uri!r}: damaged ({error}); make it anew with jobs.calibrate") from error
+    if calibration.fingerprint != description["fingerprint"]:
+        raise ModelError(f"embedding.calibration={uri!r}: its numbers are not those of its fingerprint; make it anew with jobs.calibrate")
+    return calibration
