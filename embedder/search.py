@@ -65,7 +65,9 @@ def open_dataset(uri: str, options: Options) -> Any:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed") from error
 
 
-def nearest_rows(dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Restore = lambda codes: codes) -> list[Hit]:
+def nearest_rows(
+    dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Restore = lambda codes: codes
+) -> list[Hit]:
     """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file.
 
     `restored` turns stored codes into the vectors that they stand for.

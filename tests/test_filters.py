@@ -67,7 +67,7 @@ def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -
         ("year 3", "a comparison, in, is null or has expected, found '3' (character 6)"),
         ("(year = 3", "')' expected, found its end"),
         ("year = 3 topic = 'x'", "and, or, or the end expected, found 'topic' (character 10)"),
-        ("topic = 'x", "cannot read it from \"'x\" on"),
+        ("topic = 'x", 'cannot read it from "\'x" on'),
         ("", "a column expected"),
     ],
 )

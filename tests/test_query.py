@@ -98,7 +98,7 @@ print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
 
 def run_recipe(spec: EmbeddingSpec, queries: list[str]) -> np.ndarray:
     names: dict[str, Any] = {"queries": queries}
-    exec(write_recipe(spec), names)  # noqa: S102
+    exec(write_recipe(spec), names)
     return np.asarray(names["vectors"])
 
 

@@ -37,7 +37,8 @@ ERRORS = (RuntimeError, OSError)
 class LanceStore:
     """A Lance table. Every write is a commit of its own; the state is a table beside it."""
 
-    quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
+    quantizations: frozenset[Quantization] = frozenset({"none", "binary"})
+    """It stores int8 too, but its client turns every query into float32, which is then refused."""
 
     def __init__(self, config: LanceConfig) -> None:
         self.config, self.place = config, f"{config.uri}: LanceDB table {config.name!r}"

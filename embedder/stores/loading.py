@@ -91,9 +91,8 @@ def read_version(uri: str, options: Options, number: int | None = None) -> Versi
     adds = pa.table(delta.get_add_actions(flatten=True))
     rows = dict(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True))
     schema = pa.schema(delta.schema().to_arrow())
-    return Version(
-        uri, options, number, str(delta.metadata().id), state.spec, schema, {each: rows[each] for each in sorted(map(str, names))}
-    )
+    by_name = {each: rows[each] for each in sorted(map(str, names))}
+    return Version(uri, options, number, str(delta.metadata().id), state.spec, schema, by_name, read_ranges(state.info.get("ranges")))
 
 
 def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:

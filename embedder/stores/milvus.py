@@ -31,7 +31,7 @@ NUM_LISTS, NUM_PROBED = 1_024, 32
 LEAST_CANDIDATES = 100
 """Of a search in HNSW."""
 
-_VECTORS: dict[DataType] = {
+_VECTORS: dict[Quantization, DataType] = {
     "none": DataType.FLOAT_VECTOR,
     "int8": DataType.INT8_VECTOR,
     "binary": DataType.BINARY_VECTOR,
@@ -45,7 +45,7 @@ ERRORS = (MilvusException, OSError)
 class MilvusStore:
     """A collection. Rows are written by primary key, so that writing twice is writing once; the state is a collection beside it."""
 
-    quantizations: frozenset[Quantization] = frozenset(_VECTORS)
+    quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
 
     def __init__(self, config: MilvusConfig) -> None:
         self.config, self.place = config, f"{config.uri}: Milvus collection {config.name!r}"

