@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embedder.errors import ModelError
 from embedder.model.calibration import Calibration
-from embedder.model.exits import EXIT_POOLINGS, Exit, normalise_states, pool_exits
+from embedder.model.exits import Exit, exit_poolings, normalise_states, pool_exits
 from embedder.model.families import find_family, is_causal
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
@@ -93,7 +93,7 @@ class Encoder:
             raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
         config: Any = model.config
         leave = Exit(calibration.maps[spec.depth], config.hidden_size)
-        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), "mean", torch.device(device), leave)
+        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), spec.pooling, torch.device(device), leave)
 
     @property
     def dim(self) -> int:
@@ -128,7 +128,7 @@ class Encoder:
         if self._exit is None:
             return self._run(token_ids, token_budget, self.dim, self._embed)
         leave = self._exit
-        with self._tapped(leave.layers, pool_exits) as forward:
+        with self._tapped(leave.layers, pool_exits(self._pooling)) as forward:
             return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch)[0])))
 
     def tap(
@@ -148,9 +148,10 @@ class Encoder:
     def tap_exits(self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int]) -> ExitStates:
         """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
-        block, own = len(EXIT_POOLINGS) * hidden_size, EXIT_POOLINGS.index(self._pooling) * hidden_size
+        poolings = exit_poolings(self._pooling)
+        block, own = len(poolings) * hidden_size, poolings.index(self._pooling) * hidden_size
         width = len(layers) * block
-        with self._tapped(layers, pool_exits) as forward:
+        with self._tapped(layers, pool_exits(self._pooling)) as forward:
 
             def finish(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
                 states_BF, hidden_BLH = forward(ids_BL, lengths_B, mask_BL)

@@ -9,17 +9,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.model.calibration import ExitMap
-from embedder.model.pooling import POOLERS
+from embedder.model.pooling import POOLERS, Pooler
 from embedder.spec import Pooling
 
-EXIT_POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
-"""All three of each layer: the first and last tokens of BERT's kind have gathered what attention found. At depth 3 of
-all-MiniLM-L6-v2, on held-out news, the mean alone keeps 50% of the ten nearest neighbours, with the first token 55%."""
+
+def exit_poolings(pooling: Pooling) -> tuple[Pooling, ...]:
+    """Say how the states that a map reads are pooled: the mean, and the token in which a model of this pooling gathers the text.
+
+    At depth 3 of all-MiniLM-L6-v2, on held-out news, the mean alone keeps 50% of the ten nearest neighbours (cosine
+    0.831), with the first token 55% (0.853); the last token, the maximum or idf weights add 1 point at most to that.
+    """
+    return ("mean", "last" if pooling == "last" else "cls")
 
 
-def pool_exits(hidden_BLH: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
-    """Pool in every way, side by side: (B, P·H)."""
-    return torch.cat([POOLERS[pooling](hidden_BLH, lengths_B, mask_BL) for pooling in EXIT_POOLINGS], dim=1)
+def pool_exits(pooling: Pooling) -> Pooler:
+    """Give what pools in each of these ways, side by side: (B, P·H)."""
+    poolers = [POOLERS[each] for each in exit_poolings(pooling)]
+    return lambda *batch: torch.cat([pool(*batch) for pool in poolers], dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:

@@ -17,7 +17,7 @@ from embedder.config import CalibrateConfig, CalibrateSettings
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, RangeKey, fitted_for
 from embedder.model.encoder import ExitStates
-from embedder.model.exits import EXIT_POOLINGS
+from embedder.model.exits import exit_poolings
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline import choose_pool, start_ray, tap_units
 from embedder.quantization import Ranges
@@ -109,7 +109,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     settings, source = config.calibrate, config.source
     sample = sample_documents(source, list_shards(source), settings.num_documents, settings.seed)
     units, num_held_out = cut_sample(sample.documents, settings)
-    block = len(EXIT_POOLINGS) * model.hidden_size
+    block = len(exit_poolings(model.spec.pooling)) * model.hidden_size
     layers = {depth: choose_layers(depth, block) for depth in depths if depth < model.spec.depth}
     features = Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), block)
     start_ray()

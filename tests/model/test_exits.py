@@ -31,7 +31,7 @@ def calibrate(model: Any, seed: int = 0) -> Calibration:
     maps = {
         depth: ExitMap(
             tuple(range(depth + 1)),
-            rng.normal(size=((depth + 1) * 3 * 64, 64)).astype(np.float32),
+            rng.normal(size=((depth + 1) * 2 * 64, 64)).astype(np.float32),
             rng.normal(size=64).astype(np.float32),
         )
         for depth in DEPTHS
@@ -59,7 +59,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     assert encoder.num_layers == 2
     tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS)
-    mapped = tapped.states_NF[:, : 3 * 3 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
+    mapped = tapped.states_NF[:, : 3 * 2 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
 
