@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedder.errors import CommitError, VersionGoneError
-from embedder.output.parts import ROW_GROUP_ROWS, Folder
+from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_committed, read_table
 from embedder.planning import bucket_key
 from embedder.storage import Options, map_threads
@@ -101,7 +100,7 @@ class Changes:
         return every[order], np.concatenate(contents)[order]
 
     def _read(self, names: Iterable[PartName], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        return (table for name in names for table in _read_part(self.folder, name, columns))
+        return (table for name in names for table in read_batches(self.folder.part(str(name)), columns))
 
 
 _EMPTY: Digests = np.zeros(0, f"S{_HASH_BYTES}")
@@ -191,12 +190,6 @@ def _find(ordered: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
     return np.where(ordered[place] == wanted, place, -1)
 
 
-def _read_part(folder: Folder, name: PartName, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    with folder.part(str(name)).open_input() as source:
-        for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
-            yield pa.Table.from_batches([batch])
-
-
 def _check_present(folder: Folder, names: Sequence[PartName], version: int | None) -> None:
     """Refuse before the first row what could not be read to the last."""
     gone = set(names).difference(folder.list_parts()) if names else set()
@@ -224,6 +217,6 @@ def _find_buckets(folder: Folder, removed: Sequence[PartName], added: Sequence[P
 def _first_shard(folder: Folder, names: Iterable[PartName]) -> str | None:
     """Read a shard that these parts hold rows of; None if they hold none. All shards of a bucket lead to the same one."""
     for name in names:
-        for table in _read_part(folder, name, ("shard",)):
+        for table in read_batches(folder.part(str(name)), ("shard",)):
             return str(table["shard"][0])
     return None
