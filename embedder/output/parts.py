@@ -155,6 +155,12 @@ def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator
             yield pa.Table.from_batches([batch])
 
 
+def read_schema(store: Store) -> pa.Schema:
+    """Read a file's columns."""
+    with store.open_input() as file:
+        return pq.read_schema(file).remove_metadata()
+
+
 def count_rows(store: Store) -> int:
     """Read the number of rows from a parquet footer."""
     with store.open_input() as file:
