@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -171,11 +172,15 @@ def digest_contents(rows: pa.Table) -> Digests:
     return _pack(digests)
 
 
-def _vector_bytes(column: pa.ChunkedArray) -> Iterator[memoryview]:
+def _vector_bytes(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """Give each vector's bytes, be it a list of numbers or packed bits."""
     for chunk in column.chunks:
+        if not pa.types.is_list(chunk.type):
+            yield from chunk.to_pylist()
+            continue
         bounds = chunk.offsets.to_numpy() * (chunk.type.value_type.bit_width // 8)
         data = memoryview(chunk.values.to_numpy(zero_copy_only=False)).cast("B")
-        yield from (data[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+        yield from (data[start:stop] for start, stop in pairwise(bounds.tolist()))
 
 
 def _pack(digests: Iterable[bytes]) -> Digests:

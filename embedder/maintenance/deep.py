@@ -87,11 +87,11 @@ def describe_faults(rows: pa.Table, spec: EmbeddingSpec) -> Iterator[str]:
 
 
 def _check_vectors(vectors: pa.Array, spec: EmbeddingSpec) -> Iterator[str]:
-    lengths = pc.list_value_length(vectors).fill_null(0).to_numpy()
-    floats = pa.types.is_floating(vectors.type.value_type)
-    wrong = lengths != spec.dim if floats else lengths != lengths[:1]
-    yield from _count(f"vectors that are not of {spec.dim} components" if floats else "vectors of another length than the first", wrong)
-    if not floats or wrong.any():
+    """Check lengths, and of float32 the values; any byte is a code, any bit a sign."""
+    measure, length = (pc.binary_length, spec.dim // 8) if spec.quantization == "binary" else (pc.list_value_length, spec.dim)
+    wrong = measure(vectors).fill_null(-1).to_numpy() != length
+    yield from _count(f"vectors that are not of {spec.dim} components", wrong)
+    if spec.quantization != "none" or wrong.any():
         return
     values_ND = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), spec.dim).astype(np.float64)
     finite = np.isfinite(values_ND).all(axis=1)
