@@ -137,6 +137,9 @@ def test_vectors_of_another_length_are_found() -> None:
     for name in ("doc_id", "content_hash", "shard"):
         rows = rows.append_column(name, pa.array(["x"] * 2))
     assert list(describe_faults(rows, SPEC.model_copy(update={"dim": 2}))) == ["1 vectors that are not of 2 components"]
+    bits = rows.set_column(0, "embedding", pa.array([b"12", b"3"]))
+    packed = SPEC.model_copy(update={"dim": 16, "quantization": "binary"})
+    assert list(describe_faults(bits, packed)) == ["1 vectors that are not of 16 components"]
 
 
 def test_chains_that_are_broken_doubled_or_of_two_versions_are_faults() -> None:
