@@ -78,7 +78,9 @@ def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: Pre
     columns = (*REUSED.names[1:], "embedding")
     places = previous.find(content_hashes.take(pa.array(documents)))
     counts = previous.num_rows[places]
-    wanted = np.repeat(previous.row[places].astype(np.int64), counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    wanted = (
+        np.repeat(previous.row[places].astype(np.int64), counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    )
     owner = pa.array(np.repeat(documents, counts).astype(np.int32))
     taken = _read_rows(folder, name, (*columns, "content_hash"), wanted)
     same = pc.equal(taken["content_hash"], content_hashes.take(owner))

@@ -120,6 +120,13 @@ def find_record(delta: DeltaTable) -> Mapping[str, Any] | None:
         limit *= 10
 
 
+def list_records(uri: str, options: Options, most_commits: int = 100) -> list[Mapping[str, Any]]:
+    """List the records of the newest runs, newest first, without those that maintenance carried forward."""
+    entries = open_delta(uri, options).history(most_commits)
+    records = (entry.get(INFO_KEY) for entry in entries)
+    return [record for record in records if isinstance(record, dict) and MAINTENANCE_KEY not in record]
+
+
 def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
     """List the parts of one version; VersionGoneError if its log is no longer there."""
     try:
