@@ -33,10 +33,11 @@ class Span:
         """Scale both bounds."""
         return Span(self.low * factor, self.high * factor)
 
-    def text(self, form: str = ",.0f") -> str:
-        """Say it in words."""
-        low, high = format(self.low, form), format(self.high, form)
-        return f"~{high}" if low == high else f"~{low} to ~{high}"
+    def text(self, unit: str = "") -> str:
+        """Say it in words, to three digits; counts are whole."""
+        low, high = (f"{each:,.0f}" if each >= 100 or not unit else f"{each:.3g}" for each in (self.low, self.high))
+        sign, word = ("$", "") if unit == "$" else ("", f" {unit}" if unit else "")
+        return f"~{sign}{high}{word}" if low == high else f"~{sign}{low} to ~{sign}{high}{word}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,8 @@ def describe_estimate(estimate: Estimate) -> list[tuple[str, str]]:
     rows = [("read", f"~{estimate.documents:,.0f} documents"), ("embed", f"{embedded} (estimated from {estimate.basis})")]
     if estimate.device_hours is None:
         return [*rows, ("cost", "unknown: set compute.tokens_per_second, which jobs.benchmark measures")]
-    usd = f", ${estimate.usd.text(',.2f')}" if estimate.usd else ", set compute.price_per_device_hour_usd for money"
-    return [*rows, ("cost", f"{estimate.device_hours.text(',.2f')} device-hours{usd} (estimated)")]
+    usd = f", {estimate.usd.text('$')}" if estimate.usd else ", set compute.price_per_device_hour_usd for money"
+    return [*rows, ("cost", f"{estimate.device_hours.text('device-hours')}{usd} (estimated)")]
 
 
 def preview_run(prepared: Prepared) -> Preview:

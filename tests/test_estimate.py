@@ -81,3 +81,5 @@ def test_bounds_are_bounds(sizes: list[tuple[str, int]], before: list[tuple[str,
 def test_a_span_is_said_as_one_number_where_its_bounds_look_alike() -> None:
     assert Span(1_000.2, 1_000.4).text() == "~1,000"
     assert Span(0, 1_234.5).text() == "~0 to ~1,234"
+    assert Span(0.01234, 1234).text("$") == "~$0.0123 to ~$1,234"
+    assert Span(2, 2).text("device-hours") == "~2 device-hours"
