@@ -34,7 +34,7 @@ class Invocation(Generic[Config]):
 def load_config(
     model: type[Config], args: Sequence[str], actions: Sequence[str] = (), prog: str = "", short: Mapping[str, str] = NO_SHORT
 ) -> Invocation[Config]:
-    """Merge `[FILE] [--section.key value …] [--action …]`: flags beat the file, the file beats defaults; `short` names some flags without dots.
+    """Merge `[FILE] [--section.key value …] [--action …]`: flags beat the file, the file beats defaults; `short` gives flags without dots.
 
     Raises ConfigError with all problems, a line each, every one with the file's line or the flag it came from.
     """

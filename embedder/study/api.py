@@ -112,7 +112,7 @@ class Api:
 
 
 def plan_requests(texts: Sequence[str]) -> list[list[str]]:
-    """Group texts, cut to what an API takes, into requests of bounded size, in order; a blank text, which APIs refuse, is one space long."""
+    """Group texts, cut to what an API takes, into requests of bounded size, in order; an empty text, which APIs refuse, becomes a space."""
     requests: list[list[str]] = []
     num_chars = 0
     for text in texts:

@@ -15,7 +15,9 @@ import pyarrow as pa
 import torch
 
 from embedder.config import ComputeConfig
+from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.encoder import Encoder
+from embedder.model.exits import Exit
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
@@ -83,6 +85,23 @@ class CalibratedExit:
     depths: tuple[int, ...]
     pooling: Pooling
     apply: Callable[[Mapping[int, Floats]], Floats]
+
+
+def open_exits(calibration: Calibration, depths: Sequence[int]) -> dict[int, CalibratedExit]:
+    """Give the maps that an artifact has for these depths."""
+    return {depth: _open_exit(calibration.maps[depth]) for depth in depths if depth in calibration.maps}
+
+
+def _open_exit(exit_map: ExitMap) -> CalibratedExit:
+    depths = tuple(range(exit_map.depth + 1))
+    leave = Exit(exit_map, len(exit_map.weight_FW) // len(depths))
+
+    def apply(states: Mapping[int, Floats]) -> Floats:
+        side_by_side_NF = np.concatenate([states[depth] for depth in depths], axis=1)
+        vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
+        return vectors_NW
+
+    return CalibratedExit(depths, "mean", apply)
 
 
 class Transformer:

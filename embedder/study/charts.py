@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 560, 340
+WIDTH, HEIGHT = 470, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 46
 
 
@@ -64,7 +64,7 @@ def draw_front(points: Sequence[Point], axis: Axis) -> str:
         if point.label:
             anchor, shift = ("end", -11) if x > WIDTH / 2 else ("start", 11)
             parts.append(
-                f'<text class="label" x="{x + shift:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{html.escape(point.label)}</text>'
+                f'<text class="label" x="{x + shift:.1f}" y="{y + 20:.1f}" text-anchor="{anchor}">{html.escape(point.label)}</text>'
             )
     return "".join([*parts, "</svg>"])
 
@@ -111,7 +111,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks[:: max(1, math.ceil(len(ticks) / 7))]
 
 
-def draw_heat(title: str, values: Mapping[tuple[int, int], float], show: Callable[[float], str], best: float) -> str:
+def draw_heat(title: str, values: Mapping[tuple[int, int], float], best: float) -> str:
     """Lay out values by depth (rows) and dim (columns); the darker, the nearer to the best."""
     depths = sorted({depth for depth, _ in values}, reverse=True)
     dims = sorted({dim for _, dim in values}, reverse=True)
@@ -126,7 +126,7 @@ def draw_heat(title: str, values: Mapping[tuple[int, int], float], show: Callabl
                 cells.append("<td>–</td>")
                 continue
             heat = 0.0 if best <= lowest else max(0.0, min(1.0, (value - lowest) / (best - lowest)))
-            cells.append(f'<td style="--heat:{100 * heat:.0f}%">{show(value)}</td>')
+            cells.append(f'<td style="--heat:{100 * heat:.0f}%">{100 * value:.1f}</td>')
         rows.append(f"<tr><th scope=row>{depth}</th>{''.join(cells)}</tr>")
     caption = f"<caption>{html.escape(title)}</caption>"
     corner = '<th class="corner">depth \\ dim</th>'

@@ -8,7 +8,6 @@ from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, NonE
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]
-Exit = Literal["native", "calibrated"]
 Positive = Annotated[int, Field(ge=1)]
 
 API = "openai:"
@@ -85,6 +84,8 @@ class BaselineConfig(EmbeddingConfig):
     def _only_what_has_an_effect(self) -> "BaselineConfig":
         if self.depth is not None or self.dim is not None:
             raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
+        if self.exit is not None or self.quantization != "none" or self.calibration is not None:
+            raise ValueError("a baseline leaves natively and its precisions are the grid's; leave out exit, quantization and calibration")
         if not self.is_api and (self.base_url or self.price_per_million_tokens_usd is not None):
             raise ValueError(f"base_url and price_per_million_tokens_usd are for models named {API}NAME, not {self.model!r}")
         if self.is_api and self.depths:
@@ -123,7 +124,7 @@ class SweepConfig(Section):
     """The corpus; left out: quality is measured on labelled sets alone, and costs are those of their documents."""
     chunking: ChunkingConfig = ChunkingConfig()
     embedding: EmbeddingConfig
-    """The model; depth and dim are the grid's."""
+    """The model, and perhaps a calibration; depth, dim and quantization are the grid's."""
     grid: GridConfig = GridConfig()
     sample: SampleConfig = SampleConfig()
     quality: QualityConfig = QualityConfig()
@@ -143,6 +144,10 @@ class SweepConfig(Section):
     def _settings_fit_together(self) -> "SweepConfig":
         if self.embedding.depth is not None or self.embedding.dim is not None:
             raise ValueError("embedding.depth and embedding.dim: a sweep tries several; set grid.depths and grid.dims")
+        if self.embedding.exit is not None or self.embedding.quantization != "none":
+            raise ValueError(
+                "embedding.exit and embedding.quantization: a sweep tries several; set embedding.calibration and grid.precisions"
+            )
         if not all(each.normalize for each in (self.embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
         if self.embedding.model.startswith(API):

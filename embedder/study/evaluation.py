@@ -77,7 +77,7 @@ def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scored:
         firsts = _by_side(view, full_firsts, dataset.firsts, "document")
         for setting, firsts_QD, stored_QD in _cuts(view, grid.precisions, firsts, seconds):
             asked_QD = store_vectors(firsts_QD, "binary") if setting.precision == "binary" else firsts_QD
-            found_Q = _cosines(asked_QD, stored_QD).astype(np.float64)
+            found_Q = cosine_pairs(asked_QD, stored_QD).astype(np.float64)
             correlations_R = correlate_rows(rank_resamples(found_Q, resamples_RQ), expected_RQ)
             scores[setting] = Score({SPEARMAN: spearman(found_Q, expected_Q)}, SPEARMAN, correlations_R)
     return Scored(dataset.name, scores)
@@ -98,7 +98,7 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
             shares_Q = share_of_neighbours(probes_QD, stored_ND, setting.precision, expected_QK, self_Q)
             metrics = {OVERLAP: float(shares_Q.mean())}
             if in_same_space:
-                metrics[COSINE] = float(_cosines(stored_ND, full_NW[:, : setting.dim]).mean())
+                metrics[COSINE] = float(cosine_pairs(stored_ND, full_NW[:, : setting.dim]).mean())
             scores[setting] = Score(metrics)
     return Scored("fidelity", scores)
 
@@ -126,7 +126,8 @@ def _cuts(
                 yield view.setting(dim, precision, side), queries_QD, stored_ND
 
 
-def _cosines(a_ND: Floats, b_ND: Floats) -> npt.NDArray[np.float32]:
+def cosine_pairs(a_ND: Floats, b_ND: Floats) -> npt.NDArray[np.float32]:
+    """Give the cosine of each pair; of bits exactly, so that equal ones tie."""
     norms_N = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
     cosines_N: npt.NDArray[np.float32] = (a_ND * b_ND).sum(axis=1) / np.maximum(norms_N, np.float32(1e-12))
     return cosines_N

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from embedder.spec import Exit
 from embedder.study.candidates import CalibratedExit, Candidate, Floats, Side, Transformer
-from embedder.study.config import Exit, GridConfig, Precision, QuerySide
+from embedder.study.config import GridConfig, Precision, QuerySide
 from embedder.study.ranking import BITS
 
 NUM_DEPTHS = 6

@@ -32,7 +32,8 @@ def render_page(swept: Swept, embed_yaml: str) -> str:
         _all_rows(swept),
         _method(swept),
     ]
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    meta += '<meta name="color-scheme" content="light dark">'
     head = f"<head>{meta}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}<body><main>{"".join(body)}</main></body></html>\n'
 
@@ -49,12 +50,8 @@ def _recommendation(swept: Swept) -> str:
     row, full = swept.choice.row, swept.full
     if row is None or row.kept is None:
         return f'<section class="card"><h2>No setting fits</h2><p>{html.escape(swept.choice.why)}.</p></section>'
-    setting, cost = row.setting, row.cost
-    bounds = (
-        f"{show_share(row.kept.low)} to {show_share(row.kept.high)}"
-        if row.kept.low is not None and row.kept.high is not None
-        else "no interval"
-    )
+    cost, kept = row.cost, row.kept
+    bounds = f"{show_share(kept.low)} to {show_share(kept.high)}" if kept.low is not None and kept.high is not None else "unknown"
     price = (
         [("costs", show_usd(cost.usd), f"full model {show_usd(full.cost.usd)}")]
         if cost.usd is not None and full.cost.usd is not None
@@ -135,35 +132,33 @@ def _points(rows: Sequence[Row], xs: Sequence[float], front: Sequence[Row], swep
         if row == swept.choice.row:
             kind = "chosen"
         model = f"{row.setting.model}, " if row.setting.model != swept.reference.model else ""
-        title = f"{model}{_describe(row)}: keeps {show_share(row.kept.share)}, {show_seconds(row.cost.seconds)}, {show_bytes(row.cost.index_bytes)}"
+        figures = (show_share(row.kept.share), show_seconds(row.cost.seconds), show_bytes(row.cost.index_bytes))
+        title = f"{model}{_describe(row)}: keeps {', '.join(figures)}"
         label = _describe(row) if kind == "chosen" else row.setting.model.rpartition("/")[2] if kind == "rival" else ""
         points.append(Point(max(x, 1e-9), row.kept.share, title, kind, label))
     return points
 
 
 def _heat_maps(swept: Swept) -> str:
-    mine = [row for row in swept.rows if row.setting.model == swept.reference.model]
-    maps = []
-    for exit_ in sorted({row.setting.exit for row in mine}, reverse=True):
-        side = "full" if exit_ == "calibrated" else "same"
-        shown = [row for row in mine if row.setting.exit == exit_ and row.setting.query_side == side]
-        calibrated = ", calibrated" if exit_ == "calibrated" else ""
-        for precision, name in PRECISION_NAMES.items():
-            kept = {_place(row): row.kept.share for row in shown if row.setting.precision == precision and row.kept}
-            if kept:
-                maps.append(
-                    draw_heat(f"quality kept, {name}{calibrated}", kept, lambda value: f"{100 * value:.1f}", max(1.0, *kept.values()))
-                )
-        for dataset, metric in {(dataset, metric): None for row in shown for dataset, each in row.metrics.items() for metric in each}:
-            values = {
-                _place(row): row.metrics[dataset][metric]
-                for row in shown
-                if row.setting.precision == "float32" and metric in row.metrics.get(dataset, {})
-            }
-            if values:
-                maps.append(draw_heat(f"{dataset}: {metric}{calibrated}", values, lambda value: f"{100 * value:.1f}", max(values.values())))
+    mine = [row for row in swept.rows if row.setting.model == swept.reference.model and row.can_be_embedded]
+    native = [row for row in mine if row.setting.exit == "native"]
+    calibrated = [row for row in mine if row.setting.exit == "calibrated"]
+    maps = "".join([*_maps_of(native, ""), *_maps_of(calibrated, ", calibrated")])
     note = "Rows are layers run, columns components kept; figures times 100. The darker, the better. Metrics are those of float32 vectors."
-    return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{"".join(maps)}</div></section>'
+    return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{maps}</div></section>'
+
+
+def _maps_of(rows: Sequence[Row], which: str) -> list[str]:
+    maps = []
+    for precision, name in PRECISION_NAMES.items():
+        kept = {_place(row): row.kept.share for row in rows if row.setting.precision == precision and row.kept}
+        if kept:
+            maps.append(draw_heat(f"quality kept, {name}{which}", kept, max(1.0, *kept.values())))
+    stored = [row for row in rows if row.setting.precision == "float32"]
+    for dataset, metric in {(dataset, metric): None for row in stored for dataset, each in row.metrics.items() for metric in each}:
+        values = {_place(row): row.metrics[dataset][metric] for row in stored if metric in row.metrics.get(dataset, {})}
+        maps.append(draw_heat(f"{dataset}: {metric}{which}", values, max(values.values())))
+    return maps
 
 
 def _place(row: Row) -> tuple[int, int]:
@@ -174,6 +169,8 @@ def _config(embed_yaml: str) -> str:
     if not embed_yaml:
         return ""
     note = "Save it as a file, check <code>output.uri</code>, and run <code>python -m jobs.embed FILE</code>."
+    if "calibration:" in embed_yaml:
+        note += " It needs what <code>python -m jobs.calibrate</code> fits on the corpus, at <code>embedding.calibration</code>."
     return f"<section><h2>The config to run</h2><p>{note}</p><pre>{html.escape(embed_yaml)}</pre></section>"
 
 
@@ -186,8 +183,9 @@ def _all_rows(swept: Swept) -> str:
         setting, cost, kept = row.setting, row.cost, row.kept
         bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
         cells = [
-            setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision], setting.exit, setting.query_side,
-            show_share(kept.share) if kept else "–", bounds, f"{cost.tokens_per_second:,.0f}", show_seconds(cost.seconds), show_bytes(cost.index_bytes),
+            setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision], setting.exit,
+            setting.query_side, show_share(kept.share) if kept else "–", bounds, f"{cost.tokens_per_second:,.0f}",
+            show_seconds(cost.seconds), show_bytes(cost.index_bytes),
         ]  # fmt: skip
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in datasets]
         chosen = ' class="picked"' if row == swept.choice.row else ""
@@ -204,13 +202,16 @@ def _method(swept: Swept) -> str:
         "“Kept” divides it by the full model's, at float32 and full width.",
         "Intervals are of that share, over 500 resamples of the queries, the same for every setting: two settings whose intervals overlap "
         "may be equally good, and one whose interval holds 100% may be as good as the full model.",
-        f"“Fidelity” needs no labels: the share of the full model's {NUM_NEIGHBOURS} nearest documents that a setting finds too, and the cosine to its vectors.",
+        f"“Fidelity” needs no labels: the share of the full model's {NUM_NEIGHBOURS} nearest documents that a setting finds too, "
+        "and the cosine to its vectors.",
         "Queries: “same” are embedded as the documents are, “full” by the full model.",
         "int8 and binary are of stored vectors. int8 is searched by float queries; binary by the queries' own bits; “rescored” orders the "
         "best four times as many by the float query.",
         f"Speed is the encoder's, of models really cut at each depth, on this machine ({machine.device}, dtype {machine.dtype}, "
         f"{machine.token_budget:,} tokens a pass), on chunks of the sample, in alternation. Reading and writing come on top.",
-        "Rows of the corpus are estimated from a sample and the bytes of the listing." if swept.corpus.is_estimate else "",
+        "How many documents and tokens the corpus has is estimated from the sample and the bytes of the listing."
+        if swept.corpus.is_estimate
+        else "",
     ]
     return (
         f"<section><h2>How it was measured</h2><ul>{''.join(f'<li>{html.escape(point)}</li>' for point in points if point)}</ul></section>"

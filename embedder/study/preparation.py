@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from embedder.config import ChunkingConfig, EmbeddingConfig, SourceConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.source.columns import inspect_source
@@ -45,6 +46,8 @@ class Study:
     """Documents as they are compared: those of known items are without their queries."""
     sample: Sample | None
     listing: Listing | None
+    calibration: Calibration | None = None
+    """Maps whose exits are tried beside the native ones."""
 
     @property
     def whole_texts(self) -> Sequence[str]:
@@ -56,7 +59,9 @@ class Study:
 def prepare_study(config: SweepConfig) -> Study:
     """Resolve the models, read the labelled sets, draw the sample; all problems are reported at once."""
     problems: list[str] = []
-    model = _collect(problems, lambda: _resolve(config.embedding, config.grid, config.chunking, "grid"))
+    plain = config.embedding.model_copy(update={"calibration": None})
+    model = _collect(problems, partial(_resolve, plain, config.grid, config.chunking, "grid"))
+    calibration = _collect(problems, partial(_load_calibration, config.embedding.calibration, model)) if model else None
     rivals = [
         _collect(problems, partial(_resolve_rival, number, each, config)) for number, each in enumerate(config.baselines) if not each.is_api
     ]
@@ -66,14 +71,33 @@ def prepare_study(config: SweepConfig) -> Study:
     drawn = _collect(problems, partial(draw_sample, config.source, config)) if config.source else None
     known = _collect(problems, partial(_known_items, drawn[0], config)) if drawn and config.uses_known_items else None
     _collect(problems, Store(config.output.uri, config.output.storage_options).check_writable)
-    problems += [*_check_names(config), *check_extras(config)]
+    lacking = check_extras(config)
+    problems += [*_check_names(config), *lacking]
+    if config.quality.mteb and not lacking:
+        from embedder.study.mteb_tasks import find_task  # extra mteb
+
+        for task in config.quality.mteb:
+            _collect(problems, partial(find_task, task))
     if problems or model is None:
         raise ConfigError("\n".join(problems))
     datasets = tuple(each for each in (known, *labelled) if each is not None)
     texts = _texts_of(drawn[0] if drawn else None, known, datasets)
     apis = tuple(each for each in config.baselines if each.is_api)
     sample, listing = drawn or (None, None)
-    return Study(config, model, tuple(each for each in rivals if each), apis, datasets, texts, sample, listing)
+    return Study(config, model, tuple(each for each in rivals if each), apis, datasets, texts, sample, listing, calibration)
+
+
+def _load_calibration(uri: str | None, model: Model) -> Calibration | None:
+    if uri is None:
+        return None
+    calibration, where = load_calibration(uri), f"embedding.calibration={uri!r}"
+    differences = calibration.differences(model.resolved.spec)
+    if differences:
+        raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate")
+    if not set(calibration.maps) & set(model.depths):
+        depths = ", ".join(map(str, sorted(calibration.maps))) or "none"
+        raise ConfigError(f"{where}: has maps for depths {depths}, none of them in grid.depths; add one, or leave it out")
+    return calibration
 
 
 def draw_sample(source: SourceConfig, config: SweepConfig) -> tuple[Sample, Listing]:

@@ -12,19 +12,19 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from embedder.spec import Quantization
 from embedder.storage import Store
 from embedder.study.config import Precision, SweepConfig
 from embedder.study.datasets import Retrieval
 from embedder.study.page import render_page
-from embedder.study.results import Row, find_front
+from embedder.study.results import MIN_QUALITY, Row, find_front
 from embedder.study.sweep import Swept
 from embedder.study.units import show_bytes, show_seconds, show_share, show_usd
 from embedder.summary import describe_environment, mask_secrets
 
 REPORT_VERSION = 1
 SHOWN_ROWS = 25
-QUANTIZATION: dict[Precision, str | None] = {"float32": None, "int8": "int8", "binary": "binary", "binary_rescored": "binary"}
-"""Value of `embedding.quantization`; None: its default."""
+QUANTIZATION: dict[Precision, Quantization] = {"float32": "none", "int8": "int8", "binary": "binary", "binary_rescored": "binary"}
 
 
 def write_report(swept: Swept) -> dict[str, str]:
@@ -106,8 +106,13 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
         return ""
     embedding = config.embedding.model_dump(mode="json", exclude_unset=True) | {"depth": row.setting.depth, "dim": row.setting.dim}
     quantization = QUANTIZATION[row.setting.precision]
-    if quantization:
+    if quantization != "none":
         embedding["quantization"] = quantization
+    if quantization == "int8" or row.setting.exit == "calibrated":
+        embedding.setdefault("calibration", f"{config.output.uri.rstrip('/')}-calibration")
+        embedding["exit"] = row.setting.exit
+    else:
+        embedding.pop("calibration", None)
     sections: dict[str, Any] = {"source": config.source.model_dump(mode="json", exclude_unset=True)}
     if config.chunking.model_fields_set:
         sections["chunking"] = config.chunking.model_dump(mode="json", exclude_unset=True)
@@ -115,7 +120,10 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
     if config.compute.model_fields_set:
         sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True)
     sections["output"] = {"uri": f"{config.output.uri.rstrip('/')}-table"}
-    sections["gate"] = {"report": f"{config.output.uri.rstrip('/')}/report.json", "min_quality": round(_floor(row), 3)}
+    sections["gate"] = {
+        "report": f"{config.output.uri.rstrip('/')}/report.json",
+        "min_quality": min(config.pick.min_quality or MIN_QUALITY, _floor(row)),
+    }
     return yaml.safe_dump(mask_secrets(sections), sort_keys=False, allow_unicode=True)
 
 

@@ -1,9 +1,15 @@
 """The page's style sheet: light and dark by the reader's system, narrow and wide."""
 
 STYLE = """
-:root { --ground: #fbfaf8; --surface: #ffffff; --ink: #1c1b19; --quiet: #66625a; --rule: #e4e0d8; --accent: #0b7a75; --warm: #b4481f; --grey: #b9b3a7; }
+:root {
+  --ground: #fbfaf8; --surface: #ffffff; --ink: #1c1b19; --quiet: #66625a;
+  --rule: #e4e0d8; --accent: #0b7a75; --warm: #b4481f; --grey: #b9b3a7;
+}
 @media (prefers-color-scheme: dark) {
-  :root { --ground: #161614; --surface: #1f1f1c; --ink: #eeece6; --quiet: #a29d92; --rule: #34332f; --accent: #4cc2b8; --warm: #ff9d6b; --grey: #5d594f; }
+  :root {
+    --ground: #161614; --surface: #1f1f1c; --ink: #eeece6; --quiet: #a29d92;
+    --rule: #34332f; --accent: #4cc2b8; --warm: #ff9d6b; --grey: #5d594f;
+  }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -37,12 +43,21 @@ circle.chosen { fill: var(--warm); stroke: var(--surface); stroke-width: 2; }
 .legend svg { width: 12px; height: 12px; margin-right: 6px; vertical-align: -1px; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 20px; }
 table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: 14px; }
-.heat { width: 100%; background: var(--surface); border: 1px solid var(--rule); border-radius: 12px; padding: 12px; border-spacing: 2px; table-layout: fixed; }
+.heat {
+  width: 100%; background: var(--surface); border: 1px solid var(--rule);
+  border-radius: 12px; padding: 12px; border-spacing: 2px; table-layout: fixed;
+}
 caption { text-align: left; font-weight: 600; padding-bottom: 6px; }
 .heat th { color: var(--quiet); font-weight: 500; padding: 3px 2px; }
 .heat .corner { font-size: 11px; text-align: left; }
-.heat td { text-align: center; padding: 6px 2px; border-radius: 4px; background: color-mix(in srgb, var(--accent) calc(var(--heat, 0%) * 0.5), var(--surface)); }
-pre { background: var(--surface); border: 1px solid var(--rule); border-radius: 12px; padding: 18px; overflow-x: auto; font-size: 14px; line-height: 1.5; }
+.heat td {
+  text-align: center; padding: 6px 2px;
+  border-radius: 4px; background: color-mix(in srgb, var(--accent) calc(var(--heat, 0%) * 0.5), var(--surface));
+}
+pre {
+  background: var(--surface); border: 1px solid var(--rule); border-radius: 12px;
+  padding: 18px; overflow-x: auto; font-size: 14px; line-height: 1.5;
+}
 code { font-size: 0.92em; }
 summary { cursor: pointer; font-weight: 600; font-size: 18px; }
 .scroll { overflow-x: auto; margin-top: 12px; border: 1px solid var(--rule); border-radius: 12px; background: var(--surface); }

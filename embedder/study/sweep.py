@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-
 from embedder.study.cache import Cache
-from embedder.study.candidates import CalibratedExit, Machine, Report, Transformer, choose_machine, tokenize
+from embedder.study.candidates import CalibratedExit, Machine, Report, Transformer, choose_machine, open_exits, tokenize
 from embedder.study.cost import Corpus, Cost, Prices, Speed, measure_depths, price_index, project
 from embedder.study.datasets import Retrieval, Similarity
 from embedder.study.evaluation import Scored, evaluate_fidelity, evaluate_retrieval, evaluate_similarity
@@ -16,8 +15,6 @@ from embedder.study.results import Choice, Row, build_rows, choose_row
 
 if TYPE_CHECKING:
     from embedder.study.api import Api
-
-NO_EXITS: Mapping[int, CalibratedExit] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +34,15 @@ class Swept:
         return next(row for row in self.rows if row.setting == self.reference)
 
 
-def run_sweep(study: Study, report: Report, exits: Mapping[int, CalibratedExit] = NO_EXITS) -> Swept:
-    """Score and price the grid; `exits` are calibrated maps by depth, whose rows come beside the native ones."""
+def run_sweep(study: Study, report: Report) -> Swept:
+    """Score and price the grid; where there is a calibration, its exits' rows come beside the native ones."""
     config = study.config
     machine = choose_machine(config.compute)
     cache = Cache(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options)
     models = {each.name: each for each in (study.model, *study.rivals)}
     transformers = {name: Transformer(name, each.resolved, each.depths, machine, cache, report) for name, each in models.items()}
     apis = open_apis(study, cache, report)
+    exits = open_exits(study.calibration, study.model.depths) if study.calibration else {}
     grid = build_grid(study, transformers, apis, exits)
     scored = score_grid(study, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
@@ -90,11 +88,11 @@ def score_grid(study: Study, grid: Grid, report: Report) -> list[Scored]:
         report(f"scoring on {dataset.name}", 0, 0)
         scored.append(evaluate_dataset(dataset, grid, seed))
     for task in config.quality.mteb:
-        from embedder.study.mteb_tasks import evaluate_task  # extra mteb
+        from embedder.study.mteb_tasks import evaluate_task, find_task  # extra mteb
 
         report(f"scoring on {task}", 0, 0)
 
-        scored.append(evaluate_task(task, grid))
+        scored.append(evaluate_task(find_task(task), grid))
     report("comparing neighbours with the full model's", 0, 0)
     scored.append(evaluate_fidelity(study.texts, grid, config.sample.queries, seed))
     return scored
