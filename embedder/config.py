@@ -180,6 +180,15 @@ class OutputConfig(Section):
     """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
 
 
+class GateConfig(Section):
+    """Spend only on what was measured to be good enough."""
+
+    report: NonEmpty
+    """report.json of a sweep of this model and source."""
+    min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+
+
 class EmbedConfig(Section):
     """One embed run: make the table at output.uri match the documents at source.uri."""
 
@@ -188,6 +197,8 @@ class EmbedConfig(Section):
     embedding: EmbeddingConfig
     compute: ComputeConfig = ComputeConfig()
     output: OutputConfig
+    gate: GateConfig | None = None
+    """Refuse a setting that a sweep's report does not find good enough; left out: any setting runs."""
 
     @model_validator(mode="after")
     def _output_apart_from_source(self) -> "EmbedConfig":

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.gate import check_gate
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
@@ -60,6 +61,9 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
     problems: list[str] = []
     model = _collect(problems, lambda: resolve_model(config.embedding, config.chunking))
+    if model:
+        spec = model.spec
+        _collect(problems, lambda: check_gate(config, spec))
     listing = _collect(problems, lambda: list_shards(config.source))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     metadata = None

@@ -112,6 +112,11 @@ class Encoder:
         """Layers really built."""
         return len(self.layers)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take on the device."""
+        return sum(parameter.nbytes for parameter in (*self._model.parameters(), *self._head.parameters()))
+
     def probe(self) -> np.ndarray:
         """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""
         token_ids = (np.arange(1, PROBE_TOKENS + 1) * 97 % self._config.vocab_size).astype(np.int32)
