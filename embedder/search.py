@@ -1,7 +1,10 @@
-"""A query becomes a vector of the table's space, and the rows nearest to it: exact search, no store needed."""
+"""Exact search: every vector of a table is scored, a batch at a time, and the rows of the best are read. No store needed."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 import numpy as np
@@ -10,14 +13,20 @@ import pyarrow as pa
 from deltalake.exceptions import TableNotFoundError
 
 from embedder.errors import StorageError
-from embedder.model.encoder import Encoder
-from embedder.model.files import locate_model, read_recipe
-from embedder.model.resolve import load_tokenizer
-from embedder.output.table import open_delta, read_table
-from embedder.schema import DOCUMENTS
+from embedder.filters import Filter, columns_of, passes
+from embedder.output.record import read_record
+from embedder.output.table import open_delta
+from embedder.output.vectors import Codes, column_codes
+from embedder.quantization import Floats, restore
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
-from embedder.text.chunking import chunk_documents
+
+BATCH_ROWS = 16_384
+"""A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""
+
+Restore = Callable[[Codes], Floats]
+Place = tuple[float, int, int]
+"""Score with its sign turned, so that the best comes first; the file; the row in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,46 +37,76 @@ class Hit:
     row: dict[str, Any]
 
 
-def search_table(uri: str, query: str, top: int, options: Options | None = None) -> list[Hit]:
-    """Embed the query as the table's spec says, and scan the newest version for its `top` nearest rows."""
-    state = read_table(uri, options or {})
-    if state is None:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
-    return nearest_rows(uri, embed_query(query, state.spec), top, options)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is searched: a table, or a store that was loaded from one."""
+
+    spec: EmbeddingSpec
+    schema: pa.Schema
+    find: Callable[[Floats, int, Filter | None], list[Hit]]
+    """Query vector, how many rows, which rows → the rows nearest to it, best first."""
 
 
-def embed_query(query: str, spec: EmbeddingSpec) -> npt.NDArray[np.float32]:
-    """Encode one query: the query prompt instead of the document's, cut at max_tokens, same depth and dim. Shape (D,)."""
-    asked = spec.for_queries()
-    document = pa.table({"doc_id": ["query"], "text": [query], "content_hash": [""], "shard": [""], "row": [0]}, schema=DOCUMENTS)
-    folder, _ = locate_model(spec.model, spec.revision)
-    chunks = chunk_documents(document, load_tokenizer(read_recipe(folder)), asked)
-    encoder = Encoder.load(asked, "cpu", "float32")
-    vector_D: npt.NDArray[np.float32] = encoder.encode(chunks["token_ids"].combine_chunks(), spec.max_tokens).vectors_ND[0]
-    return vector_D
+def open_table(uri: str, options: Options) -> Target:
+    """Open the newest version of a table for exact search."""
+    record, dataset = read_record(uri, options), open_dataset(uri, options)
+
+    def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
+        return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
+
+    return Target(record.spec, dataset.schema, find)
 
 
-def nearest_rows(uri: str, query_D: npt.NDArray[np.float32], top: int, options: Options | None = None) -> list[Hit]:
-    """Score every row, a batch at a time; only the best rows' other columns are read."""
+def open_dataset(uri: str, options: Options) -> Any:
+    """Open the files of the newest version."""
     try:
-        dataset = open_delta(uri, options or {}).to_pyarrow_dataset()
+        return open_delta(uri, options).to_pyarrow_dataset()
     except TableNotFoundError as error:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed") from error
-    best: list[tuple[float, int, int]] = []
+
+
+def nearest_rows(
+    dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Restore = lambda codes: codes
+) -> list[Hit]:
+    """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file.
+
+    `restored` turns stored codes into the vectors that they stand for.
+    """
     fragments = list(dataset.get_fragments())
-    for number, fragment in enumerate(fragments):
-        for first, vectors_ND in _vectors(fragment, dataset.schema, len(query_D)):
-            scores_N = vectors_ND @ query_D
+
+    def scan(number: int) -> list[Place]:
+        best: list[Place] = []
+        for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
+            scores_N = restored(codes_NX) @ query_D
             chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
-            best += [(float(scores_N[row]), number, first + int(row)) for row in chosen]
-        best = sorted(best, key=lambda each: -each[0])[:top]
-    others = [name for name in dataset.schema.names if name != "embedding"]
-    return [Hit(score, fragments[number].take([row], columns=others).to_pylist()[0]) for score, number, row in best]
+            best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
+        return best
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        best: list[Place] = []
+        for found in pool.map(scan, range(len(fragments))):
+            best = nsmallest(top, [*best, *found])
+    return read_hits(fragments, best, [name for name in dataset.schema.names if name != "embedding"])
 
 
-def _vectors(fragment: Any, schema: pa.Schema, dim: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+def read_passing(fragment: Any, schema: pa.Schema, where: Filter | None) -> Iterator[tuple[int, npt.NDArray[np.int64], Codes]]:
+    """Stream a file's vectors that pass: the number of the batch's first row, which of its rows, their codes."""
     first = 0
-    for batch in fragment.to_batches(schema=schema, columns=["embedding"]):
-        if batch.num_rows:
-            yield first, batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, dim)
+    columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))
+    reading = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
+    for batch in fragment.to_batches(schema=schema, columns=columns, **reading):
+        rows_N = np.flatnonzero(passes(where, batch)) if where else np.arange(batch.num_rows)
+        if len(rows_N):
+            codes_NX = column_codes(batch["embedding"])
+            yield first, rows_N, codes_NX if len(rows_N) == batch.num_rows else codes_NX[rows_N]
         first += batch.num_rows
+
+
+def read_hits(fragments: Sequence[Any], places: Sequence[Place], columns: Sequence[str]) -> list[Hit]:
+    """Read the rows at these places, all of a file at once."""
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for number in {number for _, number, _ in places}:
+        wanted = sorted(row for _, each, row in places if each == number)
+        taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
+        rows |= {(number, row): values for row, values in zip(wanted, taken, strict=True)}
+    return [Hit(-negative, rows[number, row]) for negative, number, row in places]

@@ -1,53 +1,60 @@
-"""Search a table: the quickest proof that its vectors mean something.
+"""Search a table, or a store that was loaded from one: the quickest proof that the vectors mean something.
 
-python -m jobs.search ./out "split a path into folder and file" [--top 5] [--json]
+python -m jobs.search ./out "split a path into folder and file" [--filter "year > 2000"] [--top 5] [--json]
+python -m jobs.search --store configs/load/lance.yaml "split a path into folder and file"
 """
 
-import json
-import textwrap
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from embedder.search import Hit, search_table
-from embedder.settings import run_job
-
-SHOWN = ("text", "content_hash", "shard", "row", "chunk", "num_chunks", "start_char", "end_char", "num_tokens", "doc_id")
+from embedder.answers import answer, render
+from embedder.errors import ConfigError
+from embedder.query import QueryEncoder
+from embedder.recipes import write_recipe
+from embedder.search import open_table
+from embedder.settings import load_config, run_job
+from embedder.stores.config import LoadConfig
+from embedder.stores.searching import open_loaded
 
 
 @dataclass(frozen=True)
-class Query:
+class Search:
     """What to look for, and where."""
 
-    uri: tyro.conf.Positional[str]
-    """Folder of the table: a local path, s3://, gs:// or az://."""
-    query: tyro.conf.Positional[str]
-    """A question or some words."""
+    words: tyro.conf.Positional[tuple[str, ...]]
+    """The table's folder (not with --store), then a question; without one, questions are read from stdin, a line each."""
+    store: str | None = None
+    """YAML file of jobs.load: search the store that it fills."""
+    filter: str | None = None
+    """Rows to look at, by their columns, e.g. "topic = 'x' and (year > 2000 or tags has 'new')"."""
     top: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5
     """How many rows to show."""
     json: bool = False
-    """A JSON list instead of text."""
-
-
-def show(rank: int, hit: Hit) -> str:
-    """Lay out one hit: score, id, metadata, and the start of its text."""
-    row = hit.row
-    place = f" [chunk {row['chunk'] + 1} of {row['num_chunks']}]" if row["num_chunks"] > 1 else ""
-    metadata = " · ".join(f"{name} {value}" for name, value in row.items() if name not in SHOWN and value is not None)
-    text = textwrap.shorten(row.get("text") or "", 200, placeholder=" …")
-    return "\n".join([f"{rank}. {hit.score:.3f}  {row['doc_id']}{place}", *(f"   {each}" for each in (metadata, text) if each)])
+    """A JSON list a question instead of text."""
+    recipe: bool = False
+    """Print the lines of sentence-transformers that make the same query vectors, and end."""
 
 
 def main(args: Sequence[str]) -> int:
     """Search and print; 0 also when nothing is near."""
-    query = tyro.cli(Query, args=args, prog="python -m jobs.search", use_underscores=True)
-    hits = search_table(query.uri, query.query, query.top)
-    if query.json:
-        print(json.dumps([{"score": hit.score, **hit.row} for hit in hits], default=str))
-    else:
-        print("\n".join(show(rank, hit) for rank, hit in enumerate(hits, 1)))
+    asked = tyro.cli(Search, args=args, prog="python -m jobs.search", use_underscores=True)
+    places, words = (0 if asked.store else 1), list(asked.words)
+    if not places <= len(words) <= places + 1:
+        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
+    source = open_loaded(load_config(LoadConfig, [asked.store]).config) if asked.store else nullcontext(open_table(words[0], {}))
+    with source as target:
+        if asked.recipe:
+            print(write_recipe(target.spec))
+            return 0
+        encoder = QueryEncoder(target.spec)
+        for question in words[places:] or filter(None, map(str.strip, sys.stdin)):
+            answers = answer(target, encoder, question, asked.top, asked.filter)
+            print(render(answers, asked.json, sys.stdout.isatty()), flush=True)
     return 0
 
 

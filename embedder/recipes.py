@@ -1,0 +1,57 @@
+"""A spec → the lines of plain sentence-transformers that make the same query vectors, where that library can."""
+
+from embedder.errors import ModelError
+from embedder.model.families import find_family
+from embedder.model.files import PACKAGE, ModelRecipe, locate_model, read_recipe
+from embedder.spec import EmbeddingSpec
+
+
+def write_recipe(spec: EmbeddingSpec) -> str:
+    """Write Python that sets `vectors` to the vectors of `queries`; ModelError says what sentence-transformers cannot do."""
+    asked = spec.for_queries()
+    folder, _ = locate_model(asked.model, asked.revision)
+    recipe = read_recipe(folder)
+    refuse_impossible(asked, recipe)
+    return "\n".join([*_imports(asked), f"model = SentenceTransformer({_arguments(asked)})", *_changes(asked, recipe), _encode(asked)])
+
+
+def refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
+    """Refuse what the library has no setting for."""
+    problems = []
+    if spec.layer_norm:
+        problems.append("a LayerNorm before the cut")
+    if spec.pooling != recipe.pooling:
+        problems.append(f"pooling {spec.pooling!r} where the model's files say {recipe.pooling!r}")
+    if not spec.normalize:
+        problems.append("a cut without L2")
+    if problems:
+        raise ModelError(
+            f"{spec.model!r}: sentence-transformers has no setting for {', nor for '.join(problems)}; use QueryEncoder.from_table"
+        )
+
+
+def _imports(spec: EmbeddingSpec) -> list[str]:
+    package = [f"import {spec.model.removeprefix(PACKAGE)}"] if spec.model.startswith(PACKAGE) else []
+    return [*(["import torch"] if spec.final_norm == "skip" else []), *package, "from sentence_transformers import SentenceTransformer"]
+
+
+def _arguments(spec: EmbeddingSpec) -> str:
+    name = f"str({spec.model.removeprefix(PACKAGE)}.MODEL_DIR)" if spec.model.startswith(PACKAGE) else repr(spec.model)
+    revision = f", revision={spec.revision!r}" if spec.revision else ""
+    return f"{name}{revision}, truncate_dim={spec.dim}"
+
+
+def _changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
+    family, lines = find_family(recipe.family), []
+    if spec.depth < recipe.num_layers:
+        layers = f"model[0].auto_model.{family.layers}"
+        lines.append(f"{layers} = {layers}[:{spec.depth}]")
+    if spec.final_norm == "skip":
+        lines.append(f"model[0].auto_model.{family.final_norm} = torch.nn.Identity()")
+    if spec.max_tokens != recipe.max_tokens:
+        lines.append(f"model.max_seq_length = {spec.max_tokens}")
+    return lines
+
+
+def _encode(spec: EmbeddingSpec) -> str:
+    return f"vectors = model.encode(queries, prompt={spec.prompt!r}, normalize_embeddings=True)"

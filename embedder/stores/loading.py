@@ -1,0 +1,243 @@
+"""Bring a store in step with a table: all of its rows once, and from then on what changed between two versions.
+
+What a load is about to do is recorded in the store before it does it, so that whoever comes after a load that died ends
+that one first. Every step may be done twice.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pyarrow as pa
+
+from embedder.changes import read_changes
+from embedder.errors import ConfigError, StorageError, VersionGoneError
+from embedder.output.parts import Folder
+from embedder.output.table import list_committed, open_delta, read_table
+from embedder.progress import align
+from embedder.quantization import Ranges, read_ranges
+from embedder.spec import EmbeddingSpec
+from embedder.storage import Options
+from embedder.stores.protocol import Loaded, VectorStore
+from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
+
+GROUP_ROWS = 100_000
+"""Rows of a first load between two records of how far it came: what a load that died does again."""
+
+logger = logging.getLogger("embedder")
+
+Outcome = Literal["loaded", "refreshed", "nothing to do"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a table, as far as loading it needs."""
+
+    uri: str
+    options: Options
+    number: int
+    table_id: str
+    spec: EmbeddingSpec
+    schema: pa.Schema
+    rows: Mapping[str, int]
+    """By part name."""
+    ranges: Ranges | None
+    """Of int8 vectors."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return sum(self.rows.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a load did."""
+
+    outcome: Outcome
+    place: str
+    uri: str
+    version: int
+    previous: int | None
+    rows: int
+    upserted: int
+    deleted: int
+    seconds: float
+    index: str
+
+    def text(self) -> str:
+        """Lay it out for a person."""
+        at = f"version {self.version} of {self.uri}, {self.rows:,} rows"
+        if self.outcome == "nothing to do":
+            return f"nothing to do: {self.place} holds {at}"
+        rows = [("store", self.place), ("table", at), ("written", f"{self.upserted:,} rows in {self.seconds:.1f} s")]
+        if self.previous is not None:
+            rows[1] = ("table", f"version {self.previous} → {at}")
+            rows.append(("removed", f"{self.deleted:,} rows"))
+        return align([*rows, ("search", self.index)])
+
+
+def read_version(uri: str, options: Options, number: int | None = None) -> Version:
+    """Read what a version consists of; the newest if no number is given."""
+    state = read_table(uri, options)
+    if state is None:
+        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
+    number = state.version if number is None else number
+    names = list_committed(uri, options, number)
+    delta = open_delta(uri, options, number)
+    adds = pa.table(delta.get_add_actions(flatten=True))
+    rows = dict(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True))
+    schema = pa.schema(delta.schema().to_arrow())
+    by_name = {each: rows[each] for each in sorted(map(str, names))}
+    return Version(uri, options, number, str(delta.metadata().id), state.spec, schema, by_name, read_ranges(state.info.get("ranges")))
+
+
+def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
+    """Make a store hold the rows of a version and no others; does nothing to a store that does.
+
+    With `replaces`, what cannot be brought in step is loaded anew: another space, another table, other columns, or a
+    version loaded before that was vacuumed since.
+    """
+    started = time.monotonic()
+    if ROW_ID in wanted.schema.names:
+        raise ConfigError(f"{wanted.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name")
+    quantization = wanted.spec.quantization
+    if quantization not in store.quantizations:
+        known = ", ".join(sorted(store.quantizations))
+        raise ConfigError(f"{store.place}: no type for vectors of quantization {quantization!r} there; load a table with {known}")
+    loaded = store.loaded()
+    if loaded is None and store.exists():
+        raise StorageError(f"{store.place}: it is there already, and jobs.load did not make it; choose another name")
+    problem = find_mismatch(store.place, loaded, wanted) if loaded else None
+    if problem and not replaces:
+        raise ConfigError(f"{problem}; choose another name, or load everything anew with --replace")
+    if loaded is None or problem or not can_go_on(loaded, wanted):
+        loaded = begin(wanted)
+    previous = loaded.version
+    try:
+        upserted, deleted = follow(store, loaded, wanted)
+    except VersionGoneError as error:
+        if not replaces:
+            raise VersionGoneError(f"{error}: {store.place} with --replace") from error
+        upserted, deleted = follow(store, begin(wanted), wanted)
+    did_nothing = loaded.version == wanted.number and loaded.target is None
+    index = store.build_index()
+    check_count(store, wanted)
+    outcome: Outcome = "nothing to do" if did_nothing else "loaded" if previous is None else "refreshed"
+    seconds = time.monotonic() - started
+    return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+
+
+def begin(wanted: Version) -> Loaded:
+    """Say that a first load is on its way."""
+    return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
+
+
+def can_go_on(loaded: Loaded, wanted: Version) -> bool:
+    """Tell whether what a load was on its way to can still be read; of a first load nothing else is to be said."""
+    if loaded.version is not None or loaded.target == wanted.number:
+        return True
+    stored = {str(name) for name in Folder(wanted.uri, wanted.options).list_parts()}
+    try:
+        return loaded.target is not None and set(at_version(wanted, loaded.target).rows) <= stored
+    except VersionGoneError:
+        return False
+
+
+def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, int]:
+    """End the load that is on its way, if one is, then go on to the wanted version; give the rows written and removed."""
+    upserted = deleted = 0
+    if loaded.version is None:
+        loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target))
+    for target in (loaded.target, wanted.number):
+        if target is not None and target != loaded.version:
+            loaded, upserts, deletes = load_changes(store, loaded, wanted, target)
+            upserted, deleted = upserted + upserts, deleted + deletes
+    return upserted, deleted
+
+
+def at_version(wanted: Version, number: int | None) -> Version:
+    """Give another version of the same table."""
+    return wanted if number in (None, wanted.number) else read_version(wanted.uri, wanted.options, number)
+
+
+def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
+    """Write every row of a version, going on where a load before this one stopped; give the rows written."""
+    store.record(loaded)
+    if not loaded.done:
+        store.create(loaded)
+    folder = Folder(target.uri, target.options)
+    names, written = list(target.rows)[loaded.done :], 0
+    # a load that died may have written some of its next rows already
+    write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
+    for group in group_parts(names, target.rows):
+        write(to_store_rows(rows, target.spec) for rows in read_parts(folder, group, target.schema))
+        loaded = replace(loaded, done=loaded.done + len(group))
+        store.record(loaded)
+        written += sum(target.rows[name] for name in group)
+        logger.info("%s: %s of %s rows written", store.place, f"{written:,}", f"{target.num_rows:,}")
+        write = store.append
+    loaded = replace(loaded, version=target.number, target=None, done=0)
+    store.record(loaded)
+    return loaded, written
+
+
+def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[str]]:
+    """Put parts together to groups of about GROUP_ROWS."""
+    group: list[str] = []
+    for name in names:
+        group.append(name)
+        if sum(rows[each] for each in group) >= GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
+    """Write and remove what differs between the version that is loaded and another; give the rows written and removed."""
+    loaded = replace(loaded, target=target)
+    store.record(loaded)
+    changes = read_changes(wanted.uri, wanted.options, loaded.version, target)
+    counts = Counter[str]()
+    upserts = counted(split_rows(changes.upserts), counts, "upserted")
+    store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.spec) for rows in upserts)
+    for keys in counted(split_rows(changes.deletes), counts, "deleted"):
+        store.delete(row_ids_of(keys))
+    loaded = replace(loaded, version=target, target=None)
+    store.record(loaded)
+    return loaded, counts["upserted"], counts["deleted"]
+
+
+def counted(tables: Iterable[pa.Table], counts: Counter[str], name: str) -> Iterator[pa.Table]:
+    """Count rows as they go by."""
+    for table in tables:
+        counts[name] += table.num_rows
+        yield table
+
+
+def check_count(store: VectorStore, wanted: Version) -> None:
+    """Refuse to call a store in step whose rows are not as many as the table's: someone else wrote to it."""
+    found = store.count()
+    if found != wanted.num_rows:
+        raise StorageError(
+            f"{store.place}: {found:,} rows after the load, but {wanted.uri} has {wanted.num_rows:,} at version {wanted.number}; "
+            "was it written to by others, or by two loads at once? Load it anew under another name"
+        )
+
+
+def find_mismatch(place: str, loaded: Loaded, wanted: Version) -> str | None:
+    """Say why a store's rows and a table's may not stand side by side; None if they may."""
+    if loaded.spec.space_id != wanted.spec.space_id:
+        changes = "; ".join(loaded.spec.differences(wanted.spec))
+        return f"{place}: holds rows of space {loaded.spec.space_id}, and {wanted.uri} is of space {wanted.spec.space_id} ({changes})"
+    if loaded.table_id != wanted.table_id:
+        return f"{place}: holds rows of another table (Delta id {loaded.table_id}, and that of {wanted.uri} is {wanted.table_id})"
+    if not loaded.schema.equals(wanted.schema):
+        mine, theirs = ({f"{field.name} {field.type}" for field in schema} for schema in (loaded.schema, wanted.schema))
+        changes = ", ".join([*(f"−{each}" for each in sorted(mine - theirs)), *(f"+{each}" for each in sorted(theirs - mine))])
+        return f"{place}: its columns are not those of {wanted.uri} ({changes or 'in another order'})"
+    return None

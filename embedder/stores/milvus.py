@@ -1,0 +1,223 @@
+"""Milvus: a collection of typed fields; a server, or a file of Milvus Lite."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from embedder.errors import ConfigError, StorageError
+from embedder.filters import Compare, Filter, Group, Has, IsNull, Value
+from embedder.search import Hit
+from embedder.spec import Quantization
+from embedder.stores.config import MilvusConfig
+from embedder.stores.payloads import to_payloads, to_rfc3339
+from embedder.stores.protocol import STATE_NAME, Loaded, Vector
+from embedder.stores.rows import ROW_ID, store_schema, vectors_of
+
+MOST_BYTES = 65_535
+"""Of a VARCHAR; a longer text is cut, at a character."""
+MOST_ITEMS = 4_096
+"""Of an ARRAY."""
+BATCH_ROWS = 1_000
+"""Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 64 MB."""
+NUM_LISTS, NUM_PROBED = 1_024, 32
+"""Of IVF_FLAT: lists, and how many of them a search looks into."""
+LEAST_CANDIDATES = 100
+"""Of a search in HNSW."""
+
+_VECTORS: dict[Quantization, DataType] = {
+    "none": DataType.FLOAT_VECTOR,
+    "int8": DataType.INT8_VECTOR,
+    "binary": DataType.BINARY_VECTOR,
+}
+_INDEXES = {"auto": "AUTOINDEX", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "flat": "FLAT"}
+
+
+ERRORS = (MilvusException, OSError)
+
+
+class MilvusStore:
+    """A collection. Rows are written by primary key, so that writing twice is writing once; the state is a collection beside it."""
+
+    quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
+
+    def __init__(self, config: MilvusConfig) -> None:
+        self.config, self.place = config, f"{config.uri}: Milvus collection {config.name!r}"
+        try:
+            self.client = MilvusClient(config.uri, token=os.environ.get("MILVUS_TOKEN", ""))
+        except (MilvusException, OSError) as error:
+            raise StorageError(f"{config.uri}: Milvus cannot be opened ({error}); is it running, or in use by another?") from error
+
+    def exists(self) -> bool:
+        """Tell whether the collection is there."""
+        return bool(self.client.has_collection(self.config.name))
+
+    def loaded(self) -> Loaded | None:
+        """Read the state."""
+        if not self.client.has_collection(STATE_NAME):
+            return None
+        self.client.load_collection(STATE_NAME)
+        found = self.client.get(STATE_NAME, ids=[self.config.name], output_fields=["loaded"], consistency_level="Strong")
+        return Loaded.from_json(found[0]["loaded"]) if found else None
+
+    def record(self, loaded: Loaded) -> None:
+        """Write the state by name, after what was written before it is flushed."""
+        if self.exists():
+            self.client.flush(self.config.name)
+        if not self.client.has_collection(STATE_NAME):
+            schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("name", DataType.VARCHAR, max_length=64, is_primary=True)
+            schema.add_field("loaded", DataType.VARCHAR, max_length=MOST_BYTES)
+            schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection without a vector is refused
+            self.client.create_collection(STATE_NAME, schema=schema, index_params=self._index("nothing", "FLAT", "L2"))
+        self.client.upsert(STATE_NAME, [{"name": self.config.name, "loaded": loaded.to_json(), "nothing": [0.0, 0.0]}])
+        self.client.flush(STATE_NAME)
+
+    def create(self, loaded: Loaded) -> None:
+        """Make it anew, with its fields typed and its index declared: Milvus builds it as rows come."""
+        self.client.drop_collection(self.config.name)
+        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for field in store_schema(loaded.schema, loaded.spec):
+            if field.name == "embedding":
+                schema.add_field("embedding", _VECTORS[loaded.spec.quantization], dim=loaded.spec.dim)
+            else:
+                schema.add_field(field.name, **field_options(field) | _key_options(field))
+        metric = "HAMMING" if loaded.spec.quantization == "binary" else "IP"
+        kind = "AUTOINDEX" if loaded.spec.quantization != "none" else _INDEXES[self.config.index]
+        try:
+            self.client.create_collection(self.config.name, schema=schema, index_params=self._index("embedding", kind, metric))
+        except MilvusException as error:
+            raise ConfigError(
+                f"{self.place}: this Milvus refuses the columns ({error.message}); a server may take what Lite does not"
+            ) from error
+
+    def _index(self, column: str, kind: str, metric: str) -> Any:
+        params: dict[str, Any] = {
+            "HNSW": {"M": self.config.m, "efConstruction": self.config.ef_construction},
+            "IVF_FLAT": {"nlist": NUM_LISTS},
+        }
+        prepared = self.client.prepare_index_params()
+        prepared.add_index(column, index_type=kind, metric_type=metric, params=params.get(kind, {}))
+        return prepared
+
+    def _search_params(self, top: int) -> dict[str, int]:
+        """Look at more candidates than are shown: recall is lost below that."""
+        if self.config.index == "ivf_flat":
+            return {"nprobe": NUM_PROBED}
+        return {"ef": max(LEAST_CANDIDATES, 2 * top)} if self.config.index == "hnsw" else {}
+
+    def append(self, rows: Iterator[pa.Table]) -> None:
+        """Insert rows."""
+        for each in rows:
+            for first in range(0, each.num_rows, BATCH_ROWS):
+                self.client.insert(self.config.name, to_entities(each.slice(first, BATCH_ROWS)))
+
+    def upsert(self, rows: Iterator[pa.Table]) -> None:
+        """Write rows by primary key."""
+        for each in rows:
+            for first in range(0, each.num_rows, BATCH_ROWS):
+                self.client.upsert(self.config.name, to_entities(each.slice(first, BATCH_ROWS)))
+
+    def delete(self, row_ids: list[str]) -> None:
+        """Delete by primary key."""
+        for first in range(0, len(row_ids), BATCH_ROWS):
+            self.client.delete(self.config.name, ids=row_ids[first : first + BATCH_ROWS])
+
+    def count(self) -> int:
+        """Count the rows."""
+        self.client.load_collection(self.config.name)
+        found = self.client.query(self.config.name, filter="", output_fields=["count(*)"], consistency_level="Strong")
+        return int(found[0]["count(*)"])
+
+    def build_index(self) -> str:
+        """Say which index there is; Milvus keeps it up to date itself."""
+        return f"index {self.client.describe_index(self.config.name, 'embedding')['index_type']}"
+
+    def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
+        """Search by inner product, binary vectors by bits in common."""
+        binary = query_D.dtype == np.uint8
+        fields = [field["name"] for field in self.client.describe_collection(self.config.name)["fields"]]
+        found = self.client.search(
+            self.config.name,
+            [query_D.tobytes() if binary else query_D],
+            filter=render_expression(where) if where is not None else "",
+            limit=top,
+            output_fields=[name for name in fields if name not in (ROW_ID, "embedding")],
+            search_params={"metric_type": "HAMMING" if binary else "IP", "params": self._search_params(top)},
+            consistency_level="Strong",
+        )
+        bits = 8 * len(query_D)
+        return [Hit(bits - hit["distance"] if binary else hit["distance"], dict(hit["entity"])) for hit in found[0]]
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self.client.close()
+
+
+def field_options(field: pa.Field) -> dict[str, Any]:
+    """Choose Milvus's type for a column; what has none goes as JSON."""
+    if pa.types.is_list(field.type) and (inner := _scalar_type(field.type.value_type)):
+        return {"datatype": DataType.ARRAY, "element_type": inner, "max_capacity": MOST_ITEMS, **_length(inner), "nullable": True}
+    kind = _scalar_type(field.type) or (DataType.TIMESTAMPTZ if pa.types.is_timestamp(field.type) else DataType.JSON)
+    return {"datatype": kind, **_length(kind), "nullable": True}
+
+
+def _key_options(field: pa.Field) -> dict[str, Any]:
+    return {"is_primary": True, "nullable": False, "max_length": 36} if field.name == ROW_ID else {}
+
+
+def _length(kind: DataType) -> dict[str, int]:
+    return {"max_length": MOST_BYTES} if kind == DataType.VARCHAR else {}
+
+
+def _scalar_type(arrow: pa.DataType) -> DataType | None:
+    if pa.types.is_string(arrow) or pa.types.is_date(arrow):
+        return DataType.VARCHAR
+    if pa.types.is_boolean(arrow):
+        return DataType.BOOL
+    if pa.types.is_integer(arrow):
+        return DataType.INT64
+    return DataType.DOUBLE if pa.types.is_floating(arrow) else None
+
+
+def to_entities(rows: pa.Table) -> list[dict[str, Any]]:
+    """Give each row as Milvus takes it."""
+    vectors_ND = vectors_of(rows)
+    entities = to_payloads(rows.drop_columns(["embedding"]))
+    for entity, vector_D in zip(entities, vectors_ND, strict=True):
+        entity["embedding"] = vector_D.tobytes() if vector_D.dtype == np.uint8 else vector_D
+        if len(entity.get("text") or "") > MOST_BYTES // 4:
+            entity["text"] = entity["text"].encode()[:MOST_BYTES].decode(errors="ignore")
+    return entities
+
+
+def render_expression(where: Filter) -> str:
+    """Write a filter as Milvus's expression; a null passes no test here, which Milvus does not promise of itself."""
+    if isinstance(where, Group):
+        return "(" + f" {where.joined_by} ".join(render_expression(part) for part in where.parts) + ")"
+    column = where.column
+    if isinstance(where, IsNull):
+        return f"{column} is {'not ' if where.negated else ''}null"
+    if isinstance(where, Compare):
+        test = f"{column} {'==' if where.operator == '=' else where.operator} {_literal(where.value)}"
+    elif isinstance(where, Has):
+        test = f"{'not ' if where.negated else ''}array_contains({column}, {_literal(where.value)})"
+    else:
+        test = f"{column} {'not ' if where.negated else ''}in [{', '.join(map(_literal, where.values))}]"
+    return f"({column} is not null and {test})"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return f"ISO '{to_rfc3339(value)}'"
+    if isinstance(value, date):
+        return f"'{value.isoformat()}'"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -1,0 +1,188 @@
+"""Qdrant: a collection of points, metadata as payload; a server, or the client's own local mode."""
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import pyarrow as pa
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from embedder.errors import ConfigError, StorageError
+from embedder.filters import Compare, Filter, Group, IsNull, OneOf, Value
+from embedder.search import Hit
+from embedder.spec import Quantization
+from embedder.stores.config import QdrantConfig
+from embedder.stores.payloads import to_payloads, to_rfc3339
+from embedder.stores.protocol import STATE_NAME, Loaded, Vector
+from embedder.stores.rows import ROW_ID, vectors_of
+
+BATCH_POINTS = 1_000
+"""Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 32 MB."""
+INDEXING_THRESHOLD_KB = 10_000
+"""Qdrant's own: segments with more than this get an HNSW graph; 0 while a first load is on its way."""
+
+_RANGES: dict[str, str] = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
+
+
+ERRORS = (ApiException, OSError)
+
+
+class QdrantStore:
+    """A collection. Points are written by id, so that writing twice is writing once; the state is the collection's metadata."""
+
+    quantizations: frozenset[Quantization] = frozenset({"none"})
+
+    def __init__(self, config: QdrantConfig) -> None:
+        self.config, self.place = config, f"{config.url or config.path}: Qdrant collection {config.name!r}"
+        self.is_local = config.path is not None
+        try:
+            if config.path is not None:
+                self.client = QdrantClient(path=config.path)
+            else:
+                self.client = QdrantClient(url=config.url, api_key=os.environ.get("QDRANT_API_KEY"))
+            self.client.get_collections()
+        except (ApiException, OSError, RuntimeError, ValueError) as error:
+            raise StorageError(
+                f"{config.url or config.path}: Qdrant cannot be opened ({error}); is it running, or in use by another?"
+            ) from error
+
+    def exists(self) -> bool:
+        """Tell whether the collection is there."""
+        return self.client.collection_exists(self.config.name)
+
+    def loaded(self) -> Loaded | None:
+        """Read the state."""
+        if not self.exists():
+            return None
+        metadata = self.client.get_collection(self.config.name).config.metadata or {}
+        return Loaded.from_json(metadata[STATE_NAME]) if STATE_NAME in metadata else None
+
+    def record(self, loaded: Loaded) -> None:
+        """Put the state into the collection's metadata; the first record makes the collection."""
+        if self.exists():
+            self.client.update_collection(self.config.name, metadata={STATE_NAME: loaded.to_json()})
+        else:
+            self.create(loaded)
+
+    def create(self, loaded: Loaded) -> None:
+        """Make it anew, with its state; no graph is built before the first load has ended."""
+        self.client.delete_collection(self.config.name)
+        self.client.create_collection(
+            self.config.name,
+            vectors_config=models.VectorParams(
+                size=loaded.spec.dim,
+                distance=models.Distance.DOT,
+                datatype=models.Datatype(self.config.datatype),
+                on_disk=not self.is_local,
+            ),
+            hnsw_config=models.HnswConfigDiff(m=self.config.m, ef_construct=self.config.ef_construction),
+            optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0),
+            metadata={STATE_NAME: loaded.to_json()},
+        )
+        if not self.is_local:
+            self._index_payload(loaded.schema)
+
+    def _index_payload(self, schema: pa.Schema) -> None:
+        """Index the metadata that can be filtered on; a server builds its filterable graph with them."""
+        for field in schema:
+            kind = payload_type(field.type.value_type if pa.types.is_list(field.type) else field.type)
+            if field.name not in ("embedding", "text", "content_hash") and kind is not None:
+                self.client.create_payload_index(self.config.name, field.name, kind)
+
+    def append(self, rows: Iterator[pa.Table]) -> None:
+        """Write points; here new and old are one."""
+        self.upsert(rows)
+
+    def upsert(self, rows: Iterator[pa.Table]) -> None:
+        """Write points by id."""
+        for each in rows:
+            for first in range(0, each.num_rows, BATCH_POINTS):
+                self._write(each.slice(first, BATCH_POINTS))
+
+    def _write(self, rows: pa.Table) -> None:
+        points = models.Batch(
+            ids=rows[ROW_ID].to_pylist(),
+            vectors=vectors_of(rows).tolist(),
+            payloads=to_payloads(rows.drop_columns([ROW_ID, "embedding"])),
+        )
+        self.client.upsert(self.config.name, points, wait=True)
+
+    def delete(self, row_ids: list[str]) -> None:
+        """Delete by id."""
+        self.client.delete(self.config.name, models.PointIdsList(points=list(row_ids)), wait=True)
+
+    def count(self) -> int:
+        """Count the points."""
+        return self.client.count(self.config.name, exact=True).count
+
+    def build_index(self) -> str:
+        """Let the server build its graph, which it does on its own from here on."""
+        if self.is_local:
+            return "no index, exact search (local mode)"
+        self.client.update_collection(
+            self.config.name, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=INDEXING_THRESHOLD_KB)
+        )
+        return f"index hnsw, {self.client.get_collection(self.config.name).status.value}"
+
+    def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
+        """Search by inner product; the filter is Qdrant's own."""
+        found = self.client.query_points(
+            self.config.name,
+            query=query_D.tolist(),
+            query_filter=render_filter(where) if where is not None else None,
+            limit=top,
+            with_payload=True,
+        )
+        return [Hit(point.score, dict(point.payload or {})) for point in found.points]
+
+    def close(self) -> None:
+        """Close files and connections."""
+        self.client.close()
+
+
+def payload_type(arrow: pa.DataType) -> models.PayloadSchemaType | None:
+    """Choose the index of a payload field; None for what is not filtered on."""
+    if pa.types.is_string(arrow):
+        return models.PayloadSchemaType.KEYWORD
+    if pa.types.is_boolean(arrow):
+        return models.PayloadSchemaType.BOOL
+    if pa.types.is_integer(arrow):
+        return models.PayloadSchemaType.INTEGER
+    if pa.types.is_floating(arrow):
+        return models.PayloadSchemaType.FLOAT
+    return models.PayloadSchemaType.DATETIME if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow) else None
+
+
+def render_filter(where: Filter) -> models.Filter:
+    """Write a filter as Qdrant's."""
+    if isinstance(where, Group):
+        parts: Any = [render_filter(part) for part in where.parts]
+        return models.Filter(must=parts) if where.joined_by == "and" else models.Filter(should=parts)
+    null = models.IsNullCondition(is_null=models.PayloadField(key=where.column))
+    if isinstance(where, IsNull):
+        return models.Filter(must_not=[null]) if where.negated else models.Filter(must=[null])
+    if isinstance(where, Compare) and where.operator in _RANGES:
+        return models.Filter(must=[_range(where.column, {_RANGES[where.operator]: where.value})])
+    values = where.values if isinstance(where, OneOf) else (where.value,)
+    equal: Any = [_equal(where.column, value) for value in values]
+    negated = where.operator == "!=" if isinstance(where, Compare) else where.negated
+    return models.Filter(must_not=[*equal, null]) if negated else models.Filter(should=equal)
+
+
+def _equal(column: str, value: Value) -> models.FieldCondition:
+    if isinstance(value, str | bool | int):
+        return models.FieldCondition(key=column, match=models.MatchValue(value=value))
+    return _range(column, {"gte": value, "lte": value})
+
+
+def _range(column: str, bounds: dict[str, Any]) -> models.FieldCondition:
+    value = next(iter(bounds.values()))
+    if isinstance(value, str | bool):
+        raise ConfigError(f"--filter: {column}: Qdrant does not order texts; compare them with = or in")
+    if isinstance(value, date) and not isinstance(value, datetime):
+        bounds = {name: datetime.combine(each, time(), UTC) for name, each in bounds.items()}
+    if isinstance(value, date):
+        return models.FieldCondition(key=column, range=models.DatetimeRange(**{name: to_rfc3339(each) for name, each in bounds.items()}))
+    return models.FieldCondition(key=column, range=models.Range(**bounds))

@@ -1,0 +1,76 @@
+"""Rows of a table, part by part, as stores take them: with one id of their own, and vectors as flat arrays."""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedder.output.parts import Folder
+from embedder.output.vectors import CODES, column_codes, num_codes
+from embedder.spec import EmbeddingSpec
+
+ROW_ID = "row_id"
+NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")
+"""Of the version 5 UUIDs that name rows: the key of a row in every store that wants one id."""
+
+BATCH_ROWS = 8_192
+"""12 MB of 384-dim vectors: what a load holds at once, several times over."""
+
+
+def row_id_of(shard: str, doc_id: str, chunk: int) -> str:
+    """Name a row: ids of documents are unique within a shard only."""
+    return str(uuid.uuid5(NAMESPACE, json.dumps([shard, doc_id, chunk])))
+
+
+def row_ids_of(keys: pa.Table) -> list[str]:
+    """Name rows by their columns `shard`, `doc_id` and `chunk`."""
+    columns = (keys[name].to_pylist() for name in ("shard", "doc_id", "chunk"))
+    return [row_id_of(*key) for key in zip(*columns, strict=True)]
+
+
+def store_schema(schema: pa.Schema, spec: EmbeddingSpec) -> pa.Schema:
+    """Give the columns that stores are handed: `row_id`, then the table's, the vector as a list of fixed size, bits as bytes."""
+    fields = [pa.field(ROW_ID, pa.string()), *(field for field in schema if field.name != "embedding")]
+    value_type = pa.from_numpy_dtype(np.dtype(CODES[spec.quantization]))
+    return pa.schema([*fields, pa.field("embedding", pa.list_(value_type, num_codes(spec)))])
+
+
+def to_store_rows(rows: pa.Table, spec: EmbeddingSpec) -> pa.Table:
+    """Rows of the table → rows of store_schema."""
+    schema = store_schema(rows.schema, spec)
+    columns = {name: rows[name] for name in rows.schema.names}
+    columns[ROW_ID] = pa.array(row_ids_of(rows), pa.string())
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(column_codes(rows["embedding"]).reshape(-1)), num_codes(spec))
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def vectors_of(rows: pa.Table) -> npt.NDArray[Any]:
+    """Give the vectors of store rows as one array, (rows, values a vector)."""
+    values: npt.NDArray[Any] = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(rows.num_rows, rows.schema.field("embedding").type.list_size)
+
+
+def read_parts(folder: Folder, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Stream the rows of parts, a batch at a time, columns as in the table."""
+    for name in names:
+        with folder.part(name).open_input() as file, pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=schema.names):
+                yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def split_rows(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Cut tables into pieces of at most BATCH_ROWS; empty ones are left out."""
+    for table in tables:
+        for first in range(0, table.num_rows, BATCH_ROWS):
+            yield table.slice(first, BATCH_ROWS)
+
+
+def to_bytes(values: npt.NDArray[np.generic]) -> list[bytes]:
+    """Give each row of an array as bytes."""
+    data, size = np.ascontiguousarray(values).tobytes(), values.shape[1] * values.itemsize
+    return [data[first : first + size] for first in range(0, len(data), size)]

@@ -1,0 +1,51 @@
+"""A store that was loaded → a target of searches, with the spec that its rows were embedded with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from embedder.errors import StorageError
+from embedder.filters import Filter
+from embedder.quantization import Floats, Ranges, to_binary
+from embedder.search import Hit, Target
+from embedder.spec import Quantization
+from embedder.stores.config import LoadConfig
+from embedder.stores.opening import open_store
+from embedder.stores.protocol import Vector
+
+MOST_INT8 = 127
+
+
+@contextmanager
+def open_loaded(config: LoadConfig) -> Iterator[Target]:
+    """Open a store for searching; one whose first load has not ended is refused."""
+    with open_store(config) as store:
+        loaded = store.loaded()
+        if loaded is None or loaded.version is None:
+            state = "nothing was loaded yet" if loaded is None else "its first load has not ended"
+            raise StorageError(f"{store.place}: {state}; run jobs.load")
+
+        def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
+            codes_X, scale, offset = to_query_codes(query_D, loaded.spec.quantization, loaded.ranges)
+            return [replace(hit, score=float(hit.score * scale + offset)) for hit in store.search(codes_X, top, where)]
+
+        yield Target(loaded.spec, loaded.schema, find)
+
+
+def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges | None) -> tuple[Vector, float, float]:
+    """Give a query as a store wants it beside its codes, and what leads from the store's score to an inner product.
+
+    A vector of int8 is (code + 128.5) · step + low, so the query's product with it is that of code with query · step, and
+    a constant. The former is rounded to int8 itself, by its own largest component: stores multiply codes with codes.
+    """
+    if quantization == "none":
+        return query_D, 1.0, 0.0
+    if quantization == "binary":
+        return to_binary(query_D[None])[0], 1.0, 0.0
+    assert ranges is not None, "int8 without ranges"
+    weights_D = query_D * ranges.step_D
+    largest = float(np.abs(weights_D).max()) or 1.0
+    codes_D = np.rint(weights_D * (MOST_INT8 / largest)).astype(np.int8)
+    return codes_D, largest / MOST_INT8, float(query_D @ (ranges.low_D + np.float32(128.5) * ranges.step_D))

