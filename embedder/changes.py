@@ -7,15 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedder.errors import CommitError, VersionGoneError
-from embedder.output.parts import ROW_GROUP_ROWS, Folder
+from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_committed, read_table
 from embedder.planning import bucket_key
 from embedder.storage import Options, map_threads
@@ -101,7 +101,7 @@ class Changes:
         return every[order], np.concatenate(contents)[order]
 
     def _read(self, names: Iterable[PartName], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        return (table for name in names for table in _read_part(self.folder, name, columns))
+        return (table for name in names for table in read_batches(self.folder.part(str(name)), columns))
 
 
 _EMPTY: Digests = np.zeros(0, f"S{_HASH_BYTES}")
@@ -172,11 +172,15 @@ def digest_contents(rows: pa.Table) -> Digests:
     return _pack(digests)
 
 
-def _vector_bytes(column: pa.ChunkedArray) -> Iterator[memoryview]:
+def _vector_bytes(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
+    """Give each vector's bytes, be it a list of numbers or packed bits."""
     for chunk in column.chunks:
+        if not pa.types.is_list(chunk.type):
+            yield from chunk.to_pylist()
+            continue
         bounds = chunk.offsets.to_numpy() * (chunk.type.value_type.bit_width // 8)
         data = memoryview(chunk.values.to_numpy(zero_copy_only=False)).cast("B")
-        yield from (data[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+        yield from (data[start:stop] for start, stop in pairwise(bounds.tolist()))
 
 
 def _pack(digests: Iterable[bytes]) -> Digests:
@@ -189,12 +193,6 @@ def _find(ordered: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
         return np.full(len(wanted), -1)
     place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return np.where(ordered[place] == wanted, place, -1)
-
-
-def _read_part(folder: Folder, name: PartName, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-    with folder.part(str(name)).open_input() as source:
-        for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
-            yield pa.Table.from_batches([batch])
 
 
 def _check_present(folder: Folder, names: Sequence[PartName], version: int | None) -> None:
@@ -224,6 +222,6 @@ def _find_buckets(folder: Folder, removed: Sequence[PartName], added: Sequence[P
 def _first_shard(folder: Folder, names: Iterable[PartName]) -> str | None:
     """Read a shard that these parts hold rows of; None if they hold none. All shards of a bucket lead to the same one."""
     for name in names:
-        for table in _read_part(folder, name, ("shard",)):
+        for table in read_batches(folder.part(str(name)), ("shard",)):
             return str(table["shard"][0])
     return None

@@ -146,6 +146,8 @@ class ComputeConfig(Section):
     """CPUs an actor holds, and its threads on device cpu; left out: the node's, less what reading needs."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Times that a unit may take its worker down, over all runs, before it is taken apart and the documents at fault are quarantined."""
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Rate of one encoder actor, by which a dry run is priced; left out: that of the table's last run."""
     price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None
     """Price of an hour of what one encoder actor holds; left out: no cost is shown."""
 
@@ -178,6 +180,15 @@ class OutputConfig(Section):
     """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
 
 
+class GateConfig(Section):
+    """Spend only on what was measured to be good enough."""
+
+    report: NonEmpty
+    """report.json of a sweep of this model and source."""
+    min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+
+
 class EmbedConfig(Section):
     """One embed run: make the table at output.uri match the documents at source.uri."""
 
@@ -186,6 +197,8 @@ class EmbedConfig(Section):
     embedding: EmbeddingConfig
     compute: ComputeConfig = ComputeConfig()
     output: OutputConfig
+    gate: GateConfig | None = None
+    """Refuse a setting that a sweep's report does not find good enough; left out: any setting runs."""
 
     @model_validator(mode="after")
     def _output_apart_from_source(self) -> "EmbedConfig":
@@ -194,4 +207,47 @@ class EmbedConfig(Section):
             raise ValueError(
                 f"output.uri={self.output.uri!r} lies in source.uri={self.source.uri!r}: the table would become its own source"
             )
+        return self
+
+
+class CalibrateSettings(Section):
+    """What is fitted, on how large a sample."""
+
+    depths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Depths to fit exits and ranges for; left out: all."""
+    dims: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Dims to fit the ranges of int8 for; left out: the full width and the powers of two from 32 up."""
+    num_documents: Annotated[int, Field(ge=100)] = 20_000
+    """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of these that nothing is fitted on: they choose the strength and say how good the maps are."""
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    """Ridge strengths to choose from."""
+    seed: int = 0
+    """Of the sample."""
+
+
+class ArtifactConfig(Section):
+    """Where the calibration goes."""
+
+    uri: NonEmpty
+    """A new folder: a local path, s3://, gs:// or az://."""
+
+
+class CalibrateConfig(Section):
+    """One calibration: maps and ranges of a model, fitted on a sample of a source."""
+
+    source: SourceConfig
+    chunking: ChunkingConfig = ChunkingConfig()
+    embedding: EmbeddingConfig
+    compute: ComputeConfig = ComputeConfig()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    output: ArtifactConfig
+
+    @model_validator(mode="after")
+    def _the_whole_model(self) -> "CalibrateConfig":
+        given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
+        given += ["quantization"] if self.embedding.quantization != "none" else []
+        if given:
+            raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
         return self

@@ -10,49 +10,23 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
 
+from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import ComputeConfig
-from embedder.errors import EmbedderError, ModelError
-from embedder.model.calibration import load_calibration
-from embedder.model.encoder import Encoded, Encoder
-from embedder.model.runtime import set_threads
-from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
+from embedder.errors import EmbedderError
+from embedder.model.encoder import ExitStates
 from embedder.planning import Plan
-from embedder.quantization import quantize
-from embedder.schema import CHUNKS
-from embedder.stages import Job, Row, folder_of, from_ipc, prepare_units, task_row, to_ipc, write_unit
+from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.work import Part, Stats, Task
-
-PROBE_COSINE = 0.99
-"""A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
-
-logger = logging.getLogger("embedder")
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How many encoder actors, and what each holds."""
-
-    device: str
-    dtype: str
-    token_budget: int
-    actors: tuple[int, int]
-    num_gpus: float
-    num_cpus: float
-    threads: int
-    reader_cpus: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +102,36 @@ def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iter
     Units whose part is on storage already (`plan.done`) are read past, and reported like the others. What a
     worker raises comes out as it was raised there.
     """
-    graph = build_graph(tasks, plan, job, pool)
+    for row in iterate(build_graph(tasks, plan, job, pool)):
+        yield landed(row)
+
+
+def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:
+    """Tap units of DOCUMENTS, none of them empty; yield each with its number as it lands, in no order."""
+    rows = [{"number": number, "documents": to_ipc(documents)} for number, documents in enumerate(units)]
+    graph = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(tokenize_documents, fn_args=(tapping.spec, tapping.tokenizer_json), num_cpus=pool.reader_cpus)
+        .map(
+            TapActor,
+            fn_constructor_args=(tapping, pool),
+            compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+        )
+    )
+    for row in iterate(graph):
+        full_NW = np.frombuffer(row["full"], np.float32).reshape(-1, tapping.spec.dim)
+        native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
+        by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
+        yield row["number"], ExitStates(np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1), by_depth, full_NW)
+
+
+def iterate(graph: Dataset) -> Iterator[Row]:
+    """Run a graph and give its rows as they come; what a worker raises comes out as it was raised there."""
     try:
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                yield landed(row)
+            yield from batch.to_pylist()
     except RayError as error:
         raise find_cause(error) from error
 
@@ -152,91 +151,6 @@ def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Data
         )
         .map(write_unit, fn_args=(job,), num_cpus=pool.reader_cpus / 4)
     )
-
-
-class EncoderActor:
-    """Holds the model; only the token budget ever changes, and only down."""
-
-    def __init__(self, job: Job, pool: Pool) -> None:
-        set_threads(pool.threads)
-        calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration)
-        self.token_budget = pool.token_budget
-        self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe)
-        self.spec, self.ranges = job.spec, job.ranges
-        self.folder, self.max_attempts = folder_of(job), job.max_attempts
-        self.attempts = Attempts.listed(self.folder)
-
-    def __call__(self, row: Row) -> dict[str, Any]:
-        """Add the vectors of the unit's chunks; the token ids have done their work and go.
-
-        The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
-        the documents that do it.
-        """
-        encoded: dict[str, Any] = dict(row) | {"codes": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
-        if row["chunks"] is None:
-            return encoded
-        started = time.perf_counter()
-        chunks = from_ipc(row["chunks"])
-        attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
-        if attempt > self.max_attempts:
-            chunks, result, killers = self.encode_carefully(row["name"], chunks)
-        else:
-            result, killers = self.encode(chunks), []
-        seconds = time.perf_counter() - started
-        stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
-        return encoded | {
-            "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
-            "codes": quantize(result.vectors_ND, self.spec.quantization, self.ranges).tobytes(),
-            "stats": json.dumps(asdict(stats)),
-            "killers": killers,
-            "attempt": attempt,
-        }
-
-    def encode(self, chunks: pa.Table) -> Encoded:
-        """Embed chunks; a budget that was too large for the device's memory is not tried again."""
-        token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
-        result = self.encoder.encode(token_ids, self.token_budget)
-        self.token_budget = result.token_budget
-        return result
-
-    def encode_carefully(self, name: str, chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
-        """Embed a unit piece by piece; gives the chunks that have vectors, these, and the documents that take the encoder down."""
-        document = chunks["document"].to_numpy()
-        pieces: dict[int, tuple[pa.Table, Encoded]] = {}
-
-        def try_piece(piece: range) -> None:
-            first, stop = np.searchsorted(document, [piece.start, piece.stop])
-            part = chunks.slice(first, stop - first)
-            pieces[piece.start] = part, self.encode(part)
-
-        logger.warning("%s: its documents took the encoder down %d times; embedding them piece by piece", name, self.max_attempts)
-        marks = Attempts.listed(self.folder)
-        killers = isolate_killers(name, int(document[-1]) + 1, marks, self.max_attempts, try_piece)
-        if len(killers) >= MOST_KILLERS:
-            raise ModelError(
-                f"embedding: the encoder died on each of {len(killers)} documents of one unit ({name}), tried alone; "
-                "the machine or its software is at fault rather than the documents; mend it and run again"
-            )
-        done = [pieces[start] for start in sorted(pieces)]
-        padded_tokens = sum(result.padded_tokens for _, result in done)
-        vectors_ND = np.concatenate([np.zeros((0, self.encoder.dim), np.float32), *(result.vectors_ND for _, result in done)])
-        kept = pa.concat_tables([chunks.slice(0, 0), *(part for part, _ in done)])
-        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
-
-
-def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None) -> None:
-    """Refuse an encoder that no longer gives the table's probe vector."""
-    if expected is None:
-        return
-    wanted_D = np.asarray(expected, dtype=np.float32)
-    cosine = float(probe_D @ wanted_D / (np.linalg.norm(probe_D) * np.linalg.norm(wanted_D)))
-    if not cosine >= PROBE_COSINE:
-        raise ModelError(
-            f"embedding: this machine's vector of the probe text has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} "
-            "is the same space); check the versions of torch and transformers, or swap the table with --output.replace true"
-        )
 
 
 def find_cause(error: BaseException) -> BaseException:

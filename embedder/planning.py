@@ -107,16 +107,20 @@ def find_previous(read: Iterable[Task], remove: Iterable[PartName]) -> dict[str,
 
 
 def find_chain(names: Iterable[PartName]) -> list[PartName]:
-    """Order one task's parts from row 0 to the last; [] if a link is missing."""
-    by_first = {name.first_row: name for name in names}
+    """Order one task's parts from row 0 to the last; [] if a link is missing.
+
+    Where parts and what they were merged into lie side by side, the longest link that leads to the end is taken.
+    """
+    following: dict[int, PartName] = {}
+    for name in sorted(names, key=lambda each: (-each.first_row, each.stop_row)):
+        if name.last or (name.stop_row > name.first_row and name.stop_row in following):
+            following[name.first_row] = name
     chain: list[PartName] = []
     row = 0
-    while (link := by_first.get(row)) is not None:
+    while (link := following.get(row)) is not None:
         chain.append(link)
         if link.last:
             return chain
-        if link.stop_row <= row:
-            break
         row = link.stop_row
     return []
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.gate import check_gate
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
@@ -16,7 +17,6 @@ from embedder.schema import table_schema
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards
 from embedder.spec import EmbeddingSpec, digest
-from embedder.summary import Preview
 
 PART_VERSION = 1
 """Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
@@ -56,29 +56,14 @@ class Prepared:
         """Whether the commit swaps everything: another spec, or other columns. No part can be kept then, and none is dropped."""
         return self.table is not None and not self.plan.keep and not (self.same_space and self.table.schema.equals(self.schema))
 
-    def preview(self) -> Preview:
-        """Say what a run would do."""
-        plan, rows = self.plan, self.table.rows if self.table else {}
-        changed = {shard.uri for task in plan.read for shard in task.shards}
-        return Preview(
-            uri=self.config.output.uri,
-            space_id=self.spec.space_id,
-            spec=self.spec.model_dump(),
-            shards=len(self.listing.shards),
-            shards_ignored=len(self.listing.ignored),
-            read=tuple((shard.uri, shard.size_bytes) for shard in self.listing.shards if shard.uri in changed),
-            parts_adopted=len(plan.adopt),
-            parts_kept=len(plan.keep),
-            rows_kept=sum(rows[str(name)] for name in plan.keep),
-            parts_removed=len(plan.remove),
-            rows_removed=sum(rows[str(name)] for name in plan.remove),
-        )
-
 
 def prepare_run(config: EmbedConfig) -> Prepared:
     """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
     problems: list[str] = []
     model = _collect(problems, lambda: resolve_model(config.embedding, config.chunking))
+    if model:
+        spec = model.spec
+        _collect(problems, lambda: check_gate(config, spec))
     listing = _collect(problems, lambda: list_shards(config.source))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     metadata = None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
-from embedder.output.log import read_spec
+from embedder.output.record import read_spec
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
 from embedder.text.chunking import Chunker

@@ -40,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
     cost_usd: float | None = None
     steady_tokens_per_second: float | None = None
+    actors: int = 0
 
 
 def run_embed(prepared: Prepared) -> Summary:
@@ -109,7 +110,14 @@ def embed(prepared: Prepared) -> Outcome:
             display.refresh()
     check_complete(plan.read, parts, failures)
     return Outcome(
-        tuple(parts), failures, reasons, tuple(probe) if probe else None, meter.seconds, meter.cost_usd, meter.steady_tokens_per_second
+        parts=tuple(parts),
+        failures=failures,
+        reasons=reasons,
+        probe=tuple(probe) if probe else None,
+        seconds=meter.seconds,
+        cost_usd=meter.cost_usd,
+        steady_tokens_per_second=meter.steady_tokens_per_second,
+        actors=pool.actors[1],
     )
 
 
@@ -199,5 +207,7 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         documents_reused=sum(name.stop_row - name.first_row for name in (*plan.keep, *plan.adopt)),
         rows=sum(rows[name] for name in kept) + sum(part.rows for part in add),
         bytes_added=sum(part.size_bytes for part in add),
+        source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.failures),
+        actors=outcome.actors,
         failures=outcome.failures,
     )

@@ -14,7 +14,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from embedder.errors import StorageError
 from embedder.filters import Filter, columns_of, passes
-from embedder.output.log import read_record
+from embedder.output.record import read_record
 from embedder.output.table import open_delta
 from embedder.output.vectors import Codes, column_codes
 from embedder.quantization import Floats, restore

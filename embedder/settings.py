@@ -20,6 +20,8 @@ Config = TypeVar("Config", bound=BaseModel)
 Place = dict[tuple[str, ...], str]
 """Where each key was set: `wiki.yaml:6` or `--embedding.depth`, by its path."""
 
+NO_SHORT: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation(Generic[Config]):
@@ -29,12 +31,14 @@ class Invocation(Generic[Config]):
     actions: frozenset[str]
 
 
-def load_config(model: type[Config], args: Sequence[str], actions: Sequence[str] = (), prog: str = "") -> Invocation[Config]:
-    """Merge `[FILE] [--section.key value …] [--action …]`: flags beat the file, the file beats defaults.
+def load_config(
+    model: type[Config], args: Sequence[str], actions: Sequence[str] = (), prog: str = "", short: Mapping[str, str] = NO_SHORT
+) -> Invocation[Config]:
+    """Merge `[FILE] [--section.key value …] [--action …]`: flags beat the file, the file beats defaults; `short` gives flags without dots.
 
     Raises ConfigError with all problems, a line each, every one with the file's line or the flag it came from.
     """
-    file, flags, chosen, problems = _split(args, actions)
+    file, flags, chosen, problems = _split([_lengthen(arg, short) for arg in args], actions)
     values, places, found = _read_file(file) if file else ({}, {}, [])
     problems += found
     if "help" in chosen:
@@ -82,6 +86,11 @@ class Terminated(KeyboardInterrupt):
 
 def _stop(*_: object) -> None:
     raise Terminated
+
+
+def _lengthen(arg: str, short: Mapping[str, str]) -> str:
+    name, equals, value = arg.removeprefix("--").partition("=")
+    return f"--{short[name]}{equals}{value}" if arg.startswith("--") and name in short else arg
 
 
 def _split(args: Sequence[str], actions: Sequence[str]) -> tuple[str | None, list[tuple[tuple[str, ...], list[str]]], list[str], list[str]]:

@@ -112,6 +112,12 @@ def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job:
         )
 
 
+def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> dict[str, Any]:
+    """Chunk and tokenize one unit of a sample."""
+    chunks = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)
+    return {"number": row["number"], "chunks": to_ipc(chunks)}
+
+
 def folder_of(job: Job) -> Folder:
     """Locate the table's folder."""
     return Folder(job.output.uri, job.output.storage_options)

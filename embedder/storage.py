@@ -2,11 +2,13 @@
 
 import errno
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -20,6 +22,8 @@ T = TypeVar("T")
 
 READ_BLOCK_BYTES = 8 << 20
 """One ranged request for 8 MiB: large enough to hide an object store's latency, small against a worker's memory."""
+
+PROBE_PREFIX = "_writable-"
 
 _S3_DEFAULTS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}, "max_pool_connections": 32}}
 """botocore's own retries, with backoff, for throttling, 5xx and broken connections."""
@@ -35,6 +39,8 @@ class Found:
     uri: str
     version: str
     size_bytes: int
+    modified: float | None = None
+    """Seconds since 1970 by the storage's own clock; None where a filesystem does not say."""
 
 
 class Store:
@@ -112,11 +118,16 @@ class Store:
                 raise
             return True
 
-    def check_writable(self) -> None:
-        """Write a small file below this folder and remove it: better refused now than after an hour of work."""
-        probe = Store(self.child(f"_writable-{uuid.uuid4().hex}"), self._options)
+    def check_writable(self) -> float:
+        """Write a small file below this folder and remove it: better refused now than after an hour of work.
+
+        Gives the storage's time, with which the ages of its files are to be compared.
+        """
+        probe = Store(self.child(f"{PROBE_PREFIX}{uuid.uuid4().hex}"), self._options)
         probe.write_once(b"")
+        found = probe.info()
         probe.remove()
+        return time.time() if found is None or found.modified is None else found.modified
 
     def remove(self) -> None:
         """Delete one object, if it is there."""
@@ -134,7 +145,16 @@ class Store:
         tag = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), None)
         changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
         version = str(tag).strip('"') if tag else f"{size}-{changed}"
-        return Found(self._uri(info["name"]), version, size)
+        return Found(self._uri(info["name"]), version, size, to_seconds(changed))
+
+
+def to_seconds(moment: Any) -> float | None:
+    """Read a modification time as the filesystems give it: seconds, a datetime, or ISO text."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None if moment is None else float(moment)
 
 
 def _link_once(path: Path, data: bytes) -> bool:

@@ -13,7 +13,6 @@ from embedder.work import Stats
 
 _SECRET = re.compile(r"secret|password|token|key|credential|sas", re.IGNORECASE)
 _SECRET_SECTIONS = ("storage_options",)
-PREVIEW_SHARDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,10 @@ class Summary:
     rows: int
     """Rows of the table after the run."""
     bytes_added: int
+    source_bytes: int = 0
+    """Of the shards that were read to their end; with `stats` it says what a byte of this source holds."""
+    actors: int = 0
+    """Encoder actors at most; 0: nothing was read."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """By task key: why it could not be read to its end."""
     version: int | None = None
@@ -96,44 +99,6 @@ class Summary:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
         rows += [("failed", why) for why in self.failures.values()]
         return align(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """What a run would do, known without reading a document."""
-
-    uri: str
-    space_id: str
-    spec: Mapping[str, Any]
-    shards: int
-    shards_ignored: int
-    read: tuple[tuple[str, int], ...]
-    """Shards that would be read, with their bytes; a small one is read with the others of its bucket."""
-    parts_adopted: int
-    parts_kept: int
-    rows_kept: int
-    parts_removed: int
-    rows_removed: int
-
-    def record(self) -> dict[str, Any]:
-        """Give all figures as JSON values."""
-        return asdict(self) | {"spec": dict(self.spec)}
-
-    def text(self) -> str:
-        """Lay out the figures for a person, the first shards by name."""
-        spec = self.spec
-        listed = [(f"  {uri}", f"{size / 1e6:,.2f} MB") for uri, size in self.read[:PREVIEW_SHARDS]]
-        if len(self.read) > PREVIEW_SHARDS:
-            listed.append((f"  … {len(self.read) - PREVIEW_SHARDS:,} more", ""))
-        rows = [
-            ("space", f"{self.space_id}: {spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"),
-            ("source", f"{self.shards:,} shards" + (f", {self.shards_ignored:,} files ignored" if self.shards_ignored else "")),
-            ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
-            ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
-            ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts"),
-            ("read", f"{len(self.read):,} shards, {sum(size for _, size in self.read) / 1e6:,.2f} MB"),
-        ]
-        return "\n".join([align(rows), *([align(listed)] if listed else []), "dry run: nothing was read or written"])
 
 
 def describe_environment() -> dict[str, str]:

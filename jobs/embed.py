@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from embedder.config import EmbedConfig
 from embedder.preparation import prepare_run
+from embedder.preview import preview_run
 from embedder.progress import start_logging
 from embedder.run import run_embed
 from embedder.settings import dump_config, load_config, run_job
@@ -24,7 +25,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     prepared = prepare_run(invocation.config)
     if "dry-run" in invocation.actions:
-        preview = prepared.preview()
+        preview = preview_run(prepared)
         print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
         return 0
     summary = run_embed(prepared)

@@ -14,9 +14,10 @@ from embedder.planning import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.schema import CHUNKS, DOCUMENTS, QUARANTINE, table_schema
 from embedder.spec import digest
 from embedder.work import Part, PartName, Shard, Stats, Task
-from tests.test_spec import SPEC
+from tests.test_spec import SPEC as ANY_SPEC
 
 DIM = 4
+SPEC = ANY_SPEC.model_copy(update={"dim": DIM})
 BITS = 1
 METADATA = pa.schema([("topic", pa.string()), ("tags", pa.list_(pa.string()))])
 SCHEMA = table_schema(METADATA, store_text=True)

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import embedder.changes
-from embedder.changes import KEY, Changes, plan_changes, read_changes
+from embedder.changes import KEY, Changes, digest_contents, plan_changes, read_changes
 from embedder.errors import CommitError, ConfigError, VersionGoneError
+from embedder.output.parts import read_batches
 from embedder.output.table import open_delta
+from embedder.schema import VECTORS
+from embedder.spec import Quantization
 from embedder.work import PartName
 from jobs.diff import main
 from tests.tables import Corpus, MadeTable
@@ -66,12 +70,12 @@ def test_the_older_rows_with_the_changes_applied_are_the_newer_rows(table: MadeT
 def test_nothing_is_read_of_what_did_not_change(table: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
     old = table.follow(CORPUS)
     new = table.follow({**CORPUS, "large": [*CORPUS["large"][:1], ("b", "other", "x")]})
-    read: list[PartName] = []
-    original = embedder.changes._read_part
-    monkeypatch.setattr(embedder.changes, "_read_part", lambda folder, name, columns: read.append(name) or original(folder, name, columns))
+    read: set[str] = set()
+    monkeypatch.setattr(embedder.changes, "read_batches", lambda store, columns: read.add(store.uri) or read_batches(store, columns))
     assert describe(read_changes(table.uri, {}, old, new)) == ({"large/b/0"}, {"large/c/0"})
-    assert {name.key for name in read} == {name.key for name in set(table.names(old)) ^ set(table.names(new))}
-    assert len({name.key for name in read}) == 1
+    differing = set(table.names(old)) ^ set(table.names(new))
+    assert {uri.rsplit("/", 1)[-1] for uri in read} == set(map(str, differing))
+    assert len({name.key for name in differing}) == 1
 
 
 def test_a_row_that_only_moved_down_its_shard_is_no_change(table: MadeTable) -> None:
@@ -143,3 +147,15 @@ def test_the_job_counts_rows_or_names_each(table: MadeTable, capsys: pytest.Capt
     assert [line["change"] for line in lines].count("left") == 4
     with pytest.raises(ConfigError, match="versions count from 0"):
         main([table.uri, "--from_version", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("quantization", "vectors"), [("none", [[0.5, 1.0], [0.5, 2.0]]), ("int8", [[5, 1], [5, 2]]), ("binary", [b"\x01", b"\x02"])]
+)
+def test_vectors_are_compared_to_the_bit_however_they_are_stored(quantization: Quantization, vectors: list[Any]) -> None:
+    def digest(vector: Any) -> bytes:
+        rows = pa.table({"content_hash": ["", ""], "embedding": pa.array([vectors[0], vector], VECTORS[quantization])})
+        return bytes(digest_contents(rows.slice(1))[0])
+
+    assert digest(vectors[0]) == digest(vectors[0])
+    assert digest(vectors[0]) != digest(vectors[1])

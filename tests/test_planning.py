@@ -133,3 +133,28 @@ def test_a_failed_shard_holds_the_parts_it_has_and_those_it_may_have_come_from()
     shard = Shard("a", "2", LARGE)
     held = held_keys(group_shards([shard], "layout", 3), 3)
     assert held == {shard_key("a"), bucket_key("a", 3)}
+
+
+links = st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans())
+
+
+def chains_of(names: list[PartName], row: int = 0) -> list[list[PartName]]:
+    """Every chain there is, by trying all."""
+    found: list[list[PartName]] = []
+    for name in names:
+        if name.first_row == row and name.last:
+            found.append([name])
+        elif name.first_row == row and name.stop_row > row:
+            found += [[name, *rest] for rest in chains_of(names, name.stop_row)]
+    return found
+
+
+@given(st.lists(links, max_size=9))
+def test_a_chain_is_found_if_there_is_one_and_takes_the_longest_links_that_lead_on(drawn: list[tuple[int, int, bool]]) -> None:
+    names = list({PartName("k", "v", first, first + length, last) for first, length, last in drawn})
+    chains = chains_of(names)
+    found = find_chain(names)
+    assert (found in chains) if chains else not found
+    for link in found:
+        others = [chain[0] for chain in chains_of(names, link.first_row)]
+        assert link.stop_row == max(name.stop_row for name in others)

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ModelError, StorageError
 from embedder.model.resolve import resolve_model
-from embedder.output.log import read_spec
+from embedder.output.record import read_spec
 from embedder.output.table import Change, commit_table, read_table
 from embedder.query import QueryEncoder
 from embedder.recipes import write_recipe

@@ -31,9 +31,10 @@ _FITTED_FOR = ("model_checksum", "pooling", "final_norm", "layer_norm", "prompt"
 
 @dataclass(frozen=True, slots=True)
 class ExitMap:
-    """From the normalised mean-pooled states of layers 0 to `depth`, side by side, to the full model's vector before the cut."""
+    """From the pooled and normalised states of some layers, side by side, to the full model's vector before the cut."""
 
-    depth: int
+    layers: tuple[int, ...]
+    """In rising order, 0 the embedding layer, the last one the depth."""
     weight_FW: Floats  # noqa: N815
     bias_W: Floats  # noqa: N815
 
@@ -73,7 +74,8 @@ class Calibration:
         """Digest what can move a vector: every number, and what they were fitted for."""
         tensors = self.tensors()
         numbers = {name: digest(str(tensors[name].shape), tensors[name].tobytes().hex()) for name in sorted(tensors)}
-        return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, numbers)
+        layers = {str(depth): exit_map.layers for depth, exit_map in self.maps.items()}
+        return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, layers, numbers)
 
     def tensors(self) -> dict[str, Floats]:
         """Name every array, as the safetensors file does."""
@@ -110,7 +112,7 @@ def write_calibration(calibration: Calibration, uri: str, options: Options | Non
         "fingerprint": calibration.fingerprint,
         "fitted_for": dict(calibration.fitted_for),
         "full_depth": calibration.full_depth,
-        "depths": sorted(calibration.maps),
+        "maps": {depth: list(exit_map.layers) for depth, exit_map in sorted(calibration.maps.items())},
         "ranges": [str(key) for key in calibration.ranges],
         "record": dict(calibration.record),
     }
@@ -137,7 +139,10 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
         calibration = Calibration(
             fitted_for=description["fitted_for"],
             full_depth=description["full_depth"],
-            maps={depth: ExitMap(depth, tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"]) for depth in description["depths"]},
+            maps={
+                int(depth): ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"])
+                for depth, layers in description["maps"].items()
+            },
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },

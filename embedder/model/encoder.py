@@ -4,7 +4,7 @@ N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size,
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from embedder.errors import ModelError
 from embedder.model.calibration import Calibration
-from embedder.model.exits import Exit
+from embedder.model.exits import Exit, exit_poolings, normalise_states, pool_exits
 from embedder.model.families import find_family, is_causal
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
@@ -33,6 +33,7 @@ logger = logging.getLogger("embedder")
 
 Forward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Ids, lengths and the mask of a batch, None where nothing is padding → a row of W numbers for each of its rows."""
+TappedForward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,18 @@ class Encoded:
     """The budget given, or what was left of it when the device's memory did not allow it."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExitStates:
+    """What a map out of a shallow depth is fitted on, a row a chunk."""
+
+    states_NF: np.ndarray  # noqa: N815
+    """Pooled and normalised states, by layer and within it by pooling."""
+    native: Mapping[int, np.ndarray]
+    """By depth: what an encoder cut there would give, at full width."""
+    full_NW: np.ndarray  # noqa: N815
+    """What this encoder gives."""
+
+
 class Encoder:
     """A transformer of `spec.depth` layers with its pooling and head; state is set here and never after."""
 
@@ -52,7 +65,7 @@ class Encoder:
         self._model = model.to(device)
         self._head = head.to(device)
         self._exit = leave.to(device) if leave else None
-        self._pool = POOLERS[pooling]
+        self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
         config: Any = model.config
         self._config = config
@@ -80,7 +93,7 @@ class Encoder:
             raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
         config: Any = model.config
         leave = Exit(calibration.maps[spec.depth], config.hidden_size)
-        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), "mean", torch.device(device), leave)
+        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), spec.pooling, torch.device(device), leave)
 
     @property
     def dim(self) -> int:
@@ -99,6 +112,11 @@ class Encoder:
         """Layers really built."""
         return len(self.layers)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take on the device."""
+        return sum(parameter.nbytes for parameter in (*self._model.parameters(), *self._head.parameters()))
+
     def probe(self) -> np.ndarray:
         """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""
         token_ids = (np.arange(1, PROBE_TOKENS + 1) * 97 % self._config.vocab_size).astype(np.int32)
@@ -115,8 +133,8 @@ class Encoder:
         if self._exit is None:
             return self._run(token_ids, token_budget, self.dim, self._embed)
         leave = self._exit
-        with self._tapped(range(self.num_layers + 1), self._pool) as forward:
-            return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch))))
+        with self._tapped(leave.layers, pool_exits(self._pooling)) as forward:
+            return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch)[0])))
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], pooling: Pooling | None = None
@@ -129,20 +147,38 @@ class Encoder:
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
         width = len(depths) * int(self._config.hidden_size)
         with self._tapped(depths, POOLERS[pooling] if pooling else self._pool) as forward:
-            states_NW = self._run(token_ids, token_budget, width, forward).vectors_ND
+            states_NW = self._run(token_ids, token_budget, width, lambda *batch: forward(*batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
+    def tap_exits(self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int]) -> ExitStates:
+        """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
+        hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
+        poolings = exit_poolings(self._pooling)
+        block, own = len(poolings) * hidden_size, poolings.index(self._pooling) * hidden_size
+        width = len(layers) * block
+        with self._tapped(layers, pool_exits(self._pooling)) as forward:
+
+            def finish(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
+                states_BF, hidden_BLH = forward(ids_BL, lengths_B, mask_BL)
+                pooled = [states_BF[:, place * block + own :][:, :hidden_size] for place in places]
+                vectors = [self._head(pooled_BH) for pooled_BH in [*pooled, self._pool(hidden_BLH, lengths_B, mask_BL)]]
+                return torch.cat([normalise_states(states_BF, hidden_size), *vectors], dim=1)
+
+            rows_NX = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish).vectors_ND
+        native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
+        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1])
+
     @contextmanager
-    def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[Forward]:
-        """Give a forward pass whose result is the pooled states at these depths side by side, (B, T·H)."""
+    def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[TappedForward]:
+        """Give a forward pass that also pools the states at these depths: side by side, (B, T·H), and the last one as it is."""
         path = self._family.final_norm
         final_norm = self._model.get_submodule(path) if path else nn.Identity()
         with tap_layers(self.layers, final_norm, pool, depths) as taps:
 
-            def forward(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
+            def forward(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
                 taps.start(lengths_B, mask_BL)
-                self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL))
-                return taps.collect(depths)
+                hidden_BLH = self._hidden(ids_BL, mask_BL)
+                return taps.collect(depths), hidden_BLH
 
             yield forward
 
@@ -211,9 +247,12 @@ class Encoder:
 
     def _embed(self, ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Run one batch; without padding there is no mask, and attention takes its faster path."""
-        hidden_BLH = self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL)).last_hidden_state
-        vectors_BD: Tensor = self._head(self._pool(hidden_BLH, lengths_B, mask_BL))
+        vectors_BD: Tensor = self._head(self._pool(self._hidden(ids_BL, mask_BL), lengths_B, mask_BL))
         return vectors_BD
+
+    def _hidden(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        hidden_BLH: Tensor = self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL)).last_hidden_state
+        return hidden_BLH
 
     def _attention_mask(self, mask_BL: Tensor | None) -> Tensor | None:
         """Give what hides padding from attention: nothing to a causal model, where it comes after every token that counts."""

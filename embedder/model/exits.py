@@ -1,6 +1,7 @@
-"""The states of layers 0 to a depth → vectors of the full model's space, by a linear map that was fitted beforehand.
+"""The states of some layers → vectors of the full model's space, by a linear map that was fitted beforehand.
 
-B = sequences of a batch, H = hidden size, T = layers 0 to depth, F = T·H features, W = width of the full model's vectors.
+B = sequences of a batch, L = tokens of its longest, H = hidden size, P = poolings, T = layers read, F = T·P·H features,
+W = width of the full model's vectors.
 """
 
 import torch
@@ -8,10 +9,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.model.calibration import ExitMap
+from embedder.model.pooling import POOLERS, Pooler
+from embedder.spec import Pooling
+
+
+def exit_poolings(pooling: Pooling) -> tuple[Pooling, ...]:
+    """Say how the states that a map reads are pooled: the mean, and the token in which a model of this pooling gathers the text.
+
+    At depth 3 of all-MiniLM-L6-v2, on held-out news, the mean alone keeps 50% of the ten nearest neighbours (cosine
+    0.831), with the first token 55% (0.853); the last token, the maximum or idf weights add 1 point at most to that.
+    """
+    return ("mean", "last" if pooling == "last" else "cls")
+
+
+def pool_exits(pooling: Pooling) -> Pooler:
+    """Give what pools in each of these ways, side by side: (B, P·H)."""
+    poolers = [POOLERS[each] for each in exit_poolings(pooling)]
+    return lambda *batch: torch.cat([pool(*batch) for pool in poolers], dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:
-    """Give each layer's pooled state length 1: layers differ in scale by orders of magnitude, and so do texts."""
+    """Give each pooled state length 1: layers differ in scale by orders of magnitude."""
     states_BTH = states_BF.view(len(states_BF), -1, hidden_size)
     return functional.normalize(states_BTH.float(), dim=-1).flatten(1)
 
@@ -21,7 +39,7 @@ class Exit(nn.Module):
 
     def __init__(self, exit_map: ExitMap, hidden_size: int) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
+        self.layers, self.hidden_size = exit_map.layers, hidden_size
         num_features, width = exit_map.weight_FW.shape
         self.linear = nn.Linear(num_features, width)
         self.linear.weight.data = torch.from_numpy(exit_map.weight_FW).T.contiguous()
@@ -29,6 +47,6 @@ class Exit(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, states_BF: Tensor) -> Tensor:
-        """Map (B, F) pooled states of layers 0 to depth, side by side, to (B, W)."""
+        """Map (B, F) pooled states of the map's layers, side by side, to (B, W)."""
         mapped_BW: Tensor = self.linear(normalise_states(states_BF, self.hidden_size))
         return mapped_BW

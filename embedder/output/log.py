@@ -1,55 +1,38 @@
-"""The spec of a table, read from its log as plain JSON: what a query needs to know, without a Delta reader."""
+"""The Delta log as objects on storage: when versions were published, by the storage's own clock, and what they removed."""
 
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow.parquet as pq
+from embedder.storage import Options, Store, map_threads
 
-from embedder.errors import StorageError
-from embedder.quantization import Ranges, read_ranges
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store
-
-INFO_KEY = "embedder"
+_COMMIT = re.compile(r"(\d{20})\.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What a table's vectors are."""
+class RecentLog:
+    """What a table's log says of the time since some moment."""
 
-    spec: EmbeddingSpec
-    ranges: Ranges | None
-    """Of int8."""
-
-
-def read_spec(uri: str, options: Options) -> EmbeddingSpec:
-    """Give the spec of the newest version."""
-    return read_record(uri, options).spec
+    removed: frozenset[str]
+    """Files that left the table since: a version that was the newest then still names them."""
+    first_version: int | None
+    """The version that was the newest at that moment, or the first that still has a log; None if there is no log."""
 
 
-def read_record(uri: str, options: Options) -> Record:
-    """Read the newest run's record, or, where records were cleaned up, what the checkpoint keeps of it: the spec."""
-    log = Store(Store(uri, options).child("_delta_log"), options)
-    names = sorted((found.uri for found in log.list_folder()), reverse=True)
-    if not names:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
-    for name in (each for each in names if each.endswith(".json") and each.rsplit("/", 1)[-1][:20].removesuffix(".json").isdigit()):
-        info = _info_of_commit(Store(name, options))
-        if info is not None:
-            return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
-    for name in (each for each in names if ".checkpoint" in each and each.endswith(".parquet")):
-        with Store(name, options).open_input() as file:
-            actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
-        for action in actions:
-            return Record(EmbeddingSpec.model_validate_json(action["description"]), None)
-    raise StorageError(f"{uri}: a Delta table that embedder did not write; give one that jobs.embed made")
+def read_recent_log(uri: str, options: Options, since: float) -> RecentLog:
+    """Read the commits published since a moment; older ones are not opened, and those that were cleaned up are not missed."""
+    commits = []
+    for found in Store(f"{uri.rstrip('/')}/_delta_log", options).list_folder():
+        match = _COMMIT.fullmatch(found.uri.rsplit("/", 1)[-1])
+        if match:
+            commits.append((int(match[1]), found))
+    recent = [found.uri for _, found in commits if found.modified is None or found.modified >= since]
+    older = [version for version, found in commits if found.modified is not None and found.modified < since]
+    removed = (name for names in map_threads(lambda commit: _read_removed(commit, options), recent) for name in names)
+    return RecentLog(frozenset(removed), max(older, default=min((version for version, _ in commits), default=None)))
 
 
-def _info_of_commit(commit: Store) -> dict[str, Any] | None:
-    with commit.open_input() as file:
-        for line in file:
-            info = json.loads(line).get("commitInfo", {}).get(INFO_KEY)
-            if isinstance(info, dict) and "spec" in info:
-                return dict(info)
-    return None
+def _read_removed(uri: str, options: Options) -> list[str]:
+    with Store(uri, options).open_input() as file:
+        actions = [json.loads(line) for line in file if b'"remove"' in line]
+    return [action["remove"]["path"] for action in actions if "remove" in action]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -65,21 +66,42 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
 
 
 def encode_parquet(table: pa.Table, footer: dict[str, Any]) -> bytes:
-    """Encode zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings."""
-    schema = table.schema.with_metadata({FOOTER_KEY: json.dumps(footer).encode()} if footer else None)
+    """Encode a table as one parquet file."""
+    return encode_batches([table], table.schema, footer)
+
+
+def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
+    """Encode zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings.
+
+    Holds the encoded file and one row group, however many tables come.
+    """
+    marked = schema.with_metadata({FOOTER_KEY: json.dumps(footer).encode()} if footer else None)
     has_floats = "embedding" in schema.names and schema.field("embedding").type.equals(VECTORS["none"])
     repeated = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in ("doc_id", "text", "content_hash")]
     sink = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(schema.metadata),
+    with pq.ParquetWriter(
         sink,
+        marked,
         compression="zstd",
-        row_group_size=ROW_GROUP_ROWS,
         use_dictionary=repeated,
         column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_floats else None,
         write_page_index=True,
-    )
+    ) as writer:
+        for group in _cut_groups(tables, schema):
+            writer.write_table(group.replace_schema_metadata(marked.metadata), row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
+
+
+def _cut_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Join and cut tables to full row groups; a file without rows has one without rows."""
+    held, written = schema.empty_table(), 0
+    for table in tables:
+        held = pa.concat_tables([held, table.replace_schema_metadata(schema.metadata)])
+        while held.num_rows > ROW_GROUP_ROWS:
+            yield held.slice(0, ROW_GROUP_ROWS)
+            held, written = held.slice(ROW_GROUP_ROWS), written + ROW_GROUP_ROWS
+    if held.num_rows or not written:
+        yield held
 
 
 class Folder:
@@ -108,16 +130,35 @@ def read_part(name: str, folder: Folder) -> Part:
     found = store.info()
     if found is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it anew")
+    num_rows, footer = read_footer(store)
+    stats = Stats(**footer["stats"])
+    quarantine = folder.quarantine(name).info() if stats.quarantined else None
+    return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+
+
+def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
+    """Read a part's rows, and what it says of itself."""
     with store.open_input() as file:
         metadata = pq.read_metadata(file)
-    footer = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    footer: dict[str, Any] = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
     if "stats" not in footer:
         raise StorageError(
             f"{store.uri}: not a part of embedder (no {FOOTER_KEY.decode()!r} in its footer); move it out of the table's folder"
         )
-    stats = Stats(**footer["stats"])
-    quarantine = folder.quarantine(name).info() if stats.quarantined else None
-    return Part(name, metadata.num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+    return metadata.num_rows, footer
+
+
+def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read a file in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
+    with store.open_input() as source:
+        for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
+            yield pa.Table.from_batches([batch])
+
+
+def read_schema(store: Store) -> pa.Schema:
+    """Read a file's columns."""
+    with store.open_input() as file:
+        return pq.read_schema(file).remove_metadata()
 
 
 def count_rows(store: Store) -> int:

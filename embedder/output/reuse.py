@@ -74,14 +74,15 @@ def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, fold
 
 
 def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: PreviousParts, name: str, folder: Folder) -> pa.Table:
-    """Read one part and take the rows of these documents, the whole hash compared."""
+    """Read of one part the row groups that hold these documents, and take their rows, the whole hash compared."""
     columns = (*REUSED.names[1:], "embedding")
-    rows = _read_columns(folder, name, (*columns, "content_hash"))
     places = previous.find(content_hashes.take(pa.array(documents)))
     counts = previous.num_rows[places]
-    wanted = np.repeat(previous.row[places], counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    wanted = (
+        np.repeat(previous.row[places].astype(np.int64), counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    )
     owner = pa.array(np.repeat(documents, counts).astype(np.int32))
-    taken = rows.take(pa.array(wanted))
+    taken = _read_rows(folder, name, (*columns, "content_hash"), wanted)
     same = pc.equal(taken["content_hash"], content_hashes.take(owner))
     return pa.table([owner, *(taken[each] for each in columns)], names=["document", *columns]).filter(same)
 
@@ -89,6 +90,19 @@ def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: Pre
 def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:
     with folder.part(name).open_input() as file:
         return pq.read_table(file, columns=list(columns))
+
+
+def _read_rows(folder: Folder, name: str, columns: Sequence[str], wanted: Int64s) -> pa.Table:
+    """Take rows of a part by their numbers: one that was merged is much larger than what a unit asks of it."""
+    with folder.part(name).open_input() as source:
+        file = pq.ParquetFile(source)
+        sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)], np.int64)
+        firsts = np.cumsum(sizes) - sizes
+        group = np.searchsorted(firsts, wanted, side="right") - 1
+        needed, place = np.unique(group, return_inverse=True)
+        table = file.read_row_groups(needed.tolist(), columns=list(columns))
+    starts = np.cumsum(sizes[needed]) - sizes[needed]
+    return table.take(pa.array(wanted - firsts[group] + starts[place]))
 
 
 def to_uint64(content_hashes: pa.ChunkedArray) -> npt.NDArray[np.uint64]:

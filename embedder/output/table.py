@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from embedder.errors import CommitError, VersionGoneError
-from embedder.output.parts import QUARANTINE_FOLDER, count_rows
+from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store, delta_options, map_threads
@@ -20,6 +20,15 @@ from embedder.work import Part, PartName
 
 INFO_KEY = "embedder"
 """Key of the run record in a commit's metadata. The newest one holds the spec of the table's vectors."""
+
+FIRST_COMMITS = 10
+"""Nearly always the newest commit has a record; only other tools' commits have none."""
+
+MAINTENANCE_KEY = "maintenance"
+"""Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""
+
+LISTED_PARTS = 500
+"""Above, one listing of the folder is cheaper than a look at each part."""
 
 _APP_ID = "embedder"
 """Every commit names it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -51,13 +60,17 @@ class TableState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What one commit adds to and removes from the table; `replaces` swaps everything, schema included."""
+    """What one commit adds to and removes from the table; `replaces` swaps everything, schema included.
+
+    `rearranges`: the rows stay as they are, so that readers of the change feed see nothing.
+    """
 
     add: tuple[Part, ...]
     remove: tuple[str, ...]
     schema: pa.Schema
     info: Mapping[str, Any]
     replaces: bool = False
+    rearranges: bool = False
 
 
 def open_delta(uri: str, options: Options, version: int | None = None) -> DeltaTable:
@@ -76,9 +89,12 @@ def read_table(uri: str, options: Options) -> TableState | None:
         raise CommitError(
             f"{uri}: the table cannot be opened ({error}); check output.uri and the credentials in the environment"
         ) from error
-    info = next((entry[INFO_KEY] for entry in delta.history() if isinstance(entry.get(INFO_KEY), dict)), None)
+    info = find_record(delta)
     if info is None:
-        raise CommitError(f"{uri}: a Delta table that embedder did not write; choose another output.uri")
+        raise CommitError(
+            f"{uri}: a Delta table that embedder did not write (no run record in its log); choose another output.uri, or, if another "
+            "tool cleaned up the log, restore the commits it removed"
+        )
     adds = pa.table(delta.get_add_actions(flatten=True))
     names = adds["path"].to_pylist()
     for name in names:
@@ -91,6 +107,24 @@ def read_table(uri: str, options: Options) -> TableState | None:
         info=info,
         run_number=delta.transaction_version(_APP_ID) or 0,
     )
+
+
+def find_record(delta: DeltaTable) -> Mapping[str, Any] | None:
+    """Find the newest run record, from the newest commit back; of a long log only as much is read as is needed."""
+    limit = FIRST_COMMITS
+    while True:
+        entries = delta.history(limit)
+        record = next((entry[INFO_KEY] for entry in entries if isinstance(entry.get(INFO_KEY), dict)), None)
+        if record is not None or len(entries) < limit:
+            return record
+        limit *= 10
+
+
+def list_records(uri: str, options: Options, most_commits: int = 100) -> list[Mapping[str, Any]]:
+    """List the records of the newest runs, newest first, without those that maintenance carried forward."""
+    entries = open_delta(uri, options).history(most_commits)
+    records = (entry.get(INFO_KEY) for entry in entries)
+    return [record for record in records if isinstance(record, dict) and MAINTENANCE_KEY not in record]
 
 
 def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
@@ -108,7 +142,8 @@ def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
 def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
     """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it."""
     location = Store(uri, options).uri
-    adds = [_add_action(part.name, part.size_bytes, part.rows) for part in change.add]
+    check_on_storage(change.add, Folder(uri, options))
+    adds = [_add_action(part.name, part.size_bytes, part.rows, not change.rearranges) for part in change.add]
     number = (before.run_number if before else 0) + 1
     properties = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)}, app_transactions=[Transaction(_APP_ID, number)])
     schema = Schema.from_arrow(change.schema)
@@ -124,7 +159,7 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
         if change.replaces:
             delta.create_write_transaction([*adds], "overwrite", schema, commit_properties=properties)
         else:
-            removes = _remove_actions(change.remove, before.sizes)
+            removes = _remove_actions(change.remove, before.sizes, not change.rearranges)
             delta.create_write_transaction([*adds, *removes], "append", schema, commit_properties=properties)
     except CommitFailedError as error:
         raise CommitError(f"{uri}: another run published first ({error}); nothing was lost, run again to see what is left to do") from error
@@ -134,11 +169,61 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
         raise CommitError(f"{uri}: the commit failed ({error}); finished parts are kept, run again to publish them") from error
     if change.replaces:
         # for other tools' eyes: embedder itself reads the spec from the commit, which is already out
-        open_delta(uri, options).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True))
+        record = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)})
+        open_delta(uri, options).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True), commit_properties=record)
     return open_delta(uri, options).version()
 
 
-def sync_quarantine(uri: str, options: Options) -> int:
+def check_on_storage(parts: Sequence[Part], folder: Folder) -> None:
+    """Refuse to name parts that are no longer there: old leftovers that a run took up while a vacuum deleted them."""
+    names = [part.name for part in parts]
+    if len(names) > LISTED_PARTS:
+        stored = set(map(str, folder.list_parts()))
+        gone = [name for name in names if name not in stored]
+    else:
+        infos = map_threads(lambda name: folder.part(name).info(), names)
+        gone = [name for name, found in zip(names, infos, strict=True) if found is None]
+    if gone:
+        raise CommitError(
+            f"{folder.uri}: {len(gone)} parts were deleted while this run went on ({gone[0]}), nothing was published; "
+            "run again to write them anew, and vacuum with a larger --older_than_hours"
+        )
+
+
+def write_checkpoint(uri: str, options: Options) -> tuple[int, int]:
+    """Make the table open fast however long its log, and remove log files past their 30 days; give version and files removed.
+
+    The log keeps the checkpointed commit itself, so the run record that planning needs is carried into it first.
+    """
+    state = read_table(uri, options)
+    if state is None:
+        raise CommitError(f"{uri}: no table there; make one with jobs.embed")
+    if not isinstance(open_delta(uri, options).history(1)[0].get(INFO_KEY), dict):
+        commit_table(uri, options, Change((), (), state.schema, {**state.info, MAINTENANCE_KEY: "checkpoint"}, rearranges=True), state)
+    removed = 0
+    for folder in (uri, Store(uri, options).child(QUARANTINE_FOLDER)):
+        location = Store(folder, options).uri
+        if not DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
+            continue
+        delta, log = open_delta(folder, options), Store(f"{location}/_delta_log", options)
+        delta.create_checkpoint()
+        before = len(log.list_folder())
+        open_delta(folder, options).cleanup_metadata()
+        removed += before - len(log.list_folder())
+    return open_delta(uri, options).version(), removed
+
+
+def read_quarantined(uri: str, options: Options) -> dict[str, tuple[int, int]]:
+    """Read size and rows of each file of the quarantine table, by name; {} if there is none yet."""
+    location = Store(uri, options).child(QUARANTINE_FOLDER)
+    if not DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
+        return {}
+    adds = pa.table(open_delta(location, options).get_add_actions())
+    columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
+    return {name: (size, rows) for name, size, rows in zip(*columns, strict=True)}
+
+
+def sync_quarantine(uri: str, options: Options, rearranges: bool = False) -> int:
     """Make the quarantine table hold the namesakes of the table's parts, no more and no less; give its rows.
 
     It follows the table's own commit and depends on nothing but storage, so a run that died in between is mended by
@@ -157,20 +242,20 @@ def sync_quarantine(uri: str, options: Options) -> int:
     sizes = dict(zip(present["path"].to_pylist(), present["size_bytes"].to_pylist(), strict=True))
     missing = [name for name in wanted if name not in sizes]
     rows = dict(zip(missing, map_threads(lambda name: count_rows(Store(wanted[name].uri, options)), missing), strict=True))
-    adds = [_add_action(name, wanted[name].size_bytes, rows[name]) for name in missing]
-    removes = _remove_actions([name for name in sizes if name not in wanted], sizes)
+    adds = [_add_action(name, wanted[name].size_bytes, rows[name], not rearranges) for name in missing]
+    removes = _remove_actions([name for name in sizes if name not in wanted], sizes, not rearranges)
     if adds or removes:
         delta.create_write_transaction([*adds, *removes], "append", schema)
         delta.update_incremental()
     return sum(pa.table(delta.get_add_actions())["num_records"].to_pylist())
 
 
-def _add_action(name: str, size_bytes: int, rows: int) -> AddAction:
-    return AddAction(name, size_bytes, {}, int(time.time() * 1000), True, json.dumps({"numRecords": rows}))
+def _add_action(name: str, size_bytes: int, rows: int, data_change: bool) -> AddAction:
+    return AddAction(name, size_bytes, {}, int(time.time() * 1000), data_change, json.dumps({"numRecords": rows}))
 
 
-def _remove_actions(names: Iterable[str], sizes: Mapping[str, int]) -> list[RemoveAction]:
-    return [RemoveAction(name, True, int(time.time() * 1000), sizes[name], {}) for name in names]
+def _remove_actions(names: Iterable[str], sizes: Mapping[str, int], data_change: bool) -> list[RemoveAction]:
+    return [RemoveAction(name, data_change, int(time.time() * 1000), sizes[name], {}) for name in names]
 
 
 def _parse(name: str, uri: str = "") -> PartName:

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,40 +29,10 @@ from embedder.preparation import prepare_run
 from embedder.run import run_embed
 from embedder.schema import DOCUMENTS
 from embedder.study.quality import cut, mean_reciprocal_rank
+from embedder.study.timing import Run, Timing, compare
 from embedder.summary import Summary
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
-
-Run = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One contender: its median rate, and the median of its ratios to the reference of the same round."""
-
-    name: str
-    tokens_per_second: float
-    ratio: float
-
-
-def compare(contenders: dict[str, Run], num_tokens: int, rounds: int) -> list[Timing]:
-    """Time every contender once a round, after one round of warm-up; the first is the reference."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    reference = seconds[next(iter(contenders))]
-    return [
-        Timing(
-            name,
-            num_tokens / statistics.median(taken),
-            statistics.median(theirs / mine for theirs, mine in zip(reference, taken, strict=True)),
-        )
-        for name, taken in seconds.items()
-    ]
 
 
 def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel, chunking: bool = False) -> pa.Table:

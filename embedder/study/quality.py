@@ -8,11 +8,13 @@ import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]
 
+_TINY = np.float32(1e-12)
+
 
 def cut(vectors_NH: Vectors, dim: int) -> Vectors:
     """Keep the first components and make the rest unit length again."""
     kept_ND = vectors_NH[:, :dim]
-    unit_ND: Vectors = kept_ND / np.linalg.norm(kept_ND, axis=1, keepdims=True)
+    unit_ND: Vectors = kept_ND / np.maximum(np.linalg.norm(kept_ND, axis=1, keepdims=True), _TINY)
     return unit_ND
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import embedder.output.parts
 from embedder.output.parts import Folder
 from embedder.output.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
 from embedder.spec import digest
@@ -58,3 +60,18 @@ def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[...,
     assert np.array_equal(previous.hashes, np.sort(to_uint64(ask(*HASHES))))
     arrays = [getattr(previous, field.name) for field in dataclasses.fields(previous) if field.name != "names"]
     assert sum(array.nbytes for array in arrays) == 20 * len(TEXTS)
+
+
+def test_only_row_groups_that_hold_what_is_asked_for_are_read(
+    folder: Folder, write_unit: Callable[..., Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder.output.parts, "ROW_GROUP_ROWS", 2)
+    previous = index_parts([write_unit().name], folder)
+    read: list[list[int]] = []
+    original = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_groups", lambda file, groups, columns: read.append(groups) or original(file, groups, columns=columns)
+    )
+    reused = take_reusable(ask(HASHES[2], HASHES[0], HASHES[2]), previous, folder, "none")
+    assert read == [[0, 2]]
+    assert np.array_equal(np.array(reused["embedding"].to_pylist(), np.float32), make_vectors(6)[[4, 5, 0, 1, 4, 5]])

@@ -1,5 +1,6 @@
 """The table is plain Delta: one commit changes it, of two writers one wins, and everybody can read it."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from deltalake import DeltaTable
 
 from embedder.errors import CommitError
-from embedder.output.table import Change, commit_table, read_table, sync_quarantine
+from embedder.output.table import FIRST_COMMITS, Change, commit_table, read_table, sync_quarantine, write_checkpoint
 from embedder.schema import table_schema
 from embedder.spec import EmbeddingSpec
 from embedder.work import Part
@@ -151,3 +152,61 @@ def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part],
     assert list(rows["tags"].to_pylist()[0]) == ["a", "b"]
     assert rows["origin"].to_pylist()[0]["year"] == 1999
     assert np.array_equal(np.array([list(vector) for vector in rows["embedding"].to_pylist()], np.float32), make_vectors(6))
+
+
+def age_log(uri: str, days: float) -> None:
+    for path in Path(uri).glob("**/_delta_log/*"):
+        moment = path.stat().st_mtime - days * 86_400
+        os.utime(path, (moment, moment))
+
+
+def log_of(uri: str) -> set[str]:
+    return {path.name for path in Path(uri, "_delta_log").iterdir()}
+
+
+def test_the_run_record_survives_the_cleanup_of_the_log(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    sync_quarantine(uri, {})
+    for number in range(3):
+        DeltaTable(uri).alter.set_table_description(f"another tool was here {number} times")
+    before = read_table(uri, {})
+    age_log(uri, 40)
+    version, removed = write_checkpoint(uri, {})
+    assert version == 4
+    assert removed == 4
+    age_log(uri, 40)
+    assert write_checkpoint(uri, {}) == (4, 0), "a second one finds nothing to do"
+    assert {name for name in log_of(uri) if name.endswith(".json")} == {f"{4:020d}.json"}
+    after = read_table(uri, {})
+    assert before is not None
+    assert after is not None
+    assert after.info == {**before.info, "maintenance": "checkpoint"}
+    assert after.rows == before.rows
+    commit_table(uri, {}, change(remove=tuple(after.rows)), after)
+    assert DeltaTable(uri).to_pyarrow_table().num_rows == 0
+
+
+def test_the_run_record_is_found_behind_many_commits_of_other_tools(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    for number in range(FIRST_COMMITS + 2):
+        DeltaTable(uri).alter.set_table_description(f"{number}")
+    state = read_table(uri, {})
+    assert state is not None
+    assert state.spec == SPEC
+
+
+def test_a_log_whose_run_record_another_tool_removed_is_refused_with_the_reason(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    DeltaTable(uri).alter.set_table_description("another tool")
+    DeltaTable(uri).create_checkpoint()
+    Path(uri, "_delta_log", f"{0:020d}.json").unlink()
+    with pytest.raises(CommitError, match=r"no run record in its log.*restore the commits it removed"):
+        read_table(uri, {})
+
+
+def test_parts_that_are_no_longer_there_are_not_published(uri: str, write_unit: Callable[..., Part]) -> None:
+    part = write_unit()
+    Path(uri, part.name).unlink()
+    with pytest.raises(CommitError, match=r"1 parts were deleted while this run went on.*nothing was published"):
+        commit_table(uri, {}, change((part,)), None)
+    assert read_table(uri, {}) is None

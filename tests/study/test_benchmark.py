@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from embedder.study.benchmark import compare, timed_layers
+from embedder.study.benchmark import timed_layers
+from embedder.study.timing import compare
 
 
 def test_ratios_are_to_the_first_contender_of_the_same_round() -> None:

@@ -1,0 +1,67 @@
+"""A sweep's report says what a setting keeps: a run of a setting that keeps too little, or was not measured, is refused."""
+
+import json
+from typing import Any
+
+from embedder.config import EmbedConfig
+from embedder.errors import ConfigError, StorageError
+from embedder.spec import EmbeddingSpec
+from embedder.storage import Store
+
+_SWEPT = frozenset({"model", "revision", "depth", "dim", "query_prompt", "query_depth", "exit", "quantization", "calibration"})
+"""Fields of a spec that a report covers several of, or that name no other space."""
+_PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
+"""A quantization by the study's name for it."""
+
+
+def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
+    """Refuse a run whose setting the report does not find good enough; without a gate, any may run."""
+    gate = config.gate
+    if gate is None:
+        return
+    report = _read_report(gate.report)
+    problems = [*_other_space(report["spec"], spec), *_other_source(report["source"], config)]
+    if problems:
+        raise ConfigError(f"gate.report={gate.report!r}: of another run ({'; '.join(problems)}); sweep this one, or leave the gate out")
+    wanted = {"model": report["reference"]["model"], "depth": spec.depth, "dim": spec.dim, "precision": _PRECISIONS[spec.quantization]}
+    wanted |= {"exit": spec.exit, "query_side": "full" if spec.exit == "calibrated" else "same"}
+    rows = [row for row in report["rows"] if all(row["setting"][name] == value for name, value in wanted.items())]
+    name = ", ".join(f"{key} {value}" for key, value in wanted.items() if key != "model")
+    if not rows:
+        raise ConfigError(f"gate.report={gate.report!r}: holds no row for {name}; add it to the sweep's grid and sweep again")
+    kept = rows[0]["kept"]
+    floor = kept["floor"] if kept else 0.0
+    if floor < gate.min_quality:
+        raise ConfigError(
+            f"gate.min_quality={gate.min_quality}: {name} keeps {floor:.3f} of the full model's quality for certain; "
+            f"choose another setting (recommended: {_recommended(report)}), or lower the gate"
+        )
+
+
+def _read_report(uri: str) -> dict[str, Any]:
+    try:
+        with Store(uri).open_input() as file:
+            report: dict[str, Any] = json.load(file)
+        if not {"spec", "source", "reference", "rows", "choice"} <= set(report):
+            raise ValueError("keys are missing")
+    except (StorageError, ValueError, TypeError) as error:
+        raise ConfigError(f"gate.report={uri!r}: not a report of jobs.sweep ({error}); give its report.json") from error
+    return report
+
+
+def _other_space(swept: dict[str, Any], spec: EmbeddingSpec) -> list[str]:
+    mine = spec.model_dump(mode="json")
+    names = [name for name in swept if name in mine and name not in _SWEPT]
+    return [f"{name}: {swept[name]!r} → {mine[name]!r}" for name in names if swept[name] != mine[name]]
+
+
+def _other_source(swept: dict[str, Any] | None, config: EmbedConfig) -> list[str]:
+    if swept is None:
+        return []
+    mine = config.source.model_dump(mode="json", include=set(swept))
+    return [f"source.{name}: {swept[name]!r} → {mine[name]!r}" for name in swept if swept[name] != mine[name]]
+
+
+def _recommended(report: dict[str, Any]) -> str:
+    setting = report["choice"]["setting"]
+    return "none" if setting is None else f"depth {setting['depth']}, dim {setting['dim']}, {setting['precision']}"

@@ -1,0 +1,112 @@
+"""Every row of a table against what a row must be: the vector's length and norm, the chunk's place, the key once."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.changes import Digests, digest_keys
+from embedder.errors import StorageError
+from embedder.output.parts import Folder, read_batches
+from embedder.spec import EmbeddingSpec
+from embedder.work import PartName
+
+NORM_TOLERANCE = 1e-4
+"""float32 sums over some thousand components stay below 1e-6; more is damage."""
+
+
+def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, folder: Folder, broken: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Give the part and what is wrong with rows of it; parts that are known to be broken are passed over.
+
+    Memory: 16 bytes for each row of one task, and for each shard of the table.
+    """
+    tasks: defaultdict[str, list[PartName]] = defaultdict(list)
+    for name in names:
+        if str(name) not in broken:
+            tasks[name.key].append(name)
+    owners: dict[bytes, str] = {}
+    for _, parts in sorted(tasks.items()):
+        keys: list[Digests] = []
+        parts.sort(key=lambda each: each.first_row)
+        for part in parts:
+            seen = [np.zeros(0, "S16")]
+            yield from ((str(part), what) for what in _check_part(part, spec, folder, seen, owners))
+            keys.append(np.concatenate(seen))
+        for number, count in _count_repeated(keys).items():
+            yield str(parts[number]), f"{count:,} rows whose shard, doc_id and chunk an earlier row of its task has"
+
+
+def _count_repeated(keys: Sequence[Digests]) -> Counter[int]:
+    """Count keys that stood there before, by the number of the part where they stand again."""
+    every, number = np.concatenate(keys), np.repeat(np.arange(len(keys)), [len(each) for each in keys])
+    order = np.argsort(every, kind="stable")
+    again = np.flatnonzero(every[order][1:] == every[order][:-1]) + 1
+    return Counter(number[order[again]].tolist())
+
+
+def _check_part(part: PartName, spec: EmbeddingSpec, folder: Folder, seen: list[Digests], owners: dict[bytes, str]) -> Iterator[str]:
+    """Read one part, adding its keys to those seen, and its shards to those that have an owner."""
+    places = [np.zeros((0, 2), np.int32)]
+    try:
+        for rows in read_batches(folder.part(str(part))):
+            yield from describe_faults(rows, spec)
+            yield from _other_owners(rows, part.key, owners)
+            seen.append(digest_keys(rows))
+            places.append(np.stack([rows["chunk"].to_numpy(), rows["num_chunks"].to_numpy()], axis=1))
+    except (StorageError, OSError, pa.ArrowException) as error:
+        yield f"cannot be read to its end ({error})"
+        return
+    misplaced = count_misplaced(*np.concatenate(places).T)
+    if misplaced:
+        yield f"{misplaced:,} chunks that do not follow the one before, or are the last without being so"
+
+
+def count_misplaced(chunk: npt.NDArray[np.int32], num_chunks: npt.NDArray[np.int32]) -> int:
+    """Count breaks in a part's documents, each of which is its chunks 0 … num_chunks − 1 in order."""
+    starts = np.append(chunk == 0, True)
+    ends = np.append(True, chunk + 1 == num_chunks)
+    follows = np.concatenate([[False], (np.diff(chunk) == 1) & (np.diff(num_chunks) == 0), [False]])[: len(starts)]
+    return int(np.where(starts, ~ends, ~follows).sum())
+
+
+def describe_faults(rows: pa.Table, spec: EmbeddingSpec) -> Iterator[str]:
+    """Say what is wrong with these rows, each by itself; nothing if all are as they must be."""
+    yield from _check_vectors(rows["embedding"].combine_chunks(), spec)
+    starts, ends, tokens = (rows[name].to_numpy() for name in ("start_char", "end_char", "num_tokens"))
+    yield from _count("spans that are empty or start before the text", (starts < 0) | (ends <= starts))
+    yield from _count(f"chunks of no token or more than {spec.max_tokens}", (tokens < 1) | (tokens > spec.max_tokens))
+    if "text" in rows.schema.names:
+        yield from _count("texts that are not as long as their span", pc.utf8_length(rows["text"]).to_numpy() != ends - starts)
+    nulls = sum(rows[name].null_count for name in ("doc_id", "content_hash", "shard", "row"))
+    if nulls:
+        yield f"{nulls:,} nulls in doc_id, content_hash, shard or row"
+
+
+def _check_vectors(vectors: pa.Array, spec: EmbeddingSpec) -> Iterator[str]:
+    """Check lengths, and of float32 the values; any byte is a code, any bit a sign."""
+    measure, length = (pc.binary_length, spec.dim // 8) if spec.quantization == "binary" else (pc.list_value_length, spec.dim)
+    wrong = measure(vectors).fill_null(-1).to_numpy() != length
+    yield from _count(f"vectors that are not of {spec.dim} components", wrong)
+    if spec.quantization != "none" or wrong.any():
+        return
+    values_ND = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), spec.dim).astype(np.float64)
+    finite = np.isfinite(values_ND).all(axis=1)
+    yield from _count("vectors with NaN or infinity", ~finite)
+    if spec.normalize:
+        yield from _count("vectors whose norm is not 1", finite & (np.abs(np.linalg.norm(values_ND, axis=1) - 1) > NORM_TOLERANCE))
+
+
+def _count(what: str, wrong: npt.NDArray[np.bool_]) -> Iterator[str]:
+    if wrong.any():
+        yield f"{int(wrong.sum()):,} {what}"
+
+
+def _other_owners(rows: pa.Table, key: str, owners: dict[bytes, str]) -> Iterator[str]:
+    for shard in pc.unique(rows["shard"]).to_pylist():
+        owner = owners.setdefault(blake2b(str(shard).encode(), digest_size=16).digest(), key)
+        if owner != key:
+            yield f"shard {shard} has rows in two tasks"

@@ -1,0 +1,191 @@
+"""What a run would do and cost, in words and figures, without doing it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from embedder.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
+from embedder.output.parts import Folder, read_batches
+from embedder.output.table import list_records
+from embedder.planning import SMALL_SHARD_BYTES, bucket_key, shard_key
+from embedder.preparation import Prepared
+from embedder.progress import align
+from embedder.source.sampling import sample_documents
+from embedder.source.shards import Listing
+from embedder.storage import map_threads
+from embedder.text.chunking import chunk_documents
+from embedder.text.tokenizing import load_tokenizer
+from embedder.work import Shard
+
+SHOWN_SHARDS = 10
+SAMPLE_DOCUMENTS = 200
+SAMPLE_SHARDS = 3
+MOST_LOOKED_INTO = 512
+"""Parts about to be removed whose shards are looked up: a small read each, 32 at a time; beyond, names are left out."""
+
+State = Literal["new", "changed", "moved", "regrouped", "adopted", "unchanged", "gone"]
+MEANINGS: dict[State, str] = {
+    "new": "not in the table",
+    "changed": "read again; texts that are known cost nothing",
+    "moved": "known under another name; read, nothing embedded",
+    "regrouped": "small, it or a neighbour in its group changed; read again, texts that are known cost nothing",
+    "adopted": "finished by a run that did not publish",
+    "unchanged": "neither read nor touched",
+    "gone": "rows leave the table",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a run would do. `shards` holds by state each shard's uri with its bytes, or of one that is gone its rows."""
+
+    uri: str
+    space_id: str
+    spec: Mapping[str, Any]
+    shards: Mapping[State, Sequence[tuple[str, int]]]
+    shards_ignored: int
+    parts_adopted: int
+    parts_kept: int
+    rows_kept: int
+    parts_removed: int
+    rows_removed: int
+    """Of parts that are replaced, too: most of their rows come back with the new ones."""
+    parts_not_looked_into: int
+    """Parts to be removed whose shards are not named, for there are too many."""
+    estimate: Estimate | None
+    """None: nothing is to be read."""
+
+    def record(self) -> dict[str, Any]:
+        """Give all figures as JSON values."""
+        return asdict(self) | {"spec": dict(self.spec), "shards": dict(self.shards)}
+
+    def text(self) -> str:
+        """Lay out the figures for a person, the first shards of each state by name."""
+        spec = self.spec
+        ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
+        num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
+        rows = [
+            ("space", f"{self.space_id}: {spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"),
+            ("source", f"{num_shards:,} shards{ignored}"),
+            *((state, _total(state, shards)) for state, shards in self.shards.items() if shards),
+            ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
+            ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
+            ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts, rows that come back included"),
+            *(describe_estimate(self.estimate) if self.estimate else [("read", "nothing")]),
+        ]
+        if self.parts_not_looked_into:
+            rows.append(("not named", f"shards of {self.parts_not_looked_into:,} more parts to be removed"))
+        named = [line for state, shards in self.shards.items() if state != "unchanged" for line in _name(state, shards)]
+        return "\n".join([align(rows), *([align(named)] if named else []), "dry run: nothing was written"])
+
+
+def describe_estimate(estimate: Estimate) -> list[tuple[str, str]]:
+    """Lay out an estimate, marked as such."""
+    embedded = f"{estimate.embedded.text()} documents, {estimate.tokens.text()} tokens"
+    rows = [("read", f"~{estimate.documents:,.0f} documents"), ("embed", f"{embedded} (estimated from {estimate.basis})")]
+    if estimate.device_hours is None:
+        return [*rows, ("cost", "unknown: set compute.tokens_per_second, which jobs.benchmark measures")]
+    usd = f", {estimate.usd.text('$')}" if estimate.usd else ", set compute.price_per_device_hour_usd for money"
+    return [*rows, ("cost", f"{estimate.device_hours.text('device-hours')}{usd} (estimated)")]
+
+
+def preview_run(prepared: Prepared) -> Preview:
+    """Say what a run would do; of the source at most a sample is read, of the table records and shard names."""
+    plan, rows = prepared.plan, prepared.table.rows if prepared.table else {}
+    rows_before, num_left_out = count_leaving_rows(prepared)
+    return Preview(
+        uri=prepared.config.output.uri,
+        space_id=prepared.spec.space_id,
+        spec=prepared.spec.model_dump(),
+        shards=sort_shards(prepared, rows_before),
+        shards_ignored=len(prepared.listing.ignored),
+        parts_adopted=len(plan.adopt),
+        parts_kept=len(plan.keep),
+        rows_kept=sum(rows[str(name)] for name in plan.keep),
+        parts_removed=len(plan.remove),
+        rows_removed=sum(rows[str(name)] for name in plan.remove),
+        parts_not_looked_into=num_left_out,
+        estimate=estimate_run(prepared) if plan.read else None,
+    )
+
+
+def count_leaving_rows(prepared: Prepared) -> tuple[Counter[str], int]:
+    """Count rows by shard in parts to be removed, but those of a large shard that is read anew; and the parts left out."""
+    large = {task.key for task in prepared.plan.read if task.key == shard_key(task.shards[0].uri)}
+    names = sorted((name for name in prepared.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
+    folder = Folder(prepared.config.output.uri, prepared.config.output.storage_options)
+    found: Counter[str] = Counter()
+    for counts in map_threads(lambda name: _count_shards(folder, str(name)), names[:MOST_LOOKED_INTO]):
+        found.update(counts)
+    return found, max(0, len(names) - MOST_LOOKED_INTO)
+
+
+def sort_shards(prepared: Prepared, rows_before: Mapping[str, int]) -> dict[State, list[tuple[str, int]]]:
+    """Tell of each shard what becomes of it; `rows_before` are rows of parts that leave."""
+    plan = prepared.plan
+    read = {task.key: task for task in plan.read}
+    adopted = {name.key for name in plan.adopt}
+    keys, versions = {name.key for name in plan.remove}, {name.version for name in plan.remove}
+    sorted_: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
+    for shard in prepared.listing.shards:
+        is_small = shard.size_bytes < SMALL_SHARD_BYTES
+        key = bucket_key(shard.uri, prepared.bucket_bits) if is_small else shard_key(shard.uri)
+        state: State = "unchanged"
+        if key in adopted:
+            state = "adopted"
+        elif key in read:
+            known = shard.uri in rows_before
+            same = not is_small and read[key].version in versions
+            state = ("regrouped" if known else "new") if is_small else "changed" if known or key in keys else "moved" if same else "new"
+        sorted_[state].append((shard.uri, shard.size_bytes))
+    listed = {shard.uri for shard in prepared.listing.shards}
+    sorted_["gone"] = sorted((uri, rows) for uri, rows in rows_before.items() if uri not in listed)
+    return {state: sorted_[state] for state in MEANINGS}
+
+
+def estimate_run(prepared: Prepared) -> Estimate:
+    """Estimate from what earlier runs of this space recorded, or else from a sample of the shards to be read."""
+    config, space_id = prepared.config, prepared.spec.space_id
+    records = list_records(config.output.uri, config.output.storage_options) if prepared.table else []
+    rates = learn_rates(records, space_id) or sample_rates(prepared)
+    speed = config.compute.tokens_per_second or learn_speed(records, space_id)
+    return estimate_work(prepared.plan, rates, prepared.same_space, speed, config.compute.price_per_device_hour_usd)
+
+
+def sample_rates(prepared: Prepared) -> Rates:
+    """Read and tokenize some documents of a few shards."""
+    shards = choose_shards([shard for task in prepared.plan.read for shard in task.shards], SAMPLE_SHARDS)
+    sample = sample_documents(prepared.config.source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0)
+    chunks = chunk_documents(sample.documents, load_tokenizer(prepared.model.tokenizer_json), prepared.spec)
+    num_tokens = int(chunks["num_tokens"].to_numpy().sum())
+    basis = f"a sample of {sample.documents.num_rows:,} documents of {len(shards)} shard{'s' * (len(shards) > 1)}"
+    return Rates(sample.records_read / max(1, sample.bytes_read), num_tokens / sample.documents.num_rows, basis)
+
+
+def choose_shards(shards: Sequence[Shard], count: int) -> list[Shard]:
+    """Choose shards at even distances by bytes, so that large ones are likely among them."""
+    ends = np.cumsum([shard.size_bytes for shard in shards])
+    places = np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1], side="right")
+    return [shards[place] for place in np.unique(np.minimum(places, len(shards) - 1))]
+
+
+def _count_shards(folder: Folder, name: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for table in read_batches(folder.part(name), ("shard",)):
+        counts.update({str(each["values"]): int(each["counts"]) for each in table["shard"].value_counts().to_pylist()})
+    return counts
+
+
+def _total(state: State, shards: Sequence[tuple[str, int]]) -> str:
+    total = sum(size for _, size in shards)
+    amount = f"{total:,} rows" if state == "gone" else f"{total / 1e6:,.2f} MB"
+    return f"{len(shards):,} shards, {amount}: {MEANINGS[state]}"
+
+
+def _name(state: State, shards: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+    form = "{:,} rows" if state == "gone" else "{:,} bytes"
+    lines = [(f"  {state:<9}  {uri}", form.format(size)) for uri, size in shards[:SHOWN_SHARDS]]
+    return lines + ([(f"  {state:<9}  … {len(shards) - SHOWN_SHARDS:,} more", "")] if len(shards) > SHOWN_SHARDS else [])

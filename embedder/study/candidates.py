@@ -1,0 +1,188 @@
+"""Models that a sweep compares: texts → vectors of full width by depth, each text run once, whatever is then made of it.
+
+N = texts, H = hidden size, W = width before the cut.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from embedder.config import ComputeConfig
+from embedder.model.calibration import Calibration, ExitMap
+from embedder.model.encoder import Encoder
+from embedder.model.exits import Exit
+from embedder.model.files import locate_model, read_recipe
+from embedder.model.pooling import Head, finish_states, load_steps
+from embedder.model.resolve import ResolvedModel
+from embedder.schema import DOCUMENTS
+from embedder.spec import EmbeddingSpec, Pooling, digest
+from embedder.study.cache import Cache, digest_texts
+from embedder.text.chunking import chunk_documents
+from embedder.text.tokenizing import load_tokenizer
+
+Floats = npt.NDArray[np.float32]
+Side = Literal["document", "query"]
+Report = Callable[[str, int, int], None]
+"""Called with a name, how much of it is done, and how much there is."""
+
+BLOCK_TOKENS = 1 << 16
+"""Tokens of a block on a CPU: some seconds of work, and the most that an interruption loses."""
+BUDGETS_A_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the study computes on, with nothing left open."""
+
+    device: str
+    dtype: str
+    token_budget: int
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that are run, and kept, at a time."""
+        return max(BLOCK_TOKENS, BUDGETS_A_BLOCK * self.token_budget)
+
+
+def choose_machine(compute: ComputeConfig) -> Machine:
+    """Fill in what the settings leave open from what this machine has."""
+    device = compute.device if compute.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return Machine(device, compute.dtype, compute.token_budget or (65536 if device == "cuda" else 4096))
+
+
+class Candidate(Protocol):
+    """A model of the comparison."""
+
+    @property
+    def name(self) -> str:
+        """How rows call it."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Components before the cut."""
+        ...
+
+    def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+        """Give the vectors of an encoder of that depth, before cut and L2, shape (N, W)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedExit:
+    """A map from pooled states to vectors of the full model's space: what makes a depth usable that was never trained for it.
+
+    `apply` takes the states of `depths`, 0 being the embedding layer's, pooled by `pooling`, and gives shape (N, W), uncut.
+    """
+
+    depths: tuple[int, ...]
+    pooling: Pooling
+    apply: Callable[[Mapping[int, Floats]], Floats]
+
+
+def open_exits(calibration: Calibration, depths: Sequence[int]) -> dict[int, CalibratedExit]:
+    """Give the maps that an artifact has for these depths."""
+    return {depth: _open_exit(calibration.maps[depth]) for depth in depths if depth in calibration.maps}
+
+
+def _open_exit(exit_map: ExitMap) -> CalibratedExit:
+    depths = tuple(range(exit_map.depth + 1))
+    leave = Exit(exit_map, len(exit_map.weight_FW) // len(depths))
+
+    def apply(states: Mapping[int, Floats]) -> Floats:
+        side_by_side_NF = np.concatenate([states[depth] for depth in depths], axis=1)
+        vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
+        return vectors_NW
+
+    return CalibratedExit(depths, "mean", apply)
+
+
+class Transformer:
+    """A model of this machine, its texts tapped at all wanted depths in one pass."""
+
+    def __init__(self, name: str, resolved: ResolvedModel, depths: Sequence[int], machine: Machine, cache: Cache, report: Report) -> None:
+        self.name, self.resolved, self.machine = name, resolved, machine
+        self.depths = tuple(sorted(set(depths)))
+        self._cache, self._report = cache, report
+        wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
+        self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
+
+    @property
+    def spec(self) -> EmbeddingSpec:
+        """The spec at full depth and width."""
+        return self.resolved.spec
+
+    @property
+    def width(self) -> int:
+        """Components before the cut."""
+        return self._head.dim
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        """Loaded at the deepest depth tapped, and only if a text has not been run yet."""
+        spec = self.spec.model_copy(update={"depth": max(self.depths)})
+        return Encoder.load(spec, self.machine.device, self.machine.dtype)
+
+    def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+        """Give the vectors of an encoder of that depth, before cut and L2."""
+        return finish_states(self.states(texts, side, self.depths, None)[depth](), self._head)
+
+    def exit_widths(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
+        """Give the vectors of a calibrated exit, before cut and L2."""
+        states = self.states(texts, side, exit_.depths, exit_.pooling)
+        return exit_.apply({depth: read() for depth, read in states.items()})
+
+    def states(self, texts: Sequence[str], side: Side, depths: Sequence[int], pooling: Pooling | None) -> dict[int, Callable[[], Floats]]:
+        """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, H)."""
+        pooling = pooling or self.spec.pooling
+        prompt = self.spec.prompt if side == "document" else self.spec.query_prompt
+        spec = self.spec.model_copy(update={"prompt": prompt, "chunking": False, "overlap_tokens": 0})
+        same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
+        key = digest(spec.model_dump(include=same), pooling, self.machine.device, self.machine.dtype, digest_texts(texts))
+        names = self._cache.names(key)
+        if not {f"all-{depth}" for depth in depths} <= names:
+            self._tap(key, names, tokenize(texts, self.resolved, spec), depths, pooling)
+        return {depth: partial(self._read, key, depth) for depth in depths}
+
+    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, depths: Sequence[int], pooling: Pooling) -> None:
+        blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
+        self._report(self.name, 0, len(token_ids))
+        for start, stop in blocks:
+            lacking = [depth for depth in depths if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
+            if lacking:
+                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, pooling)
+                for depth, states_NH in states.items():
+                    self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
+            self._report(self.name, stop, len(token_ids))
+        for depth in depths:
+            self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), len(token_ids)]))
+
+    def _read(self, key: str, depth: int) -> Floats:
+        bounds = self._cache.read(key, f"all-{depth}").tolist()
+        return np.concatenate([self._cache.read(key, f"{start}-{stop}-{depth}") for start, stop in pairwise(bounds)])
+
+
+def tokenize(texts: Sequence[str], resolved: ResolvedModel, spec: EmbeddingSpec) -> pa.ListArray:
+    """Turn texts into token ids as the spec cuts them: with chunking off, one row a text."""
+    rows = len(texts)
+    columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
+    chunks = chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
+    return chunks["token_ids"].combine_chunks()
+
+
+def plan_blocks(lengths: npt.NDArray[np.int32], block_tokens: int) -> list[tuple[int, int]]:
+    """Cut rows, in order, into blocks of about so many tokens."""
+    numbers = (np.cumsum(lengths) - lengths) // block_tokens
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
+
+
+def _width_of(spec: EmbeddingSpec) -> int:
+    return read_recipe(locate_model(spec.model, spec.revision)[0]).width

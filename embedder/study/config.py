@@ -1,0 +1,165 @@
+"""The settings of a sweep: which part of depth × dim × precision is tried, on what, and how the recommended setting is picked."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, NonEmpty, Section, SourceConfig
+
+Precision = Literal["float32", "int8", "binary", "binary_rescored"]
+QuerySide = Literal["same", "full"]
+Positive = Annotated[int, Field(ge=1)]
+
+API = "openai:"
+"""Prefix of a model behind an OpenAI-compatible /v1/embeddings."""
+
+
+class GridConfig(Section):
+    """What is tried; every combination is, from one pass over the sample."""
+
+    depths: tuple[Positive, ...] = ()
+    """Layers run; left out: six, spread evenly over the model's. The full depth is always tried too."""
+    dims: tuple[Positive, ...] = ()
+    """Leading components kept; left out: the full width and four halvings of it. The full width is always tried too."""
+    precisions: tuple[Precision, ...] = ("float32", "int8", "binary", "binary_rescored")
+    """How a stored component is kept; binary_rescored finds with bits and orders the best by the float query."""
+    query_sides: tuple[QuerySide, ...] = ("same", "full")
+    """Queries embedded as the documents are, or by the full model."""
+
+
+class SampleConfig(Section):
+    """How much of the corpus is looked at."""
+
+    documents: Annotated[int, Field(ge=10)] = 2000
+    """Documents drawn at random, spread over the shards by size."""
+    queries: Annotated[int, Field(ge=10)] = 500
+    """Known-item queries, and documents whose neighbours are compared with the full model's."""
+    seed: int = 0
+
+
+class QualityConfig(Section):
+    """What quality is measured on. Without labels, documents have to be found by their own title or first sentence."""
+
+    beir: tuple[NonEmpty, ...] = ()
+    """Folders with corpus.jsonl, queries.jsonl and qrels/*.tsv."""
+    qrels: NonEmpty = "test"
+    """Which of the files in qrels/ is read."""
+    max_documents: Annotated[int, Field(ge=100)] | None = None
+    """Keep the judged documents of a BEIR corpus and a random choice of the others; scores are then not those of the whole."""
+    sts: tuple[NonEmpty, ...] = ()
+    """CSV or TSV files with a header: sentence1, sentence2, score, or else the first three columns."""
+    mteb: tuple[NonEmpty, ...] = ()
+    """Tasks of the mteb package by name (extra mteb); they are downloaded from the hub."""
+    known_item: bool | None = None
+    """Documents of the sample have to be found; left out: on where no other quality is measured and there is a source."""
+    query_column: NonEmpty | None = None
+    """Column of the source that is the known-item query, such as a title; left out: the document's first sentence."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem of beir and sts."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether anything but the corpus itself says what is right."""
+        return bool(self.beir or self.sts or self.mteb)
+
+
+class BaselineConfig(EmbeddingConfig):
+    """Another model in the same table: a hub name, folder or package:NAME, or openai:NAME behind an API."""
+
+    depths: tuple[Positive, ...] = ()
+    """Layers run; left out: all."""
+    dims: tuple[Positive, ...] = ()
+    """Leading components kept; left out: the full width."""
+    base_url: NonEmpty | None = None
+    """For openai:NAME: root of the API, with /v1; left out: OPENAI_BASE_URL, or OpenAI itself. The key is OPENAI_API_KEY."""
+    price_per_million_tokens_usd: Annotated[float, Field(ge=0)] | None = None
+    """For openai:NAME: what is paid."""
+
+    @property
+    def is_api(self) -> bool:
+        """Whether vectors come over the network."""
+        return self.model.startswith(API)
+
+    @model_validator(mode="after")
+    def _only_what_has_an_effect(self) -> "BaselineConfig":
+        if self.depth is not None or self.dim is not None:
+            raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
+        if self.exit is not None or self.quantization != "none" or self.calibration is not None:
+            raise ValueError("a baseline leaves natively and its precisions are the grid's; leave out exit, quantization and calibration")
+        if not self.is_api and (self.base_url or self.price_per_million_tokens_usd is not None):
+            raise ValueError(f"base_url and price_per_million_tokens_usd are for models named {API}NAME, not {self.model!r}")
+        if self.is_api and self.depths:
+            raise ValueError(f"depths={list(self.depths)}: a model behind an API has no depths; leave them out")
+        if self.is_api and not self.dims:
+            raise ValueError(f"dims are needed for {self.model!r}: an API does not say how many there are; the largest is asked for")
+        return self
+
+
+class PickConfig(Section):
+    """How the recommended setting is chosen: the cheapest that keeps enough, or the best that can be paid."""
+
+    min_quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the full model's quality that must be kept, at the lower end of the 95% interval; left out: 0.97, or none with a budget."""
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    """Most that embedding the corpus and keeping its index may cost; needs compute.price_per_device_hour_usd."""
+    price_per_index_gb_month_usd: Annotated[float, Field(ge=0)] | None = None
+    """Price of keeping a GB (10^9 bytes) of vectors for a month; left out: the index is not priced."""
+    index_months: Annotated[float, Field(gt=0)] = 12
+    """Months that the index is kept."""
+
+
+class StudyOutputConfig(Section):
+    """Where the report goes."""
+
+    uri: NonEmpty
+    """Folder: report.html, report.json, report.csv, and taps/, from which an interrupted sweep goes on."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem."""
+
+
+class SweepConfig(Section):
+    """One study: what every depth, size and precision costs and keeps, on this corpus and this machine."""
+
+    source: SourceConfig | None = None
+    """The corpus; left out: quality is measured on labelled sets alone, and costs are those of their documents."""
+    chunking: ChunkingConfig = ChunkingConfig()
+    embedding: EmbeddingConfig
+    """The model, and perhaps a calibration; depth, dim and quantization are the grid's."""
+    grid: GridConfig = GridConfig()
+    sample: SampleConfig = SampleConfig()
+    quality: QualityConfig = QualityConfig()
+    compute: ComputeConfig = ComputeConfig()
+    baselines: tuple[BaselineConfig, ...] = ()
+    """Other models in the same table."""
+    pick: PickConfig = PickConfig()
+    output: StudyOutputConfig
+
+    @property
+    def uses_known_items(self) -> bool:
+        """Whether documents of the sample have to be found."""
+        chosen = self.quality.known_item
+        return self.source is not None and not self.quality.has_labels if chosen is None else chosen
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> "SweepConfig":
+        if self.embedding.depth is not None or self.embedding.dim is not None:
+            raise ValueError("embedding.depth and embedding.dim: a sweep tries several; set grid.depths and grid.dims")
+        if self.embedding.exit is not None or self.embedding.quantization != "none":
+            raise ValueError(
+                "embedding.exit and embedding.quantization: a sweep tries several; set embedding.calibration and grid.precisions"
+            )
+        if not all(each.normalize for each in (self.embedding, *self.baselines)):
+            raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
+        if self.embedding.model.startswith(API):
+            raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no depths; name it among baselines")
+        if self.source is None and not self.quality.has_labels:
+            raise ValueError("neither source nor quality.beir, .sts or .mteb is set: there is nothing to measure on")
+        if self.quality.known_item and self.source is None:
+            raise ValueError("quality.known_item needs a source")
+        if self.quality.query_column and not self.uses_known_items:
+            raise ValueError(
+                f"quality.query_column={self.quality.query_column!r} has no effect without known items; set quality.known_item"
+            )
+        if self.pick.budget_usd is not None and self.compute.price_per_device_hour_usd is None:
+            raise ValueError("pick.budget_usd needs compute.price_per_device_hour_usd: what an hour of this machine's device costs")
+        return self

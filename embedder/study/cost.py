@@ -1,0 +1,111 @@
+"""What a depth costs on this machine: tokens a second of encoders really cut there, and what that makes of the whole corpus."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.model.encoder import Encoder
+from embedder.spec import EmbeddingSpec
+from embedder.study.candidates import Machine
+from embedder.study.timing import Run, compare
+
+ROUNDS = 3
+LEAST_SECONDS = 1.0
+"""A full-depth pass over the timed chunks takes at least as long, where the sample has enough of them."""
+FIRST_CHUNKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """How much there is to embed; estimated from the sample where it was not counted."""
+
+    documents: int
+    chunks: int
+    tokens: int
+    is_estimate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One depth on this machine."""
+
+    tokens_per_second: float
+    speedup: float
+    """Beside the full depth, in the same rounds."""
+    model_bytes: int
+    """Of weights held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the user pays; None: not said, and then not counted."""
+
+    device_hour_usd: float | None
+    index_gb_month_usd: float | None
+    index_months: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One setting over the whole corpus."""
+
+    seconds: float
+    """Of one device, or of the API."""
+    embed_usd: float | None
+    index_bytes: float
+    index_usd: float | None
+    model_bytes: int | None
+    tokens_per_second: float
+    speedup: float | None
+
+    @property
+    def usd(self) -> float | None:
+        """What is known of it in money: None where embedding has no price."""
+        return None if self.embed_usd is None else self.embed_usd + (self.index_usd or 0.0)
+
+
+def measure_depths(spec: EmbeddingSpec, depths: Sequence[int], token_ids: pa.ListArray, machine: Machine) -> dict[int, Speed]:
+    """Time encoders of these depths, the first the reference, in alternation on random chunks of the sample, after a warm-up."""
+    encoders = {depth: Encoder.load(spec.model_copy(update={"depth": depth}), machine.device, machine.dtype) for depth in depths}
+    timed = choose_timed(encoders[depths[0]], token_ids, machine.token_budget)
+    contenders: dict[str, Run] = {str(depth): partial(each.encode, timed, machine.token_budget) for depth, each in encoders.items()}
+    timings = compare(contenders, len(timed.flatten()), ROUNDS)
+    return {
+        depth: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes)
+        for (depth, encoder), timing in zip(encoders.items(), timings, strict=True)
+    }
+
+
+def choose_timed(encoder: Encoder, token_ids: pa.ListArray, token_budget: int) -> pa.ListArray:
+    """Take random chunks, doubling until a pass is long enough to be timed or there are no more."""
+    shuffled = token_ids.take(pa.array(np.random.default_rng(0).permutation(len(token_ids))))
+    encoder.encode(shuffled.slice(0, FIRST_CHUNKS), token_budget)
+    num_chunks = FIRST_CHUNKS
+    while num_chunks < len(shuffled):
+        started = time.perf_counter()
+        encoder.encode(shuffled.slice(0, num_chunks), token_budget)
+        if time.perf_counter() - started >= LEAST_SECONDS:
+            break
+        num_chunks *= 2
+    return shuffled.slice(0, num_chunks)
+
+
+def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Prices) -> Cost:
+    """Extend a measured speed to the whole corpus."""
+    seconds = corpus.tokens / speed.tokens_per_second
+    embed_usd = None if prices.device_hour_usd is None else seconds / 3600 * prices.device_hour_usd
+    index_bytes = corpus.chunks * bytes_per_vector
+    return Cost(
+        seconds, embed_usd, index_bytes, price_index(index_bytes, prices), speed.model_bytes, speed.tokens_per_second, speed.speedup
+    )
+
+
+def price_index(index_bytes: float, prices: Prices) -> float | None:
+    """Price keeping the vectors."""
+    if prices.index_gb_month_usd is None:
+        return None
+    return index_bytes / 1e9 * prices.index_gb_month_usd * prices.index_months

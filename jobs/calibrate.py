@@ -1,0 +1,46 @@
+"""Fit exits and int8 ranges of a model on a sample of a corpus, so that shallow depths become usable.
+
+python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
+"""
+
+from collections.abc import Sequence
+
+from embedder.config import CalibrateConfig
+from embedder.model.calibration import write_calibration
+from embedder.progress import align, start_logging
+from embedder.settings import dump_config, load_config, run_job
+from embedder.study.calibrate import Calibrated, run_calibrate
+
+
+def show(calibrated: Calibrated) -> str:
+    """Lay out what each depth is worth, in the terms that a search notices."""
+    head = "cosine and share of the full model's ten nearest, calibrated (raw)"
+    rows = [
+        (
+            f"depth {each.depth}",
+            f"{each.calibrated.cosine:.3f} {each.calibrated.overlap:.2f} ({each.native.cosine:.3f} {each.native.overlap:.2f})"
+            f"  {each.num_features:,} features, strength {each.strength:g}",
+        )
+        for each in calibrated.exits
+    ]
+    sample = f"{calibrated.num_documents:,} documents; {calibrated.num_fitted:,} chunks fitted on, {calibrated.num_held_out:,} held out"
+    return align([("sample", sample), ("held out", head), *rows])
+
+
+def main(args: Sequence[str]) -> int:
+    """Fit, write, print; the artifact is new or the same as the one that is there."""
+    invocation = load_config(CalibrateConfig, args, ("print-config",), prog="python -m jobs.calibrate")
+    if "print-config" in invocation.actions:
+        print(dump_config(invocation.config), end="")
+        return 0
+    start_logging()
+    calibrated = run_calibrate(invocation.config)
+    write_calibration(calibrated.calibration, invocation.config.output.uri)
+    print(show(calibrated))
+    uri, fingerprint = invocation.config.output.uri, calibrated.calibration.fingerprint
+    print(align([("calibration", f"{uri}, {fingerprint}; use it with --embedding.calibration {uri} --embedding.depth …")]))
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

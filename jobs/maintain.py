@@ -1,0 +1,40 @@
+"""Look after a table: merge small parts, delete what no version needs, shorten its log, check every file.
+
+python -m jobs.maintain ./out [--compact] [--vacuum [--older_than_hours 168]] [--checkpoint] [--check [--deep] [--repair]] [--dry_run]
+"""
+
+from collections.abc import Sequence
+
+import tyro
+
+from embedder.maintenance.check import check_table, repair_table
+from embedder.maintenance.compaction import compact_table
+from embedder.maintenance.orders import Orders
+from embedder.maintenance.vacuum import vacuum_table
+from embedder.output.table import write_checkpoint
+from embedder.settings import run_job
+
+
+def main(args: Sequence[str]) -> int:
+    """Do what is asked and print what was done; 1 if a check found faults that were not repaired."""
+    orders = tyro.cli(Orders, args=args, prog="python -m jobs.maintain", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
+    uri, options = orders.locate()
+    if orders.compact:
+        print(compact_table(uri, options, orders.target_bytes, orders.dry_run).text(orders.dry_run))
+    if orders.vacuum:
+        print(vacuum_table(uri, options, orders.older_than_hours, orders.dry_run, orders.insist).text())
+    if orders.checkpoint:
+        version, removed = write_checkpoint(uri, options)
+        print(f"checkpoint  of version {version}, {removed:,} files of the log removed")
+    if not orders.check:
+        return 0
+    checked = check_table(uri, options, orders.deep)
+    print(checked.text())
+    if checked.faults and orders.repair and not orders.dry_run:
+        print(f"repair  {repair_table(uri, options, checked):,} parts left the table; run jobs.embed to make them anew")
+        return 0
+    return 1 if checked.faults else 0
+
+
+if __name__ == "__main__":
+    run_job(main)

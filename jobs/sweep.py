@@ -1,0 +1,43 @@
+"""Say which depth, size and precision to run: quality, speed and cost of every combination, on your corpus and this machine.
+
+python -m jobs.sweep configs/sweep/quickstart.yaml [--min-quality 0.97] [--budget-usd 50] [--section.key VALUE …] [--print-config] [--json]
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from embedder.progress import start_logging
+from embedder.settings import dump_config, load_config, run_job
+from embedder.study.config import SweepConfig
+from embedder.study.preparation import prepare_study
+from embedder.study.progress import Steps
+from embedder.study.report import build_record, print_report, write_report
+from embedder.study.sweep import run_sweep
+
+ACTIONS = ("print-config", "json")
+SHORT = {"min-quality": "pick.min_quality", "budget-usd": "pick.budget_usd"}
+
+
+def main(args: Sequence[str]) -> int:
+    """Check, run the sample once, score and time the grid, write and print the report; 1 if no setting fits."""
+    start_logging()
+    invocation = load_config(SweepConfig, args, ACTIONS, "python -m jobs.sweep", SHORT)
+    if "print-config" in invocation.actions:
+        print(dump_config(invocation.config), end="")
+        return 0
+    study = prepare_study(invocation.config)
+    with Steps() as steps:
+        swept = run_sweep(study, steps.report)
+    files = write_report(swept)
+    if "json" in invocation.actions:
+        print(json.dumps(build_record(swept)))
+    else:
+        print_report(swept, files, Console(file=sys.stdout, soft_wrap=True))
+    return 0 if swept.choice.row else 1
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,47 @@
+"""Orders that make no sense are refused, all at once; a table is named by its uri or by the config that makes it."""
+
+from pathlib import Path
+
+import pytest
+
+from embedder.errors import ConfigError
+from embedder.maintenance.orders import Orders
+from embedder.output.table import read_table
+from jobs.maintain import main
+from tests.maintenance.conftest import CORPUS
+from tests.tables import MadeTable
+
+
+def test_orders_that_make_no_sense_are_refused_all_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"say what to do.*\n.*go with --check\n--target_mb=0"):
+        Orders("./out", deep=True, target_mb=0)
+    with pytest.raises(ConfigError, match="no dry run"):
+        Orders("./out", checkpoint=True, dry_run=True)
+
+
+def test_a_config_names_the_table_it_makes_and_how_to_reach_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("source: {uri: /corpus}\nembedding: {model: m}\noutput: {uri: s3://b/t, storage_options: {anon: true}}\n")
+    assert Orders(str(file), check=True).locate() == ("s3://b/t", {"anon": True})
+    assert Orders("s3://b/t", check=True).locate() == ("s3://b/t", {})
+
+
+def test_the_job_says_what_it_did_and_exits_1_on_faults_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = MadeTable(str(tmp_path / "table"))
+    table.follow(CORPUS)
+    assert main([table.uri, "--compact", "--vacuum", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "dry run: nothing was merged" in said
+    assert "dry run: nothing was" in said
+    assert read_table(table.uri, {}).version == 0  # type: ignore[union-attr]
+    assert main([table.uri, "--compact", "--vacuum", "--checkpoint", "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "version 1, the same rows" in said
+    assert "checkpoint  of version 1" in said
+    assert "no fault" in said
+    broken = str(table.names()[0])
+    Path(table.uri, broken).unlink()
+    assert main([table.uri, "--check"]) == 1
+    assert f"{broken}  not on storage" in capsys.readouterr().out
+    assert main([table.uri, "--check", "--repair"]) == 0
+    assert main([table.uri, "--check"]) == 0

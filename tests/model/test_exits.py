@@ -1,0 +1,159 @@
+"""Leaving at a shallow depth by a fitted map: the encoder does what the arithmetic says, on states that one pass tapped."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.errors import ConfigError, ModelError
+from embedder.model.calibration import (
+    DESCRIPTION,
+    TENSORS,
+    Calibration,
+    ExitMap,
+    RangeKey,
+    fitted_for,
+    load_calibration,
+    write_calibration,
+)
+from embedder.model.encoder import Encoder
+from embedder.quantization import Ranges
+from tests.model.conftest import CONFIGS, TinyModel
+
+LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
+
+
+def calibrate(model: Any, seed: int = 0) -> Calibration:
+    """Make up a calibration of a tiny model: maps for depths 2 and 3, ranges for dims 32 and 64 at depth 2."""
+    rng = np.random.default_rng(seed)
+    maps = {
+        depth: ExitMap(
+            tuple(range(depth + 1)),
+            rng.normal(size=((depth + 1) * 2 * 64, 64)).astype(np.float32),
+            rng.normal(size=64).astype(np.float32),
+        )
+        for depth in DEPTHS
+    }
+    ranges = {RangeKey("calibrated", 2, dim): Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32)) for dim in (32, 64)}
+    return Calibration(fitted_for(model.resolve().spec), 4, maps, ranges, {"documents": 7})
+
+
+@pytest.fixture
+def artifact(tiny_model: TinyModel, tmp_path: Path) -> str:
+    uri = str(tmp_path / "calibration")
+    write_calibration(calibrate(tiny_model), uri)
+    return uri
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped(
+    family: str, tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path
+) -> None:
+    model = tiny_models(family)
+    calibration, ids = calibrate(model), model.tokenize(texts)
+    write_calibration(calibration, str(tmp_path))
+    spec = model.resolve(depth=2, dim=32, calibration=str(tmp_path)).spec
+    assert (spec.exit, spec.query_depth, spec.calibration) == ("calibrated", 4, calibration.fingerprint)
+    encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
+    assert encoder.num_layers == 2
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS)
+    mapped = tapped.states_NF[:, : 3 * 2 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
+    expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
+    np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_one_pass_gives_the_raw_exits_and_the_full_vectors_too(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
+    model = tiny_models(family)
+    ids = model.tokenize(texts)
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS)
+    for depth in DEPTHS:
+        np.testing.assert_allclose(tapped.native[depth], model.load(depth=depth).encode(ids, 512).vectors_ND, atol=1e-5)
+    np.testing.assert_allclose(tapped.full_NW, model.load().encode(ids, 512).vectors_ND, atol=1e-5)
+    norms = np.linalg.norm(tapped.states_NF.reshape(len(texts), -1, 64), axis=2)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)
+
+
+def test_an_artifact_comes_back_as_it_was_written(tiny_model: TinyModel, artifact: str) -> None:
+    calibration, read = calibrate(tiny_model), load_calibration(artifact)
+    assert read.fingerprint == calibration.fingerprint
+    assert read.maps.keys() == calibration.maps.keys()
+    assert np.array_equal(read.maps[3].weight_FW, calibration.maps[3].weight_FW)
+    assert read.ranges.keys() == calibration.ranges.keys()
+    assert read.record == {"documents": 7}
+
+
+def test_writing_the_same_again_is_nothing_and_another_is_refused(tiny_model: TinyModel, artifact: str) -> None:
+    write_calibration(calibrate(tiny_model), artifact)
+    with pytest.raises(ConfigError, match="holds another calibration, which tables may use; choose another folder"):
+        write_calibration(calibrate(tiny_model, seed=1), artifact)
+
+
+def test_the_space_changes_with_the_artifact(tiny_model: TinyModel, artifact: str, tmp_path: Path) -> None:
+    write_calibration(calibrate(tiny_model, seed=1), str(tmp_path / "other"))
+    specs = [tiny_model.resolve(depth=2, calibration=uri).spec for uri in (artifact, str(tmp_path / "other"))]
+    specs.append(tiny_model.resolve(depth=2).spec)
+    assert len({spec.space_id for spec in specs}) == 3
+    assert any(difference.startswith("calibration: ") for difference in specs[0].differences(specs[1]))
+
+
+def test_a_query_runs_the_full_model_without_the_map(tiny_model: TinyModel, artifact: str) -> None:
+    spec = tiny_model.resolve(depth=2, calibration=artifact, quantization="int8").spec.for_queries()
+    assert (spec.depth, spec.exit, spec.calibration, spec.quantization) == (4, "native", None, "none")
+
+
+def test_a_damaged_artifact_is_refused(artifact: str) -> None:
+    tensors = Path(artifact, TENSORS)
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(ModelError, match="its numbers are not those of its fingerprint"):
+        load_calibration(artifact)
+    tensors.write_bytes(b"short")
+    with pytest.raises(ModelError, match="damaged"):
+        load_calibration(artifact)
+
+
+def test_a_folder_without_an_artifact_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"no {DESCRIPTION} there; make one with jobs.calibrate"):
+        tiny_model.resolve(depth=2, calibration=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        ({"depth": 1}, "embedding.depth=1: .* has maps for depths 2, 3; choose one of these, or --embedding.exit native"),
+        ({"depth": 2, "pooling": "last"}, "was fitted for another model or recipe \\(pooling: 'cls' → 'last'\\)"),
+        ({"depth": 2, "dim": 16, "quantization": "int8"}, "embedding.dim=16: .*no ranges of int8 .*\\(dims there: 32, 64\\)"),
+        ({"depth": 2, "exit": "native"}, "has no effect at depth 2 with a native exit and without int8; leave it out"),
+        ({"depth": 2, "dim": 12, "quantization": "binary"}, "embedding.dim=12: binary packs eight components into a byte"),
+    ],
+)
+def test_what_the_artifact_cannot_do_is_refused(tiny_model: TinyModel, artifact: str, embedding: dict[str, Any], message: str) -> None:
+    exit_name = {} if embedding["depth"] != 1 else {"exit": "calibrated"}
+    with pytest.raises(ConfigError, match=message):
+        tiny_model.resolve(calibration=artifact, **embedding, **exit_name)
+
+
+def test_another_model_and_other_lengths_are_refused_by_name(
+    tiny_model: TinyModel, tiny_models: Callable[[str], TinyModel], artifact: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"another model or recipe \(model: .*"):
+        tiny_models("roberta").resolve(depth=2, calibration=artifact)
+    with pytest.raises(ConfigError, match=r"max_tokens: 128 → 64"):
+        tiny_model.resolve(max_tokens=64, depth=2, calibration=artifact)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "named"), [({"quantization": "int8"}, "quantization=int8"), ({"exit": "calibrated", "depth": 2}, "exit=calibrated")]
+)
+def test_what_needs_an_artifact_says_so(tiny_model: TinyModel, embedding: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"embedding.{named}: needs an artifact of jobs.calibrate; set embedding.calibration"):
+        tiny_model.resolve(**embedding)
+
+
+def test_a_worker_with_another_artifact_refuses_to_start(tiny_model: TinyModel, artifact: str) -> None:
+    spec = tiny_model.resolve(depth=2, calibration=artifact).spec
+    for wrong in (None, calibrate(tiny_model, seed=1)):
+        with pytest.raises(ModelError, match="not the artifact of the spec"):
+            Encoder.load(spec, calibration=wrong)
