@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
-from embedder.filters import parse_filter
+from embedder.errors import ConfigError
+from embedder.filters import Filter, parse_filter
 from embedder.query import QueryEncoder
 from embedder.search import Hit, Target
 
@@ -41,9 +43,30 @@ class Answer:
         return "\n".join([f"{rank}. {self.hit.score:.3f}  {row['doc_id']}{place}", *(f"   {each}" for each in (metadata, passage) if each)])
 
 
-def answer(target: Target, encoder: QueryEncoder, query: str, top: int, condition: str | None) -> list[Answer]:
-    """Search, and find the sentence that answers best in each text: one more pass of the encoder, over all of them."""
+def answer_all(target: Target, questions: Iterable[str], top: int, condition: str | None) -> Iterator[list[Answer]]:
+    """Answer one question after the other; what is wrong with a setting is said before the model is loaded."""
+    if top < 1:
+        raise ConfigError(f"--top {top}: show at least 1 row")
     where = parse_filter(condition, target.schema) if condition else None
+    encoder = QueryEncoder(target.spec)
+    for question in questions:
+        yield answer(target, encoder, question, top, where)
+
+
+def read_questions(stream: TextIO) -> Iterator[str]:
+    """Read questions a line each, to the end of the stream; in a terminal each is asked for."""
+    while True:
+        if stream.isatty():
+            print("? ", end="", file=sys.stderr, flush=True)
+        line = stream.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def answer(target: Target, encoder: QueryEncoder, query: str, top: int, where: Filter | None) -> list[Answer]:
+    """Search, and find the sentence that answers best in each text: one more pass of the encoder, over all of them."""
     query_D = encoder.encode([query])[0]
     hits = target.find(query_D, top, where)
     sentences = [split_sentences(hit.row.get("text") or "") for hit in hits]

@@ -12,9 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from embedder.answers import answer, render
+from embedder.answers import answer_all, read_questions, render
 from embedder.errors import ConfigError
-from embedder.query import QueryEncoder
 from embedder.recipes import write_recipe
 from embedder.search import open_table
 from embedder.settings import load_config, run_job
@@ -51,9 +50,7 @@ def main(args: Sequence[str]) -> int:
         if asked.recipe:
             print(write_recipe(target.spec))
             return 0
-        encoder = QueryEncoder(target.spec)
-        for question in words[places:] or filter(None, map(str.strip, sys.stdin)):
-            answers = answer(target, encoder, question, asked.top, asked.filter)
+        for answers in answer_all(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
             print(render(answers, asked.json, sys.stdout.isatty()), flush=True)
     return 0
 
