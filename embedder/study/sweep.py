@@ -40,9 +40,13 @@ def run_sweep(study: Study, report: Report) -> Swept:
     machine = choose_machine(config.compute)
     cache = Cache(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options)
     models = {each.name: each for each in (study.model, *study.rivals)}
-    transformers = {name: Transformer(name, each.resolved, each.depths, machine, cache, report) for name, each in models.items()}
+    main = study.model
+    exits = open_exits(study.calibration, main.depths, main.resolved.hidden_size) if study.calibration else {}
+    transformers = {
+        name: Transformer(name, each.resolved, each.depths, machine, cache, report, exits if each is main else None)
+        for name, each in models.items()
+    }
     apis = open_apis(study, cache, report)
-    exits = open_exits(study.calibration, study.model.depths) if study.calibration else {}
     grid = build_grid(study, transformers, apis, exits)
     scored = score_grid(study, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
