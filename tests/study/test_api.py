@@ -43,7 +43,9 @@ def connect(server: ApiServer, folder: Path, **settings: Any) -> Api:
 def test_vectors_are_the_models_in_order_and_cut_to_the_largest_dim(server: ApiServer, minilm: str, tmp_path: Path) -> None:
     api = connect(server, tmp_path)
     vectors = api.widths(TEXTS, "document", 0)
-    model = Transformer(minilm, resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig()), [6], MACHINE, Cache(str(tmp_path), {}), quiet)
+    model = Transformer(
+        minilm, resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig()), [6], MACHINE, Cache(str(tmp_path), {}), quiet
+    )
     expected = cut(model.widths([*TEXTS[:-1], " "], "document", 6), 256)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert [len(request["input"]) for request in server.requests] == [128, 23]

@@ -29,7 +29,9 @@ def dataset(qrels: dict[str, dict[str, int]], num_documents: int = 12) -> Retrie
 
 def test_figures_of_a_case_ranked_by_hand() -> None:
     qrels = {"a": {"d0": 2, "d1": 1, "d2": 1}, "b": {"d5": 1}, "c": {"d11": 1}}
-    order = np.array([[3, 0, 4, 1, 5, 6, 7, 8, 9, 10, 11, 2], [5, 0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10]])
+    order = np.array(
+        [[3, 0, 4, 1, 5, 6, 7, 8, 9, 10, 11, 2], [5, 0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10]]
+    )
     found = score_retrieval(Ranked(order, -np.arange(36.0, dtype=np.float32).reshape(3, 12)), dataset(qrels))
     # a: grade 2 at rank 2, grade 1 at rank 4, the third at rank 12, beyond 10; ideal: 2, 1, 1
     dcg, ideal = 2 / math.log2(3) + 1 / math.log2(5), 2 / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4)

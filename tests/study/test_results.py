@@ -65,7 +65,9 @@ def test_quality_is_divided_by_the_full_models() -> None:
 
 
 def test_several_sets_are_averaged_and_one_that_lacks_a_setting_leaves_it_out() -> None:
-    other = Scored("sts", {FULL: Score({"Spearman": 0.9}, "Spearman", np.full(500, 0.9)), SMALL: Score({"Spearman": 0.6}, "Spearman", None)})
+    other = Scored(
+        "sts", {FULL: Score({"Spearman": 0.9}, "Spearman", np.full(500, 0.9)), SMALL: Score({"Spearman": 0.6}, "Spearman", None)}
+    )
     aside = Scored("fidelity", {each: Score({"cosine": 1.0}) for each in SHARES})
     rows = {row.setting: row for row in build_rows([scored(), other, aside], costs(), FULL)}
     kept = rows[SMALL].kept
@@ -99,7 +101,10 @@ def test_queries_of_another_depth_and_other_models_are_never_recommended() -> No
 
 def test_a_budget_picks_the_best_that_can_be_paid() -> None:
     rows = rows_of()
-    assert choose(rows, budget_usd=1.5) == (SHALLOW, "the cheapest of those that no affordable setting is clearly better than, for at most $1.50")
+    assert choose(rows, budget_usd=1.5) == (
+        SHALLOW,
+        "the cheapest of those that no affordable setting is clearly better than, for at most $1.50",
+    )
     assert choose(rows, budget_usd=5.0)[0] == FULL
     assert choose(rows_of(0.03), budget_usd=5.0)[0] == FULL, "the full model's own interval is a point"
 

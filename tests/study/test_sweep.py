@@ -90,7 +90,9 @@ def test_a_row_scores_what_an_encoder_really_cut_there_does(swept: Swept) -> Non
     assert isinstance(dataset, Retrieval)
     resolved = swept.study.model.resolved
     encoder = Encoder.load(resolved.spec.model_copy(update={"depth": 3, "dim": 64}), dtype="float32")
-    queries, documents = (encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND for texts in (dataset.queries, dataset.documents))
+    queries, documents = (
+        encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND for texts in (dataset.queries, dataset.documents)
+    )
     expected = score_retrieval(rank_documents(queries, documents, "float32", 100), dataset)[NDCG].mean()
     wanted = (3, 64, "float32", "same")
     row = next(row for row in swept.rows if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side) == wanted)
@@ -142,7 +144,9 @@ def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[Em
 
 def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept) -> None:
     check_gate(*embed_config(swept, 1.0))
-    with pytest.raises(ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality for certain"):
+    with pytest.raises(
+        ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality for certain"
+    ):
         check_gate(*embed_config(swept, 0.99, depth=3, dim=64))
     with pytest.raises(ConfigError, match="holds no row for depth 5"):
         check_gate(*embed_config(swept, 0.5, depth=5))
@@ -170,7 +174,9 @@ def test_what_was_run_once_is_not_run_again(swept: Swept, monkeypatch: pytest.Mo
     assert [row.metrics for row in again.rows] == [row.metrics for row in swept.rows]
 
 
-def test_every_problem_is_named_before_anything_is_run(tmp_path: Path, minilm: str, write_beir: Callable[..., str], write_shard: WriteShard) -> None:
+def test_every_problem_is_named_before_anything_is_run(
+    tmp_path: Path, minilm: str, write_beir: Callable[..., str], write_shard: WriteShard
+) -> None:
     write_shard([{"id": "1", "text": "a"}], "corpus/a.jsonl")
     beir = write_beir([(f"q{number}", "gone", 1) for number in range(12)])
     values = settings(
