@@ -16,11 +16,12 @@ SMALL = Setting("m", 6, 96, "int8", "native", "same")
 FULL_QUERIES = Setting("m", 3, 384, "float32", "native", "full")
 RIVAL = Setting("other", 12, 768, "float32", "native", "same")
 CORPUS = Corpus(1000, 1000, 3_600_000, is_estimate=False)
+HOURLY = Prices(2.0, None, 12)
 RATES = {6: 1000.0, 3: 2000.0, 12: 500.0}
 SHARES = {FULL: 1.0, SHALLOW: 0.8, SMALL: 0.98, FULL_QUERIES: 0.9, RIVAL: 1.1}
 
 
-def costs(prices: Prices = Prices(2.0, None, 12)) -> dict[Setting, Cost]:
+def costs(prices: Prices = HOURLY) -> dict[Setting, Cost]:
     return {each: project(Speed(RATES[each.depth], RATES[each.depth] / 1000, 1), CORPUS, each.bytes_per_vector, prices) for each in SHARES}
 
 
@@ -36,7 +37,7 @@ def scored(spread: float = 0.0) -> Scored:
     )
 
 
-def rows_of(spread: float = 0.0, prices: Prices = Prices(2.0, None, 12)) -> dict[Setting, Row]:
+def rows_of(spread: float = 0.0, prices: Prices = HOURLY) -> dict[Setting, Row]:
     return {row.setting: row for row in build_rows([scored(spread)], costs(prices), FULL)}
 
 

@@ -161,7 +161,7 @@ def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) ->
         check_gate(elsewhere, spec)
     (tmp_path / "other.json").write_text("{}")
     wrong = config.model_copy(update={"gate": GateConfig(report=str(tmp_path / "other.json"))})
-    with pytest.raises(ConfigError, match="not a report of jobs.sweep"):
+    with pytest.raises(ConfigError, match=r"not a report of jobs\.sweep"):
         check_gate(wrong, spec)
 
 
