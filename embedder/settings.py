@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import tyro
 import yaml
@@ -219,11 +219,17 @@ def _place(path: tuple[str, ...], places: Place, file: str | None) -> str:
 
 def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel] | None:
     for name in path:
-        field = model.model_fields.get(name)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = _section_type(model.model_fields[name].annotation) if name in model.model_fields else None
+        if inner is None:
             return None
-        model = field.annotation
+        model = inner
     return model
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """Give the model of a section, also of one that may be left out."""
+    models = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and issubclass(each, BaseModel))
+    return next(models, None)
 
 
 def _known_keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
@@ -250,5 +256,10 @@ def _print_help(model: type[BaseModel], values: dict[str, Any], actions: Sequenc
         default: Any = model.model_validate(values)
     except ValidationError:
         default = tyro.MISSING_NONPROP
+    shown = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
     with suppress(SystemExit):
-        tyro.cli(model, default=default, args=["--help"], use_underscores=True, config=(tyro.conf.FlagConversionOff,), prog=f"{prog} FILE")
+        tyro.cli(model, default=default, args=["--help"], use_underscores=True, config=shown, prog=f"{prog} FILE")
+    for name, field in model.model_fields.items():
+        section = _section_type(field.annotation)
+        if section is not None and not field.is_required() and getattr(default, name, None) is None:
+            print(f"not set: {' '.join(f'--{name}.{key}' for key in section.model_fields)}")

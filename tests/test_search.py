@@ -1,0 +1,78 @@
+"""Exact search: the best rows over many files whatever their order, of those that pass, on every storage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder.answers import BOLD, PLAIN, excerpt, split_sentences
+from embedder.errors import ConfigError, StorageError
+from embedder.filters import parse_filter
+from embedder.search import nearest_rows, open_dataset, open_table
+from jobs.search import main
+from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
+
+QUERY_D = np.array(vector_of("query"), np.float32)
+
+
+def test_the_best_rows_come_first_from_whichever_file_and_batch(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.search.BATCH_ROWS", 5)
+    table = TypedTable(location)
+    table.follow(corpus_of(4))
+    rows = table.rows()
+    scores = {key: float(np.dot(np.array(row["embedding"], np.float32), QUERY_D)) for key, row in rows.items()}
+    for top in (1, 7, 500):
+        hits = nearest_rows(open_dataset(location, {}), QUERY_D, top)
+        assert [key_of(hit.row) for hit in hits] == sorted(scores, key=lambda key: -scores[key])[:top]
+        assert [hit.score for hit in hits] == pytest.approx([scores[key_of(hit.row)] for hit in hits], abs=1e-6)
+    found = nearest_rows(open_dataset(location, {}), QUERY_D, 500, parse_filter("topic = 'x' and year > 2000", SCHEMA))
+    assert {key_of(hit.row) for hit in found} == {key for key, row in rows.items() if row["topic"] == "x" and (row["year"] or 0) > 2000}
+    assert "embedding" not in found[0].row
+
+
+def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
+    for quantization, off in (("int8", float(RANGES.step_D.max()) * 2), ("binary", 8.0)):
+        table = TypedTable(str(tmp_path / quantization)).of_space(quantization=quantization, calibration="c")
+        table.follow(corpus_of(2))
+        exact = TypedTable(str(tmp_path / f"{quantization}-exact"))
+        exact.follow(corpus_of(2))
+        wanted = {key_of(hit.row): hit.score for hit in open_table(exact.uri, {}).find(QUERY_D, 100, None)}
+        hits = open_table(table.uri, {}).find(QUERY_D, 100, None)
+        assert len(hits) == len(wanted)
+        assert all(abs(hit.score - wanted[key_of(hit.row)]) <= off for hit in hits)
+        correlation = np.corrcoef([hit.score for hit in hits], [wanted[key_of(hit.row)] for hit in hits])[0, 1]
+        assert correlation > (0.999 if quantization == "int8" else 0.6)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no table there; make one with jobs.embed"):
+        open_table(str(tmp_path / "nothing"), {})
+
+
+def test_an_empty_table_and_a_filter_that_nothing_passes_give_no_hits(tmp_path: Path) -> None:
+    table = TypedTable(str(tmp_path / "table"), TABLE_SPEC)
+    table.follow({"shard": []})
+    assert open_table(table.uri, {}).find(QUERY_D, 5, None) == []
+    table.follow(corpus_of(1))
+    assert open_table(table.uri, {}).find(QUERY_D, 5, parse_filter("year > 3000", SCHEMA)) == []
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--store", "x.yaml", "a", "b"]])
+def test_the_job_asks_for_one_place_and_at_most_one_question(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="one question in quotes"):
+        main(words)
+
+
+def test_sentences_end_at_stops_and_lines() -> None:
+    assert split_sentences("One. Two? Three v1.2\n\nfour…  Five") == ["One.", "Two?", "Three v1.2", "four…", "Five"]
+    assert split_sentences(" \n ") == []
+
+
+def test_an_excerpt_shows_the_sentence_with_some_words_around_it() -> None:
+    text = "First words. " * 20 + "The answer is here. And more follows it."
+    shown = excerpt(text, "The answer is here.", emphasised=True)
+    assert f"{BOLD}The answer is here.{PLAIN} And more follows it." in shown
+    assert shown.startswith("… ")
+    assert len(shown) < 300
+    assert excerpt(text, "The answer is here.", emphasised=False).count("\x1b") == 0
+    assert excerpt("", "", emphasised=True) == ""
