@@ -96,7 +96,10 @@ def test_questions_are_read_from_stdin_and_the_sentence_that_answers_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("split a path into folder and file\n\nmix up a list\n"))
-    assert search([".quickstart/table", "--json", "--top", "1", "--filter", "kind in ('function', 'module') and doc_id != 'os.path.split'"]) == 0
+    assert (
+        search([".quickstart/table", "--json", "--top", "1", "--filter", "kind in ('function', 'module') and doc_id != 'os.path.split'"])
+        == 0
+    )
     first, second = (json.loads(line)[0] for line in capsys.readouterr().out.splitlines())
     assert (first["doc_id"], first["highlight"]) == ("heapq", "Never does it split a path into folder and file.")
     assert second["doc_id"] == "random.shuffle"
