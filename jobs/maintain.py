@@ -11,7 +11,7 @@ from embedder.maintenance.check import check_table, repair_table
 from embedder.maintenance.compaction import compact_table
 from embedder.maintenance.orders import Orders
 from embedder.maintenance.vacuum import vacuum_table
-from embedder.output.table import write_checkpoint
+from embedder.output.upkeep import write_checkpoint
 from embedder.settings import run_job
 
 

@@ -35,7 +35,7 @@ def main(args: Sequence[str]) -> int:
     if "json" in invocation.actions:
         print(json.dumps(build_record(swept)))
     else:
-        print_report(swept, files, Console(file=sys.stdout, soft_wrap=True))
+        print_report(swept, files, Console(width=None if sys.stdout.isatty() else 140))
     return 0 if swept.choice.row else 1
 
 

@@ -45,7 +45,7 @@ def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no table there"):
+    with pytest.raises(StorageError, match=r"no table there; make one with jobs\.embed"):
         open_table(str(tmp_path / "nothing"), {})
 
 

@@ -7,6 +7,7 @@ import pytest
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
 from embedder.settings import dump_config, load_config
+from embedder.study.config import SweepConfig
 from embedder.summary import mask_secrets
 
 ACTIONS = ("dry-run", "print-config", "json")
@@ -124,3 +125,17 @@ def test_credentials_in_storage_options_never_reach_the_record() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load(str(path)).output.uri
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/sweep").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_sweep_loads(path: Path) -> None:
+    assert load_config(SweepConfig, [str(path)]).config.output.uri
+
+
+def test_short_flags_stand_for_long_ones() -> None:
+    sweep = str(Path(__file__).parents[1] / "configs/sweep/quickstart.yaml")
+    short = {"min-quality": "pick.min_quality"}
+    for flags in (["--min-quality", "0.9"], ["--min-quality=0.9"], ["--pick.min_quality", "0.9"]):
+        assert load_config(SweepConfig, [sweep, *flags], short=short).config.pick.min_quality == 0.9
+    with pytest.raises(ConfigError, match=r"--pick.min_quality: pick.min_quality='2'"):
+        load_config(SweepConfig, [sweep, "--min-quality", "2"], short=short)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from embedder.errors import CommitError, StorageError
 from embedder.maintenance.deep import check_rows
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, read_footer
-from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_quarantined, read_table, sync_quarantine
+from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.output.upkeep import read_quarantined
 from embedder.planning import find_chain
 from embedder.progress import align
 from embedder.storage import Found, Options, Store, map_threads

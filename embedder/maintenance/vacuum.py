@@ -13,7 +13,8 @@ from embedder.errors import CommitError, ConfigError
 from embedder.output.attempts import ATTEMPTS_FOLDER
 from embedder.output.log import read_recent_log
 from embedder.output.parts import QUARANTINE_FOLDER
-from embedder.output.table import read_quarantined, read_table
+from embedder.output.table import read_table
+from embedder.output.upkeep import read_quarantined
 from embedder.progress import align
 from embedder.storage import PROBE_PREFIX, Found, Options, Store, map_threads
 from embedder.work import PartName

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from embedder.errors import ModelError
 from embedder.model.calibration import Calibration
-from embedder.model.exits import Exit, exit_poolings, normalise_states, pool_exits
+from embedder.model.exits import Exit, exit_poolings, normalise_states
 from embedder.model.families import find_family, is_causal
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.packing import plan_batches
-from embedder.model.pooling import POOLERS, Head, Pooler, load_steps
+from embedder.model.pooling import POOLERS, Head, Pooler, join_poolers, load_steps
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
@@ -133,20 +133,22 @@ class Encoder:
         if self._exit is None:
             return self._run(token_ids, token_budget, self.dim, self._embed)
         leave = self._exit
-        with self._tapped(leave.layers, pool_exits(self._pooling)) as forward:
+        with self._tapped(leave.layers, join_poolers(exit_poolings(self._pooling))) as forward:
             return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch)[0])))
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], pooling: Pooling | None = None
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], poolings: Sequence[Pooling] = ()
     ) -> dict[int, np.ndarray]:
         """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
 
-        Depth 0 is the embedding layer's output. Order and number of rows are kept, and `pooling` replaces the spec's.
+        Depth 0 is the embedding layer's output. Order and number of rows are kept. `poolings` replace the spec's, their states
+        side by side.
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
-        width = len(depths) * int(self._config.hidden_size)
-        with self._tapped(depths, POOLERS[pooling] if pooling else self._pool) as forward:
+        poolings = poolings or (self._pooling,)
+        width = len(depths) * len(poolings) * int(self._config.hidden_size)
+        with self._tapped(depths, join_poolers(poolings)) as forward:
             states_NW = self._run(token_ids, token_budget, width, lambda *batch: forward(*batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
@@ -156,7 +158,7 @@ class Encoder:
         poolings = exit_poolings(self._pooling)
         block, own = len(poolings) * hidden_size, poolings.index(self._pooling) * hidden_size
         width = len(layers) * block
-        with self._tapped(layers, pool_exits(self._pooling)) as forward:
+        with self._tapped(layers, join_poolers(exit_poolings(self._pooling))) as forward:
 
             def finish(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
                 states_BF, hidden_BLH = forward(ids_BL, lengths_B, mask_BL)

@@ -3,7 +3,7 @@
 B = sequences of a batch, L = tokens of its longest, H = hidden size, W = width after the model's modules, D = dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,12 @@ def pool_last(hidden_BLH: Tensor, lengths_B: Tensor, _mask_BL: Tensor | None) ->
 
 
 POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
+
+
+def join_poolers(poolings: Sequence[Pooling]) -> Pooler:
+    """Give what pools in each of these ways, side by side: (B, P·H)."""
+    poolers = [POOLERS[pooling] for pooling in poolings]
+    return poolers[0] if len(poolers) == 1 else lambda *batch: torch.cat([pool(*batch) for pool in poolers], dim=1)
 
 
 class Normalize(nn.Module):

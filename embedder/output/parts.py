@@ -15,7 +15,7 @@ from embedder.output.vectors import Codes, quantization_of, vector_column
 from embedder.quantization import Ranges
 from embedder.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store
+from embedder.storage import Options, Store, map_threads
 from embedder.work import Part, PartName, Stats
 
 QUARANTINE_FOLDER = "_quarantine"
@@ -24,6 +24,9 @@ FOOTER_KEY = b"embedder"
 
 ROW_GROUP_ROWS = 16_384
 """About 25 MiB of 384-dim vectors: large enough to scan fast, small enough to skip."""
+
+LISTED_PARTS = 500
+"""Above, one listing of the folder is cheaper than a look at each part."""
 
 _VECTOR_LEAF = "embedding.list.element"
 
@@ -134,6 +137,15 @@ def read_part(name: str, folder: Folder) -> Part:
     stats = Stats(**footer["stats"])
     quarantine = folder.quarantine(name).info() if stats.quarantined else None
     return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+
+
+def find_missing(names: Sequence[str], folder: Folder) -> list[str]:
+    """Find parts that are not on storage: such as old leftovers that a run took up while a vacuum deleted them."""
+    if len(names) > LISTED_PARTS:
+        stored = set(map(str, folder.list_parts()))
+        return [name for name in names if name not in stored]
+    infos = map_threads(lambda name: folder.part(name).info(), list(names))
+    return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 
 def read_footer(store: Store) -> tuple[int, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from embedder.errors import CommitError, VersionGoneError
-from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows
+from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store, delta_options, map_threads
@@ -26,9 +26,6 @@ FIRST_COMMITS = 10
 
 MAINTENANCE_KEY = "maintenance"
 """Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""
-
-LISTED_PARTS = 500
-"""Above, one listing of the folder is cheaper than a look at each part."""
 
 _APP_ID = "embedder"
 """Every commit names it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -142,7 +139,12 @@ def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
 def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
     """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it."""
     location = Store(uri, options).uri
-    check_on_storage(change.add, Folder(uri, options))
+    gone = find_missing([part.name for part in change.add], Folder(uri, options))
+    if gone:
+        raise CommitError(
+            f"{location}: {len(gone)} parts were deleted while this run went on ({gone[0]}), nothing was published; "
+            "run again to write them anew, and vacuum with a larger --older_than_hours"
+        )
     adds = [_add_action(part.name, part.size_bytes, part.rows, not change.rearranges) for part in change.add]
     number = (before.run_number if before else 0) + 1
     properties = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)}, app_transactions=[Transaction(_APP_ID, number)])
@@ -172,55 +174,6 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
         record = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)})
         open_delta(uri, options).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True), commit_properties=record)
     return open_delta(uri, options).version()
-
-
-def check_on_storage(parts: Sequence[Part], folder: Folder) -> None:
-    """Refuse to name parts that are no longer there: old leftovers that a run took up while a vacuum deleted them."""
-    names = [part.name for part in parts]
-    if len(names) > LISTED_PARTS:
-        stored = set(map(str, folder.list_parts()))
-        gone = [name for name in names if name not in stored]
-    else:
-        infos = map_threads(lambda name: folder.part(name).info(), names)
-        gone = [name for name, found in zip(names, infos, strict=True) if found is None]
-    if gone:
-        raise CommitError(
-            f"{folder.uri}: {len(gone)} parts were deleted while this run went on ({gone[0]}), nothing was published; "
-            "run again to write them anew, and vacuum with a larger --older_than_hours"
-        )
-
-
-def write_checkpoint(uri: str, options: Options) -> tuple[int, int]:
-    """Make the table open fast however long its log, and remove log files past their 30 days; give version and files removed.
-
-    The log keeps the checkpointed commit itself, so the run record that planning needs is carried into it first.
-    """
-    state = read_table(uri, options)
-    if state is None:
-        raise CommitError(f"{uri}: no table there; make one with jobs.embed")
-    if not isinstance(open_delta(uri, options).history(1)[0].get(INFO_KEY), dict):
-        commit_table(uri, options, Change((), (), state.schema, {**state.info, MAINTENANCE_KEY: "checkpoint"}, rearranges=True), state)
-    removed = 0
-    for folder in (uri, Store(uri, options).child(QUARANTINE_FOLDER)):
-        location = Store(folder, options).uri
-        if not DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
-            continue
-        delta, log = open_delta(folder, options), Store(f"{location}/_delta_log", options)
-        delta.create_checkpoint()
-        before = len(log.list_folder())
-        open_delta(folder, options).cleanup_metadata()
-        removed += before - len(log.list_folder())
-    return open_delta(uri, options).version(), removed
-
-
-def read_quarantined(uri: str, options: Options) -> dict[str, tuple[int, int]]:
-    """Read size and rows of each file of the quarantine table, by name; {} if there is none yet."""
-    location = Store(uri, options).child(QUARANTINE_FOLDER)
-    if not DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
-        return {}
-    adds = pa.table(open_delta(location, options).get_add_actions())
-    columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-    return {name: (size, rows) for name, size, rows in zip(*columns, strict=True)}
 
 
 def sync_quarantine(uri: str, options: Options, rearranges: bool = False) -> int:

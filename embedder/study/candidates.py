@@ -17,12 +17,12 @@ import torch
 from embedder.config import ComputeConfig
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.encoder import Encoder
-from embedder.model.exits import Exit
+from embedder.model.exits import Exit, exit_poolings
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.schema import DOCUMENTS
-from embedder.spec import EmbeddingSpec, Pooling, digest
+from embedder.spec import EmbeddingSpec, digest
 from embedder.study.cache import Cache, digest_texts
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -79,37 +79,47 @@ class Candidate(Protocol):
 class CalibratedExit:
     """A map from pooled states to vectors of the full model's space: what makes a depth usable that was never trained for it.
 
-    `apply` takes the states of `depths`, 0 being the embedding layer's, pooled by `pooling`, and gives shape (N, W), uncut.
+    `apply` takes the states of `depths`, 0 being the embedding layer's, in every pooling of an exit, and gives shape (N, W), uncut.
     """
 
     depths: tuple[int, ...]
-    pooling: Pooling
     apply: Callable[[Mapping[int, Floats]], Floats]
 
 
-def open_exits(calibration: Calibration, depths: Sequence[int]) -> dict[int, CalibratedExit]:
+def open_exits(calibration: Calibration, depths: Sequence[int], hidden_size: int) -> dict[int, CalibratedExit]:
     """Give the maps that an artifact has for these depths."""
-    return {depth: _open_exit(calibration.maps[depth]) for depth in depths if depth in calibration.maps}
+    return {depth: _open_exit(calibration.maps[depth], hidden_size) for depth in depths if depth in calibration.maps}
 
 
-def _open_exit(exit_map: ExitMap) -> CalibratedExit:
-    depths = tuple(range(exit_map.depth + 1))
-    leave = Exit(exit_map, len(exit_map.weight_FW) // len(depths))
+def _open_exit(exit_map: ExitMap, hidden_size: int) -> CalibratedExit:
+    depths = exit_map.layers
+    leave = Exit(exit_map, hidden_size)
 
     def apply(states: Mapping[int, Floats]) -> Floats:
         side_by_side_NF = np.concatenate([states[depth] for depth in depths], axis=1)
         vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
         return vectors_NW
 
-    return CalibratedExit(depths, "mean", apply)
+    return CalibratedExit(depths, apply)
 
 
 class Transformer:
     """A model of this machine, its texts tapped at all wanted depths in one pass."""
 
-    def __init__(self, name: str, resolved: ResolvedModel, depths: Sequence[int], machine: Machine, cache: Cache, report: Report) -> None:
+    def __init__(
+        self,
+        name: str,
+        resolved: ResolvedModel,
+        depths: Sequence[int],
+        machine: Machine,
+        cache: Cache,
+        report: Report,
+        exits: Mapping[int, CalibratedExit] | None = None,
+    ) -> None:
         self.name, self.resolved, self.machine = name, resolved, machine
-        self.depths = tuple(sorted(set(depths)))
+        self.tapped = tuple(sorted({*depths, *(layer for each in (exits or {}).values() for layer in each.depths)}))
+        own = resolved.spec.pooling
+        self.poolings = exit_poolings(own) if exits else (own,)
         self._cache, self._report = cache, report
         wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
@@ -127,41 +137,42 @@ class Transformer:
     @cached_property
     def _encoder(self) -> Encoder:
         """Loaded at the deepest depth tapped, and only if a text has not been run yet."""
-        spec = self.spec.model_copy(update={"depth": max(self.depths)})
+        spec = self.spec.model_copy(update={"depth": max(self.tapped)})
         return Encoder.load(spec, self.machine.device, self.machine.dtype)
 
     def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Give the vectors of an encoder of that depth, before cut and L2."""
-        return finish_states(self.states(texts, side, self.depths, None)[depth](), self._head)
+        own = self.poolings.index(self.spec.pooling) * self.resolved.hidden_size
+        states_NF = self.states(texts, side)[depth]()
+        return finish_states(states_NF[:, own : own + self.resolved.hidden_size], self._head)
 
     def exit_widths(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
         """Give the vectors of a calibrated exit, before cut and L2."""
-        states = self.states(texts, side, exit_.depths, exit_.pooling)
-        return exit_.apply({depth: read() for depth, read in states.items()})
+        states = self.states(texts, side)
+        return exit_.apply({depth: states[depth]() for depth in exit_.depths})
 
-    def states(self, texts: Sequence[str], side: Side, depths: Sequence[int], pooling: Pooling | None) -> dict[int, Callable[[], Floats]]:
-        """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, H)."""
-        pooling = pooling or self.spec.pooling
+    def states(self, texts: Sequence[str], side: Side) -> dict[int, Callable[[], Floats]]:
+        """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, P·H)."""
         prompt = self.spec.prompt if side == "document" else self.spec.query_prompt
         spec = self.spec.model_copy(update={"prompt": prompt, "chunking": False, "overlap_tokens": 0})
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
-        key = digest(spec.model_dump(include=same), pooling, self.machine.device, self.machine.dtype, digest_texts(texts))
+        key = digest(spec.model_dump(include=same), self.poolings, self.machine.device, self.machine.dtype, digest_texts(texts))
         names = self._cache.names(key)
-        if not {f"all-{depth}" for depth in depths} <= names:
-            self._tap(key, names, tokenize(texts, self.resolved, spec), depths, pooling)
-        return {depth: partial(self._read, key, depth) for depth in depths}
+        if not {f"all-{depth}" for depth in self.tapped} <= names:
+            self._tap(key, names, tokenize(texts, self.resolved, spec))
+        return {depth: partial(self._read, key, depth) for depth in self.tapped}
 
-    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, depths: Sequence[int], pooling: Pooling) -> None:
+    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
         self._report(self.name, 0, len(token_ids))
         for start, stop in blocks:
-            lacking = [depth for depth in depths if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
+            lacking = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if lacking:
-                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, pooling)
+                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.poolings)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
             self._report(self.name, stop, len(token_ids))
-        for depth in depths:
+        for depth in self.tapped:
             self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), len(token_ids)]))
 
     def _read(self, key: str, depth: int) -> Floats:

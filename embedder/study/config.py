@@ -154,6 +154,8 @@ class SweepConfig(Section):
             raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no depths; name it among baselines")
         if self.source is None and not self.quality.has_labels:
             raise ValueError("neither source nor quality.beir, .sts or .mteb is set: there is nothing to measure on")
+        if self.source is None and not (self.quality.beir or self.quality.sts):
+            raise ValueError("quality.mteb alone gives no texts to time: set a source, quality.beir or quality.sts beside it")
         if self.quality.known_item and self.source is None:
             raise ValueError("quality.known_item needs a source")
         if self.quality.query_column and not self.uses_known_items:

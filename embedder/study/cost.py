@@ -1,7 +1,7 @@
 """What a depth costs on this machine: tokens a second of encoders really cut there, and what that makes of the whole corpus."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.model.encoder import Encoder
-from embedder.spec import EmbeddingSpec
-from embedder.study.candidates import Machine
+from embedder.spec import Exit
 from embedder.study.timing import Run, compare
+
+Leaving = tuple[int, Exit]
+"""A depth, and the exit taken there."""
 
 ROUNDS = 3
 LEAST_SECONDS = 1.0
@@ -68,15 +70,14 @@ class Cost:
         return None if self.embed_usd is None else self.embed_usd + (self.index_usd or 0.0)
 
 
-def measure_depths(spec: EmbeddingSpec, depths: Sequence[int], token_ids: pa.ListArray, machine: Machine) -> dict[int, Speed]:
-    """Time encoders of these depths, the first the reference, in alternation on random chunks of the sample, after a warm-up."""
-    encoders = {depth: Encoder.load(spec.model_copy(update={"depth": depth}), machine.device, machine.dtype) for depth in depths}
-    timed = choose_timed(encoders[depths[0]], token_ids, machine.token_budget)
-    contenders: dict[str, Run] = {str(depth): partial(each.encode, timed, machine.token_budget) for depth, each in encoders.items()}
+def measure_speeds(encoders: Mapping[Leaving, Encoder], token_ids: pa.ListArray, token_budget: int) -> dict[Leaving, Speed]:
+    """Time encoders, the first the reference, in alternation on random chunks of the sample, after a warm-up."""
+    timed = choose_timed(next(iter(encoders.values())), token_ids, token_budget)
+    contenders: dict[str, Run] = {str(leaving): partial(each.encode, timed, token_budget) for leaving, each in encoders.items()}
     timings = compare(contenders, len(timed.flatten()), ROUNDS)
     return {
-        depth: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes)
-        for (depth, encoder), timing in zip(encoders.items(), timings, strict=True)
+        leaving: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes)
+        for (leaving, encoder), timing in zip(encoders.items(), timings, strict=True)
     }
 
 

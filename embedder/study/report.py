@@ -141,17 +141,17 @@ def print_report(swept: Swept, files: dict[str, str], console: Console) -> None:
     shown += [row for row in swept.rows if row.setting.model != swept.reference.model and row not in shown and row.can_be_embedded]
     table = Table(title=f"{swept.reference.model}: settings that no other is both cheaper and better than", title_justify="left", box=None)
     for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost"):
-        table.add_column(name, justify="left" if name in ("", "setting") else "right")
+        table.add_column(name, justify="left" if name in ("", "setting") else "right", no_wrap=True)
     for row in sorted(shown, key=lambda row: -(row.kept.share if row.kept else 0))[:SHOWN_ROWS]:
         table.add_row(*table_cells(row, swept))
     console.print(table)
     corpus, about = swept.corpus, "about " if swept.corpus.is_estimate else ""
     console.print(f"\ncorpus: {about}{corpus.documents:,} documents, {corpus.chunks:,} chunks, {corpus.tokens:,} tokens")
     if chosen:
-        console.print(f"recommended: {chosen.setting.label()}, {swept.choice.why}")
+        console.print(f"recommended: {chosen.setting.label()}: {swept.choice.why}")
     else:
         console.print(swept.choice.why)
-    console.print(f"report: {files['html']} (also .json, .csv)")
+    console.print(f"report: {files['html']} (also .json, .csv)", soft_wrap=True)
 
 
 def table_cells(row: Row, swept: Swept) -> list[str]:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from embedder.model.calibration import Calibration
+from embedder.model.encoder import Encoder
 from embedder.study.cache import Cache
 from embedder.study.candidates import CalibratedExit, Machine, Report, Transformer, choose_machine, open_exits, tokenize
-from embedder.study.cost import Corpus, Cost, Prices, Speed, measure_depths, price_index, project
+from embedder.study.cost import Corpus, Cost, Leaving, Prices, Speed, measure_speeds, price_index, project
 from embedder.study.datasets import Retrieval, Similarity
 from embedder.study.evaluation import Scored, evaluate_fidelity, evaluate_retrieval, evaluate_similarity
 from embedder.study.grid import Grid, Setting, View, view_model
-from embedder.study.preparation import Study
+from embedder.study.preparation import Model, Study
 from embedder.study.results import Choice, Row, build_rows, choose_row
 
 if TYPE_CHECKING:
@@ -40,9 +42,13 @@ def run_sweep(study: Study, report: Report) -> Swept:
     machine = choose_machine(config.compute)
     cache = Cache(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options)
     models = {each.name: each for each in (study.model, *study.rivals)}
-    transformers = {name: Transformer(name, each.resolved, each.depths, machine, cache, report) for name, each in models.items()}
+    main = study.model
+    exits = open_exits(study.calibration, main.depths, main.resolved.hidden_size) if study.calibration else {}
+    transformers = {
+        name: Transformer(name, each.resolved, each.depths, machine, cache, report, exits if each is main else None)
+        for name, each in models.items()
+    }
     apis = open_apis(study, cache, report)
-    exits = open_exits(study.calibration, study.model.depths) if study.calibration else {}
     grid = build_grid(study, transformers, apis, exits)
     scored = score_grid(study, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
@@ -52,7 +58,8 @@ def run_sweep(study: Study, report: Report) -> Swept:
         token_ids = tokenize(study.whole_texts, model.resolved, model.resolved.spec)
         corpora[name] = estimate_corpus(study, len(token_ids), len(token_ids.flatten()))
         report(f"{name}: timing {len(model.depths)} depths", 0, 0)
-        speeds = measure_depths(model.resolved.spec, model.depths, token_ids, machine)
+        encoders = load_encoders(model, machine, study.calibration if model is study.model else None)
+        speeds = measure_speeds(encoders, token_ids, machine.token_budget)
         costs |= price_model(grid, name, speeds, corpora[name], prices)
     for api in apis:
         costs |= price_api(grid, api, study, prices)
@@ -105,6 +112,19 @@ def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> 
     return evaluate_similarity(dataset, grid, seed)
 
 
+def load_encoders(model: Model, machine: Machine, calibration: Calibration | None) -> dict[Leaving, Encoder]:
+    """Load encoders really cut at each depth, the full one first, and those that leave by a calibrated map."""
+    spec, maps = model.resolved.spec, calibration.maps if calibration else {}
+    encoders: dict[Leaving, Encoder] = {}
+    for depth in model.depths:
+        cut = spec.model_copy(update={"depth": depth})
+        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype)
+        if calibration and depth in maps:
+            leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
+            encoders[depth, "calibrated"] = Encoder.load(leaving, machine.device, machine.dtype, calibration)
+    return encoders
+
+
 def estimate_corpus(study: Study, num_chunks: int, num_tokens: int) -> Corpus:
     """Extend the sample's chunks and tokens to the bytes of the listing."""
     if study.sample is None or study.listing is None:
@@ -115,10 +135,10 @@ def estimate_corpus(study: Study, num_chunks: int, num_tokens: int) -> Corpus:
     return Corpus(max(total, num_sampled), round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)
 
 
-def price_model(grid: Grid, name: str, speeds: Mapping[int, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
+def price_model(grid: Grid, name: str, speeds: Mapping[Leaving, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
     """Price all rows of one model: depth decides the time, dim and precision the index."""
     return {
-        setting: project(speeds[setting.depth], corpus, setting.bytes_per_vector, prices)
+        setting: project(speeds[setting.depth, setting.exit], corpus, setting.bytes_per_vector, prices)
         for setting in grid.settings()
         if setting.model == name
     }

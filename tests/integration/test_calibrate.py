@@ -10,7 +10,8 @@ from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.output.vectors import column_codes
 from embedder.quantization import restore, to_int8
-from embedder.search import search_table
+from embedder.query import QueryEncoder
+from embedder.search import open_table
 from embedder.study.calibrate import Calibrated, run_calibrate
 from tests.integration.conftest import Corpus, Site
 
@@ -74,5 +75,5 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     restored_ND /= np.linalg.norm(restored_ND, axis=1, keepdims=True)
     assert (restored_ND * vectors_ND).sum(axis=1).mean() > 0.999
     for table in (site, floats):
-        found = [hit.row["doc_id"] for hit in search_table(table.table_uri, "split a path into folder and file", 5)]
-        assert "os.path.split" in found
+        query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
+        assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(table.table_uri, {}).find(query_D, 5, None)]

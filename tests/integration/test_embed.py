@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from embedder.actors import check_probe
 from embedder.errors import ConfigError, ModelError
 from embedder.model.files import locate_model
-from embedder.pipeline import check_probe
 from embedder.preparation import prepare_run
 from embedder.run import run_embed
 from embedder.storage import Store

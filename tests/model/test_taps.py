@@ -53,7 +53,7 @@ def test_dense_modules_follow_a_tapped_state(save_model: Callable[..., Any], tex
 
 def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
-    tapped = tiny_model.load().tap(ids, 512, [0, 4], pooling="mean")
+    tapped = tiny_model.load().tap(ids, 512, [0, 4], poolings=["mean"])
     reference = tiny_model.reference()[0].auto_model
     with torch.inference_mode():
         hidden = [reference(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ids.to_pylist()]
@@ -64,7 +64,7 @@ def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str
 
 def test_pooling_can_be_another_than_the_specs(tiny_model: Any, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
-    tapped = tiny_model.load().tap(ids, 512, [3], pooling="last")[3]
+    tapped = tiny_model.load().tap(ids, 512, [3], poolings=["last"])[3]
     expected = tiny_model.load(depth=3, pooling="last", normalize=False).encode(ids, 512).vectors_ND
     np.testing.assert_allclose(tapped, expected, atol=1e-5)
 

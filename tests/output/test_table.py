@@ -1,6 +1,5 @@
 """The table is plain Delta: one commit changes it, of two writers one wins, and everybody can read it."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from embedder.errors import CommitError
-from embedder.output.table import FIRST_COMMITS, Change, commit_table, read_table, sync_quarantine, write_checkpoint
+from embedder.output.table import FIRST_COMMITS, Change, commit_table, read_table, sync_quarantine
 from embedder.schema import table_schema
 from embedder.spec import EmbeddingSpec
 from embedder.work import Part
@@ -152,38 +151,6 @@ def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part],
     assert list(rows["tags"].to_pylist()[0]) == ["a", "b"]
     assert rows["origin"].to_pylist()[0]["year"] == 1999
     assert np.array_equal(np.array([list(vector) for vector in rows["embedding"].to_pylist()], np.float32), make_vectors(6))
-
-
-def age_log(uri: str, days: float) -> None:
-    for path in Path(uri).glob("**/_delta_log/*"):
-        moment = path.stat().st_mtime - days * 86_400
-        os.utime(path, (moment, moment))
-
-
-def log_of(uri: str) -> set[str]:
-    return {path.name for path in Path(uri, "_delta_log").iterdir()}
-
-
-def test_the_run_record_survives_the_cleanup_of_the_log(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
-    sync_quarantine(uri, {})
-    for number in range(3):
-        DeltaTable(uri).alter.set_table_description(f"another tool was here {number} times")
-    before = read_table(uri, {})
-    age_log(uri, 40)
-    version, removed = write_checkpoint(uri, {})
-    assert version == 4
-    assert removed == 4
-    age_log(uri, 40)
-    assert write_checkpoint(uri, {}) == (4, 0), "a second one finds nothing to do"
-    assert {name for name in log_of(uri) if name.endswith(".json")} == {f"{4:020d}.json"}
-    after = read_table(uri, {})
-    assert before is not None
-    assert after is not None
-    assert after.info == {**before.info, "maintenance": "checkpoint"}
-    assert after.rows == before.rows
-    commit_table(uri, {}, change(remove=tuple(after.rows)), after)
-    assert DeltaTable(uri).to_pyarrow_table().num_rows == 0
 
 
 def test_the_run_record_is_found_behind_many_commits_of_other_tools(uri: str, write_unit: Callable[..., Part]) -> None:

@@ -1,0 +1,58 @@
+"""A log is made short without losing what planning needs of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from embedder.output.table import commit_table, read_table, sync_quarantine
+from embedder.output.upkeep import read_quarantined, write_checkpoint
+from embedder.work import Part
+from tests.output.test_table import change
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return str(tmp_path / "table")
+
+
+def age_log(uri: str, days: float) -> None:
+    for path in Path(uri).glob("**/_delta_log/*"):
+        moment = path.stat().st_mtime - days * 86_400
+        os.utime(path, (moment, moment))
+
+
+def log_of(uri: str) -> set[str]:
+    return {path.name for path in Path(uri, "_delta_log").iterdir()}
+
+
+def test_the_run_record_survives_the_cleanup_of_the_log(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    sync_quarantine(uri, {})
+    for number in range(3):
+        DeltaTable(uri).alter.set_table_description(f"another tool was here {number} times")
+    before = read_table(uri, {})
+    age_log(uri, 40)
+    version, removed = write_checkpoint(uri, {})
+    assert version == 4
+    assert removed == 4
+    age_log(uri, 40)
+    assert write_checkpoint(uri, {}) == (4, 0), "a second one finds nothing to do"
+    assert {name for name in log_of(uri) if name.endswith(".json")} == {f"{4:020d}.json"}
+    after = read_table(uri, {})
+    assert before is not None
+    assert after is not None
+    assert after.info == {**before.info, "maintenance": "checkpoint"}
+    assert after.rows == before.rows
+    commit_table(uri, {}, change(remove=tuple(after.rows)), after)
+    assert DeltaTable(uri).to_pyarrow_table().num_rows == 0
+
+
+def test_the_quarantine_is_read_by_name(uri: str, write_unit: Callable[..., Part]) -> None:
+    part = write_unit(quarantined=2)
+    commit_table(uri, {}, change((part, write_unit(key="b" * 16))), None)
+    assert read_quarantined(uri, {}) == {}
+    sync_quarantine(uri, {})
+    assert read_quarantined(uri, {}) == {part.name: (part.quarantine_bytes, 2)}
