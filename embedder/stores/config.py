@@ -35,7 +35,7 @@ class LanceConfig(Section):
 
 
 class PgvectorConfig(Section):
-    """PostgreSQL with the extension pgvector, 0.7 or newer."""
+    """PostgreSQL with the extension pgvector, 0.8 or newer."""
 
     dsn: NonEmpty
     """Connection string, e.g. postgresql://me@host/database; the password belongs in PGPASSWORD or ~/.pgpass."""
