@@ -15,11 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import embedder.actors
 import embedder.planning
 import embedder.run
-from embedder.pipeline import EncoderActor, Landed, Pool, landed
+from embedder.actors import EncoderActor
+from embedder.maintenance.compaction import compact_table
+from embedder.model.encoder import Encoder
+from embedder.pipeline import Landed, Pool, landed
 from embedder.planning import Plan
-from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, prepare_units, task_row, write_unit
 from embedder.work import Task
 from tests.integration.conftest import Corpus, Site, sentences
@@ -36,13 +39,8 @@ shards = st.lists(records, min_size=1, max_size=8, unique_by=lambda record: reco
 corpora = st.dictionaries(st.sampled_from(NAMES), shards, min_size=1)
 
 
-@lru_cache(maxsize=1)
-def load_actor(spec: EmbeddingSpec) -> EncoderActor:
-    return EncoderActor(spec, None, POOL)
-
-
 def embed_serially(tasks: list[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
-    actor = load_actor(job.spec)
+    actor = EncoderActor(job, POOL)
     for task in tasks:
         for row in prepare_units(task_row(task, plan), job):
             yield landed(write_unit(actor(row), job))
@@ -56,6 +54,7 @@ def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, A
 
 @pytest.fixture
 def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder.actors.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
     monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
     monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
     monkeypatch.setattr(embedder.run, "choose_pool", lambda compute: POOL)
@@ -72,13 +71,15 @@ CONFIG: dict[str, Any] = {
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=st.lists(corpora, min_size=2, max_size=4))
-def test_a_refreshed_table_equals_a_fresh_one(serial: None, minilm: str, tmp_path: Path, history: list[dict[str, Any]]) -> None:
+@given(history=st.lists(st.tuples(corpora, st.booleans()), min_size=2, max_size=4))
+def test_a_refreshed_table_equals_a_fresh_one_compacted_or_not(
+    serial: None, minilm: str, tmp_path: Path, history: list[tuple[dict[str, Any], bool]]
+) -> None:
     for folder in ("corpus", "table", "fresh"):
         shutil.rmtree(tmp_path / folder, ignore_errors=True)
     site = Site(Corpus(str(tmp_path / "corpus")), str(tmp_path / "table"), minilm)
     before: dict[str, Any] = {}
-    for corpus in history:
+    for corpus, is_compacted in history:
         for name in before.keys() - corpus.keys():
             site.corpus.remove(name)
         for name, content in corpus.items():
@@ -90,6 +91,8 @@ def test_a_refreshed_table_equals_a_fresh_one(serial: None, minilm: str, tmp_pat
         encoded = summary.stats.documents - summary.stats.quarantined - summary.stats.reused
         copies = sum(number in fresh_texts for content in corpus.values() for number, _ in content)
         assert encoded <= copies + num_moved_beside(before, corpus)
+        if is_compacted:
+            compact_table(site.table_uri, {}, 10**8)
         before = corpus
     assert site.embed(**CONFIG).did_nothing
     fresh = Site(site.corpus, str(tmp_path / "fresh"), minilm)
