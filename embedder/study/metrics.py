@@ -14,6 +14,7 @@ from embedder.study.ranking import Ranked
 Doubles = npt.NDArray[np.float64]
 
 NDCG, RECALL, MRR, SPEARMAN = "nDCG@10", "recall@100", "MRR@10", "Spearman"
+_BEYOND_10 = 1 / 10.5
 NUM_RESAMPLES = 500
 INTERVAL = (2.5, 97.5)
 """Percentiles of the 95% interval."""
@@ -29,13 +30,12 @@ def score_retrieval(ranked: Ranked, dataset: Retrieval) -> dict[str, Doubles]:
         for query, positions, scores in zip(dataset.query_ids, ranked.positions_QK, _without_ties(ranked), strict=True)
     }
     qrels = {query: dict(grades) for query, grades in dataset.qrels.items()}
-    whole = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", f"recall.{TOP}"}).evaluate(run)
-    first = {query: dict(list(found.items())[:10]) for query, found in run.items()}
-    reciprocal = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(first)
+    evaluated = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", f"recall.{TOP}", "recip_rank"}).evaluate(run)
+    reciprocal_Q = _by_query(evaluated, "recip_rank", dataset.query_ids)
     return {
-        NDCG: _by_query(whole, "ndcg_cut_10", dataset.query_ids),
-        RECALL: _by_query(whole, f"recall_{TOP}", dataset.query_ids),
-        MRR: _by_query(reciprocal, "recip_rank", dataset.query_ids),
+        NDCG: _by_query(evaluated, "ndcg_cut_10", dataset.query_ids),
+        RECALL: _by_query(evaluated, f"recall_{TOP}", dataset.query_ids),
+        MRR: np.where(reciprocal_Q > _BEYOND_10, reciprocal_Q, 0.0),
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
+from embedder.model.exits import exit_poolings
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.study.cache import Cache
 from embedder.study.candidates import Transformer, open_exits, plan_blocks, tokenize
@@ -44,9 +45,9 @@ def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_
     asked: list[list[int]] = []
     tap = Encoder.tap
 
-    def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], pooling: object) -> object:
+    def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], poolings: object) -> object:
         asked.append(list(depths))
-        return tap(encoder, token_ids, token_budget, depths, pooling)  # type: ignore[arg-type]
+        return tap(encoder, token_ids, token_budget, depths, poolings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "tap", watch)
     added = open_model(resolved, tmp_path, (6, 4, 2))
@@ -56,11 +57,14 @@ def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_
 
 def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    exit_map = ExitMap(2, draw.normal(size=(3 * 384, 384)).astype(np.float32), draw.normal(size=384).astype(np.float32))
-    calibration = Calibration(fitted_for(resolved.spec), 6, {2: exit_map}, {})
-    exits = open_exits(calibration, [6, 2])
+    num_features = 2 * 384 * len(exit_poolings(resolved.spec.pooling))
+    weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
+    calibration = Calibration(fitted_for(resolved.spec), 6, {2: ExitMap((0, 2), weight, bias)}, {})
+    exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
-    found = cut(open_model(resolved, tmp_path).exit_widths(TEXTS, "document", exits[2]), 128)
+    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)
+    found = cut(model.exit_widths(TEXTS, "document", exits[2]), 128)
+    np.testing.assert_allclose(cut(model.widths(TEXTS, "document", 6), 384), encode(resolved, 6, TEXTS), atol=1e-5)
     update = {"depth": 2, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}
     spec = resolved.spec.model_copy(update=update)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
@@ -72,4 +76,4 @@ def test_blocks_hold_every_row_once_and_about_as_many_tokens() -> None:
     lengths = np.array([5, 5, 5, 40, 1, 1, 1, 12, 3], np.int32)
     blocks = plan_blocks(lengths, 10)
     assert [row for start, stop in blocks for row in range(start, stop)] == list(range(9))
-    assert blocks == [(0, 2), (2, 4), (4, 7), (7, 8), (8, 9)]
+    assert blocks == [(0, 2), (2, 4), (4, 8), (8, 9)]

@@ -40,6 +40,13 @@ def test_figures_of_a_case_ranked_by_hand() -> None:
     np.testing.assert_allclose(found[MRR], [1 / 2, 1, 0])
 
 
+@pytest.mark.parametrize(("rank", "expected"), [(10, 1 / 10), (11, 0)])
+def test_a_first_answer_counts_up_to_rank_10(rank: int, expected: float) -> None:
+    order = np.array([[*range(1, rank), 0, *range(rank, 12)]])
+    found = score_retrieval(Ranked(order, np.zeros((1, 12), np.float32)), dataset({"a": {"d0": 1}}))
+    assert found[MRR][0] == pytest.approx(expected)
+
+
 def test_ties_keep_the_order_they_were_found_in() -> None:
     order = np.array([[4, 9, 2, 0, 1, 3, 5, 6, 7, 8, 10, 11]])
     found = score_retrieval(Ranked(order, np.zeros((1, 12), np.float32)), dataset({"a": {"d2": 1}}))
