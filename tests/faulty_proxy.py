@@ -5,19 +5,22 @@ The Host header goes through as the client signed it, so a signature is as good 
 
 import asyncio
 import hashlib
+import json
 import random
 import socket
 import struct
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from http.client import HTTPConnection
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 Fault = str
-"""slow_down, throttle, error, conflict: answered in the server's place; reset_before, reset_after: the connection breaks before or after the
-server did its work; truncate: half of the answer's body, then a reset; delay: later; and a key of REFUSALS."""
+"""slow_down, throttle, error, conflict: answered in the server's place; reset_before, reset_after: the connection breaks before or
+after the server did its work; truncate: half of the answer's body, then a reset; delay: later; and a key of REFUSALS."""
 
 _BUSY: Mapping[Fault, tuple[str, str]] = {
     "slow_down": ("503 Slow Down", "SlowDown"),
@@ -31,100 +34,117 @@ REFUSALS: Mapping[Fault, tuple[str, str]] = {
     "wrong_region": ("301 Moved Permanently", "PermanentRedirect"),
 }
 LONGEST_DELAY_SECONDS = 0.5
+_CONTROL = "/-/"
+"""Paths of the proxy itself; no bucket has such a name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asked for; `number` counts all requests of the proxy from 0."""
+class Faults:
+    """What to break: each request with this method and this in its path, with these probabilities, until so many are broken."""
 
-    number: int
+    rates: Mapping[Fault, float] = field(default_factory=dict)
+    seed: int = 0
+    most: int | None = None
+    method: str = ""
+    contains: str = ""
+
+    def draw(self, number: int, method: str, path: str) -> Fault | None:
+        """Draw for a request; the same seed gives the same for the same number, counted from when the faults were set."""
+        if self.method not in ("", method) or self.contains not in path:
+            return None
+        draw = random.Random(f"{self.seed}-{number}").random()
+        for fault, rate in self.rates.items():
+            if draw < rate:
+                return fault
+            draw -= rate
+        return None
+
+
+NO_FAULTS = Faults()
+
+
+def break_first(count: int, fault: Fault, method: str = "", contains: str = "") -> Faults:
+    """Break the first requests with this method and this in their path."""
+    return Faults({fault: 1.0}, most=count, method=method, contains=contains)
+
+
+@dataclass
+class Counts:
+    """What a proxy has seen and done since it started."""
+
+    requests: int = 0
+    injected: dict[Fault, int] = field(default_factory=dict)
+    commits: int = 0
+    """Puts of a Delta log entry, those that were broken included."""
+    written: dict[str, list[str]] = field(default_factory=dict)
+    """By path: the different checksums of bodies that clients tried to put there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
     method: str
     path: str
     head: bytes
     body: bytes
 
 
-Decide = Callable[[Request], Fault | None]
-
-
-def no_faults(request: Request) -> Fault | None:
-    """Break nothing."""
-    return None
-
-
-def draw_faults(seed: int, rates: Mapping[Fault, float]) -> Decide:
-    """Break each request with these probabilities; the same seed draws the same for the same request number."""
-
-    def decide(request: Request) -> Fault | None:
-        draw = random.Random(f"{seed}-{request.number}").random()
-        for fault, rate in rates.items():
-            if draw < rate:
-                return fault
-            draw -= rate
-        return None
-
-    return decide
-
-
-def break_first(count: int, fault: Fault, method: str = "", contains: str = "") -> Decide:
-    """Break the first requests with this method and this in their path."""
-    left = [count]
-
-    def decide(request: Request) -> Fault | None:
-        if left[0] and method in ("", request.method) and contains in request.path:
-            left[0] -= 1
-            return fault
-        return None
-
-    return decide
-
-
-@dataclass
-class FaultyProxy:
-    """A running proxy: `decide` may be changed at any time; the counts grow."""
-
-    endpoint: str
-    upstream: tuple[str, int]
-    decide: Decide = no_faults
-    requests: int = 0
-    injected: Counter[Fault] = field(default_factory=Counter)
-    methods: Counter[str] = field(default_factory=Counter)
-    written: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """By path: checksums of the bodies that clients tried to put there."""
+class _Server:
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self.upstream, self.counts = upstream, Counts()
+        self.faults, self.left, self.number = NO_FAULTS, 0, 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one client's requests until it leaves or is broken."""
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
             while await self._carry(reader, writer):
                 pass
         writer.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request = await self._read_request(reader, writer)
-        fault = self.decide(request)
-        if fault:
-            self.injected[fault] += 1
+        if request.path.startswith(_CONTROL):
+            return await _answer(writer, self._control(request))
+        self._count(request)
+        fault = self._choose(request)
         if fault in _BUSY or fault in REFUSALS:
-            writer.write(_refusal(*(_BUSY | REFUSALS)[fault], request.method))
-            await writer.drain()
-            return True
+            return await _answer(writer, _refusal(*(_BUSY | REFUSALS)[fault], request.method))
         if fault == "reset_before":
             return _reset(writer)
         if fault == "delay":
-            await asyncio.sleep(random.Random(request.number).uniform(0, LONGEST_DELAY_SECONDS))
+            await asyncio.sleep(random.Random(self.number).uniform(0, LONGEST_DELAY_SECONDS))
         head, body = await self._forward(request)
         if fault == "reset_after":
             return _reset(writer)
         if fault == "truncate":
-            writer.write(head + body[: len(body) // 2])
-            await writer.drain()
+            await _answer(writer, head + body[: len(body) // 2])
             await asyncio.sleep(0.01)  # or the reset would overtake the bytes before it
             return _reset(writer)
-        writer.write(head + body)
-        await writer.drain()
-        return True
+        return await _answer(writer, head + body)
 
-    async def _read_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+    def _control(self, request: _Request) -> bytes:
+        if request.method == "PUT":
+            self.faults = Faults(**json.loads(request.body))
+            self.left, self.number = sys.maxsize if self.faults.most is None else self.faults.most, 0
+        body = json.dumps(asdict(self.counts)).encode()
+        return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def _count(self, request: _Request) -> None:
+        self.counts.requests += 1
+        if request.method == "PUT":
+            checksums = self.counts.written.setdefault(request.path.partition("?")[0], [])
+            checksum = hashlib.sha256(request.body).hexdigest()
+            checksums += [checksum] if checksum not in checksums else []
+            self.counts.commits += "/_delta_log/" in request.path
+
+    def _choose(self, request: _Request) -> Fault | None:
+        self.number += 1
+        fault = self.faults.draw(self.number, request.method, request.path) if self.left else None
+        if fault:
+            self.left -= 1
+            self.counts.injected[fault] = self.counts.injected.get(fault, 0) + 1
+        return fault
+
+    async def _read_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> _Request:
         head = await reader.readuntil(b"\r\n\r\n")
         headers = _headers(head)
         if headers.get("expect", "").lower() == "100-continue":
@@ -132,14 +152,9 @@ class FaultyProxy:
             head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:"))
         body = await _read_body(reader, headers)
         method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
-        request = Request(self.requests, method, unquote(target), head, body)
-        self.requests += 1
-        self.methods[method] += 1
-        if method == "PUT":
-            self.written[request.path.partition("?")[0]].add(hashlib.sha256(body).hexdigest())
-        return request
+        return _Request(method, unquote(target), head, body)
 
-    async def _forward(self, request: Request) -> tuple[bytes, bytes]:
+    async def _forward(self, request: _Request) -> tuple[bytes, bytes]:
         reader, writer = await asyncio.open_connection(*self.upstream, limit=1 << 20)
         try:
             writer.write(request.head + request.body)
@@ -183,29 +198,59 @@ def _reset(writer: asyncio.StreamWriter) -> bool:
     return False
 
 
+async def _answer(writer: asyncio.StreamWriter, data: bytes) -> bool:
+    writer.write(data)
+    await writer.drain()
+    return True
+
+
+async def _serve(upstream: str) -> None:
+    target = urlsplit(upstream)
+    assert target.hostname and target.port, upstream
+    server = await asyncio.start_server(_Server((target.hostname, target.port)).serve, "127.0.0.1", 0, limit=1 << 20)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyProxy:
+    """A proxy that runs in a process of its own: some calls of delta-rs hold this one's lock on Python while they wait for it."""
+
+    endpoint: str
+
+    def inject(self, faults: Faults) -> None:
+        """From now on, break these requests."""
+        self._ask("PUT", json.dumps(asdict(faults)))
+
+    def counts(self) -> Counts:
+        """Ask what it has seen and done so far."""
+        return Counts(**self._ask("GET"))
+
+    def injected(self, fault: Fault) -> int:
+        """Ask how often it has injected a fault."""
+        return self.counts().injected.get(fault, 0)
+
+    def _ask(self, method: str, body: str | None = None) -> dict[str, Any]:
+        connection = HTTPConnection(self.endpoint.removeprefix("http://"), timeout=30)
+        try:
+            connection.request(method, _CONTROL, body)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            return answer
+        finally:
+            connection.close()
+
+
 @contextmanager
 def run_faulty_proxy(endpoint: str) -> Iterator[FaultyProxy]:
-    """Start a proxy for this server on a free local port, in a thread of its own."""
-    target = urlsplit(endpoint)
-    assert target.hostname and target.port, endpoint
-    loop = asyncio.new_event_loop()
-    listener = socket.create_server(("127.0.0.1", 0))
-    proxy = FaultyProxy(f"http://127.0.0.1:{listener.getsockname()[1]}", (target.hostname, target.port))
-    server = loop.run_until_complete(asyncio.start_server(proxy.serve, sock=listener, limit=1 << 20))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
+    """Start a proxy for this server on a free local port, and kill it at the end."""
+    process = subprocess.Popen([sys.executable, __file__, endpoint], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
     try:
-        yield proxy
+        yield FaultyProxy(f"http://127.0.0.1:{int(process.stdout.readline())}")
     finally:
-        asyncio.run_coroutine_threadsafe(_stop(server), loop).result(timeout=10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=10)
-        loop.close()
+        process.kill()
+        process.communicate()
 
 
-async def _stop(server: asyncio.Server) -> None:
-    server.close()
-    serving = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in serving:
-        task.cancel()
-    await asyncio.gather(*serving, return_exceptions=True)
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))

@@ -176,6 +176,13 @@ def sync_quarantine(uri: str, options: Options) -> int:
     It follows the table's own commit and depends on nothing but storage, so a run that died in between is mended by
     the next one, whether or not that has anything else to do.
     """
+    try:
+        return patiently(lambda: _sync_quarantine(uri, options), uri)
+    except (DeltaError, OSError) as error:
+        raise CommitError(f"{uri}: its quarantine cannot be brought up to date ({brief(error)}); run again, the rest is published") from error
+
+
+def _sync_quarantine(uri: str, options: Options) -> int:
     committed = set(pa.table(open_delta(uri, options).get_add_actions())["path"].to_pylist())
     folder = Store(Store(uri, options).child(QUARANTINE_FOLDER), options)
     wanted = {found.uri.rsplit("/", 1)[-1]: found for found in folder.list_folder()}
