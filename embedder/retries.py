@@ -36,7 +36,7 @@ def patiently(call: Callable[[], T], uri: str) -> T:
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     for attempt in itertools.count():
-        pause = random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)  # noqa: S311
+        pause = random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
         try:
             return call()
         except Exception as error:

@@ -206,8 +206,7 @@ async def _answer(writer: asyncio.StreamWriter, data: bytes) -> bool:
 
 async def _serve(upstream: str) -> None:
     target = urlsplit(upstream)
-    assert target.hostname and target.port, upstream
-    server = await asyncio.start_server(_Server((target.hostname, target.port)).serve, "127.0.0.1", 0, limit=1 << 20)
+    server = await asyncio.start_server(_Server((str(target.hostname), int(target.port or 80))).serve, "127.0.0.1", 0, limit=1 << 20)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -18,7 +18,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
-class AzureRefusal(Exception):  # as azure.core names it; gcsfs and google say `code`, aiohttp `status`
+class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say `code`, aiohttp `status`
     status_code = 503
 
 
@@ -26,8 +26,8 @@ class AzureRefusal(Exception):  # as azure.core names it; gcsfs and google say `
     "error",
     [
         answer(503, "SlowDown"), answer(429), answer(500), answer(409, "ConditionalRequestConflict"), ConnectionResetError("reset"),
-        TimeoutError(), EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x"), AzureRefusal(),
-        caused(OSError(5, "busy"), answer(429)), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error\n error sending request"),
+        TimeoutError(), EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x"), AzureLikeError(),
+        caused(OSError(5, "busy"), answer(429)), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
     ],
     ids=repr,
 )  # fmt: skip

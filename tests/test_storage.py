@@ -15,7 +15,7 @@ import pytest
 
 from embedder import retries
 from embedder.config import SourceConfig
-from embedder.errors import CommitError, SourceError, StorageError
+from embedder.errors import CommitError, StorageError
 from embedder.output.table import read_table
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
@@ -184,10 +184,15 @@ def test_a_shard_that_is_replaced_between_two_blocks_is_refused(proxy: FaultyPro
     monkeypatch.setattr("embedder.storage.READ_BLOCK_BYTES", 100_000)
     there = store(f"{bucket}/a.bin", proxy)
     there.write_once(DATA)
-    with pytest.raises(StorageError, match=r"a.bin: cannot read it .*no longer exists"), there.open_input() as file:
-        file.read(1000)
-        there.fs.pipe_file(there.path, DATA[::-1])
-        file.read()
+
+    def read_while_it_is_replaced() -> None:
+        with there.open_input() as file:
+            file.read(1000)
+            there.fs.pipe_file(there.path, DATA[::-1])
+            file.read()
+
+    with pytest.raises(StorageError, match=r"a.bin: cannot read it .*no longer exists"):
+        read_while_it_is_replaced()
 
 
 def test_answers_that_are_short_are_asked_for_again(tmp_path: Path) -> None:

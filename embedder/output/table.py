@@ -141,7 +141,9 @@ def _find_commit(uri: str, options: Options, commit_id: str) -> int | None:
         entries = open_delta(uri, options).history(FOLLOWING_COMMITS)
     except TableNotFoundError:
         return None
-    found = (entry["version"] for entry in entries if isinstance(entry.get(INFO_KEY), dict) and entry[INFO_KEY].get("commit_id") == commit_id)
+    found = (
+        entry["version"] for entry in entries if isinstance(entry.get(INFO_KEY), dict) and entry[INFO_KEY].get("commit_id") == commit_id
+    )
     return next(found, None)
 
 
@@ -179,7 +181,9 @@ def sync_quarantine(uri: str, options: Options) -> int:
     try:
         return patiently(lambda: _sync_quarantine(uri, options), uri)
     except (DeltaError, OSError) as error:
-        raise CommitError(f"{uri}: its quarantine cannot be brought up to date ({brief(error)}); run again, the rest is published") from error
+        raise CommitError(
+            f"{uri}: its quarantine cannot be brought up to date ({brief(error)}); run again, the rest is published"
+        ) from error
 
 
 def _sync_quarantine(uri: str, options: Options) -> int:

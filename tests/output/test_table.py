@@ -175,9 +175,7 @@ def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: Faulty
 
 
 @pytest.mark.s3
-def test_of_two_runs_on_a_bad_connection_the_second_is_still_told(
-    bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]
-) -> None:
+def test_of_two_runs_on_a_bad_connection_the_second_is_still_told(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
     commit_table(bucket, {}, change((write_unit(key="a" * 16, uri=bucket),)), None)
     state, part = read_table(bucket, {}), write_unit(key="b" * 16, uri=bucket)
     proxy.inject(break_first(1, "reset_after", **LOG))
