@@ -1,12 +1,13 @@
 """One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
-from embedder.settings import dump_config, load_config
+from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.summary import mask_secrets
 
 ACTIONS = ("dry-run", "print-config", "json")
@@ -124,3 +125,17 @@ def test_credentials_in_storage_options_never_reach_the_record() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load(str(path)).output.uri
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(Terminated(), 143), (SystemExit(15), 143), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (ConfigError("x"), 2)]
+)
+def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
+    monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
+
+    def job(args: Sequence[str]) -> int:
+        raise raised
+
+    with pytest.raises(SystemExit) as stopped:
+        run_job(job)
+    assert stopped.value.code == code

@@ -53,6 +53,14 @@ class Run:
                 return True
         return False
 
+    def wait_and_kill_worker(self, kind: str) -> bool:
+        """Kill the first worker of a kind to be seen; False if the run ended without one."""
+        while self.process.poll() is None:
+            if self.kill_worker(kind):
+                return True
+            time.sleep(0.02)
+        return False
+
     def wait(self) -> int:
         """Wait until it ends by itself."""
         try:

@@ -14,7 +14,7 @@ import pytest
 from embedder.errors import ConfigError
 from embedder.output.table import read_table
 from tests.integration.conftest import Site, documents
-from tests.integration.runs import Run, start_run
+from tests.integration.runs import start_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -92,20 +92,11 @@ def test_a_disk_that_cannot_be_written_is_refused_by_name(tmp_path: Path, small_
     assert "Read-only file system" in done.stderr.splitlines()[-1]
 
 
-def wait_for_worker(run: Run, kind: str) -> None:
-    """Kill a worker of this kind as soon as there is one."""
-    deadline = time.monotonic() + 200
-    while not run.kill_worker(kind):
-        assert run.process.poll() is None, run.log.read_text()
-        assert time.monotonic() < deadline, run.log.read_text()
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("kind", ["encoder", "reader"])
 def test_a_run_whose_worker_is_killed_ends_well_by_itself(site_of_size: Site, repository: str, tmp_path: Path, kind: str) -> None:
     run = start_run(repository, flags_of(site_of_size), tmp_path / "log", {})
     try:
-        wait_for_worker(run, kind)
+        assert run.wait_and_kill_worker(kind), run.log.read_text()
         assert run.wait() == 0, run.log.read_text()
     finally:
         run.stop()
