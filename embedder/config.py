@@ -175,7 +175,7 @@ class OutputConfig(Section):
     replace: bool = False
     """Re-embed everything and swap it in one commit, although the table holds another spec."""
     max_removed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A run after which more than this fraction of the rows would be gone is refused at its commit; 1 allows any."""
+    """A run after which more than this fraction of the rows would be gone is refused at its commit; 1 allows any, and an empty source."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
 

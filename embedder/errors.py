@@ -2,6 +2,7 @@
 
 EmbedderError
 ├── ConfigError     the settings cannot be run: fix the file or the flag (exit 2)
+│   └── EmptySourceError    a source without a single shard
 ├── SourceError     a shard or the listing cannot be read
 ├── ModelError      the model's files do not allow what the spec asks
 ├── StorageError    an object cannot be listed, read or written
@@ -18,6 +19,10 @@ class EmbedderError(Exception):
 
 class ConfigError(EmbedderError):
     """A setting that cannot be run; the message holds every problem found, one a line."""
+
+
+class EmptySourceError(ConfigError):
+    """A source without a single shard: more likely mistyped or lost than meant."""
 
 
 class SourceError(EmbedderError):

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError, EmbedderError
+from embedder.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.gate import check_gate
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder
@@ -64,8 +64,8 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     if model:
         spec = model.spec
         _collect(problems, lambda: check_gate(config, spec))
-    listing = _collect(problems, lambda: list_shards(config.source))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
+    listing = _collect(problems, lambda: list_source(config, table))
     metadata = None
     if listing:
         columns = table.schema if table else None
@@ -85,6 +85,20 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     known = set(committed)
     plan = plan_work(tasks, committed, [name for name in stored if name not in known])
     return Prepared(config, model, listing, metadata, table, bits, plan)
+
+
+def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
+    """List the shards; none at all empties a table only if told to."""
+    try:
+        return list_shards(config.source)
+    except EmptySourceError as error:
+        if table is None:
+            raise
+        if config.output.max_removed_fraction < 1:
+            raise ConfigError(
+                f"{error}; the table keeps its {sum(table.rows.values()):,} rows, to empty it insist with --output.max_removed_fraction 1"
+            ) from error
+        return Listing(())
 
 
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:

@@ -74,9 +74,13 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     except EmbedderError as error:
         print(error, file=sys.stderr)
         code = 1
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # while it starts, Ray answers SIGTERM itself, by exiting with the signal's number
+        is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
+        if isinstance(stop, SystemExit) and not is_terminated:
+            raise
         print("stopped; finished parts are kept, run again to go on", file=sys.stderr)
-        code = 143 if isinstance(stop, Terminated) else 130
+        code = 143 if is_terminated else 130
     sys.exit(code)
 
 

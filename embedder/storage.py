@@ -14,8 +14,10 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from embedder.errors import StorageError
+from embedder.retries import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
@@ -25,8 +27,24 @@ READ_BLOCK_BYTES = 8 << 20
 
 PROBE_PREFIX = "_writable-"
 
-_S3_DEFAULTS: dict[str, Any] = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}, "max_pool_connections": 32}}
-"""botocore's own retries, with backoff, for throttling, 5xx and broken connections."""
+_S3_CONFIG: Mapping[str, Any] = {
+    "retries": {"total_max_attempts": 1},
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "max_pool_connections": 32,
+}
+"""botocore tries once. Its quota of retries runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, within
+2 seconds a request, which are kept: 45 requests and 222 s until a throttled write was given up, measured with 8 attempts here."""
+
+_DELTA_RETRIES: Mapping[str, str] = {
+    "max_retries": "100",
+    "retry_timeout": f"{PATIENCE_SECONDS / 2:.0f}s",
+    "backoff_config.init_backoff": "200ms",
+    "backoff_config.max_backoff": f"{LONGEST_PAUSE_SECONDS:.0f}s",
+    "connect_timeout": "10s",
+    "timeout": "60s",
+}
+"""delta-rs repeats what the server refused as busy, and gives up at once on a commit whose connection broke or an answer cut off midway."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -49,9 +67,9 @@ class Store:
     def __init__(self, uri: str, options: Options | None = None) -> None:
         self._options = options
         protocol = uri.split("://", 1)[0] if "://" in uri else "file"
-        defaults = _S3_DEFAULTS if protocol in ("s3", "s3a") else {}
+        given = _with_s3_retries(options or {}) if protocol in ("s3", "s3a") else options or {}
         try:
-            self.fs, self.path = fsspec.url_to_fs(uri, use_listings_cache=False, **defaults, **(options or {}))
+            self.fs, self.path = fsspec.url_to_fs(uri, use_listings_cache=False, **given)
         except ImportError as error:
             extra = _EXTRAS.get(protocol, protocol)
             raise StorageError(f"{uri}: {protocol}:// needs a package that is not installed; pip install 'embedder[{extra}]'") from error
@@ -70,11 +88,9 @@ class Store:
 
     def list_files(self) -> list[Found]:
         """List the file, the folder's files at any depth, or what the glob matches, in order of uri; [] if nothing is there."""
+        find = self.fs.glob if any(character in self.path for character in "*?[") else self.fs.find
         with explained(self.uri, "list"):
-            if any(character in self.path for character in "*?["):
-                found = self.fs.glob(self.path, detail=True)
-            else:
-                found = self.fs.find(self.path, detail=True)
+            found = patiently(lambda: find(self.path, detail=True), self.uri)
         infos = (info for info in found.values() if info["type"] == "file")
         return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
 
@@ -82,7 +98,7 @@ class Store:
         """List the files that lie directly in the folder; [] if it does not exist."""
         with explained(self.uri, "list"):
             try:
-                infos = self.fs.ls(self.path, detail=True)
+                infos = patiently(lambda: self.fs.ls(self.path, detail=True), self.uri)
             except FileNotFoundError:
                 return []
         return [self._found(info) for info in infos if info["type"] == "file"]
@@ -91,32 +107,40 @@ class Store:
         """Look at one object; None if there is none."""
         with explained(self.uri, "look at"):
             try:
-                return self._found(self.fs.info(self.path))
+                return self._found(patiently(lambda: self.fs.info(self.path), self.uri))
             except FileNotFoundError:
                 return None
 
     @contextmanager
     def open_input(self) -> Iterator[IO[bytes]]:
-        """Open for reading, seekable, ahead by blocks."""
+        """Open for reading, seekable, ahead by blocks; a block that does not come, or not whole, is asked for again."""
         kwargs = {} if self.is_local else {"cache_type": "readahead", "block_size": READ_BLOCK_BYTES}
-        with explained(self.uri, "read"), self.fs.open(self.path, "rb", **kwargs) as file:
+        with explained(self.uri, "read"), patiently(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
+            if isinstance(file, AbstractBufferedFile):
+                file.cache.fetcher = _fetch_whole(file.cache.fetcher, file.size, self.uri)
             yield cast(IO[bytes], file)
 
     def write_once(self, data: bytes) -> bool:
-        """Create the object with all of its bytes, or leave the one that is there; say whether this call created it."""
+        """Create the object with all of its bytes, or leave the one that is there; say whether this call created it.
+
+        A write whose answer was lost is repeated and finds itself there: False then, and the bytes stand all the same.
+        """
         with explained(self.uri, "write"):
             if self.is_local:
                 return _link_once(Path(self.path), data)
-            try:
-                self.fs.pipe_file(self.path, data, mode="create")
-            except FileExistsError:
+            return patiently(lambda: self._create(data), self.uri)
+
+    def _create(self, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # seaweedfs answers a lost race with EINVAL: the object's presence tells it from a real refusal
+            if error.errno == errno.EINVAL and self.fs.exists(self.path):
                 return False
-            except OSError as error:
-                # seaweedfs answers a lost race with EINVAL: the object's presence tells it from a real refusal
-                if error.errno == errno.EINVAL and self.fs.exists(self.path):
-                    return False
-                raise
-            return True
+            raise
+        return True
 
     def check_writable(self) -> float:
         """Write a small file below this folder and remove it: better refused now than after an hour of work.
@@ -133,7 +157,7 @@ class Store:
         """Delete one object, if it is there."""
         with explained(self.uri, "remove"):
             try:
-                self.fs.rm_file(self.path)
+                patiently(lambda: self.fs.rm_file(self.path), self.uri)
             except FileNotFoundError:
                 return
 
@@ -155,6 +179,14 @@ def to_seconds(moment: Any) -> float | None:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None if moment is None else float(moment)
+
+
+def _with_s3_retries(options: Options) -> Options:
+    """Complete s3's options, and tell s3fs what is worth its quick tries of one request, such as a page of a listing: not 503 alone."""
+    from s3fs.core import set_custom_error_handler  # not above: a run on local disk does without it
+
+    set_custom_error_handler(is_transient)
+    return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
 
 
 def _link_once(path: Path, data: bytes) -> bool:
@@ -182,6 +214,18 @@ def _link_once(path: Path, data: bytes) -> bool:
         temporary.unlink(missing_ok=True)
 
 
+def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Callable[[int, int], bytes]:
+    """Make a fetcher of byte ranges that asks again for a range that broke off, so that a reader sees each byte once."""
+
+    def fetch_once(start: int, stop: int) -> bytes:
+        data = fetch(start, stop)
+        if len(data) < min(stop, size) - start:
+            raise ConnectionError(f"{len(data)} bytes came of {start} to {min(stop, size)}")
+        return data
+
+    return lambda start, stop: patiently(lambda: fetch_once(start, stop), uri)
+
+
 @contextmanager
 def explained(uri: str, verb: str) -> Iterator[None]:
     """Turn what filesystems raise into a StorageError that names the object and what to do."""
@@ -191,27 +235,24 @@ def explained(uri: str, verb: str) -> Iterator[None]:
         raise StorageError(f"{uri}: not found; check the path, the bucket's name and the region") from error
     except PermissionError as error:
         raise StorageError(
-            f"{uri}: not allowed to {verb} it ({_brief(error)}); check the credentials in the environment and their rights"
+            f"{uri}: not allowed to {verb} it ({brief(error)}); check the credentials in the environment and their rights"
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
-        raise StorageError(f"{uri}: cannot {verb} it ({_brief(error)})") from error
+        raise StorageError(f"{uri}: cannot {verb} it ({brief(error)})") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
-            raise StorageError(f"{uri}: cannot {verb} it ({_brief(error)})") from error
+            raise StorageError(f"{uri}: cannot {verb} it ({brief(error)})") from error
         raise
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "…"
 
 
 def delta_options(uri: str, options: Options) -> dict[str, str]:
     """Translate fsspec's s3 options to those of the Delta writer; credentials stay in the environment for both."""
-    if not uri.startswith(("s3://", "s3a://")):
+    if "://" not in uri:
         return {}
+    if not uri.startswith(("s3://", "s3a://")):
+        return dict(_DELTA_RETRIES)
     client = options.get("client_kwargs") or {}
     given = {
         "aws_endpoint_url": options.get("endpoint_url")
@@ -224,7 +265,7 @@ def delta_options(uri: str, options: Options) -> dict[str, str]:
         "aws_session_token": options.get("token"),
         "aws_skip_signature": "true" if options.get("anon") else None,
     }
-    named = {name: str(value) for name, value in given.items() if value}
+    named = dict(_DELTA_RETRIES) | {name: str(value) for name, value in given.items() if value}
     if named.get("aws_endpoint_url", "").startswith("http://"):
         named["aws_allow_http"] = "true"
     if "aws_endpoint_url" in named:

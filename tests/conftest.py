@@ -18,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from tests.faulty_proxy import NO_FAULTS, FaultyProxy, run_faulty_proxy
 from tests.servers import S3Server, run_s3_server
 
 # for this process and those of Ray: no hub is asked for anything, and no fork of a tokenizer's threads is warned about
@@ -86,6 +87,21 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             patch.delenv(name, raising=False)
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+    """A proxy before the S3 server."""
+    with run_faulty_proxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(shared_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The proxy, named by the environment as the way to s3://, breaking nothing until a test says so."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", shared_proxy.endpoint)
+    yield shared_proxy
+    shared_proxy.inject(NO_FAULTS)
 
 
 @pytest.fixture

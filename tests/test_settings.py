@@ -1,12 +1,13 @@
 """One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
-from embedder.settings import dump_config, load_config
+from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.study.config import SweepConfig
 from embedder.summary import mask_secrets
 
@@ -139,3 +140,17 @@ def test_short_flags_stand_for_long_ones() -> None:
         assert load_config(SweepConfig, [sweep, *flags], short=short).config.pick.min_quality == 0.9
     with pytest.raises(ConfigError, match=r"--pick.min_quality: pick.min_quality='2'"):
         load_config(SweepConfig, [sweep, "--min-quality", "2"], short=short)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(Terminated(), 143), (SystemExit(15), 143), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (ConfigError("x"), 2)]
+)
+def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
+    monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
+
+    def job(args: Sequence[str]) -> int:
+        raise raised
+
+    with pytest.raises(SystemExit) as stopped:
+        run_job(job)
+    assert stopped.value.code == code

@@ -2,8 +2,9 @@
 
 import json
 import time
+import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from embedder.errors import CommitError, VersionGoneError
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
+from embedder.retries import brief, patiently
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store, delta_options, map_threads
@@ -26,6 +28,9 @@ FIRST_COMMITS = 10
 
 MAINTENANCE_KEY = "maintenance"
 """Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""
+
+FOLLOWING_COMMITS = 10
+"""How far back a commit whose answer was lost is looked for: others may have followed it."""
 
 _APP_ID = "embedder"
 """Every commit names it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -79,13 +84,17 @@ def open_delta(uri: str, options: Options, version: int | None = None) -> DeltaT
 def read_table(uri: str, options: Options) -> TableState | None:
     """Read the newest version; None if there is no table yet."""
     try:
-        delta = open_delta(uri, options)
+        return patiently(lambda: _read_state(uri, options), uri)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
         raise CommitError(
-            f"{uri}: the table cannot be opened ({error}); check output.uri and the credentials in the environment"
+            f"{uri}: the table cannot be opened ({brief(error)}); check output.uri and the credentials in the environment"
         ) from error
+
+
+def _read_state(uri: str, options: Options) -> TableState:
+    delta = open_delta(uri, options)
     info = find_record(delta)
     if info is None:
         raise CommitError(
@@ -137,7 +146,39 @@ def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
 
 
 def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
-    """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it."""
+    """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it.
+
+    A commit whose answer was lost is repeated, conflicts with itself, and is known by its id.
+    """
+    info = {**change.info, "commit_id": uuid.uuid4().hex}
+    try:
+        return patiently(lambda: _commit(uri, options, replace(change, info=info), before), uri)
+    except (DeltaError, OSError) as error:
+        published = patiently(lambda: _find_commit(uri, options, info["commit_id"]), uri)
+        if published is not None:
+            return published
+        if isinstance(error, CommitFailedError):
+            raise CommitError(
+                f"{uri}: another run published first ({brief(error)}); nothing was lost, run again to see what is left to do"
+            ) from error
+        if before is None and read_table(uri, options):
+            raise CommitError(f"{uri}: another run created the table first; run again to see what is left to do") from error
+        raise CommitError(f"{uri}: the commit failed ({brief(error)}); finished parts are kept, run again to publish them") from error
+
+
+def _find_commit(uri: str, options: Options, commit_id: str) -> int | None:
+    """Find the version of a commit among the newest ones; None if it is not there."""
+    try:
+        entries = open_delta(uri, options).history(FOLLOWING_COMMITS)
+    except TableNotFoundError:
+        return None
+    found = (
+        entry["version"] for entry in entries if isinstance(entry.get(INFO_KEY), dict) and entry[INFO_KEY].get("commit_id") == commit_id
+    )
+    return next(found, None)
+
+
+def _commit(uri: str, options: Options, change: Change, before: TableState | None) -> int:
     location = Store(uri, options).uri
     gone = find_missing([part.name for part in change.add], Folder(uri, options))
     if gone:
@@ -149,26 +190,19 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
     number = (before.run_number if before else 0) + 1
     properties = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)}, app_transactions=[Transaction(_APP_ID, number)])
     schema = Schema.from_arrow(change.schema)
-    try:
-        if before is None:
-            spec = json.dumps(change.info["spec"], sort_keys=True)
-            storage = delta_options(location, options)
-            create_table_with_add_actions(
-                location, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
-            )
-            return 0
-        delta = open_delta(uri, options, before.version)
-        if change.replaces:
-            delta.create_write_transaction([*adds], "overwrite", schema, commit_properties=properties)
-        else:
-            removes = _remove_actions(change.remove, before.sizes, not change.rearranges)
-            delta.create_write_transaction([*adds, *removes], "append", schema, commit_properties=properties)
-    except CommitFailedError as error:
-        raise CommitError(f"{uri}: another run published first ({error}); nothing was lost, run again to see what is left to do") from error
-    except (DeltaError, OSError) as error:
-        if before is None and DeltaTable.is_deltatable(location, storage_options=delta_options(location, options)):
-            raise CommitError(f"{uri}: another run created the table first; run again to see what is left to do") from error
-        raise CommitError(f"{uri}: the commit failed ({error}); finished parts are kept, run again to publish them") from error
+    if before is None:
+        spec = json.dumps(change.info["spec"], sort_keys=True)
+        storage = delta_options(location, options)
+        create_table_with_add_actions(
+            location, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
+        )
+        return 0
+    delta = open_delta(uri, options, before.version)
+    if change.replaces:
+        delta.create_write_transaction([*adds], "overwrite", schema, commit_properties=properties)
+    else:
+        removes = _remove_actions(change.remove, before.sizes, not change.rearranges)
+        delta.create_write_transaction([*adds, *removes], "append", schema, commit_properties=properties)
     if change.replaces:
         # for other tools' eyes: embedder itself reads the spec from the commit, which is already out
         record = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)})
@@ -182,6 +216,15 @@ def sync_quarantine(uri: str, options: Options, rearranges: bool = False) -> int
     It follows the table's own commit and depends on nothing but storage, so a run that died in between is mended by
     the next one, whether or not that has anything else to do.
     """
+    try:
+        return patiently(lambda: _sync_quarantine(uri, options, rearranges), uri)
+    except (DeltaError, OSError) as error:
+        raise CommitError(
+            f"{uri}: its quarantine cannot be brought up to date ({brief(error)}); run again, the rest is published"
+        ) from error
+
+
+def _sync_quarantine(uri: str, options: Options, rearranges: bool) -> int:
     committed = set(pa.table(open_delta(uri, options).get_add_actions())["path"].to_pylist())
     folder = Store(Store(uri, options).child(QUARANTINE_FOLDER), options)
     wanted = {found.uri.rsplit("/", 1)[-1]: found for found in folder.list_folder()}

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from embedder.config import Format, SourceConfig
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, EmptySourceError
 from embedder.storage import Found, Store
 from embedder.work import Shard
 
@@ -51,21 +51,24 @@ def shard_format(uri: str, wanted: Format = "auto") -> Encoding | None:
 
 
 def list_shards(source: SourceConfig) -> Listing:
-    """List what the uri names. Names that start with a dot or an underscore, below the folder, are passed over, as Spark does."""
+    """List what the uri names. Names that start with a dot or an underscore, below the folder, are passed over, as Spark does.
+
+    EmptySourceError if there is no shard at all.
+    """
     store = Store(source.uri, source.storage_options)
     listed = store.list_files()
     is_file = len(listed) == 1 and listed[0].uri == store.uri
     found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, store.uri)]
     if not found:
         passed_over = f" ({len(listed)} whose names start with . or _ are passed over)" if listed else ""
-        raise ConfigError(f"source.uri={source.uri!r}: no file is there{passed_over}; give a folder, glob or file that has some")
+        raise EmptySourceError(f"source.uri={source.uri!r}: no file is there{passed_over}; give a folder, glob or file that has some")
     known = [each for each in found if shard_format(each.uri, source.format)]
     ignored = [each.uri for each in found if not shard_format(each.uri, source.format)]
     if ignored and (is_file or _is_glob(store.path)):
         where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {_KNOWN}")
     if not known:
-        raise ConfigError(f"source.uri={source.uri!r}: no file has a known suffix (found: {_suffixes(ignored)}); {_KNOWN}")
+        raise EmptySourceError(f"source.uri={source.uri!r}: no file has a known suffix (found: {_suffixes(ignored)}); {_KNOWN}")
     return Listing(tuple(_to_shard(each) for each in known), tuple(ignored))
 
 

@@ -59,9 +59,11 @@ def make_vectors(num_rows: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def write_unit(tmp_path: Path) -> Callable[..., Part]:
-    """Write one made-up unit into tmp_path/table."""
+    """Write one made-up unit into tmp_path/table, or another table."""
 
-    def write(key: str = "0" * 16, version: str = "0" * 32, first_id: int = 0, seed: int = 0, quarantined: int = 0) -> Part:
+    def write(
+        key: str = "0" * 16, version: str = "0" * 32, first_id: int = 0, seed: int = 0, quarantined: int = 0, uri: str | None = None
+    ) -> Part:
         documents, chunks = make_documents(first_id=first_id), make_chunks()
         rejects = pa.Table.from_pylist(
             [{"shard": "s", "row": 9, "doc_id": None, "reason": "null_text", "excerpt": ""}] * quarantined, QUARANTINE
@@ -69,6 +71,6 @@ def write_unit(tmp_path: Path) -> Callable[..., Part]:
         stats = Stats(documents=len(TEXTS) + quarantined, quarantined=quarantined, chunks=chunks.num_rows)
         name = PartName(key, version, 0, stats.documents, True)
         rows = assemble_rows(documents, chunks.drop_columns(["token_ids"]), make_vectors(chunks.num_rows, seed), True)
-        return write_part(rows, rejects, name, footer_of(SPEC, stats), Folder(str(tmp_path / "table"), {}))
+        return write_part(rows, rejects, name, footer_of(SPEC, stats), Folder(uri or str(tmp_path / "table"), {}))
 
     return write

@@ -18,6 +18,7 @@ from embedder.output.table import FIRST_COMMITS, Change, commit_table, read_tabl
 from embedder.schema import table_schema
 from embedder.spec import EmbeddingSpec
 from embedder.work import Part
+from tests.faulty_proxy import NO_FAULTS, FaultyProxy, break_first
 from tests.output.conftest import make_documents, make_vectors
 from tests.test_spec import SPEC
 
@@ -177,3 +178,51 @@ def test_parts_that_are_no_longer_there_are_not_published(uri: str, write_unit: 
     with pytest.raises(CommitError, match=r"1 parts were deleted while this run went on.*nothing was published"):
         commit_table(uri, {}, change((part,)), None)
     assert read_table(uri, {}) is None
+
+
+LOG = {"method": "PUT", "contains": "_delta_log"}
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["reset_after", "reset_before", "error", "slow_down", "truncate"])
+def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str) -> None:
+    old, new = (write_unit(key=key * 16, uri=bucket) for key in "ab")
+    proxy.inject(break_first(1, fault, **LOG))
+    assert commit_table(bucket, {}, change((old,)), None) == 0
+    proxy.inject(break_first(1, fault, **LOG))
+    assert commit_table(bucket, {}, change((new,), (old.name,)), read_table(bucket, {})) == 1
+    proxy.inject(break_first(1, fault, **LOG))
+    assert commit_table(bucket, {}, change((old,), replaces=True), read_table(bucket, {})) >= 2
+    proxy.inject(NO_FAULTS)
+    state = read_table(bucket, {})
+    assert state is not None
+    assert state.rows == {old.name: 6}
+    assert [entry["operation"] for entry in DeltaTable(bucket).history()].count("WRITE") == 2
+
+
+@pytest.mark.s3
+def test_of_two_runs_on_a_bad_connection_the_second_is_still_told(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
+    commit_table(bucket, {}, change((write_unit(key="a" * 16, uri=bucket),)), None)
+    state, part = read_table(bucket, {}), write_unit(key="b" * 16, uri=bucket)
+    proxy.inject(break_first(1, "reset_after", **LOG))
+    commit_table(bucket, {}, change((part,)), state)
+    proxy.inject(break_first(1, "reset_after", **LOG))
+    with pytest.raises(CommitError, match="another run published first"):
+        commit_table(bucket, {}, change((part,)), state)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["reset_after", "truncate", "throttle"])
+def test_a_table_and_its_quarantine_are_read_and_written_over_a_bad_connection(
+    bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str
+) -> None:
+    part = write_unit(quarantined=2, uri=bucket)
+    commit_table(bucket, {}, change((part,)), None)
+    proxy.inject(break_first(1, fault))
+    state = read_table(bucket, {})
+    assert state is not None
+    assert state.rows == {part.name: 6}
+    before = proxy.injected(fault)
+    proxy.inject(break_first(3, fault))
+    assert sync_quarantine(bucket, {}) == 2
+    assert proxy.injected(fault) == before + 3

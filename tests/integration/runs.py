@@ -1,0 +1,100 @@
+"""Runs of the job in processes of their own, to be killed in whole or in part."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+WORKERS = {"encoder": "EncoderActor", "reader": "prepare_units", "writer": "write_unit"}
+"""By what Ray calls the processes."""
+AGENT = "Agent"
+"""Ray's own, which keep no data and write none, sometimes outlive a process group that was killed."""
+RUN_SECONDS = 400
+"""A run of these tests takes 10 s on two free cores; others may be at work on them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the job, in processes that carry a mark in their environment."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    mark: str
+
+    def processes(self) -> dict[int, str]:
+        """Find the run's processes, Ray's among them, by their titles."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):
+                if folder.name.isdecimal() and self.mark.encode() in (folder / "environ").read_bytes():
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return found
+
+    def stop(self) -> None:
+        """Kill whatever is left of it."""
+        for number in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.process.wait()
+
+    def kill_worker(self, kind: str) -> bool:
+        """Kill one worker of a kind, if there is one."""
+        for number, title in self.processes().items():
+            if WORKERS[kind] in title and number != self.process.pid:
+                os.kill(number, signal.SIGKILL)
+                return True
+        return False
+
+    def wait_and_kill_worker(self, kind: str) -> bool:
+        """Kill the first worker of a kind to be seen; False if the run ended without one."""
+        while self.process.poll() is None:
+            if self.kill_worker(kind):
+                return True
+            time.sleep(0.02)
+        return False
+
+    def wait(self) -> int:
+        """Wait until it ends by itself."""
+        try:
+            return self.process.wait(timeout=RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"a run did not end in {RUN_SECONDS} s:\n{self.log.read_text()[-3000:]}\n{self.processes()}")
+
+    def wait_for_workers_to_go(self, seconds: float) -> int:
+        """Wait for what outlives a killed driver; count what is left, which can only be agents of Ray's own, and kill these."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and (left := self.processes()):
+            if all(AGENT in title for title in left.values()) and time.monotonic() > deadline - seconds + 5:
+                break
+            time.sleep(0.1)
+        left = self.processes()
+        assert all(AGENT in title for title in left.values()), f"processes outlived their driver by {seconds} s: {left}"
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        return len(left)
+
+
+def start_run(repository: str, flags: Sequence[str], log: Path, environment: Mapping[str, str]) -> Run:
+    """Start the job as the leader of a process group, logging to a file."""
+    mark = f"run-{uuid.uuid4().hex}"
+    command = [sys.executable, "-m", "jobs.embed", *flags]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=repository,
+            env={**os.environ, **environment, "RUN_MARK": mark},
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+    return Run(process, log, mark)

@@ -1,0 +1,90 @@
+"""What passes by itself is waited for, within bounds; what does not is refused at once."""
+
+import itertools
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+
+from embedder import retries
+from embedder.retries import brief, is_transient, patiently
+
+
+def answer(status: int, code: str = "Code") -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say `code`, aiohttp `status`
+    status_code = 503
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer(503, "SlowDown"), answer(429), answer(500), answer(409, "ConditionalRequestConflict"), ConnectionResetError("reset"),
+        TimeoutError(), EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x"), AzureLikeError(),
+        caused(OSError(5, "busy"), answer(429)), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_busy_stores_and_broken_connections_pass(error: Exception) -> None:
+    assert is_transient(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer(403, "AccessDenied"), answer(404, "NoSuchBucket"), answer(301, "PermanentRedirect"), answer(400), answer(412),
+        caused(PermissionError("no"), answer(503)), FileNotFoundError("gone"), NoCredentialsError(), OSError(28, "No space left"),
+        ValueError("a bug"), OSError("Generic S3 error - Server returned non-2xx status code: 403 Forbidden"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_refusals_stay(error: Exception) -> None:
+    assert not is_transient(error)
+
+
+def test_a_call_is_repeated_after_pauses_that_grow_until_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pauses = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(retries.time, "sleep", sleep)
+    monkeypatch.setattr(retries.time, "monotonic", lambda: clock[0])
+    with pytest.raises(TimeoutError):
+        patiently(lambda: (_ for _ in ()).throw(TimeoutError()), "s3://b/k")
+    assert retries.PATIENCE_SECONDS - retries.LONGEST_PAUSE_SECONDS <= sum(pauses) <= retries.PATIENCE_SECONDS
+    for attempt, pause in enumerate(pauses):
+        longest = min(0.5 * 2**attempt, retries.LONGEST_PAUSE_SECONDS)
+        assert longest / 2 <= pause <= longest, "drawn at random, so that workers do not all come back at once"
+    assert len(set(pauses)) == len(pauses)
+
+
+def test_a_call_that_succeeds_in_the_end_gives_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
+    calls = itertools.count()
+
+    def call() -> str:
+        if next(calls) < 4:
+            raise answer(503)
+        return "done"
+
+    assert patiently(call, "s3://b/k") == "done"
+    assert next(calls) == 5
+
+
+def test_a_refusal_is_raised_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: pytest.fail("waited for a refusal"))
+    with pytest.raises(ClientError):
+        patiently(lambda: (_ for _ in ()).throw(answer(403)), "s3://b/k")
+
+
+def test_an_error_is_told_in_one_line_without_colours() -> None:
+    assert brief(OSError("Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error")) == "Generic S3 error ↳ HTTP error"
+    assert brief(ValueError()) == "ValueError"
