@@ -165,6 +165,32 @@ class ComputeConfig(Section):
         return self
 
 
+class TableConfig(Section):
+    """A table that is read."""
+
+    uri: NonEmpty
+    """Folder of the Delta table: a local path, s3://, gs:// or az://."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
+
+
+class CutTableConfig(Section):
+    """A table made from another one's vectors."""
+
+    uri: NonEmpty
+    """Folder of the Delta table: a local path, s3://, gs:// or az://."""
+    dim: Annotated[int, Field(ge=1)] | None = None
+    """Leading components kept; left out: all."""
+    quantization: Quantization = "none"
+    """none, int8 (needs calibration) or binary."""
+    calibration: NonEmpty | None = None
+    """Folder of an artifact of jobs.calibrate that holds the ranges of int8."""
+    replace: bool = False
+    """Swap everything in one commit, although the table holds another spec."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
+
+
 class OutputConfig(Section):
     """Where the table is and what it keeps."""
 
@@ -174,6 +200,8 @@ class OutputConfig(Section):
     """Keep the text of each chunk beside its vector."""
     replace: bool = False
     """Re-embed everything and swap it in one commit, although the table holds another spec."""
+    cuts: tuple[CutTableConfig, ...] = ()
+    """Tables brought in step after this one, from its vectors: [{uri: …, dim: 128, quantization: binary}]."""
     max_removed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A run after which more than this fraction of the rows would be gone is refused at its commit; 1 allows any, and an empty source."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
@@ -187,6 +215,19 @@ class GateConfig(Section):
     """report.json of a sweep of this model and source."""
     min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
     """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+
+
+class RecutConfig(Section):
+    """One recut: make the table at output.uri hold the rows of parent.uri, their vectors cut or quantized. No encoder runs."""
+
+    parent: TableConfig
+    output: CutTableConfig
+
+    @model_validator(mode="after")
+    def _another_folder(self) -> "RecutConfig":
+        if self.parent.uri.rstrip("/") == self.output.uri.rstrip("/"):
+            raise ValueError(f"output.uri={self.output.uri!r} is the parent itself; choose another folder")
+        return self
 
 
 class EmbedConfig(Section):

@@ -72,6 +72,15 @@ def from_binary(codes_NP: npt.NDArray[np.uint8]) -> Floats:
     return np.unpackbits(codes_NP, axis=1).astype(np.float32) * 2 - 1
 
 
+def cut_vectors(vectors_NW: Floats, dim: int, normalize: bool) -> Floats:
+    """Keep the leading components, and give what is left length 1 again if vectors have it."""
+    cut_ND = vectors_NW[:, :dim]
+    if not normalize or dim == vectors_NW.shape[1]:
+        return np.ascontiguousarray(cut_ND)
+    unit_ND: Floats = cut_ND / np.maximum(np.linalg.norm(cut_ND, axis=1, keepdims=True), np.float32(1e-12))
+    return unit_ND
+
+
 def quantize(vectors_ND: Floats, quantization: Quantization, ranges: Ranges | None) -> npt.NDArray[Any]:
     """Give the codes that are stored: float32 as they are, int8 by the ranges, bits by the sign."""
     if quantization == "binary":

@@ -5,11 +5,13 @@ python -m jobs.embed configs/embed/quickstart.yaml [--section.key VALUE …] [--
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from embedder.config import EmbedConfig
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.progress import start_logging
+from embedder.recut import check_cuts, run_cuts
 from embedder.run import run_embed
 from embedder.settings import dump_config, load_config, run_job
 
@@ -24,12 +26,15 @@ def main(args: Sequence[str]) -> int:
         print(dump_config(invocation.config), end="")
         return 0
     prepared = prepare_run(invocation.config)
+    check_cuts(invocation.config, prepared.spec)
     if "dry-run" in invocation.actions:
         preview = preview_run(prepared)
         print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
         return 0
     summary = run_embed(prepared)
-    print(json.dumps(summary.record()) if "json" in invocation.actions else summary.text())
+    cuts = run_cuts(invocation.config) if summary.version is not None or summary.did_nothing else []
+    record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
+    print(json.dumps(record) if "json" in invocation.actions else "\n".join([summary.text(), *(each.text() for each in cuts)]))
     return 1 if summary.failures else 0
 
 

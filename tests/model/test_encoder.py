@@ -17,6 +17,7 @@ from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from embedder.quantization import cut_vectors
 from tests.model.conftest import TinyModel
 
 PROSE = [line for line in Path(torch.__file__).with_name("functional.py").read_text().splitlines() if len(line) > 30][:24]
@@ -147,6 +148,15 @@ def test_threads_that_share_the_batches_change_nothing(tiny_encoder: Encoder, ti
         torch.set_num_threads(threads)
     np.testing.assert_allclose(shared.vectors_ND, alone.vectors_ND, atol=1e-6)
     assert shared.padded_tokens == alone.padded_tokens
+
+
+def test_vectors_cut_after_storing_are_those_cut_at_once_also_behind_nomics_layer_norm(
+    tiny_models: Callable[[str], Any], texts: list[str]
+) -> None:
+    model = tiny_models("nomic_bert")
+    ids = model.tokenize(texts)
+    stored, direct = (model.load(dim=dim, layer_norm=True).encode(ids, 512).vectors_ND for dim in (64, 16))
+    np.testing.assert_allclose(cut_vectors(stored, 16, True), direct, atol=1e-6)
 
 
 def test_a_device_that_runs_out_of_memory_gets_half_the_budget_and_gives_the_same_vectors(

@@ -44,7 +44,7 @@ def test_the_run_record_survives_the_cleanup_of_the_log(uri: str, write_unit: Ca
     after = read_table(uri, {})
     assert before is not None
     assert after is not None
-    assert after.info == {**before.info, "maintenance": "checkpoint"}
+    assert after.info == {**before.info, "commit_id": after.info["commit_id"], "maintenance": "checkpoint"}
     assert after.rows == before.rows
     commit_table(uri, {}, change(remove=tuple(after.rows)), after)
     assert DeltaTable(uri).to_pyarrow_table().num_rows == 0

@@ -1,0 +1,206 @@
+"""A table's stored vectors → another table at a smaller dim or other quantization, in step with its parent; no encoder runs.
+
+The set difference of `planning` again: each part of the parent has one part here, whose name says what it was made from.
+"""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from embedder.config import CutTableConfig, EmbedConfig, RecutConfig, TableConfig
+from embedder.errors import ConfigError
+from embedder.model.calibration import Calibration, RangeKey, load_calibration
+from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
+from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.output.vectors import column_codes, vector_column
+from embedder.quantization import Floats, Ranges, cut_vectors, quantize
+from embedder.schema import VECTORS
+from embedder.spec import EmbeddingSpec, digest
+from embedder.storage import Store, map_threads
+from embedder.summary import describe_environment
+from embedder.work import Part, PartName, Stats
+
+NUM_THREADS = 8
+"""Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a table's vectors become."""
+
+    spec: EmbeddingSpec
+    ranges: Ranges | None
+
+    def apply(self, vectors_NW: Floats) -> pa.Array:
+        """Cut, give length 1 again where the space has it, quantize: the vector column of the new table."""
+        cut_ND = cut_vectors(vectors_NW, self.spec.dim, self.spec.normalize)
+        return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
+
+
+@dataclass(frozen=True, slots=True)
+class Recut:
+    """What was done."""
+
+    uri: str
+    parent_version: int
+    version: int | None
+    """Published; None if there was nothing to do."""
+    parts_added: int
+    parts_kept: int
+    parts_removed: int
+    rows: int
+    bytes_added: int
+
+    def text(self) -> str:
+        """Say it in one line."""
+        if self.version is None:
+            return f"nothing to do: {self.uri} matches version {self.parent_version} of its parent ({self.rows:,} rows)"
+        parts = f"{self.parts_added:,} parts, {self.parts_kept:,} kept, {self.parts_removed:,} removed"
+        rows = f"{self.rows:,} rows of the parent's version {self.parent_version}"
+        return f"{self.uri}, version {self.version}: {rows}, {self.bytes_added / 1e6:,.1f} MB added in {parts}"
+
+
+def run_recut(config: RecutConfig) -> Recut:
+    """Bring the table in step with the newest version of its parent, in one commit."""
+    output = config.output
+    parent, table = read_parent(config.parent), read_table(output.uri, output.storage_options)
+    cut = plan_cut(parent.spec, output)
+    schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
+    replaces = table is not None and must_replace(table, cut.spec, schema, output)
+    made_from = {str(child_name(name, cut.spec)): str(name) for name in parent.parts}
+    have = set(table.rows) if table and not replaces else set()
+    missing, remove = [name for name in made_from if name not in have], tuple(sorted(have - made_from.keys()))
+    folders = Folder(config.parent.uri, config.parent.storage_options), Folder(output.uri, output.storage_options)
+    Store(output.uri, output.storage_options).check_writable()
+    add = map_threads(lambda name: recut_part(made_from[name], name, cut, schema, folders), missing, NUM_THREADS)
+    version = None
+    if add or remove or table is None or replaces:
+        change = Change(tuple(add), remove, schema, record_of(cut, parent, config.parent), replaces)
+        version = commit_table(output.uri, output.storage_options, change, table)
+    sync_quarantine(output.uri, output.storage_options)
+    return Recut(
+        uri=output.uri,
+        parent_version=parent.version,
+        version=version,
+        parts_added=len(add),
+        parts_kept=len(made_from) - len(add),
+        parts_removed=len(table.rows) if table and replaces else len(remove),
+        rows=sum(parent.rows.values()),
+        bytes_added=sum(part.size_bytes for part in add),
+    )
+
+
+def check_cuts(config: EmbedConfig, spec: EmbeddingSpec) -> None:
+    """Refuse what cannot be made of the vectors of a run that is about to begin."""
+    for cut in config.output.cuts:
+        if spec.quantization != "none":
+            raise ConfigError(f"output.cuts: {cut.uri!r} cannot be made from {spec.quantization} codes; set embedding.quantization to none")
+        plan_cut(spec, cut)
+
+
+def run_cuts(config: EmbedConfig) -> list[Recut]:
+    """Bring the tables that are cut from a run's table in step with it."""
+    parent = TableConfig(uri=config.output.uri, storage_options=config.output.storage_options)
+    return [run_recut(RecutConfig(parent=parent, output=cut)) for cut in config.output.cuts]
+
+
+def read_parent(parent: TableConfig) -> TableState:
+    """Read the table that vectors are taken from."""
+    state = read_table(parent.uri, parent.storage_options)
+    if state is None:
+        raise ConfigError(f"parent.uri={parent.uri!r}: no table there; make one with jobs.embed")
+    if state.spec.quantization != "none":
+        raise ConfigError(
+            f"parent.uri={parent.uri!r}: holds {state.spec.quantization} codes, from which no other vectors can be made; "
+            "give a table with quantization none"
+        )
+    return state
+
+
+def plan_cut(parent: EmbeddingSpec, output: CutTableConfig) -> Cut:
+    """Give the spec that embedding with these settings would have: equal vectors, equal space."""
+    dim = output.dim or parent.dim
+    if dim > parent.dim:
+        raise ConfigError(f"output.dim={dim}: the parent's vectors have {parent.dim} components; choose 1 to {parent.dim}")
+    if dim == parent.dim and output.quantization == "none":
+        raise ConfigError(f"output.dim={dim}: the parent holds these very vectors; set a smaller dim or a quantization")
+    if output.quantization == "binary" and dim % 8:
+        raise ConfigError(f"output.dim={dim}: binary packs eight components into a byte; choose a multiple of 8")
+    spec = parent.model_copy(update={"dim": dim, "quantization": output.quantization})
+    if output.quantization != "int8":
+        if output.calibration:
+            raise ConfigError(f"output.calibration={output.calibration!r}: has no effect without quantization int8; leave it out")
+        return Cut(spec, None)
+    if output.calibration is None:
+        raise ConfigError("output.quantization=int8: needs the ranges of an artifact of jobs.calibrate; set output.calibration")
+    calibration = load_calibration(output.calibration)
+    return Cut(spec.model_copy(update={"calibration": calibration.fingerprint}), find_ranges(calibration, spec, output.calibration))
+
+
+def find_ranges(calibration: Calibration, spec: EmbeddingSpec, uri: str) -> Ranges:
+    """Find the ranges of vectors of this spec."""
+    where = f"output.calibration={uri!r}"
+    if spec.calibration not in (None, calibration.fingerprint):
+        raise ConfigError(f"{where}: is not the artifact that the parent was made with ({spec.calibration}); give that one")
+    differences = calibration.differences(spec)
+    if differences:
+        raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
+    ranges = calibration.ranges.get(RangeKey(spec.exit, spec.depth, spec.dim))
+    if ranges is None:
+        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
+    return ranges
+
+
+def must_replace(table: TableState, spec: EmbeddingSpec, schema: pa.Schema, output: CutTableConfig) -> bool:
+    """Say whether everything is swapped: another space, which has to be insisted on, or other columns."""
+    if table.spec.space_id != spec.space_id and not output.replace:
+        changes = "; ".join(table.spec.differences(spec))
+        raise ConfigError(
+            f"output.uri={output.uri!r}: the table holds another space ({changes}); "
+            "choose another output.uri, or swap all of it with --output.replace true"
+        )
+    return table.spec.space_id != spec.space_id or not table.schema.equals(schema)
+
+
+def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:
+    """Name the part that is made from a parent's part."""
+    return PartName(name.key, digest("recut", name.version, spec.space_id), name.first_row, name.stop_row, name.last)
+
+
+def recut_part(parent_name: str, name: str, cut: Cut, schema: pa.Schema, folders: tuple[Folder, Folder]) -> Part:
+    """Write one part, its quarantine file first, each once; one that is there already stands."""
+    source, target = folders
+    if target.part(name).info() is None:
+        stats = Stats(**read_footer(source.part(parent_name))[1]["stats"])
+        if stats.quarantined:
+            with source.quarantine(parent_name).open_input() as file:
+                target.quarantine(name).write_once(file.read())
+        tables = cut_tables(source.part(parent_name), cut, schema)
+        target.part(name).write_once(encode_batches(tables, schema, footer_of(cut.spec, stats, cut.ranges)))
+    return read_part(name, target)
+
+
+def cut_tables(part: Store, cut: Cut, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Stream a part's rows with their new vectors."""
+    place = schema.get_field_index("embedding")
+    for table in read_batches(part):
+        yield table.set_column(place, schema.field(place), cut.apply(column_codes(table["embedding"]))).cast(schema)
+
+
+def record_of(cut: Cut, parent: TableState, config: TableConfig) -> dict[str, object]:
+    """Give the run record: the spec, and what the vectors were made from."""
+    return {
+        "run_id": uuid.uuid4().hex[:12],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "space_id": cut.spec.space_id,
+        "spec": cut.spec.model_dump(),
+        "ranges": cut.ranges.record() if cut.ranges else None,
+        "bucket_bits": parent.info["bucket_bits"],
+        "probe": None,
+        "parent": {"uri": config.uri, "version": parent.version},
+        "stats": asdict(Stats()),
+        "environment": describe_environment(),
+    }

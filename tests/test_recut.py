@@ -1,0 +1,140 @@
+"""A table made from another's vectors holds what embedding there would give, and follows its parent."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.config import EmbedConfig, RecutConfig
+from embedder.errors import ConfigError
+from embedder.model.calibration import Calibration, RangeKey, fitted_for, write_calibration
+from embedder.output.table import open_delta, read_table
+from embedder.output.vectors import column_codes
+from embedder.quantization import Ranges, to_int8
+from embedder.recut import check_cuts, run_recut
+from tests.tables import DIM, Corpus, MadeTable
+from tests.test_spec import SPEC
+
+CORPUS: Corpus = {
+    "large-a": [("a1", "one two three", "x"), ("a2", "four", "y"), ("bad", "", "z")],
+    "b": [("b1", "five six", None)],
+}
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> MadeTable:
+    table = MadeTable(str(tmp_path / "parent"))
+    table.follow(CORPUS)
+    return table
+
+
+def recut(parent: MadeTable, **output: Any) -> Any:
+    return run_recut(RecutConfig.model_validate({"parent": {"uri": parent.uri}, "output": {"uri": f"{parent.uri}-cut", **output}}))
+
+
+def rows(uri: str) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(row["doc_id"], row["chunk"]): row for row in open_delta(uri, {}).to_pyarrow_table().to_pylist()}
+
+
+def test_every_row_is_there_with_the_prefix_of_its_vector_at_length_one(parent: MadeTable) -> None:
+    made = recut(parent, dim=2)
+    assert made.version == 0
+    before, after = rows(parent.uri), rows(f"{parent.uri}-cut")
+    assert before.keys() == after.keys()
+    for key, row in after.items():
+        prefix = np.array(before[key]["embedding"][:2])
+        np.testing.assert_allclose(row["embedding"], prefix / np.linalg.norm(prefix), atol=1e-6)
+        assert {**row, "embedding": None} == {**before[key], "embedding": None}
+    quarantine = open_delta(f"{parent.uri}-cut/_quarantine", {}).to_pyarrow_table()
+    assert quarantine["doc_id"].to_pylist() == ["bad"]
+
+
+def test_the_space_is_that_of_embedding_there_directly(parent: MadeTable) -> None:
+    recut(parent, dim=2)
+    state = read_table(f"{parent.uri}-cut", {})
+    assert state is not None
+    assert state.spec.space_id == SPEC.model_copy(update={"dim": 2}).space_id
+    assert state.info["parent"] == {"uri": parent.uri, "version": 0}
+
+
+def test_it_follows_its_parent_and_only_what_changed_is_cut(parent: MadeTable) -> None:
+    recut(parent, dim=2)
+    assert recut(parent, dim=2).version is None
+    parent.follow({**CORPUS, "b": [("b1", "five six", None), ("b2", "seven", None)]})
+    made = recut(parent, dim=2)
+    assert (made.version, made.parts_added, made.parts_removed) == (1, 1, 1)
+    assert made.parts_kept > 0
+    assert rows(f"{parent.uri}-cut").keys() == rows(parent.uri).keys()
+
+
+def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.recut.commit_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        recut(parent, dim=2)
+    monkeypatch.undo()
+    written = {path: path.stat().st_mtime_ns for path in Path(f"{parent.uri}-cut").glob("*.parquet")}
+    assert written
+    recut(parent, dim=2)
+    assert {path: path.stat().st_mtime_ns for path in Path(f"{parent.uri}-cut").glob("*.parquet")} == written
+    assert rows(f"{parent.uri}-cut").keys() == rows(parent.uri).keys()
+
+
+def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Path) -> None:
+    ranges = Ranges(np.full(2, -0.5, np.float32), np.full(2, 0.5, np.float32))
+    uri = str(tmp_path / "calibration")
+    write_calibration(Calibration(fitted_for(SPEC), 6, {}, {RangeKey("native", 6, 2): ranges}), uri)
+    recut(parent, dim=2)
+    made = MadeTable(parent.uri)
+    run_recut(
+        RecutConfig.model_validate(
+            {"parent": {"uri": made.uri}, "output": {"uri": f"{made.uri}-int8", "dim": 2, "quantization": "int8", "calibration": uri}}
+        )
+    )
+    order = [("doc_id", "ascending"), ("chunk", "ascending")]
+    codes, floats = (open_delta(each, {}).to_pyarrow_table().sort_by(order) for each in (f"{made.uri}-int8", f"{made.uri}-cut"))
+    assert np.array_equal(column_codes(codes["embedding"]), to_int8(column_codes(floats["embedding"]), ranges))
+    state = read_table(f"{made.uri}-int8", {})
+    assert state is not None
+    assert state.info["ranges"] == ranges.record()
+    with pytest.raises(ConfigError, match=r"holds int8 codes, from which no other vectors can be made"):
+        run_recut(RecutConfig.model_validate({"parent": {"uri": f"{made.uri}-int8"}, "output": {"uri": f"{made.uri}-x", "dim": 2}}))
+    with pytest.raises(ConfigError, match=r"has no ranges of int8 for depth 6, native exit, dim 3"):
+        recut(parent, dim=3, quantization="int8", calibration=uri)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"dim": 5}, r"output.dim=5: the parent's vectors have 4 components"),
+        ({}, "the parent holds these very vectors; set a smaller dim or a quantization"),
+        ({"dim": 3, "quantization": "binary"}, "output.dim=3: binary packs eight"),
+        ({"quantization": "int8"}, "output.quantization=int8: needs the ranges of an artifact"),
+        ({"dim": 2, "calibration": "x"}, "output.calibration='x': has no effect without quantization int8"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(parent: MadeTable, output: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recut(parent, **output)
+
+
+def test_another_cut_on_the_same_table_needs_insisting(parent: MadeTable) -> None:
+    recut(parent, dim=3)
+    with pytest.raises(ConfigError, match=r"holds another space \(dim: 3 → 2\).*--output.replace true"):
+        recut(parent, dim=2)
+    recut(parent, dim=2, replace=True)
+    assert {len(row["embedding"]) for row in rows(f"{parent.uri}-cut").values()} == {2}
+    assert DIM > 3
+
+
+def test_a_run_refuses_cuts_it_could_not_make_before_it_begins() -> None:
+    values = {"source": {"uri": "a"}, "embedding": {"model": "m"}, "output": {"uri": "b", "cuts": [{"uri": "c", "dim": 999}]}}
+    with pytest.raises(ConfigError, match=r"output.dim=999: the parent's vectors have 384 components"):
+        check_cuts(EmbedConfig.model_validate(values), SPEC)
+
+
+def test_the_parent_itself_is_no_place_for_its_cut(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is the parent itself"):
+        RecutConfig.model_validate({"parent": {"uri": "a/"}, "output": {"uri": "a", "dim": 2}})
+    with pytest.raises(ConfigError, match=r"no table there; make one with jobs\.embed"):
+        recut(MadeTable(str(tmp_path / "none")), dim=2)
