@@ -32,9 +32,9 @@ Side = Literal["document", "query"]
 Report = Callable[[str, int, int], None]
 """Called with a name, how much of it is done, and how much there is."""
 
-BLOCK_TOKENS = 1 << 16
-"""Tokens of a block on a CPU: some seconds of work, and the most that an interruption loses."""
-BUDGETS_A_BLOCK = 16
+BLOCK_TOKENS = 1 << 15
+"""Tokens of a block on a CPU: a few seconds of work, and the most that an interruption loses."""
+BUDGETS_A_BLOCK = 8
 
 
 @dataclass(frozen=True, slots=True)

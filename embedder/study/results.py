@@ -84,7 +84,8 @@ def _compare(pairs: Sequence[tuple[Score, Score]]) -> Kept:
     resampled = [_resampled(side) for side in zip(*pairs, strict=True)]
     if resampled[0] is None or resampled[1] is None:
         return Kept(mine, mine / full, None, None)
-    low, high = interval(resampled[0] / np.maximum(resampled[1], 1e-9))
+    is_defined = resampled[1] > 0  # of few queries, a resample may hold none that the full model answers
+    low, high = interval(resampled[0][is_defined] / resampled[1][is_defined])
     return Kept(mine, mine / full, low, high)
 
 

@@ -84,6 +84,14 @@ def test_a_full_model_that_finds_nothing_is_no_measure() -> None:
         build_rows([nothing], costs(), FULL)
 
 
+def test_resamples_in_which_the_full_model_finds_nothing_say_nothing() -> None:
+    some = np.where(np.arange(500) < 50, 0.0, 0.2)
+    found = Scored("set", {each: Score({"nDCG@10": 0.18}, "nDCG@10", some) for each in SHARES})
+    for row in build_rows([found], costs(), FULL):
+        assert row.kept is not None
+        assert (row.kept.low, row.kept.high) == (1, 1)
+
+
 def test_the_cheapest_that_keeps_enough_is_recommended() -> None:
     assert choose(rows_of(), min_quality=0.97)[0] == SMALL
     assert choose(rows_of(), min_quality=0.7)[0] == SMALL, "half the time costs less than a sixteenth of the index"

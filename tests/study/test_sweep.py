@@ -218,9 +218,10 @@ def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, sections:
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: str) -> None:
     (tmp_path / "corpus").mkdir()
-    rows = [{"id": f"d{n}", "text": " ".join(sentence(n * 20 + part) for part in range(20))} for n in range(900)]
+    rows = [{"id": f"d{n}", "text": f"Number {n} comes first. " + " ".join(sentence(n + part) for part in range(20))} for n in range(400)]
     (tmp_path / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = settings(tmp_path, minilm, sample={"documents": 900, "queries": 20}, grid={"depths": [6, 1], "dims": [384]})
+    grid = {"depths": [6, 1], "dims": [384], "precisions": ["float32"]}
+    values = settings(tmp_path, minilm, sample={"documents": 400, "queries": 20}, grid=grid, compute={})
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "jobs.sweep", str(tmp_path / "sweep.yaml")]
     taps = tmp_path / "sweep" / "taps"
