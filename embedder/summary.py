@@ -5,10 +5,12 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from embedder import __version__
 from embedder.progress import align
+from embedder.revision import read_revision
 from embedder.work import Stats
 
 _SECRET = re.compile(r"secret|password|token|key|credential|sas", re.IGNORECASE)
@@ -102,9 +104,11 @@ class Summary:
 
 
 def describe_environment() -> dict[str, str]:
-    """Name the versions that could matter when vectors have to be explained later."""
+    """Name the versions that could matter when vectors have to be explained later, and the commit the run was started in."""
     names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake")
-    return {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    revision = read_revision(Path.cwd())
+    return versions | ({"revision": revision} if revision else {})
 
 
 def mask_secrets(config: dict[str, Any]) -> dict[str, Any]:

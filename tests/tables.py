@@ -27,6 +27,7 @@ LARGE = "large"
 Document = tuple[str, str, str | None]
 """Id, text (one chunk a word; a text without words is quarantined), topic."""
 Corpus = Mapping[str, Sequence[Document]]
+NO_FIGURES: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class MadeTable:
     uri: str
     rows_per_unit: int = 2
 
-    def follow(self, corpus: Corpus, layout: str = "layout", quarantine: bool = True) -> int:
-        """Make the table hold the corpus, in one commit; give its version."""
+    def follow(self, corpus: Corpus, layout: str = "layout", quarantine: bool = True, record: Mapping[str, Any] = NO_FIGURES) -> int:
+        """Make the table hold the corpus, in one commit that carries a record's figures; give its version."""
         state = read_table(self.uri, {})
         tasks = group_shards([as_shard(name, content) for name, content in corpus.items()], layout, BITS)
         stored = set(Folder(self.uri, {}).list_parts()) - set(state.parts if state else [])
         plan = plan_work(tasks, state.parts if state else [], list(stored))
         parts = [read_part(str(name), Folder(self.uri, {})) for name in plan.adopt]
         parts += [part for task in plan.read for part in self.write(task, corpus)]
-        info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS}
+        info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS, **record}
         version = commit_table(self.uri, {}, Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
         if quarantine:
             sync_quarantine(self.uri, {})

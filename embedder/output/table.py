@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -124,6 +125,35 @@ def find_record(delta: DeltaTable) -> Mapping[str, Any] | None:
         if record is not None or len(entries) < limit:
             return record
         limit *= 10
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One version of the log, as it stands there."""
+
+    version: int
+    published: str
+    """UTC, by the clock of whoever committed it."""
+    operation: str
+    info: Mapping[str, Any] | None
+    """Its run record; None: another tool's commit, or one that only follows ours."""
+
+
+def list_commits(uri: str, options: Options, most: int) -> list[Commit]:
+    """List the newest commits, newest first; CommitError if there is no table."""
+    try:
+        entries = open_delta(uri, options).history(most)
+    except (DeltaError, OSError) as error:
+        raise CommitError(f"{uri}: the table cannot be opened ({brief(error)}); check the uri and the credentials") from error
+    return [
+        Commit(
+            entry["version"],
+            datetime.fromtimestamp(entry.get("timestamp", 0) / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
+            entry.get("operation", ""),
+            entry[INFO_KEY] if isinstance(entry.get(INFO_KEY), dict) else None,
+        )
+        for entry in entries
+    ]
 
 
 def list_records(uri: str, options: Options, most_commits: int = 100) -> list[Mapping[str, Any]]:

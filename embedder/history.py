@@ -1,0 +1,152 @@
+"""What became of a table, version by version: which runs published it, what each did and cost, and what changed between them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+from embedder.errors import CommitError
+from embedder.output.table import MAINTENANCE_KEY, Commit, list_commits
+from embedder.spec import EmbeddingSpec, digest
+from embedder.storage import Options
+
+RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
+_FIGURES = (
+    "run_id", "started", "stats", "reasons", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
+    "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One version: a run, a kind of maintenance, or another tool's commit."""
+
+    version: int
+    published: str
+    """UTC."""
+    kind: str
+    """run; compact, checkpoint or repair; describe: the second commit of a swap; foreign: not embedder's."""
+    operation: str
+    """As Delta names it."""
+    figures: Mapping[str, Any]
+    """What the run did; empty for anything but a run."""
+    space_id: str | None = None
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    config_digest: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+    """What is not as in the run before: space, config, environment."""
+
+    def record(self) -> dict[str, Any]:
+        """Give everything as JSON values; the spec goes by its space id."""
+        names = ("version", "published", "kind", "operation", "space_id", "config_digest")
+        listed = {name: getattr(self, name) for name in names}
+        return listed | dict(self.figures) | {"environment": dict(self.environment), "changes": list(self.changes)}
+
+
+def read_history(uri: str, options: Options, most: int) -> list[Event]:
+    """Read the newest versions, newest first; what changed is said of each but the oldest run read."""
+    commits = list_commits(uri, options, most)
+    if not any(commit.info for commit in commits) and len(commits) < most:
+        raise CommitError(f"{uri}: a Delta table that embedder did not write (no run record in its log); give one that jobs.embed made")
+    return note_changes(list(to_events(commits)))
+
+
+def to_events(commits: Iterable[Commit]) -> Iterator[Event]:
+    """Tell runs from maintenance, whose records are those of earlier runs, and from what other tools did; newest first, as given."""
+    listed = list(commits)
+    for commit, before in zip(listed, [*listed[1:], None], strict=True):
+        info = commit.info
+        kind = FOREIGN if info is None else info.get(MAINTENANCE_KEY, RUN)
+        if info and kind == RUN and before and before.info and info.get("commit_id") == before.info.get("commit_id") is not None:
+            kind = DESCRIBE
+        if info is None or kind != RUN:
+            yield Event(commit.version, commit.published, kind, commit.operation, {})
+            continue
+        yield Event(
+            version=commit.version,
+            published=commit.published,
+            kind=kind,
+            operation=commit.operation,
+            figures={name: info[name] for name in _FIGURES if name in info},
+            space_id=info.get("space_id"),
+            spec=info["spec"],
+            config_digest=digest(info["config"], num_bytes=6) if "config" in info else None,
+            environment=info.get("environment", {}),
+        )
+
+
+def note_changes(events: Sequence[Event]) -> list[Event]:
+    """Add to each run what differs from the run before it."""
+    runs = [event for event in events if event.kind == RUN]
+    changes = {newer.version: tuple(_differences(older, newer)) for newer, older in pairwise(runs)}
+    return [replace(event, changes=changes.get(event.version, ())) for event in events]
+
+
+def _differences(older: Event, newer: Event) -> Iterator[str]:
+    if older.space_id != newer.space_id:
+        said = EmbeddingSpec.model_validate(older.spec).differences(EmbeddingSpec.model_validate(newer.spec))
+        yield f"space {older.space_id} → {newer.space_id} ({'; '.join(said)})"
+    if older.config_digest != newer.config_digest:
+        yield f"config {older.config_digest} → {newer.config_digest}"
+    for name in sorted(set(older.environment) | set(newer.environment)):
+        before, now = older.environment.get(name), newer.environment.get(name)
+        if before != now:
+            yield f"{name} {before} → {now}"
+
+
+def lay_out(events: Sequence[Event]) -> str:
+    """Lay out versions for a person: a line each, below it only what is out of the ordinary."""
+    header = ("version", "published", "what", "embedded", "reused", "quarantined", "chunks", "tokens", "rows", "added", "seconds", "cost")
+    rows = [header, *(_columns(event) for event in events)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
+    lines: list[str] = []
+    for row, event in zip(rows, [None, *events], strict=True):
+        cells = (
+            cell.ljust(width) if place in (1, 2) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+        if event:
+            lines += [f"{'':{widths[0]}}  {note}" for note in _notes(event)]
+    oldest = next((event for event in reversed(events) if event.kind == RUN), None)
+    if oldest:
+        versions = ", ".join(f"{name} {value}" for name, value in oldest.environment.items())
+        lines.append(f"version {oldest.version}: space {oldest.space_id}, config {oldest.config_digest}, {versions}")
+    return "\n".join(lines)
+
+
+def _columns(event: Event) -> tuple[str, ...]:
+    figures, stats = event.figures, event.figures.get("stats")
+    if stats is None:
+        return (str(event.version), event.published, event.kind, *[""] * 9)
+    cost = figures.get("cost_usd")
+    embedded = stats["documents"] - stats["quarantined"] - stats["reused"]
+    counts = (
+        embedded,
+        figures["documents_reused"] + stats["reused"],
+        stats["quarantined"],
+        stats["chunks"],
+        stats["tokens"],
+        figures["rows"],
+    )
+    return (
+        str(event.version),
+        event.published,
+        event.kind,
+        *(f"{count:,}" for count in counts),
+        f"{figures['bytes_added'] / 1e6:,.1f} MB",
+        f"{figures['seconds']:,.1f}",
+        "" if cost is None else f"${cost:,.4f}",
+    )
+
+
+def _notes(event: Event) -> Iterator[str]:
+    if event.kind == FOREIGN:
+        yield f"{event.operation}, by another tool"
+    reasons = event.figures.get("reasons") or {}
+    if reasons:
+        yield "quarantined: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    for why in (event.figures.get("failures") or {}).values():
+        yield f"failed: {why}"
+    for change in event.changes:
+        yield f"changed: {change}"

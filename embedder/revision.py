@@ -1,0 +1,33 @@
+"""Which commit of which checkout a run was started in, read from git's own files."""
+
+import os
+from pathlib import Path
+
+VARIABLE = "EMBEDDER_REVISION"
+"""Says it where the files of git do not travel along: in an image, or in what `ray job submit` uploads."""
+
+
+def read_revision(folder: Path) -> str | None:
+    """Give the commit that is checked out in a folder or above it, or what the environment says; None if neither does."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        return given
+    marks = (parent / ".git" for parent in (folder.absolute(), *folder.absolute().parents))
+    mark = next((each for each in marks if each.exists()), None)
+    return _read_head(mark) if mark else None
+
+
+def _read_head(mark: Path) -> str | None:
+    git = mark if mark.is_dir() else mark.parent / mark.read_text().removeprefix("gitdir:").strip()
+    head = (git / "HEAD").read_text().strip()
+    if not head.startswith("ref:"):
+        return head
+    name = head.removeprefix("ref:").strip()
+    # a worktree's branches lie in the folder of the repository that it belongs to
+    shared = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+    for place in (git / name, shared / name):
+        if place.exists():
+            return place.read_text().strip()
+    packed = shared / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.exists() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {name}")), None)

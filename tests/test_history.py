@@ -1,0 +1,138 @@
+"""The history of a table: what each version's run did, and what is no run."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from embedder.errors import CommitError, ConfigError
+from embedder.history import lay_out, read_history
+from embedder.maintenance.compaction import compact_table
+from embedder.output.table import Change, commit_table, open_delta, read_table
+from embedder.output.upkeep import write_checkpoint
+from embedder.revision import read_revision
+from embedder.summary import Summary
+from embedder.work import Stats
+from jobs import history
+from tests.tables import SCHEMA, SPEC, Corpus, MadeTable
+
+CORPUS: Corpus = {"large": [("a", "one two", "x"), ("b", " ", "y"), ("c", "three", None)], "p": [("a", "four", "x")]}
+EDITED: Corpus = {**CORPUS, "p": [("a", "five six", "x")]}
+
+
+def record(documents: int, config: dict[str, Any], **figures: Any) -> dict[str, Any]:
+    """What a run writes into its commit."""
+    stats = Stats(documents=documents, quarantined=1, chunks=7, tokens=1234, reused=documents - 2)
+    counts = {
+        "parts_added": 2,
+        "parts_adopted": 0,
+        "parts_kept": 1,
+        "parts_removed": 0,
+        "documents_reused": 5,
+        "rows": 8,
+        "bytes_added": 10_000,
+    }
+    summary = Summary(
+        run_id=figures.pop("run_id", "r1"), uri="", started="", shards=2, shards_ignored=0, stats=stats, reasons={"empty_text": 1},
+        seconds=2.5, cost_usd=0.25, steady_tokens_per_second=None, failures=figures.pop("failures", {}), **counts,
+    )  # fmt: skip
+    return summary.record() | {"config": config, "environment": {"torch": "2.13.0", **figures}}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> MadeTable:
+    return MadeTable(str(tmp_path / "table"))
+
+
+def test_each_run_says_what_it_did_and_what_changed_since_the_one_before(table: MadeTable) -> None:
+    table.follow(CORPUS, record=record(3, {"a": 1}))
+    table.follow(EDITED, record=record(4, {"a": 2}, revision="abc", failures={"k": "s3://b/x.parquet: broken"}))
+    newer, older = read_history(table.uri, {}, 20)
+    assert (older.version, older.kind, older.changes) == (0, "run", ())
+    assert older.figures["stats"]["tokens"] == 1234
+    assert newer.changes == (f"config {older.config_digest} → {newer.config_digest}", "revision None → abc")
+    text = lay_out([newer, older])
+    assert [text.count(words) for words in ("$0.2500", "quarantined: empty_text 1", "failed: s3://b/x.parquet: broken", "1,234")] == [
+        2,
+        2,
+        1,
+        2,
+    ]
+    assert text.splitlines()[-1] == f"version 0: space {SPEC.space_id}, config {older.config_digest}, torch 2.13.0"
+
+
+def test_maintenance_is_marked_as_such_and_its_figures_are_not_shown_twice(table: MadeTable) -> None:
+    table.follow(CORPUS, record=record(3, {"a": 1}))
+    table.follow(EDITED, record=record(3, {"a": 1}))
+    compact_table(table.uri, {}, 10_000_000)
+    write_checkpoint(table.uri, {})
+    events = read_history(table.uri, {}, 20)
+    kinds = [event.kind for event in events]
+    assert kinds[-2:] == ["run", "run"]
+    assert "compact" in kinds
+    assert [event.figures for event in events if event.kind != "run"] == [{}] * (len(events) - 2)
+    assert lay_out(events).count("1,234") == 2
+
+
+def test_another_space_is_told_by_its_differences_and_a_swap_is_one_run(table: MadeTable) -> None:
+    table.follow(CORPUS, record=record(3, {"a": 1}))
+    state = read_table(table.uri, {})
+    assert state is not None
+    deeper = SPEC.model_copy(update={"depth": SPEC.depth - 1})
+    info = record(3, {"a": 1}) | {"spec": deeper.model_dump(), "space_id": deeper.space_id, "bucket_bits": 1}
+    commit_table(table.uri, {}, Change((), (), SCHEMA, info, replaces=True), state)
+    events = read_history(table.uri, {}, 20)
+    assert [event.kind for event in events] == ["describe", "run", "run"]
+    assert f"depth: {SPEC.depth} → {SPEC.depth - 1}" in events[1].changes[0]
+
+
+def test_another_tools_commit_is_named_after_what_it_did(table: MadeTable) -> None:
+    table.follow(CORPUS, record=record(3, {"a": 1}))
+    open_delta(table.uri, {}).alter.set_table_name("mine")
+    newest = read_history(table.uri, {}, 20)[0]
+    assert newest.kind == "foreign"
+    assert f"{newest.operation}, by another tool" in lay_out([newest])
+
+
+def test_a_table_that_embedder_did_not_write_and_none_at_all_are_refused(tmp_path: Path) -> None:
+    pl.DataFrame({"a": [1]}).write_delta(str(tmp_path / "other"))
+    with pytest.raises(CommitError, match="that embedder did not write"):
+        read_history(str(tmp_path / "other"), {}, 20)
+    with pytest.raises(CommitError, match="cannot be opened"):
+        read_history(str(tmp_path / "none"), {}, 20)
+
+
+def test_the_job_prints_a_json_line_for_each_version_the_newest_first(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:
+    for corpus in (CORPUS, EDITED, CORPUS):
+        table.follow(corpus, record=record(3, {"a": 1}))
+    assert history.main([table.uri, "--json", "--most", "2"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(event["version"], event["kind"], event["stats"]["chunks"]) for event in events] == [(2, "run", 7), (1, "run", 7)]
+    with pytest.raises(ConfigError, match="--most 0"):
+        history.main([table.uri, "--most", "0"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_revision_is_the_one_git_has_checked_out(tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBEDDER_REVISION", raising=False)
+    assert read_revision(tmp_path) is None
+
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", "-C", str(tmp_path), *identity, *args], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "first")
+    git("worktree", "add", "--quiet", "tree")
+    if packed:
+        git("pack-refs", "--all")
+    (tmp_path / "tree/deep").mkdir()
+    revision = git("rev-parse", "HEAD")
+    assert [read_revision(tmp_path), read_revision(tmp_path / "tree/deep")] == [revision, revision]
+    git("checkout", "--quiet", "--detach")
+    assert read_revision(tmp_path) == revision
+    monkeypatch.setenv("EMBEDDER_REVISION", "told")
+    assert read_revision(tmp_path) == "told"
