@@ -33,7 +33,7 @@ def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     floor = kept["floor"] if kept else 0.0
     if floor < gate.min_quality:
         raise ConfigError(
-            f"gate.min_quality={gate.min_quality}: {name} keeps {floor:.3f} of the full model's quality for certain; "
+            f"gate.min_quality={gate.min_quality}: {name} keeps {floor:.3f} of the full model's quality (lower end of 95%); "
             f"choose another setting (recommended: {_recommended(report)}), or lower the gate"
         )
 

@@ -67,7 +67,7 @@ def _recommendation(swept: Swept) -> str:
         (
             "index",
             show_bytes(cost.index_bytes),
-            f"{_times(full.cost.index_bytes / cost.index_bytes)} smaller than {show_bytes(full.cost.index_bytes)}",
+            _smaller(cost.index_bytes, full.cost.index_bytes),
         ),
         *price,
     ]
@@ -77,6 +77,10 @@ def _recommendation(swept: Swept) -> str:
         f'<section class="card"><p class="eyebrow">Recommended</p><h2>{html.escape(_describe(row))}</h2>'
         f"<dl>{figures}</dl><p>It is {html.escape(swept.choice.why)}.{noise}</p></section>"
     )
+
+
+def _smaller(size: float, full: float) -> str:
+    return f"{_times(full / size)} smaller than {show_bytes(full)}" if size < full else "as the full model's"
 
 
 def _times(ratio: float) -> str:

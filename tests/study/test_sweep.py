@@ -144,9 +144,7 @@ def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[Em
 
 def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept) -> None:
     check_gate(*embed_config(swept, 1.0))
-    with pytest.raises(
-        ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality for certain"
-    ):
+    with pytest.raises(ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality"):
         check_gate(*embed_config(swept, 0.99, depth=3, dim=64))
     with pytest.raises(ConfigError, match="holds no row for depth 5"):
         check_gate(*embed_config(swept, 0.5, depth=5))
