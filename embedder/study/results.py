@@ -133,10 +133,8 @@ def choose_row(rows: Sequence[Row], reference: Row, pick: PickConfig) -> Choice:
     if least is not None:
         chosen = min(fitting, key=lambda row: (burden(row, reference), -_share(row)))
         within = f" and costs at most ${pick.budget_usd:,.2f}" if pick.budget_usd is not None else ""
-        return Choice(
-            chosen,
-            f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality, at the lower end of its 95% interval{within}",
-        )
+        what = f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality"
+        return Choice(chosen, f"{what}, at the lower end of its 95% interval{within}")
     best = max(fitting, key=_share)
     assert best.kept is not None
     chosen = min((row for row in fitting if _share(row) >= best.kept.floor), key=lambda row: (burden(row, reference), -_share(row)))
