@@ -28,6 +28,9 @@ from embedder.planning import Plan
 from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.work import Part, Stats, Task
 
+_RAYS_ADVICE = "\nFailed to apply UDF"
+"""Ray appends to whatever a worker raises how to make Ray repeat it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Landed:
@@ -56,7 +59,8 @@ def start_ray() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # else what a worker raised comes back as text in a traceback, its class lost
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it also raises
 
 
 @contextmanager
@@ -159,7 +163,7 @@ def find_cause(error: BaseException) -> BaseException:
     while cause is not None:
         inner = getattr(cause, "cause", None)
         if inner is None and isinstance(cause, EmbedderError):
-            return cause
+            return type(cause)(str(cause).partition(_RAYS_ADVICE)[0])
         cause = inner if isinstance(inner, BaseException) else cause.__cause__
     return error
 

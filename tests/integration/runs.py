@@ -61,6 +61,11 @@ class Run:
             time.sleep(0.02)
         return False
 
+    @property
+    def never_began(self) -> bool:
+        """Whether Ray gave up starting, as it does after 30 seconds on a machine that is busy with much else."""
+        return "timed out during startup" in self.log.read_text()
+
     def wait(self) -> int:
         """Wait until it ends by itself."""
         try:
