@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from embedder.spec import digest
 from embedder.work import PartName, Shard, Task, task_key
@@ -53,7 +54,12 @@ def shard_key(uri: str) -> str:
 
 def bucket_key(uri: str, bits: int) -> str:
     """Name the parts of the bucket that a small shard falls into."""
-    return task_key("bucket", str(bits), str(int(digest(uri, num_bytes=8), 16) >> (64 - bits)))
+    return _numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
+
+
+@cache
+def _numbered_bucket_key(number: int, bits: int) -> str:
+    return task_key("bucket", str(bits), str(number))
 
 
 def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list[Task]:

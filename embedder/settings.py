@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -79,8 +80,11 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
         is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
         if isinstance(stop, SystemExit) and not is_terminated:
             raise
-        print("stopped; finished parts are kept, run again to go on", file=sys.stderr)
-        code = 143 if is_terminated else 130
+        print("stopped; finished parts are kept, run again to go on", file=sys.stderr, flush=True)
+        if is_terminated:
+            # at once: Ray, if it was only starting, would abort on the way out; its processes end with this one
+            os._exit(143)
+        code = 130
     sys.exit(code)
 
 

@@ -22,10 +22,12 @@ _LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration
 """Fields that came later, by what all specs meant before: at that value they leave the fingerprint as it was."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def digest(*values: Any, num_bytes: int = 16) -> str:
     """Hash JSON-encodable values to hex; equal values give equal digests on every machine and Python version."""
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.blake2b(canonical.encode(), digest_size=num_bytes).hexdigest()
+    return hashlib.blake2b(_CANONICAL.encode(values).encode(), digest_size=num_bytes).hexdigest()
 
 
 class EmbeddingSpec(BaseModel):

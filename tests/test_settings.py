@@ -1,5 +1,6 @@
 """One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +148,7 @@ def test_short_flags_stand_for_long_ones() -> None:
 )
 def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
     monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.settings.os._exit", sys.exit)
 
     def job(args: Sequence[str]) -> int:
         raise raised

@@ -7,7 +7,7 @@ from typing import Literal
 
 from embedder.config import Format, SourceConfig
 from embedder.errors import ConfigError, EmptySourceError
-from embedder.storage import Found, Store
+from embedder.storage import Store
 from embedder.work import Shard
 
 ShardFormat = Literal["parquet", "jsonl", "csv", "text"]
@@ -42,7 +42,9 @@ class Listing:
 
 def shard_format(uri: str, wanted: Format = "auto") -> Encoding | None:
     """Tell format and compression; `wanted` decides the format unless auto. None: the suffix says nothing."""
-    *_, before, last = ["", "", *(suffix.lower() for suffix in PurePosixPath(uri).suffixes)]
+    # not PurePosixPath.suffixes, which took half of the time of listing a million files
+    name = uri.rpartition("/")[2].lstrip(".").lower()
+    *_, before, last = ["", "", *(f".{suffix}" for suffix in name.split(".")[1:])]
     compression = COMPRESSIONS.get(last)
     format_ = FORMATS.get(before if compression else last) if wanted == "auto" else wanted
     if format_ is None or (format_ == "parquet" and compression and wanted == "auto"):
@@ -62,18 +64,19 @@ def list_shards(source: SourceConfig) -> Listing:
     if not found:
         passed_over = f" ({len(listed)} whose names start with . or _ are passed over)" if listed else ""
         raise EmptySourceError(f"source.uri={source.uri!r}: no file is there{passed_over}; give a folder, glob or file that has some")
-    known = [each for each in found if shard_format(each.uri, source.format)]
-    ignored = [each.uri for each in found if not shard_format(each.uri, source.format)]
+    known: list[Shard] = []
+    ignored: list[str] = []
+    for each in found:
+        if shard_format(each.uri, source.format):
+            known.append(Shard(each.uri, each.version, each.size_bytes))
+        else:
+            ignored.append(each.uri)
     if ignored and (is_file or _is_glob(store.path)):
         where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {_KNOWN}")
     if not known:
         raise EmptySourceError(f"source.uri={source.uri!r}: no file has a known suffix (found: {_suffixes(ignored)}); {_KNOWN}")
-    return Listing(tuple(_to_shard(each) for each in known), tuple(ignored))
-
-
-def _to_shard(found: Found) -> Shard:
-    return Shard(found.uri, found.version, found.size_bytes)
+    return Listing(tuple(known), tuple(ignored))
 
 
 def _is_glob(path: str) -> bool:
