@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import ComputeConfig
-from embedder.errors import EmbedderError
+from embedder.errors import ConfigError, EmbedderError
 from embedder.model.encoder import ExitStates
 from embedder.planning import Plan
 from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
@@ -75,16 +75,28 @@ def muted_stderr() -> Iterator[None]:
 
 def choose_pool(compute: ComputeConfig) -> Pool:
     """Fill in what the settings leave open from what the cluster has."""
-    resources = ray.cluster_resources()
-    num_gpus = resources.get("GPU", 0.0)
+    return lay_out_pool(compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """Fill in what the settings leave open from the nodes' resources; nodes of none, such as a head, do no work.
+
+    Where workers are still to come, because a cluster grows from nothing, they are taken to have at least 4 CPUs.
+    """
+    node_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
     device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
-    node_cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    most_cpus = max(node_cpus, default=1.0)
+    most_cpus = max(node_cpus, default=4.0)
     if device == "cuda":
         held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
         actors = compute.actors or (1, max(1, int(num_gpus / held)))
         threads = max(1, int(cpus))
     else:
+        if not node_cpus and compute.actors is None:
+            raise ConfigError(
+                "compute.actors: the cluster has no worker yet by which to choose; set it, as [1, 8], and compute.device to cuda "
+                "if GPUs are to come"
+            )
         # leaves room for one reader and two writers on a node of two cores, where they mostly wait
         held, cpus = 0.0, compute.num_cpus or max(0.5, most_cpus - 1.5)
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
