@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,10 +20,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import ComputeConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.encoder import ExitStates
 from embedder.planning import Plan
 from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
@@ -116,6 +119,28 @@ def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iter
     """
     for row in iterate(build_graph(tasks, plan, job, pool)):
         yield landed(row)
+
+
+class Reporter:
+    """Hands a run's figures to Ray, whose nodes show them to Prometheus; counters are told by how much they rose."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        kinds = {"counter": Counter, "gauge": Gauge}
+        self._labels = dict(labels)
+        self._metrics = {metric.name: kinds[metric.kind](metric.name, metric.meaning, (*RUN_LABELS, *metric.labels)) for metric in METRICS}
+        self._told: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def report(self, samples: Iterable[Sample]) -> None:
+        """Tell the newest values."""
+        for sample in samples:
+            metric, labels = self._metrics[sample.name], {**self._labels, **sample.labels}
+            if isinstance(metric, Gauge):
+                metric.set(sample.value, labels)
+                continue
+            key = (sample.name, *sample.labels.values())
+            if sample.value > self._told[key]:
+                metric.inc(sample.value - self._told[key], labels)
+                self._told[key] = sample.value
 
 
 def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:

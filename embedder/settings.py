@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from embedder.errors import ConfigError, EmbedderError
+from embedder.logs import complain
+from embedder.masking import mask_secrets, mask_value
 
 Config = TypeVar("Config", bound=BaseModel)
 Place = dict[tuple[str, ...], str]
@@ -56,8 +58,8 @@ def load_config(
 
 
 def dump_config(config: BaseModel) -> str:
-    """Write a config with all its defaults as YAML that loads to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Write a config with all its defaults as YAML that loads to an equal one, but for secrets, which are masked."""
+    return yaml.safe_dump(mask_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def run_job(job: Callable[[Sequence[str]], int]) -> None:
@@ -69,17 +71,17 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     try:
         code = job(sys.argv[1:])
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         code = 2
     except EmbedderError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         code = 1
     except (KeyboardInterrupt, SystemExit) as stop:
         # while it starts, Ray answers SIGTERM itself, by exiting with the signal's number
         is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
         if isinstance(stop, SystemExit) and not is_terminated:
             raise
-        print("stopped; finished parts are kept, run again to go on", file=sys.stderr)
+        complain("stopped; finished parts are kept, run again to go on")
         code = 143 if is_terminated else 130
     sys.exit(code)
 
@@ -209,7 +211,7 @@ def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], f
         return "\n".join(f"{where}: {name!r} is missing; set it in the file or with --{name}" for name in needed)
     if error["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
-    return f"{where}: {key}={error['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}: {key}={mask_value(error['input'], path)!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _place(path: tuple[str, ...], places: Place, file: str | None) -> str:
@@ -257,7 +259,7 @@ def _print_help(model: type[BaseModel], values: dict[str, Any], actions: Sequenc
     """Print every setting with its meaning and the value it has now, the file's own if one was given."""
     print(f"actions: {' '.join(f'--{each}' for each in actions)}\n")
     try:
-        default: Any = model.model_validate(values)
+        default: Any = model.model_validate(mask_secrets(values))
     except ValidationError:
         default = tyro.MISSING_NONPROP
     shown = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 
 from embedder.config import EmbedConfig
+from embedder.logs import start_logging
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
-from embedder.progress import start_logging
 from embedder.run import run_embed
 from embedder.settings import dump_config, load_config, run_job
 
