@@ -3,14 +3,25 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from embedder.masking import has_password
 from embedder.schema import RESERVED
 from embedder.spec import Exit, Pooling, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _without_password(uri: str) -> str:
+    """Refuse a password where it would stand in every row, record and log."""
+    if has_password(uri):
+        raise ValueError("the address holds a password, which would stand in every row; credentials belong in the environment")
+    return uri
+
+
+Address = Annotated[NonEmpty, AfterValidator(_without_password)]
 
 
 class Section(BaseModel):
@@ -22,7 +33,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where the documents are and how a record is read."""
 
-    uri: NonEmpty
+    uri: Address
     """Folder, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
     """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, each but parquet also .gz .zst .bz2 .xz."""
@@ -194,7 +205,7 @@ class CutTableConfig(Section):
 class OutputConfig(Section):
     """Where the table is and what it keeps."""
 
-    uri: NonEmpty
+    uri: Address
     """Folder of the Delta table: a local path, s3://, gs:// or az://."""
     store_text: bool = True
     """Keep the text of each chunk beside its vector."""

@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,10 +20,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
+from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import ComputeConfig
-from embedder.errors import EmbedderError
+from embedder.errors import ConfigError, EmbedderError
+from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.encoder import ExitStates
 from embedder.planning import Plan
 from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
@@ -79,16 +82,28 @@ def muted_stderr() -> Iterator[None]:
 
 def choose_pool(compute: ComputeConfig) -> Pool:
     """Fill in what the settings leave open from what the cluster has."""
-    resources = ray.cluster_resources()
-    num_gpus = resources.get("GPU", 0.0)
+    return lay_out_pool(compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """Fill in what the settings leave open from the nodes' resources; nodes of none, such as a head, do no work.
+
+    Where workers are still to come, because a cluster grows from nothing, they are taken to have at least 4 CPUs.
+    """
+    node_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
     device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
-    node_cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    most_cpus = max(node_cpus, default=1.0)
+    most_cpus = max(node_cpus, default=4.0)
     if device == "cuda":
         held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
         actors = compute.actors or (1, max(1, int(num_gpus / held)))
         threads = max(1, int(cpus))
     else:
+        if not node_cpus and compute.actors is None:
+            raise ConfigError(
+                "compute.actors: the cluster has no worker yet by which to choose; set it, as [1, 8], and compute.device to cuda "
+                "if GPUs are to come"
+            )
         # leaves room for one reader and two writers on a node of two cores, where they mostly wait
         held, cpus = 0.0, compute.num_cpus or max(0.5, most_cpus - 1.5)
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
@@ -108,6 +123,28 @@ def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iter
     """
     for row in iterate(build_graph(tasks, plan, job, pool)):
         yield landed(row)
+
+
+class Reporter:
+    """Hands a run's figures to Ray, whose nodes show them to Prometheus; counters are told by how much they rose."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        kinds = {"counter": Counter, "gauge": Gauge}
+        self._labels = dict(labels)
+        self._metrics = {metric.name: kinds[metric.kind](metric.name, metric.meaning, (*RUN_LABELS, *metric.labels)) for metric in METRICS}
+        self._told: defaultdict[tuple[str, ...], float] = defaultdict(float)
+
+    def report(self, samples: Iterable[Sample]) -> None:
+        """Tell the newest values."""
+        for sample in samples:
+            metric, labels = self._metrics[sample.name], {**self._labels, **sample.labels}
+            if isinstance(metric, Gauge):
+                metric.set(sample.value, labels)
+                continue
+            key = (sample.name, *sample.labels.values())
+            if sample.value > self._told[key]:
+                metric.inc(sample.value - self._told[key], labels)
+                self._told[key] = sample.value
 
 
 def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:

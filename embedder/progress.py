@@ -3,16 +3,18 @@
 import logging
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from embedder.logs import about, is_json
 from embedder.work import Part, PartName, Stats, Task
 
 LOG_SECONDS = 10.0
+NO_REASONS: Mapping[str, int] = MappingProxyType({})
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".parquet")
 
 logger = logging.getLogger("embedder")
@@ -21,8 +23,12 @@ logger = logging.getLogger("embedder")
 class Meter:
     """Sums what has landed and estimates what is left, from bytes: document counts are unknown until a shard is read."""
 
-    def __init__(self, tasks: Sequence[Task], usd_per_hour: float | None) -> None:
+    def __init__(self, tasks: Sequence[Task], usd_per_hour: float | None, actors: int = 1) -> None:
         self.total = Stats()
+        self.reasons: Counter[str] = Counter()
+        """Quarantined records by reason."""
+        self.units, self.failed, self.bytes_written = 0, 0, 0
+        self._actors = actors
         self.started = time.monotonic()
         self.usd_per_hour = usd_per_hour
         self._first_landing: tuple[float, Stats] | None = None
@@ -38,16 +44,24 @@ class Meter:
         self._guess = 1.0 - 0.65 * compressed / self._source_bytes
         """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
 
-    def land(self, part: Part) -> None:
+    def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS) -> None:
         """Count one unit."""
         name = PartName.parse(part.name)
         assert name is not None
         self.total += part.stats
+        self.reasons.update(reasons)
+        self.units += 1
+        self.bytes_written += part.size_bytes
         self._first_landing = self._first_landing or (time.monotonic(), self.total)
         self._last_landing = time.monotonic()
         self._open_text[name.key] += part.stats.text_bytes
         if name.last:
             self.finish(name.key)
+
+    def fail(self, key: str) -> None:
+        """Count a task as one that could not be read to its end."""
+        self.failed += 1
+        self.finish(key)
 
     def finish(self, key: str) -> None:
         """Count a task as read to its end, or given up."""
@@ -66,6 +80,14 @@ class Meter:
             return None
         since, before = self._first_landing
         return (self.total.tokens - before.tokens) / (self._last_landing - since)
+
+    @property
+    def encoder_busy_share(self) -> float | None:
+        """Share of the actors' time, between the first unit that landed and the last, that went into encoding."""
+        if self._first_landing is None or self._last_landing <= self._first_landing[0]:
+            return None
+        since, before = self._first_landing
+        return min(1.0, (self.total.encode_seconds - before.encode_seconds) / (self._last_landing - since) / self._actors)
 
     @property
     def share(self) -> float:
@@ -101,7 +123,7 @@ class Display:
         self.meter = meter
         self._next_line = time.monotonic() + LOG_SECONDS
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_json():
             columns = (BarColumn(30), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("starting", total=1.0)
@@ -121,22 +143,15 @@ class Display:
             self._bar.update(self._bar.task_ids[0], completed=self.meter.share, description=self.meter.line())
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LOG_SECONDS
-            logger.info("%3.0f%% · %s", 100 * self.meter.share, self.meter.line())
+            total = self.meter.total
+            figures = about(share=round(self.meter.share, 4), documents=total.documents, chunks=total.chunks, tokens=total.tokens)
+            logger.info("%3.0f%% · %s", 100 * self.meter.share, self.meter.line(), extra=figures)
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def start_logging() -> None:
-    """Send this project's log to stderr, one line an event, with the time."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def align(rows: Iterable[tuple[str, str]]) -> str:

@@ -2,24 +2,27 @@
 
 import logging
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from embedder.config import SourceConfig
 from embedder.errors import CommitError, SourceError
+from embedder.logs import about, log_about
+from embedder.masking import mask_secrets
+from embedder.metrics import measure
 from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
 from embedder.output.table import Change, commit_table, sync_quarantine
-from embedder.pipeline import choose_pool, embed_units, start_ray
+from embedder.pipeline import Reporter, choose_pool, embed_units, start_ray
 from embedder.planning import find_chain, held_keys, slice_task
 from embedder.preparation import Prepared
 from embedder.progress import Display, Meter
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.stages import Job
 from embedder.storage import Store, map_threads
-from embedder.summary import Summary, describe_environment, mask_secrets
+from embedder.summary import Summary, describe_environment
 from embedder.work import Part, PartName, Stats, Task
 
 MOST_INDEXED_ROWS = 5_000_000
@@ -46,11 +49,13 @@ class Outcome:
 def run_embed(prepared: Prepared) -> Summary:
     """Embed what the plan asks for and publish it; gives what was done, shards that failed included."""
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
-    config, table = prepared.config, prepared.table
+    config, plan, table = prepared.config, prepared.plan, prepared.table
     folder = Folder(config.output.uri, config.output.storage_options)
     Store(config.output.uri, config.output.storage_options).check_writable()
-    adopted = map_threads(lambda name: read_part(str(name), folder), list(prepared.plan.adopt))
-    outcome = embed(prepared) if prepared.plan.read else Outcome()
+    adopted = map_threads(lambda name: read_part(str(name), folder), list(plan.adopt))
+    log_about(run_id=run_id, table=config.output.uri)
+    logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))
+    outcome = embed(prepared, run_id) if plan.read else Outcome()
     add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.failures)
     summary = summarize(prepared, outcome, add, remove, len(adopted))
     summary = replace(summary, run_id=run_id, started=started)
@@ -72,7 +77,7 @@ def run_embed(prepared: Prepared) -> Summary:
     return summary
 
 
-def embed(prepared: Prepared) -> Outcome:
+def embed(prepared: Prepared, run_id: str) -> Outcome:
     """Run the pipeline over the plan's tasks, showing progress, and check that nothing is missing."""
     config, plan, table = prepared.config, prepared.plan, prepared.table
     start_ray()
@@ -92,27 +97,28 @@ def embed(prepared: Prepared) -> Outcome:
         previous=index_reusable(prepared),
     )
     tasks = [each for tasks in map_threads(lambda task: sliced(task, config.source), list(plan.read)) for each in tasks]
-    meter = Meter(plan.read, price * pool.actors[1] if price is not None else None)
+    meter = Meter(plan.read, price * pool.actors[1] if price is not None else None, pool.actors[1])
+    reporter = Reporter({"table": config.output.uri, "run_id": run_id})
     parts: list[Part] = []
     failures: dict[str, str] = {}
-    reasons: Counter[str] = Counter()
     with Display(meter) as display:
         for landed in embed_units(tasks, plan, job, pool):
             if landed.part is None:
                 failures[landed.key] = str(landed.error)
-                meter.finish(landed.key)
-                logger.error("%s", landed.error)
+                meter.fail(landed.key)
+                logger.error("%s", landed.error, extra=about(task=landed.key))
             else:
                 parts.append(landed.part)
-                reasons.update(landed.reasons)
-                meter.land(landed.part)
+                meter.land(landed.part, landed.reasons)
+                logger.debug("landed", extra=about(unit=landed.part.name))
                 probe = landed.probe or probe
+            reporter.report(measure(meter))
             display.refresh()
     check_complete(plan.read, parts, failures)
     return Outcome(
         parts=tuple(parts),
         failures=failures,
-        reasons=reasons,
+        reasons=meter.reasons,
         probe=tuple(probe) if probe else None,
         seconds=meter.seconds,
         cost_usd=meter.cost_usd,

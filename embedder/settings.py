@@ -1,8 +1,8 @@
 """A YAML file and dotted flags become one validated config, or one message with every problem in it."""
 
 import difflib
-import re
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from embedder.errors import ConfigError, EmbedderError
+from embedder.logs import complain
+from embedder.masking import mask_secrets, mask_value
 
 Config = TypeVar("Config", bound=BaseModel)
 Place = dict[tuple[str, ...], str]
@@ -57,8 +59,8 @@ def load_config(
 
 
 def dump_config(config: BaseModel) -> str:
-    """Write a config with all its defaults as YAML that loads to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Write a config with all its defaults as YAML that loads to an equal one, but for secrets, which are masked."""
+    return yaml.safe_dump(mask_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def run_job(job: Callable[[Sequence[str]], int]) -> None:
@@ -70,19 +72,20 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     try:
         code = job(sys.argv[1:])
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         code = 2
     except EmbedderError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         code = 1
     except (KeyboardInterrupt, SystemExit) as stop:
         # while it starts, Ray answers SIGTERM itself, by exiting with the signal's number
         is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
         if isinstance(stop, SystemExit) and not is_terminated:
             raise
-        print("stopped; finished parts are kept, run again to go on", file=sys.stderr, flush=True)
+        complain("stopped; finished parts are kept, run again to go on")
         if is_terminated:
             # at once: Ray, if it was only starting, would abort on the way out; its processes end with this one
+            sys.stderr.flush()
             os._exit(143)
         code = 130
     sys.exit(code)
@@ -213,7 +216,7 @@ def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], f
         return "\n".join(f"{where}: {name!r} is missing; set it in the file or with --{name}" for name in needed)
     if error["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
-    return f"{where}: {key}={error['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}: {key}={mask_value(error['input'], path)!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _place(path: tuple[str, ...], places: Place, file: str | None) -> str:
@@ -261,7 +264,7 @@ def _print_help(model: type[BaseModel], values: dict[str, Any], actions: Sequenc
     """Print every setting with its meaning and the value it has now, the file's own if one was given."""
     print(f"actions: {' '.join(f'--{each}' for each in actions)}\n")
     try:
-        default: Any = model.model_validate(values)
+        default: Any = model.model_validate(mask_secrets(values))
     except ValidationError:
         default = tyro.MISSING_NONPROP
     shown = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)

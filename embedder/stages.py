@@ -6,6 +6,7 @@ starts in a second and stays small.
 
 import json
 import pickle
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -91,25 +92,20 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
 def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read, chunk and tokenize a task's units; with each comes the row that the next one starts at."""
     known = job.previous if job.previous is not None else index_parts(previous, folder_of(job))
+    started = time.perf_counter()
     for unit in read_units(task, job.source, job.metadata):
         name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
         if name in done:
             yield unit.stop_row, _prepared(task.key, name=name)
+            started = time.perf_counter()
             continue
         reused = take_reusable(unit.documents["content_hash"], known, folder_of(job), job.spec.quantization)
         chunks = chunk_fresh(unit.documents, reused, job)
-        yield (
-            unit.stop_row,
-            _prepared(
-                task.key,
-                name=name,
-                documents=to_ipc(unit.documents),
-                chunks=to_ipc(chunks),
-                reused=to_ipc(reused),
-                quarantined=to_ipc(unit.quarantined),
-                stats=count_unit(unit, chunks, reused),
-            ),
-        )
+        tables = {"documents": to_ipc(unit.documents), "chunks": to_ipc(chunks), "reused": to_ipc(reused)}
+        tables["quarantined"] = to_ipc(unit.quarantined)
+        stats = replace(count_unit(unit, chunks, reused), read_seconds=time.perf_counter() - started)
+        yield unit.stop_row, _prepared(task.key, stats, name=name, **tables)
+        started = time.perf_counter()
 
 
 def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> dict[str, Any]:
@@ -160,6 +156,7 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
 
 
 def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
+    started = time.perf_counter()
     documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
     chunks, codes_NX = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
@@ -172,7 +169,8 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     name = PartName.parse(row["name"])
     assert name is not None, row["name"]
     part = write_part(rows, quarantined, name, footer_of(job.spec, stats, job.ranges), folder_of(job))
-    return part, Counter(quarantined["reason"].to_pylist())
+    timed = replace(part.stats, write_seconds=time.perf_counter() - started)
+    return replace(part, stats=timed), Counter(quarantined["reason"].to_pylist())
 
 
 def give_up(killers: Sequence[int], documents: pa.Table, quarantined: pa.Table, chunks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,6 @@ from embedder import __version__
 from embedder.progress import align
 from embedder.revision import read_revision
 from embedder.work import Stats
-
-_SECRET = re.compile(r"secret|password|token|key|credential|sas", re.IGNORECASE)
-_SECRET_SECTIONS = ("storage_options",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +105,3 @@ def describe_environment() -> dict[str, str]:
     versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
     revision = read_revision(Path.cwd())
     return versions | ({"revision": revision} if revision else {})
-
-
-def mask_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    """Replace what may be a credential in storage options, at any depth."""
-
-    def mask(value: Any, inside: bool) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {
-            name: "***"
-            if inside and _SECRET.search(name) and not isinstance(each, dict)
-            else mask(each, inside or name in _SECRET_SECTIONS)
-            for name, each in value.items()
-        }
-
-    return dict(mask(config, False))

@@ -89,6 +89,10 @@ class Stats:
     """Documents whose vectors were taken from a previous part."""
     text_bytes: int = 0
     encode_seconds: float = 0.0
+    read_seconds: float = 0.0
+    """Reading, chunking and tokenizing."""
+    write_seconds: float = 0.0
+    """Of parts written in this run: a part's footer is made before it is known."""
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, name) + getattr(other, name) for name in Stats.__slots__))

@@ -6,8 +6,9 @@ python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
 from collections.abc import Sequence
 
 from embedder.config import CalibrateConfig
+from embedder.logs import start_logging
 from embedder.model.calibration import write_calibration
-from embedder.progress import align, start_logging
+from embedder.progress import align
 from embedder.settings import dump_config, load_config, run_job
 from embedder.study.calibrate import Calibrated, run_calibrate
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from embedder.config import EmbedConfig
+from embedder.logs import start_logging
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
-from embedder.progress import start_logging
 from embedder.recut import check_cuts, run_cuts
 from embedder.run import run_embed
 from embedder.settings import dump_config, load_config, run_job

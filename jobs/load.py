@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from embedder.progress import start_logging
+from embedder.logs import start_logging
 from embedder.settings import dump_config, load_config, run_job
 from embedder.stores.config import LoadConfig
 from embedder.stores.loading import bring_in_step, read_version

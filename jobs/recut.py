@@ -6,7 +6,7 @@ python -m jobs.recut CONFIG [--section.key value …] [--print-config]
 from collections.abc import Sequence
 
 from embedder.config import RecutConfig
-from embedder.progress import start_logging
+from embedder.logs import start_logging
 from embedder.recut import run_recut
 from embedder.settings import dump_config, load_config, run_job
 

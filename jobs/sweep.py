@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from embedder.progress import start_logging
+from embedder.logs import start_logging
 from embedder.settings import dump_config, load_config, run_job
 from embedder.study.config import SweepConfig
 from embedder.study.preparation import prepare_study

@@ -1,4 +1,4 @@
-"""The encoder's actor without Ray: what it does with a unit that took its worker down."""
+"""The pipeline without Ray: what runs on which nodes, and what the encoder's actor does with a unit that took its worker down."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.errors import ModelError
+from embedder.config import ComputeConfig
+from embedder.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoded
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
-from embedder.pipeline import EncoderActor
+from embedder.pipeline import EncoderActor, lay_out_pool
 
 
 class DeathError(Exception):
@@ -62,3 +63,26 @@ def test_attempts_of_a_unit_that_fails_as_a_whole_leave_marks_of_pieces_only(tmp
     encode_over_deaths(folder, {5}, chunks)
     assert Attempts.listed(folder).failed("unit.5-6") == 2
     assert Attempts.listed(folder).failed("unit.6-7") == 0
+
+
+HEAD = {"memory": 1e9}
+
+
+def test_a_head_without_cpus_does_not_shrink_the_workers() -> None:
+    pool = lay_out_pool(ComputeConfig(), [HEAD, {"CPU": 8.0}, {"CPU": 8.0}])
+    assert (pool.device, pool.actors, pool.num_cpus, pool.threads, pool.reader_cpus) == ("cpu", (2, 2), 6.5, 8, 0.99)
+
+
+def test_gpus_that_are_still_to_come_are_asked_for() -> None:
+    pool = lay_out_pool(ComputeConfig(device="cuda", actors=(1, 8)), [HEAD])
+    assert (pool.device, pool.actors, pool.num_gpus, pool.num_cpus, pool.reader_cpus) == ("cuda", (1, 8), 1.0, 1.0, 0.99)
+
+
+def test_a_cluster_without_any_worker_is_not_guessed_at() -> None:
+    with pytest.raises(ConfigError, match=r"compute\.actors: the cluster has no worker yet"):
+        lay_out_pool(ComputeConfig(), [HEAD])
+
+
+def test_replicas_share_a_gpu() -> None:
+    pool = lay_out_pool(ComputeConfig(num_gpus=0.5), [HEAD, {"CPU": 16.0, "GPU": 2.0}])
+    assert (pool.device, pool.actors, pool.num_gpus) == ("cuda", (1, 4), 0.5)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
+from embedder.masking import mask_secrets
 from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.study.config import SweepConfig
-from embedder.summary import mask_secrets
 
 ACTIONS = ("dry-run", "print-config", "json")
 NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]
@@ -122,6 +123,53 @@ def test_credentials_in_storage_options_never_reach_the_record() -> None:
     )
     masked = mask_secrets(config.model_dump(mode="json"))["output"]["storage_options"]
     assert masked == {"key": "***", "secret": "***", "client_kwargs": {"aws_session_token": "***"}, "endpoint_url": "http://x"}
+
+
+SECRET_OPTIONS = {
+    "connection_string": "AccountKey=hush",
+    "client_kwargs": {"headers": [{"auth": "hush"}]},
+    "timeout": 5,
+    "anon": False,
+    "pin_key": 1234,
+    "endpoint_url": "http://me:hush@x",
+}
+
+
+def test_all_text_in_storage_options_is_taken_for_a_secret_unless_known_to_be_none() -> None:
+    masked = mask_secrets({"source": {"storage_options": SECRET_OPTIONS, "uri": "ftp://me:hush@host/in"}})["source"]
+    assert masked["storage_options"] == {
+        "connection_string": "***",
+        "client_kwargs": {"headers": [{"auth": "***"}]},
+        "timeout": 5,
+        "anon": False,
+        "pin_key": "***",
+        "endpoint_url": "http://me:***@x",
+    }
+    assert masked["uri"] == "ftp://me:***@host/in"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"rows_per_unit": 0},
+        {"storage_options": "hush"},
+        {"storage_options": ["hush"]},
+        {"uri": ["ftp://me:hush@host"]},
+        {"uri": "ftp://me:hush@host"},
+        {"id_column": ""},
+    ],
+)
+def test_no_secret_is_printed_whatever_is_asked_for(file: Path, broken: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"uri": "in", "storage_options": SECRET_OPTIONS}
+    sections = {"source": source, "embedding": {"model": "m"}, "output": {"uri": "out", "storage_options": {"secret": "hush"}}}
+    file.write_text(yaml.safe_dump(sections))
+    printed = dump_config(load(str(file)))
+    with pytest.raises(SystemExit):
+        load(str(file), "--help")
+    file.write_text(yaml.safe_dump(sections | {"source": source | broken}))
+    printed += capsys.readouterr().out + str(problems_of(str(file)))
+    assert "***" in printed
+    assert "hush" not in printed
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)

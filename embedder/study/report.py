@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from embedder.masking import mask_secrets
 from embedder.spec import Quantization
 from embedder.storage import Store
 from embedder.study.config import Precision, SweepConfig
@@ -20,7 +21,7 @@ from embedder.study.page import render_page
 from embedder.study.results import MIN_QUALITY, Row, find_front
 from embedder.study.sweep import Swept
 from embedder.study.units import show_bytes, show_seconds, show_share, show_usd
-from embedder.summary import describe_environment, mask_secrets
+from embedder.summary import describe_environment
 
 REPORT_VERSION = 1
 SHOWN_ROWS = 25

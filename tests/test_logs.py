@@ -1,0 +1,57 @@
+"""The log: a line for a person, or an object for whatever collects logs."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from embedder.errors import ConfigError, SourceError
+from embedder.logs import _about, about, log_about, start_logging
+from embedder.settings import run_job
+
+logger = logging.getLogger("embedder")
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    """Leave the process's log as it was."""
+    before, handlers, propagate, level = _about.get(), logger.handlers[:], logger.propagate, logger.level
+    yield
+    _about.set(before)
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+def fail(args: Sequence[str]) -> int:
+    start_logging()
+    log_about(run_id="r1", table="s3://b/table")
+    logger.info("half of\nit is %s", "there", extra=about(unit="u1", tokens=12))
+    raise SourceError('s3://b/x.parquet: "cannot" be read')
+
+
+def test_each_line_is_an_object_that_says_run_table_and_unit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMBEDDER_LOG", "json")
+    with pytest.raises(SystemExit) as stopped:
+        run_job(fail)
+    assert stopped.value.code == 1
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert all(event.pop("time").endswith("+00:00") for event in events)
+    of_run = {"run_id": "r1", "table": "s3://b/table"}
+    assert events == [
+        {"level": "info", "message": "half of\nit is there", **of_run, "unit": "u1", "tokens": 12},
+        {"level": "critical", "message": 's3://b/x.parquet: "cannot" be read', **of_run},
+    ]
+
+
+def test_without_being_asked_a_line_is_for_a_person(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("EMBEDDER_LOG", raising=False)
+    with pytest.raises(SystemExit):
+        run_job(fail)
+    assert capsys.readouterr().err.endswith('it is there\ns3://b/x.parquet: "cannot" be read\n')
+
+
+def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDDER_LOG", "xml")
+    with pytest.raises(ConfigError, match="EMBEDDER_LOG='xml': choose text or json"):
+        start_logging()
