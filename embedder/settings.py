@@ -1,8 +1,8 @@
 """A YAML file and dotted flags become one validated config, or one message with every problem in it."""
 
 import difflib
-import re
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
