@@ -17,7 +17,7 @@ DEMO := .quickstart
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format clean
+.PHONY: help quickstart test test-fast chaos lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test: lint ## Run everything CI runs: lint, types, import contracts, all tests t
 
 test-fast: $(VENV)/.test ## Run the tests that need no Ray, no S3 server and no GPU
 	@$(BIN)/python -m pytest -q
+
+chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) drawn by CHAOS_SEED, and compare with an undisturbed one
+	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} $(BIN)/python -m pytest -q -s -m "" tests/integration/test_chaos.py
 
 lint: $(VENV)/.test ## Check style, format, types and import contracts
 	@$(BIN)/ruff check --quiet
