@@ -22,7 +22,7 @@ def config_of(family: str) -> Any:
 def test_a_large_device_gets_the_most_and_a_small_one_what_fits() -> None:
     assert plan_token_budget(64 * GIGABYTE, LARGE, 2) == MOST_TOKENS
     assert plan_token_budget(2 * GIGABYTE, LARGE, 2) == 21 * 1024
-    assert plan_token_budget(2 * GIGABYTE, LARGE, 4) == 12 * 1024
+    assert plan_token_budget(2 * GIGABYTE, LARGE, 4) == 11 * 1024
     assert plan_token_budget(0, LARGE, 2) == LEAST_TOKENS
 
 
