@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.actors import Pool, choose_token_budget
 from embedder.errors import ModelError
-from embedder.model.encoder import Encoded
+from embedder.model.encoder import Encoded, Encoder
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor
@@ -62,3 +63,15 @@ def test_attempts_of_a_unit_that_fails_as_a_whole_leave_marks_of_pieces_only(tmp
     encode_over_deaths(folder, {5}, chunks)
     assert Attempts.listed(folder).failed("unit.5-6") == 2
     assert Attempts.listed(folder).failed("unit.6-7") == 0
+
+
+@pytest.mark.parametrize(("asked", "num_gpus", "found"), [(512, 1.0, 512), (None, 2.0, 1000), (None, 0.25, 250)])
+def test_a_budget_that_was_not_set_is_found_for_the_share_of_the_gpu(asked: int | None, num_gpus: float, found: int) -> None:
+    class Shared(Encoder):
+        def __init__(self) -> None:
+            """Hold no model."""
+
+        def find_token_budget(self, share: float = 1.0) -> int:
+            return int(1000 * share)
+
+    assert choose_token_budget(Shared(), Pool("cuda", "auto", asked, (1, 1), num_gpus, 1.0, 1, 1.0)) == found
