@@ -113,6 +113,11 @@ class Encoder:
         return self._head.dim
 
     @property
+    def device_type(self) -> str:
+        """What it runs on: cpu or cuda."""
+        return self._device.type
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The transformer layers really built."""
         layers = self._model.get_submodule(self._family.layers)
