@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedder.config import Layout
 from embedder.errors import ModelError
 from embedder.model.calibration import load_calibration
 from embedder.model.encoder import Encoded, Encoder
@@ -34,12 +35,14 @@ class Pool:
 
     device: str
     dtype: str
-    token_budget: int
+    token_budget: int | None
+    """None: each actor finds its own, by the free memory of its device."""
     actors: tuple[int, int]
     num_gpus: float
     num_cpus: float
     threads: int
     reader_cpus: float
+    layout: Layout = "auto"
 
 
 class EncoderActor:
@@ -48,8 +51,8 @@ class EncoderActor:
     def __init__(self, job: Job, pool: Pool) -> None:
         set_threads(pool.threads)
         calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration)
-        self.token_budget = pool.token_budget
+        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout)
+        self.token_budget = choose_token_budget(self.encoder, pool)
         self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe)
         self.spec, self.ranges = job.spec, job.ranges
@@ -114,6 +117,11 @@ class EncoderActor:
         return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
 
 
+def choose_token_budget(encoder: Encoder, pool: Pool) -> int:
+    """Take the budget that was set, or what fits into the share of a GPU that the actor holds."""
+    return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
+
+
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None) -> None:
     """Refuse an encoder that no longer gives the table's probe vector."""
     if expected is None:
@@ -144,8 +152,9 @@ class TapActor:
 
     def __init__(self, tapping: Tapping, pool: Pool) -> None:
         set_threads(pool.threads)
-        self.tapping, self.token_budget = tapping, pool.token_budget
-        self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype)
+        self.tapping = tapping
+        self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
+        self.token_budget = choose_token_budget(self.encoder, pool)
 
     def __call__(self, row: Row) -> dict[str, Any]:
         """Replace a unit's chunks by their states."""

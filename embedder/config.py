@@ -11,6 +11,7 @@ from embedder.spec import Exit, Pooling, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Layout = Literal["auto", "padded", "packed"]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -148,7 +149,9 @@ class ComputeConfig(Section):
     dtype: Dtype = "auto"
     """auto: bfloat16 where the hardware has it and the family allows it, else float32."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens per forward pass, padding included; left out: 4096 on a CPU, 65536 on a GPU."""
+    """Tokens per forward pass, padding included; left out: 4096 on a CPU; on a GPU what its free memory holds, at most 65536."""
+    layout: Layout = "auto"
+    """packed: sequences end to end, nothing padded; padded: side by side; auto: packed on cuda in half precision, but for MPNet."""
     actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Fewest and most encoder actors; left out: one for each GPU, or one for each CPU node."""
     num_gpus: Annotated[float, Field(gt=0)] | None = None
@@ -173,6 +176,8 @@ class ComputeConfig(Section):
             raise ValueError(f"actors={list(self.actors)}: the fewest come first, e.g. [{self.actors[1]}, {self.actors[0]}]")
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"num_gpus={self.num_gpus} has no effect on device cpu; remove one of the two")
+        if self.device == "cuda" and self.dtype == "float32" and self.layout == "packed":
+            raise ValueError("layout=packed needs bfloat16 or float16 on cuda, not dtype=float32; change one of the two")
         return self
 
 

@@ -109,10 +109,10 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
         actors = compute.actors or (full_nodes, full_nodes)
         threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
-    budget = compute.token_budget or (65_536 if device == "cuda" else 4_096)
+    budget = compute.token_budget or (None if device == "cuda" else 4_096)
     # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
-    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus)
+    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout)
 
 
 def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.actors import Pool, choose_token_budget
 from embedder.config import ComputeConfig
 from embedder.errors import ConfigError, ModelError
-from embedder.model.encoder import Encoded
+from embedder.model.encoder import Encoded, Encoder
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor, lay_out_pool
@@ -86,3 +87,15 @@ def test_a_cluster_without_any_worker_is_not_guessed_at() -> None:
 def test_replicas_share_a_gpu() -> None:
     pool = lay_out_pool(ComputeConfig(num_gpus=0.5), [HEAD, {"CPU": 16.0, "GPU": 2.0}])
     assert (pool.device, pool.actors, pool.num_gpus) == ("cuda", (1, 4), 0.5)
+
+
+@pytest.mark.parametrize(("asked", "num_gpus", "found"), [(512, 1.0, 512), (None, 2.0, 1000), (None, 0.25, 250)])
+def test_a_budget_that_was_not_set_is_found_for_the_share_of_the_gpu(asked: int | None, num_gpus: float, found: int) -> None:
+    class Shared(Encoder):
+        def __init__(self) -> None:
+            """Hold no model."""
+
+        def find_token_budget(self, share: float = 1.0) -> int:
+            return int(1000 * share)
+
+    assert choose_token_budget(Shared(), Pool("cuda", "auto", asked, (1, 1), num_gpus, 1.0, 1, 1.0)) == found

@@ -64,6 +64,7 @@ def test_what_is_missing_is_named_with_the_flag_that_sets_it() -> None:
         (["--source.format", "docx"], "source.format='docx': input should be 'auto', 'parquet', 'jsonl', 'csv' or 'text'"),
         (["--compute.actors", "3", "1"], "the fewest come first, e.g. [1, 3]"),
         (["--compute.device", "cpu", "--compute.num_gpus", "1"], "has no effect on device cpu"),
+        (["--compute.device", "cuda", "--compute.dtype", "float32", "--compute.layout", "packed"], "layout=packed needs bfloat16"),
         (["--source.metadata_columns", "title", "text"], "text is a column of the table itself"),
         (["--source.metadata_types.year", "int64"], "metadata_types names year"),
         (["--output.uri", "in/table"], "would become its own source"),

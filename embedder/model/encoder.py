@@ -1,6 +1,6 @@
 """Token ids → vectors, by a transformer cut to the spec's depth.
 
-N = rows given, B = rows of a batch, L = tokens of its longest, H = hidden size, D = dim, W = width of what a pass gives.
+N = rows given, B = rows of a batch, H = hidden size, D = dim, W = width of what a pass gives. `hidden` is laid out as its batch is.
 """
 
 import logging
@@ -8,32 +8,35 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from embedder.config import Layout
 from embedder.errors import ModelError
+from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, exit_poolings, normalise_states
-from embedder.model.families import find_family, is_causal
-from embedder.model.files import locate_model, read_recipe
-from embedder.model.loading import load_transformer, resolve_dtype
-from embedder.model.packing import plan_batches
+from embedder.model.families import find_family
+from embedder.model.files import ModelRecipe, locate_model, read_recipe
+from embedder.model.loading import load_transformer, resolve_dtype, resolve_layout
+from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head, Pooler, join_poolers, load_steps
+from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_layout, make_probe
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
 
-PROBE_TOKENS = 16
-
 logger = logging.getLogger("embedder")
 
-Forward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Ids, lengths and the mask of a batch, None where nothing is padding → a row of W numbers for each of its rows."""
-TappedForward = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Forward = Callable[[Batch], Tensor]
+"""A batch → W numbers for each of its rows."""
+TappedForward = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Encoded:
 
     vectors_ND: np.ndarray  # noqa: N815
     padded_tokens: int
+    """Tokens computed, padding included: with packed sequences, those given."""
     token_budget: int
     """The budget given, or what was left of it when the device's memory did not allow it."""
 
@@ -61,20 +65,28 @@ class ExitStates:
 class Encoder:
     """A transformer of `spec.depth` layers with its pooling and head; state is set here and never after."""
 
-    def __init__(self, model: nn.Module, head: Head, pooling: Pooling, device: torch.device, leave: Exit | None = None) -> None:
-        self._model = model.to(device)
+    def __init__(
+        self, model: PreTrainedModel, head: Head, leave: Exit | None, pooling: Pooling, device: torch.device, layout: LayoutName = "padded"
+    ) -> None:
+        self._config: Any = model.config
+        self._family = find_family(self._config.model_type)
+        self._layout = make_layout(layout, self._config, device)
+        model.set_attn_implementation(self._layout.attention)
+        self._model: nn.Module = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
         self._exit = leave.to(device) if leave else None
         self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
-        config: Any = model.config
-        self._config = config
-        self._family = find_family(config.model_type)
-        self._pad_id: int = config.pad_token_id or 0
-        self._is_causal = is_causal(config)
 
     @classmethod
-    def load(cls, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "auto", calibration: Calibration | None = None) -> "Encoder":
+    def load(
+        cls,
+        spec: EmbeddingSpec,
+        device: str = "cpu",
+        dtype: str = "auto",
+        calibration: Calibration | None = None,
+        layout: Layout = "auto",
+    ) -> "Encoder":
         """Load the model that the spec was resolved with; refuse files that are not the same or do not fit.
 
         A spec with a calibrated exit needs the calibration it names.
@@ -86,19 +98,24 @@ class Encoder:
                 f"embedding.model={spec.model!r}: the files here (checksum {recipe.checksum[:12]}) are not those the spec was "
                 f"resolved with ({spec.model_checksum[:12]}); give every worker the same model"
             )
-        model = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype(dtype, device, recipe.family))
-        if spec.exit == "native":
-            return cls(model, Head(load_steps(recipe.steps), spec), spec.pooling, torch.device(device))
-        if calibration is None or calibration.fingerprint != spec.calibration:
-            raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-        config: Any = model.config
-        leave = Exit(calibration.maps[spec.depth], config.hidden_size)
-        return cls(model, Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), spec.pooling, torch.device(device), leave)
+        chosen_dtype = resolve_dtype(dtype, device, recipe.family)
+        chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
+        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
+        head, leave = load_way_out(spec, recipe, calibration, int(model.config.hidden_size))
+        build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
+        if chosen_layout == "padded" or torch.device(device).type == "cpu":
+            return build(chosen_layout)
+        return agree_on_layout(build, layout)
 
     @property
     def dim(self) -> int:
         """Components of a vector."""
         return self._head.dim
+
+    @property
+    def device_type(self) -> str:
+        """What it runs on: cpu or cuda."""
+        return self._device.type
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -119,11 +136,20 @@ class Encoder:
 
     def probe(self) -> np.ndarray:
         """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""
-        token_ids = (np.arange(1, PROBE_TOKENS + 1) * 97 % self._config.vocab_size).astype(np.int32)
-        token_ids[token_ids == self._pad_id] += 1
-        offsets = np.array([0, PROBE_TOKENS], dtype=np.int32)
-        vector: np.ndarray = self.encode(pa.ListArray.from_arrays(offsets, token_ids), PROBE_TOKENS).vectors_ND[0]
+        token_ids = make_probe(self._config)
+        vector: np.ndarray = self.encode(token_ids, len(token_ids.values)).vectors_ND[0]
         return vector
+
+    def probe_rows(self) -> np.ndarray:
+        """Give the vectors of fixed sequences of several lengths, all in one batch: equal layouts give equal ones."""
+        token_ids = make_probe(self._config, LAYOUT_PROBE_TOKENS)
+        vectors_ND: np.ndarray = self.encode(token_ids, len(LAYOUT_PROBE_TOKENS) * max(LAYOUT_PROBE_TOKENS)).vectors_ND
+        return vectors_ND
+
+    def find_token_budget(self, share: float = 1.0) -> int:
+        """Give the tokens that a forward pass may hold in this share of the device's memory, as far as it is free."""
+        free_bytes = free_device_bytes(self._device, share)
+        return plan_token_budget(free_bytes, self._config, next(self._model.parameters()).element_size())
 
     def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
         """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept.
@@ -134,7 +160,7 @@ class Encoder:
             return self._run(token_ids, token_budget, self.dim, self._embed)
         leave = self._exit
         with self._tapped(leave.layers, join_poolers(exit_poolings(self._pooling))) as forward:
-            return self._run(token_ids, token_budget, self.dim, lambda *batch: self._head(leave(forward(*batch)[0])))
+            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch)[0])))
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], poolings: Sequence[Pooling] = ()
@@ -149,7 +175,7 @@ class Encoder:
         poolings = poolings or (self._pooling,)
         width = len(depths) * len(poolings) * int(self._config.hidden_size)
         with self._tapped(depths, join_poolers(poolings)) as forward:
-            states_NW = self._run(token_ids, token_budget, width, lambda *batch: forward(*batch)[0]).vectors_ND
+            states_NW = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
     def tap_exits(self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int]) -> ExitStates:
@@ -160,10 +186,10 @@ class Encoder:
         width = len(layers) * block
         with self._tapped(layers, join_poolers(exit_poolings(self._pooling))) as forward:
 
-            def finish(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
-                states_BF, hidden_BLH = forward(ids_BL, lengths_B, mask_BL)
+            def finish(batch: Batch) -> Tensor:
+                states_BF, hidden = forward(batch)
                 pooled = [states_BF[:, place * block + own :][:, :hidden_size] for place in places]
-                vectors = [self._head(pooled_BH) for pooled_BH in [*pooled, self._pool(hidden_BLH, lengths_B, mask_BL)]]
+                vectors = [self._head(pooled_BH) for pooled_BH in [*pooled, self._pool(hidden, batch)]]
                 return torch.cat([normalise_states(states_BF, hidden_size), *vectors], dim=1)
 
             rows_NX = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish).vectors_ND
@@ -177,10 +203,10 @@ class Encoder:
         final_norm = self._model.get_submodule(path) if path else nn.Identity()
         with tap_layers(self.layers, final_norm, pool, depths) as taps:
 
-            def forward(ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-                taps.start(lengths_B, mask_BL)
-                hidden_BLH = self._hidden(ids_BL, mask_BL)
-                return taps.collect(depths), hidden_BLH
+            def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+                taps.start(batch)
+                hidden = self._hidden(batch)
+                return taps.collect(depths), hidden
 
             yield forward
 
@@ -204,19 +230,16 @@ class Encoder:
         assert token_ids.null_count == 0
         values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
         lengths = np.diff(offsets)
-        batches = plan_batches(lengths, token_budget)
+        batches = self._layout.plan(lengths, token_budget)
         stops = np.cumsum([len(rows) for rows in batches])
         sorted_NW = torch.empty((len(lengths), width), dtype=torch.float32, device=self._device)
 
         def run_batch(number: int) -> int:
             rows = batches[number]
-            ids_BL, lengths_B = self._pad(values, offsets[rows], lengths[rows])
-            is_padded = bool(lengths[rows[-1]] < ids_BL.shape[1])
             with torch.inference_mode():
-                moved_B = self._move(lengths_B)
-                mask_BL = torch.arange(ids_BL.shape[1], device=self._device) < moved_B.unsqueeze(-1) if is_padded else None
-                sorted_NW[stops[number] - len(rows) : stops[number]] = forward(self._move(ids_BL), moved_B, mask_BL)
-            return ids_BL.numel()
+                batch = self._layout.collect(values, offsets[rows], lengths[rows])
+                sorted_NW[stops[number] - len(rows) : stops[number]] = forward(batch)
+            return batch.num_tokens
 
         padded_tokens = sum(self._map_batches(run_batch, len(batches)))
         rows_NW = np.empty(sorted_NW.shape, dtype=np.float32)
@@ -233,34 +256,19 @@ class Encoder:
         with ThreadPoolExecutor(num_threads, initializer=set_threads, initargs=(1,)) as pool:
             return list(pool.map(run_batch, range(num_batches)))
 
-    def _pad(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Lay sequences, the longest first, side by side with the model's pad id on the right."""
-        assert lengths[-1] > 0, "a sequence without tokens has no vector"
-        columns_L = np.arange(lengths[0])
-        is_token_BL = columns_L < lengths[:, None]
-        ids_BL = np.full(is_token_BL.shape, self._pad_id, dtype=np.int64)
-        ids_BL[is_token_BL] = values[(starts[:, None] + columns_L)[is_token_BL]]
-        return torch.from_numpy(ids_BL), torch.from_numpy(lengths.astype(np.int64))
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _embed(self, ids_BL: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """Run one batch; without padding there is no mask, and attention takes its faster path."""
-        vectors_BD: Tensor = self._head(self._pool(self._hidden(ids_BL, mask_BL), lengths_B, mask_BL))
+    def _embed(self, batch: Batch) -> Tensor:
+        vectors_BD: Tensor = self._head(self._pool(self._hidden(batch), batch))
         return vectors_BD
 
-    def _hidden(self, ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
-        hidden_BLH: Tensor = self._model(input_ids=ids_BL, attention_mask=self._attention_mask(mask_BL)).last_hidden_state
-        return hidden_BLH
+    def _hidden(self, batch: Batch) -> Tensor:
+        hidden: Tensor = self._model(**batch.inputs()).last_hidden_state
+        return hidden
 
-    def _attention_mask(self, mask_BL: Tensor | None) -> Tensor | None:
-        """Give what hides padding from attention: nothing to a causal model, where it comes after every token that counts."""
-        if mask_BL is None or self._is_causal:
-            return None
-        if self._family.sliding or self._family.attention == "eager":
-            return mask_BL
-        # Made once a batch and read by every layer; a 2D mask would be checked on the host and expanded to B·L·L.
-        return mask_BL[:, None, None, :]
+
+def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, hidden_size: int) -> tuple[Head, Exit | None]:
+    """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
+    if spec.exit == "native":
+        return Head(load_steps(recipe.steps), spec), None
+    if calibration is None or calibration.fingerprint != spec.calibration:
+        raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(calibration.maps[spec.depth], hidden_size)

@@ -20,6 +20,10 @@ class Family:
     pooler: bool = False
     """Whether it builds a pooler head unless told not to."""
     attention: str = "sdpa"
+    packed: bool = True
+    """Whether its attention goes through transformers' interface, so that sequences can be laid end to end."""
+    intermediate_size: str = "intermediate_size"
+    """Config entry with the width inside of its feed-forward blocks."""
     sliding: bool = False
     """Whether some layers see a window only, so that masks are left to the model."""
     positions_after_pad: bool = False
@@ -48,8 +52,8 @@ FAMILIES: dict[str, Family] = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     # Its attention adds a position bias and has no other implementation.
-    "mpnet": Family(layers="encoder.layer", pooler=True, attention="eager", positions_after_pad=True),
-    "distilbert": Family(layers="transformer.layer"),
+    "mpnet": Family(layers="encoder.layer", pooler=True, attention="eager", packed=False, positions_after_pad=True),
+    "distilbert": Family(layers="transformer.layer", intermediate_size="hidden_dim"),
     "modernbert": Family(layers="layers", final_norm="final_norm", layer_lists=("layer_types",), sliding=True),
     "nomic_bert": Family(layers="layers", pooler=True, layer_norm=True, other_names=_NOMIC_NAMES),
     "qwen3": Family(layers="layers", final_norm="norm", layer_lists=("layer_types",), sliding=True),
@@ -72,7 +76,11 @@ def is_causal(config: Any) -> bool:
     return config.model_type == "qwen3" and getattr(config, "is_causal", True) is not False
 
 
+def first_position(config: Any) -> int:
+    """Position of a sequence's first token."""
+    return int(config.pad_token_id) + 1 if find_family(config.model_type).positions_after_pad else 0
+
+
 def position_limit(config: Any) -> int:
     """Most tokens of one sequence that the model has positions for."""
-    taken = config.pad_token_id + 1 if find_family(config.model_type).positions_after_pad else 0
-    return int(config.max_position_embeddings) - taken
+    return int(config.max_position_embeddings) - first_position(config)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from embedder.config import Layout
 from embedder.errors import ConfigError, ModelError
+from embedder.model.batches import LayoutName
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe
 from embedder.spec import FinalNorm
@@ -31,7 +33,20 @@ def resolve_dtype(dtype: str, device: str, family: str) -> torch.dtype:
     return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
 
 
-def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> nn.Module:
+def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str) -> LayoutName:
+    """Choose how batches are laid out: auto is packed where a device has attention for it, which is in half precision."""
+    is_cuda, is_half = torch.device(device).type == "cuda", dtype in (torch.bfloat16, torch.float16)
+    can_pack = find_family(family).packed
+    if layout == "packed" and not can_pack:
+        raise ConfigError(f"compute.layout=packed: family {family!r} has no attention over packed sequences; choose auto or padded")
+    if layout == "packed" and is_cuda and not is_half:
+        raise ConfigError("compute.layout=packed: needs bfloat16 or float16 on cuda, not float32; set compute.dtype, or choose padded")
+    if layout == "auto":
+        return "packed" if is_cuda and is_half and can_pack else "padded"
+    return layout
+
+
+def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> PreTrainedModel:
     """Build and load the first `depth` layers; those above are neither built nor read."""
     if not 1 <= depth <= recipe.num_layers:
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
@@ -58,8 +73,8 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
     if depth < recipe.num_layers:
         left_out = len(report["unexpected_keys"])
         logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
-    module: nn.Module = model.eval().requires_grad_(False)
-    return module
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
 
 
 def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:

@@ -1,6 +1,7 @@
 """Hidden states → vectors: pool, the model's own modules, LayerNorm, cut, L2; everything from pooling on in float32.
 
-B = sequences of a batch, L = tokens of its longest, H = hidden size, W = width after the model's modules, D = dim.
+B = sequences of a batch, H = hidden size, W = width after the model's modules, D = dim. `hidden` is (B, L, H) where a batch
+is padded and (1, T, H) where it is packed.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,28 +14,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.errors import ModelError
+from embedder.model.batches import Batch
 from embedder.model.layout import Step
 from embedder.spec import EmbeddingSpec, Pooling
 
-Pooler = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Pooler = Callable[[Tensor, Batch], Tensor]
 
 
-def pool_mean(hidden_BLH: Tensor, lengths_B: Tensor, mask_BL: Tensor | None) -> Tensor:
-    """Average over a sequence's own tokens; `mask_BL` is None where none is padding."""
-    if mask_BL is not None:
-        hidden_BLH = hidden_BLH * mask_BL.unsqueeze(-1)
-    return hidden_BLH.sum(dim=1, dtype=torch.float32) / lengths_B.unsqueeze(-1)
+def pool_mean(hidden: Tensor, batch: Batch) -> Tensor:
+    """Average over a sequence's own tokens."""
+    return batch.sum_tokens(hidden) / batch.lengths_B.unsqueeze(-1)
 
 
-def pool_cls(hidden_BLH: Tensor, _lengths_B: Tensor, _mask_BL: Tensor | None) -> Tensor:
+def pool_cls(hidden: Tensor, batch: Batch) -> Tensor:
     """Take the first token."""
-    return hidden_BLH[:, 0].float()
+    return hidden.flatten(0, 1)[batch.first_B].float()
 
 
-def pool_last(hidden_BLH: Tensor, lengths_B: Tensor, _mask_BL: Tensor | None) -> Tensor:
+def pool_last(hidden: Tensor, batch: Batch) -> Tensor:
     """Take the last token that is not padding."""
-    rows_B = torch.arange(len(hidden_BLH), device=hidden_BLH.device)
-    return hidden_BLH[rows_B, lengths_B - 1].float()
+    return hidden.flatten(0, 1)[batch.first_B + batch.lengths_B - 1].float()
 
 
 POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
@@ -43,7 +42,7 @@ POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": po
 def join_poolers(poolings: Sequence[Pooling]) -> Pooler:
     """Give what pools in each of these ways, side by side: (B, P·H)."""
     poolers = [POOLERS[pooling] for pooling in poolings]
-    return poolers[0] if len(poolers) == 1 else lambda *batch: torch.cat([pool(*batch) for pool in poolers], dim=1)
+    return poolers[0] if len(poolers) == 1 else lambda hidden, batch: torch.cat([pool(hidden, batch) for pool in poolers], dim=1)
 
 
 class Normalize(nn.Module):

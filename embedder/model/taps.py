@@ -1,6 +1,6 @@
 """One forward pass → the pooled state at every tapped depth, as it goes by: nothing of the size of all tokens is kept.
 
-B = rows of a batch, L = tokens of its longest, H = hidden size, T = tapped depths.
+B = sequences of a batch, H = hidden size, T = tapped depths. `hidden` is laid out as the batch is.
 """
 
 import threading
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embedder.model.batches import Batch
 from embedder.model.pooling import Pooler
 
 
@@ -18,13 +19,12 @@ class Taps(threading.local):
     """What one thread's batch has given so far: on a CPU, batches run side by side."""
 
     def __init__(self) -> None:
-        self.lengths_B: Tensor | None = None
-        self.mask_BL: Tensor | None = None
+        self.batch: Batch | None = None
         self.pooled: dict[int, Tensor] = {}
 
-    def start(self, lengths_B: Tensor, mask_BL: Tensor | None) -> None:
+    def start(self, batch: Batch) -> None:
         """Forget the batch before and take up another."""
-        self.lengths_B, self.mask_BL, self.pooled = lengths_B, mask_BL, {}
+        self.batch, self.pooled = batch, {}
 
     def collect(self, depths: Sequence[int]) -> Tensor:
         """Give the batch's pooled states side by side, of shape (B, T·H)."""
@@ -36,9 +36,9 @@ def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pool: Pooler, depth
     """Hook the layers: the state after each tapped one goes through the final norm and is pooled. Depth 0 is what the first is given."""
     taps = Taps()
 
-    def tap(depth: int, hidden_BLH: Tensor) -> None:
-        assert taps.lengths_B is not None, "a batch is started before it is run"
-        taps.pooled[depth] = pool(final_norm(hidden_BLH), taps.lengths_B, taps.mask_BL)
+    def tap(depth: int, hidden: Tensor) -> None:
+        assert taps.batch is not None, "a batch is started before it is run"
+        taps.pooled[depth] = pool(final_norm(hidden), taps.batch)
 
     def before_first(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tap(0, args[0] if args else kwargs["hidden_states"])

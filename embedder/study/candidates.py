@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import ComputeConfig
+from embedder.config import ComputeConfig, Layout
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, exit_poolings
@@ -44,6 +44,7 @@ class Machine:
     device: str
     dtype: str
     token_budget: int
+    layout: Layout = "auto"
 
     @property
     def block_tokens(self) -> int:
@@ -54,7 +55,7 @@ class Machine:
 def choose_machine(compute: ComputeConfig) -> Machine:
     """Fill in what the settings leave open from what this machine has."""
     device = compute.device if compute.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return Machine(device, compute.dtype, compute.token_budget or (65536 if device == "cuda" else 4096))
+    return Machine(device, compute.dtype, compute.token_budget or (65536 if device == "cuda" else 4096), compute.layout)
 
 
 class Candidate(Protocol):
@@ -138,7 +139,7 @@ class Transformer:
     def _encoder(self) -> Encoder:
         """Loaded at the deepest depth tapped, and only if a text has not been run yet."""
         spec = self.spec.model_copy(update={"depth": max(self.tapped)})
-        return Encoder.load(spec, self.machine.device, self.machine.dtype)
+        return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout)
 
     def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Give the vectors of an encoder of that depth, before cut and L2."""

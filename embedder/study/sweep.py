@@ -118,10 +118,10 @@ def load_encoders(model: Model, machine: Machine, calibration: Calibration | Non
     encoders: dict[Leaving, Encoder] = {}
     for depth in model.depths:
         cut = spec.model_copy(update={"depth": depth})
-        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype)
+        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype, layout=machine.layout)
         if calibration and depth in maps:
             leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[depth, "calibrated"] = Encoder.load(leaving, machine.device, machine.dtype, calibration)
+            encoders[depth, "calibrated"] = Encoder.load(leaving, machine.device, machine.dtype, calibration, machine.layout)
     return encoders
 
 

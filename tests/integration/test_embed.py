@@ -159,13 +159,13 @@ def test_only_missing_units_of_a_dead_run_are_embedded(local_site: Site) -> None
     np.testing.assert_allclose(vectors_of(rows), vectors_of(before), atol=1e-5)
 
 
-def test_results_do_not_depend_on_units_batches_or_actors(
+def test_results_do_not_depend_on_units_batches_layouts_or_actors(
     local_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     fill(local_site)
     local_site.embed()
     other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))
-    other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25})
+    other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25, "layout": "packed"})
     mine, theirs = local_site.rows(), other.rows()
     for row, twin in zip(mine, theirs, strict=True):
         assert {name: row[name] for name in row if name != "embedding"} == {name: twin[name] for name in twin if name != "embedding"}

@@ -1,0 +1,99 @@
+"""Attention over packed sequences, under a name that transformers' models take: no family is rewritten for it.
+
+T = tokens of all sequences of a batch, A = attention heads, K = heads of keys and values, E = components of a head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PACKED = "packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Where the sequences of a packed batch begin and end, and what a token sees of its own."""
+
+    offsets_S: Tensor  # noqa: N815
+    """int32, on the device: the first token of each sequence, and the end of the last."""
+    bounds: tuple[int, ...]
+    """The same on the host."""
+    longest: int
+    is_causal: bool
+
+
+def attend_packed(
+    _module: nn.Module,
+    query_1ATE: Tensor,
+    key_1KTE: Tensor,
+    value_1KTE: Tensor,
+    _mask: Tensor | None,
+    *,
+    segments: Segments,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Let every token attend within its own sequence: (1, T, A, E). The keywords that are left are transformers' own and change nothing.
+
+    A sliding window reaches `sliding_window` - 1 tokens back, and as many ahead where attention is not causal.
+    """
+    window = choose_window(sliding_window, segments.is_causal)
+    attend = attend_on_device if query_1ATE.is_cuda else attend_by_segment
+    return attend(query_1ATE, key_1KTE, value_1KTE, segments, scaling, window), None
+
+
+def choose_window(sliding_window: int | None, is_causal: bool) -> tuple[int, int]:
+    """Say how many tokens back and ahead a token sees, itself not counted; -1 is all of them."""
+    back = -1 if sliding_window is None else sliding_window - 1
+    return back, 0 if is_causal else back
+
+
+def attend_on_device(
+    query_1ATE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
+) -> Tensor:
+    """Attend by torch's variable-length kernel, which takes half precision only and shares keys among heads by itself."""
+    query_TAE, key_TKE, value_TKE = (states[0].transpose(0, 1) for states in (query_1ATE, key_1KTE, value_1KTE))
+    attended_TAE = varlen_attn(
+        query_TAE,
+        key_TKE,
+        value_TKE,
+        segments.offsets_S,
+        segments.offsets_S,
+        segments.longest,
+        segments.longest,
+        scale=scaling,
+        window_size=window,
+        enable_gqa=query_TAE.shape[1] != key_TKE.shape[1],
+    )
+    assert isinstance(attended_TAE, Tensor)
+    return attended_TAE.unsqueeze(0)
+
+
+def attend_by_segment(
+    query_1ATE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, segments: Segments, scaling: float | None, window: tuple[int, int]
+) -> Tensor:
+    """Attend by one sequence after the other, on any device and in any dtype."""
+    attended = []
+    for start, stop in zip(segments.bounds[:-1], segments.bounds[1:], strict=True):
+        query, key, value = (states[:, :, start:stop] for states in (query_1ATE, key_1KTE, value_1KTE))
+        mask_LL = window_mask(stop - start, window).to(query.device) if max(window) >= 0 else None
+        shares_keys = query.shape[1] != key.shape[1]
+        attended.append(scaled_dot_product_attention(query, key, value, mask_LL, scale=scaling, enable_gqa=shares_keys))
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous()
+
+
+def window_mask(length: int, window: tuple[int, int]) -> Tensor:
+    """Say which tokens (columns) each token (rows) of a sequence sees."""
+    ahead_LL = torch.arange(length) - torch.arange(length).unsqueeze(-1)
+    back, forward = (length if reach < 0 else reach for reach in window)
+    return (ahead_LL >= -back) & (ahead_LL <= forward)
+
+
+# No mask function goes with it: transformers then makes no mask, and does not wait for the device to look for packed positions.
+AttentionInterface.register(PACKED, attend_packed)

@@ -1,0 +1,192 @@
+"""Rows of token ids → batches on the device, padded side by side or packed end to end; both know how to be run and summed.
+
+B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedder.model.attention import PACKED, Segments
+from embedder.model.families import find_family, first_position, is_causal
+from embedder.model.packing import plan_packed, plan_padded
+
+LayoutName = Literal["padded", "packed"]
+
+
+class Batch(Protocol):
+    """One forward pass, however its tokens are laid out."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, padding included."""
+
+    @property
+    def lengths_B(self) -> Tensor:  # noqa: N802
+        """Tokens of each sequence."""
+
+    @property
+    def first_B(self) -> Tensor:  # noqa: N802
+        """Places of the first tokens among all that are computed."""
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Give what the model is called with."""
+
+    def sum_tokens(self, hidden: Tensor) -> Tensor:
+        """Add up the states of each sequence's own tokens, in float32: (B, H)."""
+
+
+class BatchLayout(Protocol):
+    """How rows become batches on a device."""
+
+    attention: str
+    """Name of the attention, as transformers knows it."""
+
+    def plan(self, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Cut rows into batches within the budget, longest first; every row comes once."""
+
+    def collect(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Batch:
+        """Lay out rows of `values`, the longest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Sequences side by side, padding on their right."""
+
+    ids_BL: Tensor  # noqa: N815
+    lengths_B: Tensor  # noqa: N815
+    mask_BL: Tensor | None  # noqa: N815
+    """True where a token is the sequence's own; None where nothing is padding, and attention takes its faster path."""
+    attention_mask: Tensor | None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return self.ids_BL.numel()
+
+    @property
+    def first_B(self) -> Tensor:  # noqa: N802
+        """Places of the first tokens, row by row."""
+        return torch.arange(0, self.ids_BL.numel(), self.ids_BL.shape[1], device=self.ids_BL.device)
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Give ids and mask."""
+        return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
+
+    def sum_tokens(self, hidden: Tensor) -> Tensor:
+        """Add up along each row, padding as zero."""
+        if self.mask_BL is not None:
+            hidden = hidden * self.mask_BL.unsqueeze(-1)
+        return hidden.sum(dim=1, dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Sequences end to end: one row of T tokens, none of them padding."""
+
+    ids_1T: Tensor  # noqa: N815
+    positions_1T: Tensor  # noqa: N815
+    lengths_B: Tensor  # noqa: N815
+    segments: Segments
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed: all of them count."""
+        return self.ids_1T.numel()
+
+    @property
+    def first_B(self) -> Tensor:  # noqa: N802
+        """Places of the first tokens."""
+        return self.segments.offsets_S[:-1].long()
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Give ids, positions that start again with each sequence, and the bounds that attention keeps to."""
+        return {"input_ids": self.ids_1T, "position_ids": self.positions_1T, "segments": self.segments}
+
+    def sum_tokens(self, hidden: Tensor) -> Tensor:
+        """Add up each segment."""
+        # unsafe leaves out a check of the lengths, for which the host would wait for the device
+        return torch.segment_reduce(hidden[0].float(), "sum", lengths=self.lengths_B, unsafe=True)
+
+
+class PaddedLayout:
+    """Side by side, as every family can be run."""
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        family = find_family(config.model_type)
+        self.attention = family.attention
+        self._device = device
+        self._pad_id: int = config.pad_token_id or 0
+        self._is_causal = is_causal(config)
+        self._model_masks = family.sliding or family.attention == "eager"
+
+    def plan(self, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Count padding against the budget."""
+        return plan_padded(lengths, token_budget)
+
+    def collect(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> PaddedBatch:
+        """Fill up with the model's pad id."""
+        assert lengths[-1] > 0, "a sequence without tokens has no vector"
+        columns_L = np.arange(lengths[0])
+        is_token_BL = columns_L < lengths[:, None]
+        ids_BL = np.full(is_token_BL.shape, self._pad_id, dtype=np.int64)
+        ids_BL[is_token_BL] = values[(starts[:, None] + columns_L)[is_token_BL]]
+        lengths_B = move(lengths.astype(np.int64), self._device)
+        is_padded = bool(lengths[-1] < lengths[0])
+        mask_BL = torch.arange(len(columns_L), device=self._device) < lengths_B.unsqueeze(-1) if is_padded else None
+        return PaddedBatch(move(ids_BL, self._device), lengths_B, mask_BL, self._attention_mask(mask_BL))
+
+    def _attention_mask(self, mask_BL: Tensor | None) -> Tensor | None:
+        """Give what hides padding from attention: nothing to a causal model, where it comes after every token that counts."""
+        if mask_BL is None or self._is_causal:
+            return None
+        if self._model_masks:
+            return mask_BL
+        # Made once a batch and read by every layer; a 2D mask would be checked on the host and expanded to B·L·L.
+        return mask_BL[:, None, None, :]
+
+
+class PackedLayout:
+    """End to end: nothing is padded, and attention is by segments."""
+
+    attention = PACKED
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        self._device = device
+        self._first_position = first_position(config)
+        self._is_causal = is_causal(config)
+
+    def plan(self, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
+        """Count tokens against the budget."""
+        return plan_packed(lengths, token_budget)
+
+    def collect(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> PackedBatch:
+        """Lay rows end to end."""
+        assert lengths[-1] > 0, "a sequence without tokens has no vector"
+        offsets_S = np.concatenate([[0], np.cumsum(lengths)])
+        positions_T = np.arange(offsets_S[-1]) - np.repeat(offsets_S[:-1], lengths)
+        ids_T = values[np.repeat(starts, lengths) + positions_T].astype(np.int64)
+        segments = Segments(
+            move(offsets_S.astype(np.int32), self._device), tuple(offsets_S.tolist()), int(lengths[0]), is_causal=self._is_causal
+        )
+        return PackedBatch(
+            move(ids_T[None], self._device),
+            move(positions_T[None].astype(np.int64) + self._first_position, self._device),
+            move(lengths.astype(np.int64), self._device),
+            segments,
+        )
+
+
+def make_layout(name: LayoutName, config: Any, device: torch.device) -> BatchLayout:
+    """Make the layout of this name for a model."""
+    return PackedLayout(config, device) if name == "packed" else PaddedLayout(config, device)
+
+
+def move(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

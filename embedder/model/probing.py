@@ -1,0 +1,68 @@
+"""Fixed token ids by which encoders are compared, and packed sequences held against padded ones before anything is stored."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from embedder.config import Layout
+from embedder.errors import ModelError
+from embedder.model.batches import LayoutName
+from embedder.model.families import position_limit
+
+PROBE_TOKENS = 16
+LAYOUT_PROBE_TOKENS = (300, 16, 3, 64)
+"""Neighbours of other lengths, one longer than a window of ModernBERT or of a bidirectional Gemma 3."""
+LAYOUT_COSINE = 0.999
+"""Least cosine of a vector packed to the same padded: a token that sees a neighbour, or misses its own, costs far more."""
+
+logger = logging.getLogger("embedder")
+
+
+class Probed(Protocol):
+    """What an encoder is compared by."""
+
+    def probe_rows(self) -> np.ndarray:
+        """Give the vectors of fixed sequences of several lengths."""
+
+
+Encoding = TypeVar("Encoding", bound=Probed)
+
+
+def make_probe(config: Any, lengths: Sequence[int] = (PROBE_TOKENS,)) -> pa.ListArray:
+    """Make fixed sequences of these lengths, none longer than the model allows, from tokens of its own that are not padding."""
+    offsets = np.cumsum([0, *(min(length, position_limit(config)) for length in lengths)], dtype=np.int32)
+    token_ids = (np.arange(1, offsets[-1] + 1) * 97 % config.vocab_size).astype(np.int32)
+    token_ids[token_ids == (config.pad_token_id or 0)] += 1
+    return pa.ListArray.from_arrays(offsets, token_ids)
+
+
+def agree_on_layout(build: Callable[[LayoutName], Encoding], asked: Layout) -> Encoding:
+    """Build the packed encoder if it gives the padded one's vectors; else refuse where packed was asked for, or warn and build padded."""
+    expected_ND = build("padded").probe_rows()
+    packed = build("packed")
+    fault = find_fault(packed, expected_ND)
+    if fault is None:
+        return packed
+    if asked == "packed":
+        raise ModelError(f"compute.layout=packed: {fault}; choose auto or padded")
+    logger.warning("compute.layout=auto: %s; going on with padded batches, which are slower", fault)
+    return build("padded")
+
+
+def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
+    """Say what is wrong with an encoder's vectors of the probe; None: nothing."""
+    try:
+        vectors_ND = packed.probe_rows()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what torch raises where a device has no kernel
+        return f"attention over packed sequences does not run on this device ({error})"
+    norms_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
+    cosine = float(((vectors_ND * expected_ND).sum(axis=1) / norms_N).min())
+    return (
+        None if cosine >= LAYOUT_COSINE else f"packed, a probe's vector has a cosine of {cosine:.4f} to the same padded ({LAYOUT_COSINE})"
+    )

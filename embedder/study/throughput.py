@@ -1,0 +1,130 @@
+"""An encoder of random weights → tokens a second and the share of the machine's arithmetic it keeps busy (MFU), by profile of lengths.
+
+Speed does not depend on the weights, so that no model is downloaded, and nothing is needed but torch, transformers, numpy,
+pyarrow and pydantic.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from embedder.model.batches import LayoutName
+from embedder.model.encoder import Encoder
+from embedder.model.loading import DTYPES
+from embedder.model.pooling import Head
+from embedder.spec import EmbeddingSpec
+
+MOST_TOKENS = 512
+PROFILES = ("64", "512", "mixed")
+"""Tokens of every text; mixed is log-normal with a mean of 128, cut at 512."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How large a BERT is."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+
+
+SHAPES = {"minilm": Shape(6, 384, 12), "bert-base": Shape(12, 768, 12), "bert-large": Shape(24, 1024, 16)}
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """One profile."""
+
+    profile: str
+    tokens: int
+    padding: float
+    """Share of the tokens computed."""
+    tokens_per_second: float
+    mfu: float
+    """Arithmetic of the layers done a second, beside what a large matrix product reaches on the same device."""
+
+
+def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName) -> Encoder:
+    """Build a BERT of random weights with mean pooling."""
+    config = BertConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden_size,
+        max_position_embeddings=MOST_TOKENS,
+    )
+    model = BertModel(config, add_pooling_layer=False).to(DTYPES[dtype]).eval().requires_grad_(False)
+    spec = EmbeddingSpec(
+        model="random",
+        revision=None,
+        model_checksum="",
+        depth=shape.layers,
+        final_norm="none",
+        pooling="mean",
+        layer_norm=False,
+        prompt="",
+        query_prompt="",
+        max_tokens=MOST_TOKENS,
+        chunking=False,
+        overlap_tokens=0,
+        dim=shape.hidden_size,
+        normalize=True,
+    )
+    return Encoder(model, Head(nn.Sequential(), spec), None, spec.pooling, torch.device(device), layout)
+
+
+def draw_lengths(profile: str, num_tokens: int, seed: int = 0) -> np.ndarray:
+    """Draw lengths of texts that come to about this many tokens."""
+    if profile != "mixed":
+        return np.full(max(1, num_tokens // int(profile)), int(profile))
+    drawn = np.random.default_rng(seed).lognormal(np.log(128) - 0.32, 0.8, max(1, num_tokens // 128))
+    return np.clip(drawn.round(), 4, MOST_TOKENS).astype(np.int64)
+
+
+def flops_of(shape: Shape, lengths: np.ndarray) -> float:
+    """Count the layers' multiplications and additions for sequences of these lengths, padding not counted."""
+    tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
+    parameters = 12 * shape.hidden_size**2  # four projections, and two of four times the width
+    return shape.layers * (2 * parameters * tokens + 4 * shape.hidden_size * squares)
+
+
+def measure_matrix_rate(device: str, dtype: str) -> float:
+    """Give the operations a second of a large square matrix product, the best of five."""
+    size = 8192 if torch.device(device).type == "cuda" else 1024
+    left = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        (left @ left)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * float(size) ** 3 / min(seconds[1:])
+
+
+def measure_profile(encoder: Encoder, shape: Shape, lengths: np.ndarray, token_budget: int, rounds: int) -> tuple[float, float, float]:
+    """Give seconds of a pass (the median), its operations, and the share of padding."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    token_ids = pa.ListArray.from_arrays(offsets, (np.arange(offsets[-1]) * 97 % 30_000 + 1).astype(np.int32))
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        computed = encoder.encode(token_ids, token_budget).padded_tokens
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:]), flops_of(shape, lengths), 1 - float(lengths.sum()) / computed
+
+
+def measure_throughput(encoder: Encoder, shape: Shape, dtype: str, num_tokens: int, token_budget: int, rounds: int) -> list[Throughput]:
+    """Measure every profile, after one round of warm-up each."""
+    rate = measure_matrix_rate(encoder.device_type, dtype)
+    found = []
+    for profile in PROFILES:
+        lengths = draw_lengths(profile, num_tokens)
+        seconds, flops, padding = measure_profile(encoder, shape, lengths, token_budget, rounds)
+        tokens = int(lengths.sum())
+        found.append(Throughput(profile, tokens, padding, tokens / seconds, flops / seconds / rate))
+    return found

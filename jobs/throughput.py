@@ -1,0 +1,42 @@
+"""Measure the encoder alone with random weights, on a bare machine: torch, transformers, numpy, pyarrow and pydantic are enough.
+
+python -m jobs.throughput bert-large [--depth 12] [--device cuda] [--dtype bfloat16] [--layout packed] [--tokens 2000000] [--json]
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+
+import torch
+
+from embedder.study.throughput import SHAPES, build_random_encoder, measure_throughput
+
+
+def main() -> int:
+    """Measure and print."""
+    asked = argparse.ArgumentParser(prog="python -m jobs.throughput", description="Tokens a second and MFU, by profile of lengths.")
+    asked.add_argument("model", choices=SHAPES)
+    asked.add_argument("--depth", type=int, help="layers built; left out: all")
+    asked.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    asked.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    asked.add_argument("--layout", choices=["padded", "packed"], default="packed")
+    asked.add_argument("--tokens", type=int, default=2_000_000, help="about so many a round")
+    asked.add_argument("--token_budget", type=int, default=65_536)
+    asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--json", action="store_true")
+    chosen = asked.parse_args()
+    shape = replace(SHAPES[chosen.model], layers=chosen.depth or SHAPES[chosen.model].layers)
+    encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout)
+    found = measure_throughput(encoder, shape, chosen.dtype, chosen.tokens, chosen.token_budget, chosen.rounds)
+    if chosen.json:
+        print(json.dumps({**vars(chosen), "shape": asdict(shape), "profiles": [asdict(each) for each in found]}))
+        return 0
+    print(f"{chosen.model}, {shape.layers} x {shape.hidden_size}, {chosen.dtype}, {chosen.layout}, on {chosen.device}")
+    for each in found:
+        print(f"{each.profile:>6}  {each.tokens_per_second:12,.0f} tokens/s  {each.mfu:6.1%} MFU  {each.padding:5.1%} padding")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

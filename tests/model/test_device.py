@@ -1,0 +1,37 @@
+"""On a GPU (pytest -m gpu): what everything else here proves on a CPU."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from embedder.model.encoder import Encoder
+from embedder.model.families import FAMILIES
+from embedder.model.memory import LEAST_TOKENS, MOST_TOKENS
+from tests.model.conftest import CONFIGS, TinyModel
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_gpu_gives_the_vectors_of_a_cpu(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
+    model = tiny_models(family)
+    ids, spec = model.tokenize(texts), model.resolve().spec
+    expected_ND = Encoder.load(spec, dtype="float32").encode(ids, 512).vectors_ND
+    exact = Encoder.load(spec, "cuda", "float32").encode(ids, 512)
+    assert (exact.vectors_ND * expected_ND).sum(axis=1).min() >= 0.9999
+    half = Encoder.load(spec, "cuda", "bfloat16").encode(ids, 512)
+    assert (half.vectors_ND * expected_ND).sum(axis=1).min() >= 0.99
+    assert (half.padded_tokens == len(ids.flatten())) == FAMILIES[family].packed, "auto packs in half precision"
+
+
+def test_packed_asked_for_by_name_is_checked_and_kept(tiny_model: TinyModel, texts: list[str]) -> None:
+    ids, spec = tiny_model.tokenize(texts), tiny_model.resolve().spec
+    packed, padded = (Encoder.load(spec, "cuda", "bfloat16", layout=layout).encode(ids, 512).vectors_ND for layout in ("packed", "padded"))
+    assert (packed * padded).sum(axis=1).min() >= 0.999
+    assert np.isfinite(packed).all()
+
+
+def test_a_budget_is_found_from_free_memory(tiny_model: TinyModel) -> None:
+    encoder = Encoder.load(tiny_model.resolve().spec, "cuda", "bfloat16")
+    assert LEAST_TOKENS <= encoder.find_token_budget(0.01) <= encoder.find_token_budget() <= MOST_TOKENS

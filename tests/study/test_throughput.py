@@ -1,0 +1,35 @@
+"""The arithmetic behind MFU, and that packing computes no padding."""
+
+import numpy as np
+import pytest
+
+from embedder.study.throughput import PROFILES, SHAPES, Shape, build_random_encoder, draw_lengths, flops_of, measure_throughput
+
+TINY = Shape(2, 32, 2)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("minilm", 10.6), ("bert-base", 84.9), ("bert-large", 302.0)])
+def test_a_token_costs_two_operations_a_parameter_of_the_layers(name: str, millions: float) -> None:
+    one_token = flops_of(SHAPES[name], np.array([1]))
+    assert one_token == pytest.approx(2e6 * millions, rel=0.01)
+
+
+def test_attention_grows_with_the_square_of_the_length() -> None:
+    apart, together = flops_of(TINY, np.array([64, 64])), flops_of(TINY, np.array([128]))
+    assert together - apart == 2 * 4 * 32 * (128**2 - 2 * 64**2)
+
+
+def test_mixed_lengths_are_128_on_average() -> None:
+    lengths = draw_lengths("mixed", 1_000_000)
+    assert lengths.mean() == pytest.approx(128, rel=0.05)
+    assert lengths.max() == 512
+    assert draw_lengths("64", 640).tolist() == [64] * 10
+
+
+def test_every_profile_is_measured_and_packing_pads_nothing() -> None:
+    packed = measure_throughput(build_random_encoder(TINY, "cpu", "float32", "packed"), TINY, "float32", 4096, 1024, 1)
+    padded = measure_throughput(build_random_encoder(TINY, "cpu", "float32", "padded"), TINY, "float32", 4096, 1024, 1)
+    assert [each.profile for each in packed] == list(PROFILES)
+    assert [each.padding for each in packed] == [0, 0, 0]
+    assert padded[2].padding > 0
+    assert all(each.tokens_per_second > 0 and each.mfu > 0 for each in (*packed, *padded))
