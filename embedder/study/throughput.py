@@ -59,7 +59,8 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         intermediate_size=4 * shape.hidden_size,
         max_position_embeddings=MOST_TOKENS,
     )
-    model = BertModel(config, add_pooling_layer=False).to(DTYPES[dtype]).eval().requires_grad_(False)
+    model = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
+    model.to(DTYPES[dtype])  # type: ignore[arg-type]
     spec = EmbeddingSpec(
         model="random",
         revision=None,

@@ -25,7 +25,7 @@ def documentation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documentation")
     write_corpus(folder / "all")
     (folder / "corpus").mkdir()
-    for path in sorted((folder / "all").glob("stdlib-[13].*")):
+    for path in sorted((folder / "all").glob("stdlib-3.*")):
         path.rename(folder / "corpus" / path.name)
     return folder
 
@@ -37,7 +37,7 @@ def calibrated(documentation: Path, minilm: str, ray_session: None) -> Calibrate
             "source": SOURCE | {"uri": str(documentation / "corpus")},
             "chunking": {"max_tokens": 64, "enabled": False},
             "embedding": {"model": minilm},
-            "calibrate": {"num_documents": 1200, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2},
+            "calibrate": {"num_documents": 600, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2},
             "output": {"uri": str(documentation / "calibration")},
         }
     )
@@ -48,8 +48,8 @@ def calibrated(documentation: Path, minilm: str, ray_session: None) -> Calibrate
 
 def test_a_small_real_sample_beats_the_raw_exit_by_far(calibrated: Calibrated) -> None:
     [depth_3] = calibrated.exits
-    assert calibrated.num_documents == 1200
-    assert calibrated.num_held_out == 240
+    assert calibrated.num_documents == 600
+    assert calibrated.num_held_out == 120
     assert depth_3.calibrated.cosine > depth_3.native.cosine + 0.2
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15
 
@@ -79,4 +79,4 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     assert (restored_ND * vectors_ND).sum(axis=1).mean() > 0.999
     for table in (site, floats):
         query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
-        assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(table.table_uri, {}).find(query_D, 5, None)]
+        assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(table.table_uri, {}).find(query_D, 20, None)]
