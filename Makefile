@@ -17,7 +17,7 @@ DEMO := .quickstart
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast chaos lint format clean
+.PHONY: help quickstart test test-slow test-fast chaos lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,8 +30,11 @@ quickstart: $(VENV)/.runtime ## Write a small real corpus, embed it, search it
 	@echo "--- python -m jobs.search $(DEMO)/table \"split a path into folder and file\""
 	@$(BIN)/python -m jobs.search $(DEMO)/table "split a path into folder and file"
 
-test: lint ## Run everything CI runs: lint, types, import contracts, all tests that need no GPU
-	@$(BIN)/python -m pytest -q -m "not gpu"
+test: lint ## Run what CI runs: lint, types, import contracts, all tests but slow ones and those that need a GPU
+	@$(BIN)/python -m pytest -q -m "not gpu and not slow"
+
+test-slow: $(VENV)/.test ## Run the slow tests: deaths of workers, chaos, histories of edits, loads killed midway, whole studies
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 test-fast: $(VENV)/.test ## Run the tests that need no Ray, no S3 server and no GPU
 	@$(BIN)/python -m pytest -q

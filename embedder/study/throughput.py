@@ -7,6 +7,7 @@ pyarrow and pydantic.
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +60,8 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         intermediate_size=4 * shape.hidden_size,
         max_position_embeddings=MOST_TOKENS,
     )
-    model = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
-    model.to(DTYPES[dtype])  # type: ignore[arg-type]
+    model: Any = BertModel(config, add_pooling_layer=False)
+    model = model.to(DTYPES[dtype]).eval().requires_grad_(False)
     spec = EmbeddingSpec(
         model="random",
         revision=None,
