@@ -5,12 +5,12 @@ python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
 
 from collections.abc import Sequence
 
-from embedder.config import CalibrateConfig
 from embedder.logs import start_logging
 from embedder.model.calibration import write_calibration
 from embedder.progress import align
 from embedder.settings import dump_config, load_config, run_job
 from embedder.study.calibrate import Calibrated, run_calibrate
+from embedder.study.config import CalibrateConfig
 
 
 def show(calibrated: Calibrated) -> str:

@@ -12,6 +12,7 @@ from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store
 
 INFO_KEY = "embedder"
+"""Key of the run record in a commit's metadata. The newest one holds the spec of the table's vectors."""
 
 
 @dataclass(frozen=True, slots=True)

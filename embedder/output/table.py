@@ -15,14 +15,12 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from embedder.errors import CommitError, VersionGoneError
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
+from embedder.output.record import INFO_KEY
 from embedder.retries import brief, patiently
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store, delta_options, map_threads
 from embedder.work import Part, PartName
-
-INFO_KEY = "embedder"
-"""Key of the run record in a commit's metadata. The newest one holds the spec of the table's vectors."""
 
 FIRST_COMMITS = 10
 """Nearly always the newest commit has a record; only other tools' commits have none."""

@@ -5,7 +5,8 @@ from deltalake import DeltaTable
 
 from embedder.errors import CommitError
 from embedder.output.parts import QUARANTINE_FOLDER
-from embedder.output.table import INFO_KEY, MAINTENANCE_KEY, Change, commit_table, open_delta, read_table
+from embedder.output.record import INFO_KEY
+from embedder.output.table import MAINTENANCE_KEY, Change, commit_table, open_delta, read_table
 from embedder.storage import Options, Store, delta_options
 
 

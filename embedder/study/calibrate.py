@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.actors import Tapping
-from embedder.config import CalibrateConfig, CalibrateSettings
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, RangeKey, fitted_for
 from embedder.model.encoder import ExitStates
@@ -23,6 +22,7 @@ from embedder.pipeline import choose_pool, start_ray, tap_units
 from embedder.quantization import Ranges
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
+from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.exits import Fidelity, Floats, Places, Sums, choose_layers, measure_fidelity, unit
 from embedder.summary import describe_environment
 

@@ -1,4 +1,4 @@
-"""The settings of a sweep: which part of depth × dim × precision is tried, on what, and how the recommended setting is picked."""
+"""The settings of the studies: what a sweep tries, on what, and how it picks; what a calibration fits."""
 
 from typing import Annotated, Any, Literal
 
@@ -164,4 +164,47 @@ class SweepConfig(Section):
             )
         if self.pick.budget_usd is not None and self.compute.price_per_device_hour_usd is None:
             raise ValueError("pick.budget_usd needs compute.price_per_device_hour_usd: what an hour of this machine's device costs")
+        return self
+
+
+class CalibrateSettings(Section):
+    """What is fitted, on how large a sample."""
+
+    depths: tuple[Positive, ...] | None = None
+    """Depths to fit exits and ranges for; left out: all."""
+    dims: tuple[Positive, ...] | None = None
+    """Dims to fit the ranges of int8 for; left out: the full width and the powers of two from 32 up."""
+    num_documents: Annotated[int, Field(ge=100)] = 20_000
+    """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of these that nothing is fitted on: they choose the strength and say how good the maps are."""
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    """Ridge strengths to choose from."""
+    seed: int = 0
+    """Of the sample."""
+
+
+class ArtifactConfig(Section):
+    """Where the calibration goes."""
+
+    uri: NonEmpty
+    """A new folder: a local path, s3://, gs:// or az://."""
+
+
+class CalibrateConfig(Section):
+    """One calibration: maps and ranges of a model, fitted on a sample of a source."""
+
+    source: SourceConfig
+    chunking: ChunkingConfig = ChunkingConfig()
+    embedding: EmbeddingConfig
+    compute: ComputeConfig = ComputeConfig()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    output: ArtifactConfig
+
+    @model_validator(mode="after")
+    def _the_whole_model(self) -> "CalibrateConfig":
+        given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
+        given += ["quantization"] if self.embedding.quantization != "none" else []
+        if given:
+            raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
         return self

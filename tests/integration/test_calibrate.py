@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.config import CalibrateConfig
 from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.output.vectors import column_codes
@@ -13,6 +12,7 @@ from embedder.quantization import restore, to_int8
 from embedder.query import QueryEncoder
 from embedder.search import open_table
 from embedder.study.calibrate import Calibrated, run_calibrate
+from embedder.study.config import CalibrateConfig
 from tests.integration.conftest import Corpus, Site
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
