@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import EmbedConfig
+from embedder.config import EmbedConfig, RecutConfig
 from embedder.errors import ConfigError
 from embedder.masking import mask_secrets
 from embedder.settings import Terminated, dump_config, load_config, run_job
-from embedder.study.config import SweepConfig
+from embedder.study.config import CalibrateConfig, SweepConfig
 
 ACTIONS = ("dry-run", "print-config", "json")
 NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]
@@ -181,6 +181,21 @@ def test_every_shipped_config_loads(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/sweep").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_sweep_loads(path: Path) -> None:
     assert load_config(SweepConfig, [str(path)]).config.output.uri
+
+
+@pytest.mark.parametrize(("folder", "model"), [("calibrate", CalibrateConfig), ("recut", RecutConfig)])
+def test_every_shipped_calibration_and_recut_loads(folder: str, model: type[CalibrateConfig] | type[RecutConfig]) -> None:
+    paths = sorted((Path(__file__).parents[1] / "configs" / folder).glob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert load_config(model, [str(path)]).config.output.uri
+
+
+@pytest.mark.parametrize("flag", [["--embedding.depth", "3"], ["--embedding.quantization", "int8"], ["--embedding.exit", "native"]])
+def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
+    path = str(Path(__file__).parents[1] / "configs/calibrate/quickstart.yaml")
+    with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is of the whole model; leave it out"):
+        load_config(CalibrateConfig, [path, *flag])
 
 
 def test_short_flags_stand_for_long_ones() -> None:
