@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,12 @@ import pytest
 from embedder.history import read_history
 from embedder.metrics import METRICS
 from tests.integration.conftest import Site, documents
-from tests.integration.runs import Run, start_run
+from tests.integration.runs import Run, start_marked, start_run
+from tests.servers import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 START_SECONDS = 120
-"""Ray's own patience with a node, 30 s, is too short for a machine on which others work too."""
 
 
 @contextmanager
@@ -88,3 +90,52 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
     named = set(re.findall(r"^(ray_embedder_\w+)\{", told, re.MULTILINE))
     assert named <= known
     assert named >= {"ray_embedder_documents_total", "ray_embedder_tokens_total", "ray_embedder_done_share"}
+
+
+@contextmanager
+def run_ray(folder: Path) -> Iterator[dict[str, str]]:
+    """Start a head that asks for a token, by `ray start`; give the environment in which jobs are submitted to it."""
+    port, dashboard, agent, client = free_ports(4)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "for-this-test-only-" + "0" * 32, "PATH": path}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
+    # sockets of Unix have short paths, shorter than those of pytest's folders
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
+        head = start_marked([*command, "--num-cpus=2", f"--temp-dir={short}"], str(folder), folder / "ray.log", environment)
+        try:
+            wait_for_dashboard(head, dashboard)
+            yield environment | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "PYTHON": sys.executable}
+        finally:
+            head.stop()
+
+
+def wait_for_dashboard(head: Run, port: int) -> None:
+    """Wait until jobs can be submitted."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and head.process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"Ray did not start:\n{head.log.read_text()[-3000:]}")
+
+
+def test_a_submitted_job_ends_with_its_own_exit_code(filled_site: Site, repository: str, tmp_path: Path) -> None:
+    site = filled_site
+    with run_ray(tmp_path) as environment:
+
+        def submit(*more: str) -> subprocess.CompletedProcess[str]:
+            command = ["deploy/submit.sh", "jobs.embed", *flags(site), *more]
+            return subprocess.run(
+                command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
+            )
+
+        wrong = submit("--embedding.depth=99")
+        assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+        assert "embedding.depth=99" in wrong.stdout
+        assert not Path(site.table_uri).exists()
+        done = submit()
+        assert done.returncode == 0, done.stdout + done.stderr
+    (event,) = read_history(site.table_uri, {}, 5)
+    assert event.figures["stats"]["documents"] == 123
+    assert re.fullmatch("[0-9a-f]{40}", event.environment["revision"])  # git's files were not uploaded
