@@ -51,7 +51,7 @@ class S3Server:
 def run_s3_server(folder: Path) -> Iterator[S3Server]:
     """Start seaweedfs with its data and log in `folder`, wait until it lists its bucket, and kill it at the end."""
     for attempt in range(_ATTEMPTS):
-        ports = _free_ports(4)
+        ports = free_ports(4)
         server = S3Server(f"http://127.0.0.1:{ports[0]}", BUCKET, ACCESS_KEY, SECRET_KEY)
         log = folder / f"weed-{attempt}.log"
         process = _start_weed(folder / f"data-{attempt}", log, ports, server)
@@ -104,7 +104,7 @@ def _becomes_ready(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
         client.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Find ports whose gRPC partners are free too: above Ray's workers' (10002 to 19999), all below ephemeral ones (32768)."""
     found: list[int] = []
     for port in random.sample(range(20_000, 22_700), 2_000):

@@ -90,12 +90,16 @@ class Run:
 
 def start_run(repository: str, flags: Sequence[str], log: Path, environment: Mapping[str, str]) -> Run:
     """Start the job as the leader of a process group, logging to a file."""
+    return start_marked([sys.executable, "-m", "jobs.embed", *flags], repository, log, environment)
+
+
+def start_marked(command: Sequence[str], folder: str, log: Path, environment: Mapping[str, str]) -> Run:
+    """Start a command whose processes carry a mark, as the leader of a process group, logging to a file."""
     mark = f"run-{uuid.uuid4().hex}"
-    command = [sys.executable, "-m", "jobs.embed", *flags]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
-            cwd=repository,
+            cwd=folder,
             env={**os.environ, **environment, "RUN_MARK": mark},
             stdout=output,
             stderr=output,
