@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -140,7 +140,16 @@ def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]
     ]
 
 
-def held_keys(failed: Iterable[Task], bucket_bits: int) -> set[str]:
-    """Keys whose committed parts may hold rows of shards that could not be read: these parts must stay as they are."""
-    shards = [shard for task in failed for shard in task.shards]
-    return {shard_key(shard.uri) for shard in shards} | {bucket_key(shard.uri, bucket_bits) for shard in shards}
+def held_keys(failed: Iterable[Task], bucket_bits: int, committed: Collection[str]) -> set[str]:
+    """Keys of parts that must stay as they are, because they may hold rows of shards that could not be read.
+
+    Besides the failed tasks' own: a shard with committed parts of its own has its rows there, any other may have been
+    small before and have them in its bucket.
+    """
+    tasks = list(failed)
+    held = {task.key for task in tasks}
+    if committed:
+        shards = [shard for task in tasks for shard in task.shards]
+        own = {shard.uri: shard_key(shard.uri) for shard in shards}
+        held |= {own[shard.uri] if own[shard.uri] in committed else bucket_key(shard.uri, bucket_bits) for shard in shards}
+    return held

@@ -168,7 +168,8 @@ def choose_change(prepared: Prepared, parts: Sequence[Part], failures: Mapping[s
     if failed and prepared.replaces:
         logger.error("%d shards failed: the table is swapped as a whole or not at all; nothing was published", len(failed))
         return (), ()
-    held = held_keys(failed, prepared.bucket_bits)
+    committed = {key_of(name) for name in prepared.table.rows} if prepared.table else set()
+    held = held_keys(failed, prepared.bucket_bits, committed)
     add = tuple(part for part in parts if key_of(part.name) not in held)
     remove = tuple(str(name) for name in plan.remove if name.key not in held)
     return add, remove

@@ -131,8 +131,17 @@ def test_slices_share_their_shards_name_and_only_the_last_one_ends_it() -> None:
 
 def test_a_failed_shard_holds_the_parts_it_has_and_those_it_may_have_come_from() -> None:
     shard = Shard("a", "2", LARGE)
-    held = held_keys(group_shards([shard], "layout", 3), 3)
-    assert held == {shard_key("a"), bucket_key("a", 3)}
+    tasks = group_shards([shard], "layout", 3)
+    own, bucket = shard_key("a"), bucket_key("a", 3)
+    assert held_keys(tasks, 3, {bucket}) == {own, bucket}, "it may have been small before"
+    assert held_keys(tasks, 3, {own, bucket}) == {own}, "its rows are in parts of its own, and the bucket goes on"
+    assert held_keys(tasks, 3, set()) == {own}, "where nothing is committed nothing is lost"
+
+
+def test_a_failed_bucket_holds_the_parts_of_a_shard_that_was_large_before() -> None:
+    tasks = group_shards([Shard("a", "v", 10)], "layout", 3)
+    own, bucket = shard_key("a"), bucket_key("a", 3)
+    assert held_keys(tasks, 3, {own, bucket}) == {own, bucket}
 
 
 links = st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans())
