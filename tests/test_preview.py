@@ -68,6 +68,7 @@ def test_shards_are_chosen_by_bytes() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_after_a_run_each_shard_is_named_by_what_becomes_of_it(site: Site, ray_session: None) -> None:
     for name, first in (("same", 0), ("edited", 100), ("renamed", 200), ("left", 300)):
         site.corpus.put(f"{name}.jsonl", large(first, 20))
