@@ -1,6 +1,8 @@
 """One embed run: make the table match the source. First run, resume, refresh and nothing to do are this one path."""
 
 import logging
+import resource
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,8 @@ from embedder.storage import Store, map_threads
 from embedder.summary import Summary, describe_environment
 from embedder.work import Part, PartName, Stats, Task
 
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+"""What the operating system counts a process's memory in."""
 MOST_INDEXED_ROWS = 5_000_000
 """Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""
 
@@ -43,6 +47,7 @@ class Outcome:
     seconds: float = 0.0
     cost_usd: float | None = None
     steady_tokens_per_second: float | None = None
+    encoder_busy_share: float | None = None
     actors: int = 0
 
 
@@ -123,6 +128,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
         seconds=meter.seconds,
         cost_usd=meter.cost_usd,
         steady_tokens_per_second=meter.steady_tokens_per_second,
+        encoder_busy_share=meter.encoder_busy_share,
         actors=pool.actors[1],
     )
 
@@ -216,5 +222,7 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         bytes_added=sum(part.size_bytes for part in add),
         source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.failures),
         actors=outcome.actors,
+        encoder_busy_share=outcome.encoder_busy_share,
+        driver_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES,
         failures=outcome.failures,
     )

@@ -42,6 +42,10 @@ class Summary:
     """Of the shards that were read to their end; with `stats` it says what a byte of this source holds."""
     actors: int = 0
     """Encoder actors at most; 0: nothing was read."""
+    encoder_busy_share: float | None = None
+    """Share of the actors' time that went into encoding, between the first unit that landed and the last."""
+    driver_peak_bytes: int = 0
+    """Most memory that the driver's process held so far."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """By task key: why it could not be read to its end."""
     version: int | None = None
@@ -81,7 +85,8 @@ class Summary:
         truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
         embedded = stats.documents - stats.quarantined - stats.reused
         reused = self.documents_reused + stats.reused
-        steady = f" ({self.steady_tokens_per_second:,.0f} once running)" if self.steady_tokens_per_second else ""
+        busy = f", encoders {self.encoder_busy_share:.0%} busy" if self.encoder_busy_share is not None else ""
+        steady = f" ({self.steady_tokens_per_second:,.0f} once running{busy})" if self.steady_tokens_per_second else ""
         speed = f"{self.tokens_per_second:,.0f} tokens/s{steady}, {100 * self.padding_share:.1f}% padding"
         version = "not published" if self.version is None else f"version {self.version}"
         parts = f"{self.bytes_added / 1e6:,.1f} MB added in {self.parts_added:,} parts, {self.parts_removed:,} parts removed"

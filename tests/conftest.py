@@ -27,6 +27,14 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_BACKEN
 WriteShard = Callable[..., Path]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark whatever runs the real model."""
+    for item in items:
+        if "minilm" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
+
+
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """The real all-MiniLM-L6-v2, from its package."""

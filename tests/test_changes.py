@@ -51,7 +51,7 @@ def describe(changes: Changes) -> tuple[set[str], set[str]]:
     return tuple({"/".join(str(row[name]) for name in KEY) for row in rows} for rows in (upserted, deleted))  # type: ignore[return-value]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=corpora, after=corpora)
 def test_the_older_rows_with_the_changes_applied_are_the_newer_rows(table: MadeTable, before: Corpus, after: Corpus) -> None:
     shutil.rmtree(table.uri, ignore_errors=True)

@@ -97,6 +97,7 @@ def test_writing_again_leaves_identical_files_untouched(corpus: Corpus, folder: 
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+@pytest.mark.real
 def test_hash_seed_and_working_folder_change_no_byte_and_importing_prints_nothing(tmp_path: Path) -> None:
     written = []
     for seed, cwd in (("1", ROOT), ("2", tmp_path)):

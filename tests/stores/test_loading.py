@@ -17,6 +17,8 @@ from embedder.stores.rows import row_id_of
 from embedder.stores.searching import open_loaded
 from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
 
+pytestmark = pytest.mark.real
+
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row as every store can return it: times as instants, without `row`, which a refresh need not follow."""

@@ -13,6 +13,8 @@ from embedder.stores.opening import open_store
 from jobs.load import ACTIONS, main
 from tests.stores.conftest import STORES, Loader, corpus_of
 
+pytestmark = pytest.mark.real
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from embedder.study.quality import cut
 from tests.study.api_server import ApiServer, run_api_server
 from tests.study.conftest import MACHINE, quiet, sentence
 
+pytestmark = pytest.mark.real
+
 TEXTS = [sentence(number) for number in range(150)] + [""]
 
 

@@ -15,6 +15,8 @@ from embedder.study.candidates import Transformer, open_exits, plan_blocks, toke
 from embedder.study.quality import cut
 from tests.study.conftest import MACHINE, quiet, sentence
 
+pytestmark = pytest.mark.real
+
 TEXTS = [" ".join(sentence(number + 7 * part) for part in range(number % 4 + 1)) for number in range(90)]
 
 

@@ -32,6 +32,8 @@ from embedder.study.sweep import Swept, run_sweep
 from tests.conftest import WriteShard
 from tests.study.conftest import quiet, sentence
 
+pytestmark = pytest.mark.real
+
 ROOT = Path(__file__).parents[2]
 
 
