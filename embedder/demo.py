@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -68,14 +68,24 @@ def write_corpus(folder: Path) -> Corpus:
     folder.mkdir(parents=True, exist_ok=True)
     shard_bytes = {}
     for number, name in enumerate(SHARDS):
-        # by module, so that a module's documents lie together and stay in the same shard whatever else changes
-        rows = [asdict(document) for document in documents if zlib.crc32(document.module.encode()) % len(SHARDS) == number]
-        data = _to_parquet(rows) if name.endswith(".parquet") else _to_jsonl_gz(rows)
+        rows = [document for document in documents if shard_of(document) == number]
+        data = encode_shard(name, rows)
         path = folder / name
         if not path.exists() or path.read_bytes() != data:
             path.write_bytes(data)
         shard_bytes[name] = len(data)
     return Corpus(len(documents), shard_bytes, missing)
+
+
+def shard_of(document: Document) -> int:
+    """Choose a shard by module, so that a module's documents lie together and stay in the same one whatever else changes."""
+    return zlib.crc32(document.module.encode()) % len(SHARDS)
+
+
+def encode_shard(name: str, documents: Sequence[Document]) -> bytes:
+    """Write documents in the format that a shard's name says, gzip JSONL or parquet; the same documents give the same bytes."""
+    rows = [asdict(document) for document in documents]
+    return _to_parquet(rows) if name.endswith(".parquet") else _to_jsonl_gz(rows)
 
 
 def read_documents() -> tuple[list[Document], tuple[str, ...]]:

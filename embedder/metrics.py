@@ -40,6 +40,7 @@ METRICS = (
     Metric("embedder_tokens", "Tokens the model saw, padding not included."),
     Metric("embedder_stage_seconds", "Seconds of all workers together in a stage: read, encode, write.", labels=("stage",)),
     Metric("embedder_units_landed", "Units whose part is on storage."),
+    Metric("embedder_units_retried", "Attempts at units that had taken their worker down before, in this run or an earlier one."),
     Metric("embedder_tasks_failed", "Shards, slices or buckets that could not be read to their end."),
     Metric("embedder_bytes_written", "Bytes of parts."),
     Metric("embedder_padding_share", "Share of the computed tokens that is padding.", "gauge"),
@@ -61,6 +62,7 @@ def measure(meter: Meter) -> Iterator[Sample]:
     for stage, seconds in (("read", total.read_seconds), ("encode", total.encode_seconds), ("write", total.write_seconds)):
         yield Sample("embedder_stage_seconds", seconds, {"stage": stage})
     yield Sample("embedder_units_landed", meter.units)
+    yield Sample("embedder_units_retried", meter.retried)
     yield Sample("embedder_tasks_failed", meter.failed)
     yield Sample("embedder_bytes_written", meter.bytes_written)
     if total.padded_tokens:

@@ -44,6 +44,8 @@ class Landed:
     error: str | None
     reasons: Mapping[str, int]
     probe: tuple[float, ...] | None
+    attempt: int = 1
+    """Counted from 1 over the workers that it took down, in earlier runs too."""
 
 
 def start_ray() -> None:
@@ -215,4 +217,5 @@ def landed(row: Row) -> Landed:
         error=row["error"],
         reasons=json.loads(row["reasons"]),
         probe=probe,
+        attempt=row["attempt"],
     )

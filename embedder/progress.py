@@ -27,7 +27,7 @@ class Meter:
         self.total = Stats()
         self.reasons: Counter[str] = Counter()
         """Quarantined records by reason."""
-        self.units, self.failed, self.bytes_written = 0, 0, 0
+        self.units, self.failed, self.retried, self.bytes_written = 0, 0, 0, 0
         self._actors = actors
         self.started = time.monotonic()
         self.usd_per_hour = usd_per_hour
@@ -44,13 +44,14 @@ class Meter:
         self._guess = 1.0 - 0.65 * compressed / self._source_bytes
         """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
 
-    def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS) -> None:
-        """Count one unit."""
+    def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS, attempt: int = 1) -> None:
+        """Count one unit, and the attempts at it before this one."""
         name = PartName.parse(part.name)
         assert name is not None
         self.total += part.stats
         self.reasons.update(reasons)
         self.units += 1
+        self.retried += max(0, attempt - 1)
         self.bytes_written += part.size_bytes
         self._first_landing = self._first_landing or (time.monotonic(), self.total)
         self._last_landing = time.monotonic()

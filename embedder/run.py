@@ -114,7 +114,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
                 logger.error("%s", landed.error, extra=about(task=landed.key))
             else:
                 parts.append(landed.part)
-                meter.land(landed.part, landed.reasons)
+                meter.land(landed.part, landed.reasons, landed.attempt)
                 logger.debug("landed", extra=about(unit=landed.part.name))
                 probe = landed.probe or probe
             reporter.report(measure(meter))

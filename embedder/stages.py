@@ -5,7 +5,6 @@ starts in a second and stays small.
 """
 
 import json
-import pickle
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +55,7 @@ class Job:
 
 def task_row(task: Task, plan: Plan) -> dict[str, Any]:
     """Pack a task, with the names of its parts that are on storage already, and of those it may take vectors from."""
-    return {"task": pickle.dumps(task), "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
+    return {"task": task.to_json(), "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
 
 
 def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
@@ -64,7 +63,7 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
 
     While a unit is made its first row is marked: one that took its worker down too often is not tried again in this run.
     """
-    task, done = pickle.loads(row["task"]), frozenset(row["done"])
+    task, done = Task.from_json(row["task"]), frozenset(row["done"])
     begun = {name.rsplit("-", 2 if name.endswith("-last.parquet") else 1)[0] for name in done}
     attempts = Attempts.listed(folder_of(job))
     first_row = task.first_row
@@ -142,7 +141,7 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
 
 def write_unit(row: Row, job: Job) -> dict[str, Any]:
     """Write one unit as a part, once; describe it in a few bytes. A part that is there already is described as it is."""
-    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"]}
+    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"], "attempt": 0}
     if row["name"] is None:
         return landed
     if row["chunks"] is None:
@@ -152,7 +151,7 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
         Attempts(folder_of(job)).forget(row["name"])
     elif row["attempt"]:
         Attempts(folder_of(job)).end(row["name"], row["attempt"])
-    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons)}
+    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons), "attempt": row["attempt"]}
 
 
 def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:

@@ -1,7 +1,8 @@
 """The nouns of the work: shards are read in tasks, tasks yield units, each unit is written as one part."""
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from embedder.spec import digest
 
@@ -40,6 +41,17 @@ class Task:
     def size_bytes(self) -> int:
         """Bytes on storage of all its shards."""
         return sum(shard.size_bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """Write it down for a worker; nothing that a worker reads in a row can run."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Task":
+        """Read what to_json wrote."""
+        values = json.loads(text)
+        shards = tuple(Shard(**each) for each in values["shards"])
+        return Task(**{**values, "shards": shards, "row_groups": tuple(values["row_groups"]) if values["row_groups"] else None})
 
 
 _PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\d{12})-(?P<stop>\d{12})(?P<last>-last)?\.parquet")

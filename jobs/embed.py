@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from embedder.config import EmbedConfig
 from embedder.logs import start_logging
+from embedder.notices import Ending, notified
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.recut import check_cuts, run_cuts
@@ -21,6 +22,12 @@ ACTIONS = ("dry-run", "print-config", "json")
 def main(args: Sequence[str]) -> int:
     """Check, plan, embed, publish, and print what was done; 0 done, 1 a shard failed."""
     start_logging()
+    with notified("jobs.embed", args) as ending:
+        return embed(args, ending)
+
+
+def embed(args: Sequence[str], ending: Ending) -> int:
+    """Do as asked; only a run has an ending that others are told of."""
     invocation = load_config(EmbedConfig, args, ACTIONS, "python -m jobs.embed")
     if "print-config" in invocation.actions:
         print(dump_config(invocation.config), end="")
@@ -33,9 +40,10 @@ def main(args: Sequence[str]) -> int:
         return 0
     summary = run_embed(prepared)
     cuts = run_cuts(invocation.config) if summary.version is not None or summary.did_nothing else []
-    record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
-    print(json.dumps(record) if "json" in invocation.actions else "\n".join([summary.text(), *(each.text() for each in cuts)]))
-    return 1 if summary.failures else 0
+    ending.record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
+    ending.text, ending.failed = "\n".join([summary.text(), *(each.text() for each in cuts)]), bool(summary.failures)
+    print(json.dumps(ending.record) if "json" in invocation.actions else ending.text)
+    return 1 if ending.failed else 0
 
 
 if __name__ == "__main__":

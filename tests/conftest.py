@@ -18,8 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.rehearsal.s3_server import S3Server, run_s3_server
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, run_faulty_proxy
-from tests.servers import S3Server, run_s3_server
 
 # for this process and those of Ray: no hub is asked for anything, and no fork of a tokenizer's threads is warned about
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_BACKEND_LOG_LEVEL="fatal", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
@@ -89,7 +89,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server; from here to the end of the session the environment leads s3:// to it."""
-    with run_s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+    with run_s3_server(tmp_path_factory.mktemp("s3"), "tests") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):

@@ -144,6 +144,15 @@ def test_clusters_are_as_ray_wants_them(path: Path) -> None:
     assert types[cluster["head_node_type"]]["resources"] == {"CPU": 0, "GPU": 0}
     assert (types["gpu"]["min_workers"], types["gpu"]["max_workers"]) == (0, cluster["max_workers"])
     assert re.search("spot", json.dumps(types["gpu"]), re.IGNORECASE)
+    image = cluster["docker"]["image"].rpartition(":")[2]
+    assert ["embedder", "AS", image] in [rest for word, rest in instructions("Dockerfile") if word == "FROM"]
+
+
+def test_the_launchers_image_has_what_ray_calls_on_the_head() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    assert {"openssh-client", "rsync"} <= set(text.split())
+    assert "HOME=/home/embedder" in text  # Ray asks the image for it, and would take root's
+    assert ".[gcs,azure,launcher]" in text
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
@@ -189,10 +198,11 @@ def test_the_image_is_pinned_owned_by_nobody_special_and_copies_what_exists() ->
         for source in rest[:-1]:
             assert (ROOT / source).exists(), source
             assert any(source == name or source.startswith(f"{name}/") for name in allowed), f"{source} is kept from docker"
-    user = [rest for word, rest in listed if word == "USER"]
-    assert user[-1] not in ([], ["root"], ["0"])
-    assert [word for word, _ in listed[-2:]] == ["USER", "CMD"]
-    assert all({group["template"]["spec"]["securityContext"]["runAsUser"] for group in groups()} == {int(each[0])} for each in user)
+    users = {rest[0] for word, rest in listed if word == "USER"}
+    assert users == {"root", "1000"}
+    assert [word for word, _ in listed[-2:]] == ["USER", "FROM"]  # of the launcher's stage, and what is built by default
+    assert (listed[-2][1], listed[-1][1][0]) == (["1000"], "embedder")
+    assert {group["template"]["spec"]["securityContext"]["runAsUser"] for group in groups()} == {1000}
 
 
 @dataclass

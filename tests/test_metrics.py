@@ -31,7 +31,7 @@ def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {sample.value for sample in measure(meter)} == {0}
     meter.land(part(0, 10, last=False), {"empty_text": 2})
     now = 110.0
-    meter.land(part(10, 20, last=True), {"empty_text": 1, "bad_json": 1})
+    meter.land(part(10, 20, last=True), {"empty_text": 1, "bad_json": 1}, attempt=3)
     meter.fail("another")
     found = {(sample.name, *sample.labels.values()): sample.value for sample in measure(meter)}
     assert found == {
@@ -45,6 +45,7 @@ def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
         ("embedder_stage_seconds", "encode"): 4.0,
         ("embedder_stage_seconds", "write"): 0.5,
         ("embedder_units_landed",): 2,
+        ("embedder_units_retried",): 2,
         ("embedder_tasks_failed",): 1,
         ("embedder_bytes_written",): 2000,
         ("embedder_padding_share",): 0.25,

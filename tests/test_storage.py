@@ -17,12 +17,12 @@ from embedder import retries
 from embedder.config import SourceConfig
 from embedder.errors import CommitError, StorageError
 from embedder.output.table import read_table
+from embedder.rehearsal.s3_server import S3Server
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
 from embedder.storage import Store, delta_options
 from embedder.work import Task
 from tests.faulty_proxy import NO_FAULTS, Faults, FaultyProxy, break_first
-from tests.servers import S3Server
 
 pytestmark = pytest.mark.s3
 

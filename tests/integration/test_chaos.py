@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 
 from embedder.output.table import read_table
+from embedder.rehearsal.s3_server import S3Server
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences
 from tests.integration.runs import WORKERS, Run, start_run
-from tests.servers import S3Server
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))

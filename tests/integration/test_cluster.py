@@ -17,9 +17,9 @@ import pytest
 
 from embedder.history import read_history
 from embedder.metrics import METRICS
+from embedder.rehearsal.s3_server import free_ports
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run
-from tests.servers import free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -27,14 +27,14 @@ START_SECONDS = 120
 
 
 @contextmanager
-def run_cluster() -> Iterator[tuple[str, list, str]]:
-    """Start a head without CPUs and two workers; give the address, the workers, and the metrics page of the head's node."""
+def run_cluster(*nodes: dict[str, int]) -> Iterator[tuple[str, list, str]]:
+    """Start a head without CPUs and workers with these resources; give the address, the workers, and the head's metrics page."""
     from ray.cluster_utils import Cluster
 
     patience = {"metrics_report_interval_ms": 1000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "_system_config": patience})
     try:
-        workers = [cluster.add_node(num_cpus=1, object_store_memory=100_000_000) for _ in range(2)]
+        workers = [cluster.add_node(**node, object_store_memory=100_000_000) for node in nodes]
         yield cluster.address, workers, f"http://127.0.0.1:{cluster.head_node.metrics_export_port}/metrics"
     finally:
         cluster.shutdown()
@@ -67,7 +67,7 @@ def wait_for_parts(site: Site, run: Run, count: int) -> None:
 
 def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site, repository: str, tmp_path: Path) -> None:
     site = filled_site
-    with run_cluster() as (address, workers, metrics_page):
+    with run_cluster({"num_cpus": 1}, {"num_cpus": 1}) as (address, workers, metrics_page):
         # one actor, so that what the other node has free suffices after the death of its own
         settings = [*flags(site), "--compute.num_cpus=0.5", "--compute.actors", "1", "2"]
         run = start_run(repository, settings, tmp_path / "log", {"RAY_ADDRESS": address, "EMBEDDER_LOG": "json"})
@@ -90,6 +90,27 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
     named = set(re.findall(r"^(ray_embedder_\w+)\{", told, re.MULTILINE))
     assert named <= known
     assert named >= {"ray_embedder_documents_total", "ray_embedder_tokens_total", "ray_embedder_done_share"}
+
+
+def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, repository: str, tmp_path: Path) -> None:
+    site, notes = filled_site, tmp_path / "notes"
+    notes.mkdir()
+    # two actors take half a GPU and one CPU each, which leaves nothing on that node for readers
+    shared = ["--compute.device=cuda", "--compute.num_gpus=0.5", "--compute.actors", "1", "2", "--source.rows_per_unit=4"]
+    with run_cluster({"num_cpus": 2, "num_gpus": 1}, {"num_cpus": 1}) as (address, workers, _):
+        command = [sys.executable, "-m", "tests.integration.made_up_gpus", str(notes), *flags(site), *shared]
+        run = start_marked(command, repository, tmp_path / "log", {"RAY_ADDRESS": address})
+        try:
+            assert run.wait() == 0, run.log.read_text()[-3000:]
+        finally:
+            run.stop()
+        gpu_node, cpu_node = (worker.node_id for worker in workers)
+    noted = [path.name.split() for path in notes.iterdir()]
+    assert {stage for stage, *_ in noted} == {"read", "encode", "write"}
+    assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "encode"} == {(gpu_node, "0")}
+    assert len([stage for stage, *_ in noted if stage == "encode"]) == 2  # processes: one that grew to two with the backlog
+    assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "read"} == {(cpu_node, "none")}
+    assert len({row["doc_id"] for row in site.rows()}) == 120
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from embedder.rehearsal.s3_server import S3Server
 from embedder.storage import Store
-from tests.servers import S3Server
 
 pytestmark = pytest.mark.s3
 

@@ -7,9 +7,9 @@ import pytest
 
 from embedder.errors import EmbedderError
 from embedder.output.parts import read_footer
+from embedder.rehearsal.s3_server import S3Server
 from embedder.storage import Store
 from tests.integration.conftest import Site, documents
-from tests.servers import S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 

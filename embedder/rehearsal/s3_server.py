@@ -1,6 +1,7 @@
-"""Real servers for tests, as child processes on free local ports."""
+"""A real S3 server as a child process on free local ports: seaweedfs, from its package. For rehearsals and tests, never for keeping."""
 
 import random
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,9 +16,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-ACCESS_KEY = "test-access-key"
-SECRET_KEY = "test-secret-key"
-BUCKET = "tests"
+from embedder.errors import StorageError
 
 _GRPC_OFFSET = 10_000
 _START_SECONDS = 30
@@ -48,11 +47,11 @@ class S3Server:
 
 
 @contextmanager
-def run_s3_server(folder: Path) -> Iterator[S3Server]:
+def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
     """Start seaweedfs with its data and log in `folder`, wait until it lists its bucket, and kill it at the end."""
     for attempt in range(_ATTEMPTS):
         ports = free_ports(4)
-        server = S3Server(f"http://127.0.0.1:{ports[0]}", BUCKET, ACCESS_KEY, SECRET_KEY)
+        server = S3Server(f"http://127.0.0.1:{ports[0]}", bucket, "local", secrets.token_hex(16))
         log = folder / f"weed-{attempt}.log"
         process = _start_weed(folder / f"data-{attempt}", log, ports, server)
         try:
@@ -62,14 +61,15 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         finally:
             process.kill()
             process.wait()
-    raise RuntimeError(f"weed did not start in {_ATTEMPTS} attempts; the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
+    raise StorageError(f"weed did not start in {_ATTEMPTS} attempts; the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def _start_weed(data: Path, log: Path, ports: list[int], server: S3Server) -> subprocess.Popen[bytes]:
     data.mkdir()
     beside_python = Path(sys.executable).parent / "weed"
     weed = str(beside_python) if beside_python.exists() else shutil.which("weed")
-    assert weed, "weed is not installed; pip install 'embedder[test]'"
+    if weed is None:
+        raise StorageError("weed: the S3 server is not installed; pip install 'embedder[demo]'")
     s3, master, filer, volume = ports
     command = [weed, f"-logdir={data}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={server.bucket}"]
     command += ["-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -112,7 +112,7 @@ def free_ports(count: int) -> list[int]:
             found.append(port)
             if len(found) == count:
                 return found
-    raise RuntimeError("no free ports between 20000 and 22700")
+    raise StorageError("no free ports between 20000 and 22700")
 
 
 def _is_free(port: int) -> bool:

@@ -1,0 +1,59 @@
+"""A run laid out for GPUs on a cluster whose GPUs are made up: each stage notes where it ran, and CPUs compute.
+
+python -m tests.integration.made_up_gpus FOLDER FLAG…     (flags as for jobs.embed, for device cuda)
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import embedder.pipeline
+import embedder.run
+from embedder.actors import EncoderActor, Pool
+from embedder.config import ComputeConfig
+from embedder.pipeline import choose_pool, prepare_units, write_unit
+from embedder.stages import Job, Row
+from jobs.embed import main
+
+# what is defined in the script that runs goes to the workers as it stands, this among it
+FOLDER = sys.argv[1] if __name__ == "__main__" else ""
+
+
+def note(stage: str) -> None:
+    """Leave a file named by stage, node, GPUs held and process."""
+    gpus = "+".join(map(str, ray.get_gpu_ids())) or "none"
+    Path(FOLDER, f"{stage} {ray.get_runtime_context().get_node_id()} {gpus} {os.getpid()}").touch()
+
+
+def prepare(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+    note("read")
+    yield from prepare_units(row, job)
+
+
+class Encode(EncoderActor):
+    def __call__(self, row: Row) -> dict[str, Any]:
+        note("encode")
+        return super().__call__(row)
+
+
+def write(row: Row, job: Job) -> dict[str, Any]:
+    note("write")
+    return write_unit(row, job)
+
+
+def choose(compute: ComputeConfig) -> Pool:
+    """Keep the layout and let the CPU stand in for the device."""
+    return replace(choose_pool(compute), device="cpu", dtype="float32", token_budget=4_096, layout="padded")
+
+
+if __name__ == "__main__":
+    embedder.run.choose_pool = choose
+    embedder.pipeline.prepare_units = prepare
+    embedder.pipeline.write_unit = write
+    embedder.pipeline.EncoderActor = Encode
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,29 @@
+"""The rehearsal of a schedule, as `make rehearse` runs it, on a few documents a shard."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from embedder.rehearsal.nights import NUM_DELETED, NUM_EDITED
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+PER_SHARD = 12
+
+
+def test_four_nights_leave_three_versions_and_reuse_what_did_not_change(repository: str) -> None:
+    command = [sys.executable, "-m", "jobs.rehearse", "--documents_per_shard", str(PER_SHARD)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, monday, tuesday, wednesday, thursday, shown = done.stdout.split("\n--- ")
+    embedded = [int(re.search(r"^embedded +([\d,]+) documents", night, re.MULTILINE)[1]) for night in (monday, tuesday, wednesday)]  # type: ignore[index]
+    assert embedded == [4 * PER_SHARD, PER_SHARD + NUM_EDITED, 0]
+    assert "nothing to do: s3://nightly/table" in thursday
+    history, first_diff, second_diff = shown.split("\n$ ")[1:]
+    assert [line.split()[0] for line in history.splitlines()[1:] if " run " in line] == ["version", "2", "1", "0"]
+    came, changed, left = re.findall(r"([\d,]+) rows", first_diff)
+    assert (int(came) >= PER_SHARD, int(changed) >= NUM_EDITED, left) == (True, True, "0")
+    came, changed, left = re.findall(r"([\d,]+) rows", second_diff)
+    assert (changed, int(left) - int(came) >= NUM_DELETED) == ("0", True)

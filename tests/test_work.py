@@ -1,0 +1,12 @@
+"""The nouns of the work survive the way to a worker."""
+
+import pytest
+
+from embedder.work import Shard, Task
+
+SHARDS = (Shard("s3://bucket/ümlaut “quoted”.parquet", "etag-1", 2**40), Shard("/local/b.jsonl", "3-1.5", 0))
+
+
+@pytest.mark.parametrize("task", [Task("0" * 16, "1" * 32, SHARDS), Task("0" * 16, "1" * 32, SHARDS[:1], (3, 9), 70_000, ends=False)])
+def test_a_task_is_the_same_after_its_way_to_a_worker(task: Task) -> None:
+    assert Task.from_json(task.to_json()) == task
