@@ -5,13 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, NonEmpty, Section, SourceConfig
+from embedder.spec import API
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]
 Positive = Annotated[int, Field(ge=1)]
-
-API = "openai:"
-"""Prefix of a model behind an OpenAI-compatible /v1/embeddings."""
 
 
 class GridConfig(Section):
@@ -70,15 +68,8 @@ class BaselineConfig(EmbeddingConfig):
     """Layers run; left out: all."""
     dims: tuple[Positive, ...] = ()
     """Leading components kept; left out: the full width."""
-    base_url: NonEmpty | None = None
-    """For openai:NAME: root of the API, with /v1; left out: OPENAI_BASE_URL, or OpenAI itself. The key is OPENAI_API_KEY."""
     price_per_million_tokens_usd: Annotated[float, Field(ge=0)] | None = None
     """For openai:NAME: what is paid."""
-
-    @property
-    def is_api(self) -> bool:
-        """Whether vectors come over the network."""
-        return self.model.startswith(API)
 
     @model_validator(mode="after")
     def _only_what_has_an_effect(self) -> "BaselineConfig":
@@ -86,8 +77,8 @@ class BaselineConfig(EmbeddingConfig):
             raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
         if self.exit is not None or self.quantization != "none" or self.calibration is not None:
             raise ValueError("a baseline leaves natively and its precisions are the grid's; leave out exit, quantization and calibration")
-        if not self.is_api and (self.base_url or self.price_per_million_tokens_usd is not None):
-            raise ValueError(f"base_url and price_per_million_tokens_usd are for models named {API}NAME, not {self.model!r}")
+        if not self.is_api and self.price_per_million_tokens_usd is not None:
+            raise ValueError(f"price_per_million_tokens_usd is for models named {API}NAME, not {self.model!r}")
         if self.is_api and self.depths:
             raise ValueError(f"depths={list(self.depths)}: a model behind an API has no depths; leave them out")
         if self.is_api and not self.dims:
@@ -150,7 +141,7 @@ class SweepConfig(Section):
             )
         if not all(each.normalize for each in (self.embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
-        if self.embedding.model.startswith(API):
+        if self.embedding.is_api:
             raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no depths; name it among baselines")
         if self.source is None and not self.quality.has_labels:
             raise ValueError("neither source nor quality.beir, .sts or .mteb is set: there is nothing to measure on")
@@ -203,6 +194,8 @@ class CalibrateConfig(Section):
 
     @model_validator(mode="after")
     def _the_whole_model(self) -> "CalibrateConfig":
+        if self.embedding.is_api:
+            raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no layers to leave; calibrate a model that is here")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
         given += ["quantization"] if self.embedding.quantization != "none" else []
         if given:
