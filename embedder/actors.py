@@ -3,12 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.config import Layout
@@ -20,11 +18,8 @@ from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.quantization import quantize
 from embedder.schema import CHUNKS
 from embedder.spec import EmbeddingSpec
-from embedder.stages import Job, Row, folder_of, from_ipc, to_ipc
+from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
 from embedder.work import Stats
-
-PROBE_COSINE = 0.99
-"""A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
 
 logger = logging.getLogger("embedder")
 
@@ -54,7 +49,7 @@ class EncoderActor:
         self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout)
         self.token_budget = choose_token_budget(self.encoder, pool)
         self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe)
+        check_probe(self.probe, job.probe, "check the versions of torch and transformers")
         self.spec, self.ranges = job.spec, job.ranges
         self.folder, self.max_attempts = folder_of(job), job.max_attempts
         self.attempts = Attempts.listed(self.folder)
@@ -120,19 +115,6 @@ class EncoderActor:
 def choose_token_budget(encoder: Encoder, pool: Pool) -> int:
     """Take the budget that was set, or what fits into the share of a GPU that the actor holds."""
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
-
-
-def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None) -> None:
-    """Refuse an encoder that no longer gives the table's probe vector."""
-    if expected is None:
-        return
-    wanted_D = np.asarray(expected, dtype=np.float32)
-    cosine = float(probe_D @ wanted_D / (np.linalg.norm(probe_D) * np.linalg.norm(wanted_D)))
-    if not cosine >= PROBE_COSINE:
-        raise ModelError(
-            f"embedding: this machine's vector of the probe text has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} "
-            "is the same space); check the versions of torch and transformers, or swap the table with --output.replace true"
-        )
 
 
 @dataclass(frozen=True, slots=True)

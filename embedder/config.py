@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from embedder.masking import has_password
+from embedder.remote import refuse_local_settings, refuse_run_settings
 from embedder.schema import RESERVED
-from embedder.spec import Exit, Pooling, Quantization
+from embedder.spec import API, Exit, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -102,6 +103,8 @@ class ChunkingConfig(Section):
     """Tokens a chunk, prompt and special tokens included; left out: the model's."""
     overlap_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens that a chunk repeats from the end of the one before."""
+    tokenizer: NonEmpty | None = None
+    """For openai:NAME: hub name, folder or package:NAME whose tokenizer counts; left out: a token is taken for 3 bytes of UTF-8."""
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> "ChunkingConfig":
@@ -114,7 +117,9 @@ class EmbeddingConfig(Section):
     """The model, and how much of it is run and kept. What is left out comes from the model's own files."""
 
     model: NonEmpty
-    """Hub name, folder, or package:NAME for a Python package that carries a model (MODEL_DIR)."""
+    """Hub name, folder, package:NAME (a Python package with a MODEL_DIR), or openai:NAME behind an OpenAI-compatible /v1/embeddings."""
+    base_url: Address | None = None
+    """For openai:NAME: root of the API, with /v1, part of the space; left out: OPENAI_BASE_URL, or OpenAI. The key is OPENAI_API_KEY."""
     revision: NonEmpty | None = None
     """Hub branch, tag or commit; resolved to the commit and recorded."""
     depth: Annotated[int, Field(ge=1)] | None = None
@@ -129,7 +134,7 @@ class EmbeddingConfig(Section):
     """calibrated: documents at depth land in the full model's space, where queries run; left out: where calibration has a map."""
     quantization: Quantization = "none"
     """How vectors are stored: none is float32, int8 a byte a component (needs calibration), binary a bit."""
-    pooling: Pooling | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
     """mean, cls or last; left out: the model's."""
     layer_norm: bool | None = None
     """LayerNorm without weights over the full width before the cut; left out: true for nomic_bert, else false."""
@@ -139,6 +144,16 @@ class EmbeddingConfig(Section):
     """Put before every query by search; left out: the model's query prompt."""
     normalize: bool = True
     """L2 norm 1 after the cut, in float32."""
+
+    @property
+    def is_api(self) -> bool:
+        """Whether vectors come over the network."""
+        return self.model.startswith(API)
+
+    @model_validator(mode="after")
+    def _an_api_has_no_layers(self) -> "EmbeddingConfig":
+        refuse_local_settings(self)
+        return self
 
 
 class ComputeConfig(Section):
@@ -164,6 +179,8 @@ class ComputeConfig(Section):
     """Rate of one encoder actor, by which a dry run is priced; left out: that of the table's last run."""
     price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None
     """Price of an hour of what one encoder actor holds; left out: no cost is shown."""
+    price_per_million_tokens_usd: Annotated[float, Field(ge=0)] | None = None
+    """For openai:NAME: what a million tokens cost; left out: no cost is shown."""
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -256,6 +273,11 @@ class EmbedConfig(Section):
     output: OutputConfig
     gate: GateConfig | None = None
     """Refuse a setting that a sweep's report does not find good enough; left out: any setting runs."""
+
+    @model_validator(mode="after")
+    def _settings_fit_the_model(self) -> "EmbedConfig":
+        refuse_run_settings(self)
+        return self
 
     @model_validator(mode="after")
     def _output_apart_from_source(self) -> "EmbedConfig":

@@ -75,12 +75,22 @@ def learn_speed(records: Iterable[Mapping[str, Any]], space_id: str) -> float | 
     return next(speeds, None)
 
 
-def estimate_work(plan: Plan, rates: Rates, same_space: bool, speed: float | None, usd_per_hour: float | None) -> Estimate:
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What is paid: for hours of a device, or behind an API for tokens."""
+
+    usd_per_hour: float | None = None
+    usd_per_million_tokens: float | None = None
+
+
+def estimate_work(plan: Plan, rates: Rates, same_space: bool, speed: float | None, price: Price) -> Estimate:
     """Estimate the work of a plan; vectors that the table holds already are reused where they are of the same space."""
     documents, embedded = estimate_documents(plan, rates.documents_per_byte, same_space)
     tokens = embedded.times(rates.tokens_per_document)
     hours = tokens.times(1 / speed / SECONDS_AN_HOUR) if speed else None
-    usd = hours.times(usd_per_hour) if hours and usd_per_hour is not None else None
+    usd = hours.times(price.usd_per_hour) if hours and price.usd_per_hour is not None else None
+    if price.usd_per_million_tokens is not None:
+        usd = tokens.times(price.usd_per_million_tokens / 1e6)
     return Estimate(documents, embedded, tokens, rates.basis, hours, usd)
 
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,11 @@ from embedder.planning import Plan
 from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.work import Part, Stats, Task
 
+API_ACTORS = 4
+"""Requests in flight at a time, of some seconds each, where the settings do not say."""
+API_ACTOR_CPUS = 0.1
+"""It waits."""
+
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Ray appends to whatever a worker raises how to make Ray repeat it."""
 
@@ -46,6 +52,8 @@ class Landed:
     probe: tuple[float, ...] | None
     attempt: int = 1
     """Counted from 1 over the workers that it took down, in earlier runs too."""
+    tokens: int = 0
+    """Embedded in this run: none of a part that was on storage already."""
 
 
 def start_ray() -> None:
@@ -82,9 +90,14 @@ def muted_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def choose_pool(compute: ComputeConfig) -> Pool:
-    """Fill in what the settings leave open from what the cluster has."""
-    return lay_out_pool(compute, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+def choose_pool(compute: ComputeConfig, is_api: bool = False) -> Pool:
+    """Fill in what the settings leave open from what the cluster has, or for an API, from what it is polite to ask at once."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if is_api:
+        compute = compute.model_copy(
+            update={"device": "cpu", "actors": compute.actors or (API_ACTORS, API_ACTORS), "num_cpus": compute.num_cpus or API_ACTOR_CPUS}
+        )
+    return lay_out_pool(compute, nodes)
 
 
 def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
@@ -182,18 +195,28 @@ def iterate(graph: Dataset) -> Iterator[Row]:
 def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Dataset:
     """Lay out the three stages, without running them."""
     rows = [task_row(task, plan) for task in tasks]
+    actor, arguments = choose_actor(job, pool)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .flat_map(prepare_units, fn_args=(job,), num_cpus=pool.reader_cpus)
         .map(
-            EncoderActor,
-            fn_constructor_args=(job, pool),
+            actor,
+            fn_constructor_args=arguments,
             compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus or None,
         )
         .map(write_unit, fn_args=(job,), num_cpus=pool.reader_cpus / 4)
     )
+
+
+def choose_actor(job: Job, pool: Pool) -> tuple[type[Any], tuple[Any, ...]]:
+    """Choose what embeds, and what it is made from."""
+    if not job.spec.is_api:
+        return EncoderActor, (job, pool)
+    from embedder.api_actor import ApiActor  # extra openai
+
+    return ApiActor, (job,)
 
 
 def find_cause(error: BaseException) -> BaseException:
@@ -218,4 +241,5 @@ def landed(row: Row) -> Landed:
         reasons=json.loads(row["reasons"]),
         probe=probe,
         attempt=row["attempt"],
+        tokens=row["tokens"],
     )

@@ -60,7 +60,7 @@ class Prepared:
 def prepare_run(config: EmbedConfig) -> Prepared:
     """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
     problems: list[str] = []
-    model = _collect(problems, lambda: resolve_model(config.embedding, config.chunking))
+    model = _collect(problems, lambda: resolve(config))
     if model:
         spec = model.spec
         _collect(problems, lambda: check_gate(config, spec))
@@ -85,6 +85,15 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     known = set(committed)
     plan = plan_work(tasks, committed, [name for name in stored if name not in known])
     return Prepared(config, model, listing, metadata, table, bits, plan)
+
+
+def resolve(config: EmbedConfig) -> ResolvedModel:
+    """Fill every default of the model's, which is here or behind an API."""
+    if not config.embedding.is_api:
+        return resolve_model(config.embedding, config.chunking)
+    from embedder.model.api_spec import resolve_api  # extra openai
+
+    return resolve_api(config.embedding, config.chunking)
 
 
 def list_source(config: EmbedConfig, table: TableState | None) -> Listing:

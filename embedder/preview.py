@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedder.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
+from embedder.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
 from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_records
 from embedder.planning import SMALL_SHARD_BYTES, bucket_key, shard_key
@@ -16,8 +16,7 @@ from embedder.progress import align
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
 from embedder.storage import map_threads
-from embedder.text.chunking import chunk_documents
-from embedder.text.tokenizing import load_tokenizer
+from embedder.text.estimating import chunk_counted
 from embedder.work import Shard
 
 SHOWN_SHARDS = 10
@@ -68,13 +67,13 @@ class Preview:
         ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
         num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
         rows = [
-            ("space", f"{self.space_id}: {spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"),
+            ("space", f"{self.space_id}: {describe_model(spec)}"),
             ("source", f"{num_shards:,} shards{ignored}"),
             *((state, _total(state, shards)) for state, shards in self.shards.items() if shards),
             ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
             ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
             ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts, rows that come back included"),
-            *(describe_estimate(self.estimate) if self.estimate else [("read", "nothing")]),
+            *(describe_estimate(self.estimate, spec["depth"] == 0) if self.estimate else [("read", "nothing")]),
         ]
         if self.parts_not_looked_into:
             rows.append(("not named", f"shards of {self.parts_not_looked_into:,} more parts to be removed"))
@@ -82,10 +81,20 @@ class Preview:
         return "\n".join([align(rows), *([align(named)] if named else []), "dry run: nothing was written"])
 
 
-def describe_estimate(estimate: Estimate) -> list[tuple[str, str]]:
+def describe_model(spec: Mapping[str, Any]) -> str:
+    """Name a model and how much of it is used."""
+    if spec["depth"] == 0:
+        return f"{spec['model']} at {spec['base_url']}, dim {spec['dim']}"
+    return f"{spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"
+
+
+def describe_estimate(estimate: Estimate, is_api: bool = False) -> list[tuple[str, str]]:
     """Lay out an estimate, marked as such."""
     embedded = f"{estimate.embedded.text()} documents, {estimate.tokens.text()} tokens"
     rows = [("read", f"~{estimate.documents:,.0f} documents"), ("embed", f"{embedded} (estimated from {estimate.basis})")]
+    if is_api:
+        usd = f"{estimate.usd.text('$')} (estimated)" if estimate.usd else "unknown: set compute.price_per_million_tokens_usd"
+        return [*rows, ("cost", usd)]
     if estimate.device_hours is None:
         return [*rows, ("cost", "unknown: set compute.tokens_per_second, which jobs.benchmark measures")]
     usd = f", {estimate.usd.text('$')}" if estimate.usd else ", set compute.price_per_device_hour_usd for money"
@@ -152,14 +161,15 @@ def estimate_run(prepared: Prepared) -> Estimate:
     records = list_records(config.output.uri, config.output.storage_options) if prepared.table else []
     rates = learn_rates(records, space_id) or sample_rates(prepared)
     speed = config.compute.tokens_per_second or learn_speed(records, space_id)
-    return estimate_work(prepared.plan, rates, prepared.same_space, speed, config.compute.price_per_device_hour_usd)
+    price = Price(config.compute.price_per_device_hour_usd, config.compute.price_per_million_tokens_usd)
+    return estimate_work(prepared.plan, rates, prepared.same_space, speed, price)
 
 
 def sample_rates(prepared: Prepared) -> Rates:
     """Read and tokenize some documents of a few shards."""
     shards = choose_shards([shard for task in prepared.plan.read for shard in task.shards], SAMPLE_SHARDS)
     sample = sample_documents(prepared.config.source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0)
-    chunks = chunk_documents(sample.documents, load_tokenizer(prepared.model.tokenizer_json), prepared.spec)
+    chunks = chunk_counted(sample.documents, prepared.model.tokenizer_json, prepared.spec)
     num_tokens = int(chunks["num_tokens"].to_numpy().sum())
     basis = f"a sample of {sample.documents.num_rows:,} documents of {len(shards)} shard{'s' * (len(shards) > 1)}"
     return Rates(sample.records_read / max(1, sample.bytes_read), num_tokens / sample.documents.num_rows, basis)

@@ -23,14 +23,18 @@ logger = logging.getLogger("embedder")
 class Meter:
     """Sums what has landed and estimates what is left, from bytes: document counts are unknown until a shard is read."""
 
-    def __init__(self, tasks: Sequence[Task], usd_per_hour: float | None, actors: int = 1) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], usd_per_hour: float | None, actors: int = 1, usd_per_million_tokens: float | None = None
+    ) -> None:
         self.total = Stats()
         self.reasons: Counter[str] = Counter()
         """Quarantined records by reason."""
         self.units, self.failed, self.retried, self.bytes_written = 0, 0, 0, 0
         self._actors = actors
         self.started = time.monotonic()
-        self.usd_per_hour = usd_per_hour
+        self.usd_per_hour, self.usd_per_million_tokens = usd_per_hour, usd_per_million_tokens
+        self.tokens_embedded = 0
+        """In this run: what an API bills; none of a part that was on storage already."""
         self._first_landing: tuple[float, Stats] | None = None
         self._last_landing = self.started
         self._left: defaultdict[str, int] = defaultdict(int)
@@ -44,8 +48,9 @@ class Meter:
         self._guess = 1.0 - 0.65 * compressed / self._source_bytes
         """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
 
-    def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS, attempt: int = 1) -> None:
+    def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS, attempt: int = 1, tokens_embedded: int = 0) -> None:
         """Count one unit, and the attempts at it before this one."""
+        self.tokens_embedded += tokens_embedded
         name = PartName.parse(part.name)
         assert name is not None
         self.total += part.stats
@@ -100,6 +105,8 @@ class Meter:
     @property
     def cost_usd(self) -> float | None:
         """Cost so far, if a price is set."""
+        if self.usd_per_million_tokens is not None:
+            return self.usd_per_million_tokens * self.tokens_embedded / 1e6
         return self.usd_per_hour * self.seconds / 3600 if self.usd_per_hour is not None else None
 
     def line(self) -> str:

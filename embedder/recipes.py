@@ -1,18 +1,32 @@
-"""A spec → the lines of plain sentence-transformers that make the same query vectors, where that library can."""
+"""A spec → the lines of plain sentence-transformers, or of openai, that make the same query vectors, where these can."""
 
 from embedder.errors import ModelError
 from embedder.model.families import find_family
 from embedder.model.files import PACKAGE, ModelRecipe, locate_model, read_recipe
-from embedder.spec import EmbeddingSpec
+from embedder.spec import API, EmbeddingSpec
 
 
 def write_recipe(spec: EmbeddingSpec) -> str:
     """Write Python that sets `vectors` to the vectors of `queries`; ModelError says what sentence-transformers cannot do."""
     asked = spec.for_queries()
+    if spec.is_api:
+        return write_api_recipe(asked)
     folder, _ = locate_model(asked.model, asked.revision)
     recipe = read_recipe(folder)
     refuse_impossible(asked, recipe)
     return "\n".join([*_imports(asked), f"model = SentenceTransformer({_arguments(asked)})", *_changes(asked, recipe), _encode(asked)])
+
+
+def write_api_recipe(spec: EmbeddingSpec) -> str:
+    """Write the lines that ask an API; a text of more tokens than it takes is refused there, not cut."""
+    texts = f"[{spec.prompt!r} + query for query in queries]" if spec.prompt else "queries"
+    lines = [
+        "import numpy as np",
+        "from openai import OpenAI",
+        f"answer = OpenAI(base_url={spec.base_url!r}).embeddings.create(model={spec.model.removeprefix(API)!r}, input={texts})",
+        f"vectors = np.array([each.embedding for each in sorted(answer.data, key=lambda each: each.index)])[:, :{spec.dim}]",
+    ]
+    return "\n".join([*lines, *(["vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)"] if spec.normalize else [])])
 
 
 def refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,9 +20,9 @@ _BUSY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 """409 is S3's answer when a conditional write meets another one in flight: the next try is told which of them won."""
 _BROKEN = {
     "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError",
-    "ClientPayloadError", "ServiceRequestError", "ServiceResponseError",
+    "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "APIConnectionError",
 }  # fmt: skip
-"""By name, of builtins, botocore, aiohttp, requests and azure: not every machine has the package of every store."""
+"""By name, of builtins, botocore, aiohttp, requests, azure and openai: not every machine has the package of every store."""
 _BROKEN_DELTA = ("HTTP error", "max_retries")
 """What delta-rs says where a connection broke, or where its own retries ended; its exceptions tell no more."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,17 +30,18 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 logger = logging.getLogger("embedder")
 
 
-def patiently(call: Callable[[], T], uri: str) -> T:
+def patiently(call: Callable[[], T], uri: str, patience_seconds: float | None = None) -> T:
     """Call, and again after pauses that grow, while the store is busy or the connection breaks, for PATIENCE_SECONDS at most.
 
-    The call must be safe to repeat although its first time may have taken effect.
+    The call must be safe to repeat although its first time may have taken effect. A server that says when to come again is obeyed.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + (PATIENCE_SECONDS if patience_seconds is None else patience_seconds)
     for attempt in itertools.count():
         pause = random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
         try:
             return call()
         except Exception as error:
+            pause = max(pause, asked_pause(error))
             if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
             logger.log(logging.WARNING if attempt > 2 else logging.DEBUG, "%s: %s; trying again in %.0f s", uri, brief(error), pause)
@@ -70,6 +72,15 @@ def _status_of(error: BaseException) -> int | None:
     else:
         status = next((getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), None)
     return int(status) if isinstance(status, int | str) and str(status).isdecimal() else None
+
+
+def asked_pause(error: BaseException) -> float:
+    """Give the seconds that a server asks for in a header, as openai's errors carry it; 0 if it asks for none."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(ValueError):
+            return max(0.0, float(headers.get(name, "")) * unit)
+    return 0.0
 
 
 def brief(error: BaseException) -> str:

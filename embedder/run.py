@@ -86,7 +86,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     """Run the pipeline over the plan's tasks, showing progress, and check that nothing is missing."""
     config, plan, table = prepared.config, prepared.plan, prepared.table
     start_ray()
-    pool = choose_pool(config.compute)
+    pool = choose_pool(config.compute, prepared.spec.is_api)
     price = config.compute.price_per_device_hour_usd
     probe = table.info.get("probe") if table and prepared.same_space else None
     job = Job(
@@ -102,7 +102,8 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
         previous=index_reusable(prepared),
     )
     tasks = [each for tasks in map_threads(lambda task: sliced(task, config.source), list(plan.read)) for each in tasks]
-    meter = Meter(plan.read, price * pool.actors[1] if price is not None else None, pool.actors[1])
+    usd_per_hour = price * pool.actors[1] if price is not None else None
+    meter = Meter(plan.read, usd_per_hour, pool.actors[1], config.compute.price_per_million_tokens_usd)
     reporter = Reporter({"table": config.output.uri, "run_id": run_id})
     parts: list[Part] = []
     failures: dict[str, str] = {}
@@ -114,7 +115,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
                 logger.error("%s", landed.error, extra=about(task=landed.key))
             else:
                 parts.append(landed.part)
-                meter.land(landed.part, landed.reasons, landed.attempt)
+                meter.land(landed.part, landed.reasons, landed.attempt, landed.tokens)
                 logger.debug("landed", extra=about(unit=landed.part.name))
                 probe = landed.probe or probe
             reporter.report(measure(meter))

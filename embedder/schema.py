@@ -77,6 +77,7 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
     METADATA_TYPE = "metadata_type"
     KILLS_ENCODER = "kills_encoder"
+    REFUSED_BY_API = "refused_by_api"
 
 
 def table_schema(metadata: pa.Schema, store_text: bool, quantization: Quantization = "none") -> pa.Schema:

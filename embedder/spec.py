@@ -6,19 +6,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Pooling = Literal["mean", "cls", "last"]
+Pooling = Literal["mean", "cls", "last", "unknown"]
+"""unknown: that of a model behind an API, which does not say."""
 FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]
 
+API = "openai:"
+"""Prefix of a model behind an OpenAI-compatible /v1/embeddings."""
+
 RECIPE_VERSION = 1
 """Raised when this code changes the vector of a text under an unchanged spec, so that old and new never meet."""
 
-_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth"})
+_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "tokenizer"})
 """Fields that name or accompany the space but do not move a document's vector: a model moved to another folder is the
 same model (`model_checksum` says so), and the query's prompt and depth are only used by searches."""
 
-_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None}
+_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None, "base_url": None}
 """Fields that came later, by what all specs meant before: at that value they leave the fingerprint as it was."""
 
 
@@ -36,13 +40,14 @@ class EmbeddingSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: str
-    """Hub name, folder or `package:NAME`, as the user gave it."""
+    """Hub name, folder, `package:NAME` or `openai:NAME`, as the user gave it."""
     revision: str | None
     """Hub commit, if the model came from a hub."""
     model_checksum: str
-    """sha256 over the files that decide a vector: weights, tokenizer, configs and the modules after pooling."""
+    """sha256 over the files that decide a vector: weights, tokenizer, configs and the modules after pooling. Behind an API,
+    whose files nobody sees, its name, and what counts the tokens."""
     depth: int
-    """Transformer layers run, counted from 1."""
+    """Transformer layers run, counted from 1; 0 behind an API."""
     final_norm: FinalNorm
     """Whether the family's norm after the last layer is applied to the state at `depth`; `none` where it has none."""
     pooling: Pooling
@@ -68,7 +73,16 @@ class EmbeddingSpec(BaseModel):
     """How a vector is stored: as float32, one byte or one bit a component."""
     calibration: str | None = None
     """Fingerprint of the artifact that holds the exit's map and the ranges of int8, if one is used."""
+    base_url: str | None = None
+    """Of an API: the same name on another server may be another model."""
+    tokenizer: str | None = None
+    """Model whose tokenizer counts an API's tokens; None: the model's own, or of an API bytes."""
     recipe_version: int = RECIPE_VERSION
+
+    @property
+    def is_api(self) -> bool:
+        """Whether vectors come over the network."""
+        return self.model.startswith(API)
 
     @property
     def space_id(self) -> str:
@@ -78,7 +92,7 @@ class EmbeddingSpec(BaseModel):
     def for_queries(self) -> "EmbeddingSpec":
         """What turns a query into a vector that may meet these: its own prompt and depth, uncut by chunks, in float32."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
-        return self.model_copy(update=asked | {"query_depth": None, **_LATER})
+        return self.model_copy(update=asked | {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None})
 
     def differences(self, other: "EmbeddingSpec") -> list[str]:
         """Say field by field how `other` differs in what moves a vector, as `name: mine → theirs`."""

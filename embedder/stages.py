@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config import OutputConfig, SourceConfig
-from embedder.errors import EmbedderError, SourceError
+from embedder.errors import EmbedderError, ModelError, SourceError
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from embedder.output.reuse import PreviousParts, index_parts, take_reusable
@@ -28,8 +29,12 @@ from embedder.source.documents import SourceUnit, read_units
 from embedder.source.rows import EXCERPT_CHARS
 from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
+from embedder.text.estimating import chunk_counted
 from embedder.text.tokenizing import load_tokenizer
 from embedder.work import Part, PartName, Stats, Task
+
+PROBE_COSINE = 0.99
+"""A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
 
 Row = Mapping[str, Any]
 
@@ -42,6 +47,7 @@ class Job:
     output: OutputConfig
     spec: EmbeddingSpec
     tokenizer_json: str
+    """Empty: bytes are counted."""
     metadata: pa.Schema
     max_attempts: int
     calibration_uri: str | None
@@ -113,6 +119,19 @@ def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> di
     return {"number": row["number"], "chunks": to_ipc(chunks)}
 
 
+def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None, advice: str) -> None:
+    """Refuse what embeds and no longer gives the table's probe vector."""
+    if expected is None:
+        return
+    wanted_D = np.asarray(expected, dtype=np.float32)
+    cosine = float(probe_D @ wanted_D / (np.linalg.norm(probe_D) * np.linalg.norm(wanted_D)))
+    if not cosine >= PROBE_COSINE:
+        raise ModelError(
+            f"embedding: the probe's vector has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} is the same space); "
+            f"{advice}, or swap the table with --output.replace true"
+        )
+
+
 def folder_of(job: Job) -> Folder:
     """Locate the table's folder."""
     return Folder(job.output.uri, job.output.storage_options)
@@ -121,7 +140,7 @@ def folder_of(job: Job) -> Folder:
 def chunk_fresh(documents: pa.Table, reused: pa.Table, job: Job) -> pa.Table:
     """DOCUMENTS, REUSED → CHUNKS of the documents whose vectors are not known yet."""
     fresh = np.setdiff1d(np.arange(documents.num_rows), reused["document"].to_numpy())
-    chunks = chunk_documents(documents.take(pa.array(fresh)), load_tokenizer(job.tokenizer_json), job.spec)
+    chunks = chunk_counted(documents.take(pa.array(fresh)), job.tokenizer_json, job.spec)
     owner = pa.array(fresh[chunks["document"].to_numpy()].astype(np.int32))
     return chunks.set_column(0, CHUNKS.field("document"), owner)
 
@@ -141,7 +160,8 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
 
 def write_unit(row: Row, job: Job) -> dict[str, Any]:
     """Write one unit as a part, once; describe it in a few bytes. A part that is there already is described as it is."""
-    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "part": None, "reasons": "{}", "probe": row["probe"], "attempt": 0}
+    nothing = {"part": None, "reasons": "{}", "attempt": 0, "tokens": 0}
+    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "probe": row["probe"], **nothing}
     if row["name"] is None:
         return landed
     if row["chunks"] is None:
@@ -151,7 +171,8 @@ def write_unit(row: Row, job: Job) -> dict[str, Any]:
         Attempts(folder_of(job)).forget(row["name"])
     elif row["attempt"]:
         Attempts(folder_of(job)).end(row["name"], row["attempt"])
-    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons), "attempt": row["attempt"]}
+    figures = {"attempt": row["attempt"], "tokens": part.stats.tokens}
+    return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons), **figures}
 
 
 def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
@@ -160,7 +181,8 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     chunks, codes_NX = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
     if row["killers"]:
-        documents, quarantined, chunks = give_up(row["killers"], documents, quarantined, chunks)
+        reason = row.get("reason") or str(Reason.KILLS_ENCODER)
+        documents, quarantined, chunks = give_up(row["killers"], reason, documents, quarantined, chunks)
         stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
@@ -172,11 +194,13 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     return replace(part, stats=timed), Counter(quarantined["reason"].to_pylist())
 
 
-def give_up(killers: Sequence[int], documents: pa.Table, quarantined: pa.Table, chunks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Move documents that take the encoder down, of which there are no chunks, to the quarantine."""
+def give_up(
+    killers: Sequence[int], reason: str, documents: pa.Table, quarantined: pa.Table, chunks: pa.Table
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Move documents that cannot be encoded, of which there are no chunks, to the quarantine."""
     killed = documents.take(pa.array(killers))
     columns: dict[str, Any] = {name: killed[name] for name in ("shard", "row", "doc_id")}
-    columns["reason"] = [str(Reason.KILLS_ENCODER)] * killed.num_rows
+    columns["reason"] = [reason] * killed.num_rows
     columns["excerpt"] = pc.utf8_slice_codeunits(killed["text"], 0, EXCERPT_CHARS)
     quarantined = pa.concat_tables([quarantined, pa.table(columns).select(QUARANTINE.names).cast(QUARANTINE)])
     kept = np.setdiff1d(np.arange(documents.num_rows), killers)

@@ -1,12 +1,11 @@
 """Search a table, or a store that was loaded from one: the quickest proof that the vectors mean something.
 
 python -m jobs.search ./out "split a path into folder and file" [--filter "year > 2000"] [--top 5] [--json]
-python -m jobs.search --store configs/load/lance.yaml "split a path into folder and file"
+python -m jobs.search --store configs/load/lance.yaml "split a path into folder and file" [--rescore ./out]
 """
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,10 +14,8 @@ import tyro
 from embedder.answers import answer_all, read_questions, render
 from embedder.errors import ConfigError
 from embedder.recipes import write_recipe
-from embedder.search import open_table
-from embedder.settings import load_config, run_job
-from embedder.stores.config import LoadConfig
-from embedder.stores.searching import open_loaded
+from embedder.settings import run_job
+from embedder.stores.searching import open_target
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,8 @@ class Search:
     """The table's folder (not with --store), then a question; without one, questions are read from stdin, a line each."""
     store: str | None = None
     """YAML file of jobs.load: search the store that it fills."""
+    rescore: str | None = None
+    """Table of float vectors of the same rows, by which the best of binary or int8 codes, or of a smaller dim, are ordered."""
     filter: str | None = None
     """Rows to look at, by their columns, e.g. "topic = 'x' and (year > 2000 or tags has 'new')"."""
     top: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5
@@ -45,8 +44,7 @@ def main(args: Sequence[str]) -> int:
     places, words = (0 if asked.store else 1), list(asked.words)
     if not places <= len(words) <= places + 1:
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
-    source = open_loaded(load_config(LoadConfig, [asked.store]).config) if asked.store else nullcontext(open_table(words[0], {}))
-    with source as target:
+    with open_target(None if asked.store else words[0], asked.store, asked.rescore) as target:
         if asked.recipe:
             print(write_recipe(target.spec))
             return 0

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.estimate import Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
+from embedder.estimate import Price, Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
 from embedder.planning import Plan
+from embedder.preview import describe_estimate
 from embedder.work import PartName, Shard, Task
 
 
@@ -62,10 +63,18 @@ def test_units_of_a_run_that_died_are_not_embedded_again() -> None:
 
 def test_hours_and_money_follow_from_the_speed_of_one_actor() -> None:
     work = plan([task("k", "v", 1_000)])
-    estimate = estimate_work(work, Rates(0.1, 36.0, "x"), True, speed=2.0, usd_per_hour=4.0)
+    estimate = estimate_work(work, Rates(0.1, 36.0, "x"), True, speed=2.0, price=Price(4.0))
     assert (estimate.tokens, estimate.device_hours, estimate.usd) == (Span(3_600, 3_600), Span(0.5, 0.5), Span(2.0, 2.0))
-    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, None, 4.0).device_hours is None
-    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, 2.0, None).usd is None
+    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, None, Price(4.0)).device_hours is None
+    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, 2.0, Price()).usd is None
+
+
+def test_behind_an_api_money_follows_from_the_tokens() -> None:
+    estimate = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price(usd_per_million_tokens=500.0))
+    assert (estimate.device_hours, estimate.usd) == (None, Span(1.8, 1.8))
+    assert describe_estimate(estimate, is_api=True)[-1] == ("cost", "~$1.8 (estimated)")
+    unpriced = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price())
+    assert describe_estimate(unpriced, is_api=True)[-1] == ("cost", "unknown: set compute.price_per_million_tokens_usd")
 
 
 @given(

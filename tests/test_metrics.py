@@ -55,6 +55,13 @@ def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_an_api_costs_what_was_embedded_in_this_run() -> None:
+    meter = Meter([TASK], None, 4, usd_per_million_tokens=2000.0)
+    meter.land(part(0, 10, last=False), tokens_embedded=300)
+    meter.land(part(10, 20, last=True))  # on storage already
+    assert meter.cost_usd == 0.6
+
+
 def test_samples_have_the_labels_that_their_metric_declares() -> None:
     meter = Meter([TASK], None)
     meter.land(part(0, 10, last=True), {"empty_text": 2})

@@ -23,7 +23,6 @@ from embedder.config import EmbedConfig
 from embedder.output.table import Change, commit_table, read_table
 from embedder.planning import SMALL_SHARD_BYTES
 from embedder.preparation import Prepared, prepare_run
-from embedder.preview import preview_run
 from embedder.run import Outcome, choose_change, summarize
 from embedder.source.shards import list_shards
 from embedder.work import Part, PartName, Stats, Task
@@ -108,17 +107,15 @@ def measure(folder: str) -> dict[str, Any]:
         list_shards(config.source)
     with clock.measured("of which open the table"):
         read_table(config.output.uri, {})
-    with clock.measured("nothing to do: prepare and preview"):
+    with clock.measured("nothing to do: prepare"):
         prepared = prepare_run(config)
-        preview_run(prepared).text()
     assert prepared.plan.is_empty
     num_parts = len(prepared.plan.keep)
     del prepared
     ListedFileSystem.changed_every = 100
     fsspec.AbstractFileSystem.clear_instance_cache()
-    with clock.measured("1% changed: prepare and preview"):
+    with clock.measured("1% changed: prepare"):
         prepared = prepare_run(config)
-        preview_run(prepared).text()
     outcome = Outcome(tuple(parts_of(prepared.plan.read)))
     with clock.measured("1% changed: choose and summarize"):
         add, remove = choose_change(prepared, outcome.parts, {prepared.plan.read[0].key: "cannot be read"})

@@ -1,6 +1,7 @@
 """Settings and the model's own files → the resolved spec and a tokenizer that CPU workers rebuild without transformers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
@@ -54,15 +55,21 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
-    """Load the Rust tokenizer behind AutoTokenizer, without truncation and padding, lower-casing if the files say so."""
-    loaded = AutoTokenizer.from_pretrained(recipe.transformer_folder, trust_remote_code=False, local_files_only=True)
+    """Load a model's tokenizer, lower-casing if the files say so."""
+    tokenizer = open_tokenizer(recipe.transformer_folder)
+    if recipe.lower_case:
+        tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
+    return tokenizer
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Load the Rust tokenizer behind AutoTokenizer, without truncation and padding."""
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not loaded.is_fast:
         raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")
     tokenizer: Tokenizer = loaded.backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if recipe.lower_case:
-        tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
     return tokenizer
 
 
@@ -132,8 +139,13 @@ def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelR
     where = f"chunking.max_tokens={spec.max_tokens}"
     if spec.max_tokens > recipe.position_limit:
         return [f"{where}: {spec.model!r} has positions for {recipe.position_limit} tokens; choose 4 to {recipe.position_limit}"]
-    special_tokens = tokenizer.num_special_tokens_to_add(False)
     prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
+    return check_room(spec, chunking, tokenizer.num_special_tokens_to_add(False), prompt_tokens)
+
+
+def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, special_tokens: int, prompt_tokens: int) -> list[str]:
+    """Refuse a prompt or an overlap that leaves no room for text."""
+    where = f"chunking.max_tokens={spec.max_tokens}"
     room = spec.max_tokens - special_tokens - prompt_tokens
     taken = f"the prompt takes {prompt_tokens} and special tokens {special_tokens}"
     if room < 1:

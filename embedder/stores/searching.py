@@ -1,7 +1,7 @@
 """A store that was loaded → a target of searches, with the spec that its rows were embedded with."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +9,23 @@ import numpy as np
 from embedder.errors import StorageError
 from embedder.filters import Filter
 from embedder.quantization import Floats, Ranges, to_binary
-from embedder.search import Hit, Target
+from embedder.rescoring import rescored
+from embedder.search import Hit, Target, open_table
+from embedder.settings import load_config
 from embedder.spec import Quantization
 from embedder.stores.config import LoadConfig
 from embedder.stores.opening import open_store
 from embedder.stores.protocol import Vector
 
 MOST_INT8 = 127
+
+
+@contextmanager
+def open_target(table: str | None, store: str | None, rescore: str | None) -> Iterator[Target]:
+    """Open a table by its folder, or a store by the settings of its load, perhaps to be rescored by the float vectors of another table."""
+    opened = open_loaded(load_config(LoadConfig, [store]).config) if store else nullcontext(open_table(str(table), {}))
+    with opened as target:
+        yield rescored(target, rescore, {}) if rescore else target
 
 
 @contextmanager

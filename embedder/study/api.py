@@ -7,27 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openai
 
-from embedder.errors import ConfigError, ModelError
+from embedder.errors import ModelError
+from embedder.model.api import BATCH_TEXTS, ApiClient, choose_address, find_stop
 from embedder.spec import digest
 from embedder.study.cache import Cache, digest_texts
 from embedder.study.candidates import Report, Side
-from embedder.study.config import API, BaselineConfig
+from embedder.study.config import BaselineConfig
 
 Floats = npt.NDArray[np.float32]
 
-BATCH_TEXTS = 128
-BATCH_CHARS = 200_000
-"""About 50,000 tokens of a request: below the 300,000 that OpenAI allows in any language."""
 MOST_CHARS = 24_000
 """Of a text: an API refuses what is longer than its model's tokens, 8,191 and more than 3 characters each in most languages."""
-MAX_RETRIES = 8
-"""By the client, with backoff, for 429, 5xx and broken connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +47,9 @@ class Api:
         return self.dims[0]
 
     @cached_property
-    def _client(self) -> openai.OpenAI:
+    def _client(self) -> ApiClient:
         """Made only if a text has not been embedded yet: a key is needed then."""
-        try:
-            return openai.OpenAI(base_url=self._baseline.base_url, max_retries=MAX_RETRIES)
-        except openai.OpenAIError as error:
-            raise ConfigError(f"baselines: {self.name}: {error}") from error
+        return ApiClient(self.name, choose_address(self._baseline.base_url))
 
     def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Give the API's vectors, shape (N, W)."""
@@ -94,32 +85,25 @@ class Api:
 
     def _embed(self, texts: Sequence[str]) -> tuple[Floats, Usage]:
         started = time.perf_counter()
-        asked: dict[str, Any] = {"model": self.name.removeprefix(API), "input": list(texts), "encoding_format": "float"}
         try:
-            response = self._client.embeddings.create(**asked, dimensions=self.width)
-        except openai.OpenAIError as error:
+            answer = self._client.ask(texts, self.width)
+        except ModelError as error:
+            raise ModelError(f"baselines: {error}; vectors so far are kept, run again to go on") from error
+        if answer.vectors_NW.shape[1] != self.width:
             raise ModelError(
-                f"baselines: {self.name}: {type(error).__name__}: {error}; vectors so far are kept, run again to go on"
-            ) from error
-        rows = sorted(response.data, key=lambda each: each.index)
-        vectors_NW = np.array([each.embedding for each in rows], np.float32)
-        if vectors_NW.shape != (len(texts), self.width):
-            raise ModelError(
-                f"baselines: {self.name}: {len(texts)} texts of {self.width} components were asked for, {vectors_NW.shape} came back; "
+                f"baselines: {self.name}: {self.width} components were asked for, {answer.vectors_NW.shape[1]} came back; "
                 "choose dims that the model has"
             )
-        return vectors_NW, Usage(response.usage.prompt_tokens, time.perf_counter() - started)
+        if answer.tokens is None:
+            raise ModelError(f"baselines: {self.name}: the server does not say how many tokens a request took, by which it is priced")
+        return answer.vectors_NW, Usage(answer.tokens, time.perf_counter() - started)
 
 
 def plan_requests(texts: Sequence[str]) -> list[list[str]]:
     """Group texts, cut to what an API takes, into requests of bounded size, in order; an empty text, which APIs refuse, becomes a space."""
-    requests: list[list[str]] = []
-    num_chars = 0
-    for text in texts:
-        cut = text[:MOST_CHARS] or " "
-        if not requests or len(requests[-1]) >= BATCH_TEXTS or num_chars + len(cut) > BATCH_CHARS:
-            requests.append([])
-            num_chars = 0
-        requests[-1].append(cut)
-        num_chars += len(cut)
+    cut, requests, first = [text[:MOST_CHARS] or " " for text in texts], [], 0
+    while first < len(cut):
+        stop = find_stop(cut, first, BATCH_TEXTS)
+        requests.append(cut[first:stop])
+        first = stop
     return requests

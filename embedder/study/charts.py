@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 470, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 46
+CHARACTER_WIDTH = 7.2
+"""Of a tick's label, at its size of 12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,9 @@ def draw_front(points: Sequence[Point], axis: Axis) -> str:
         _, y = place(10**low_x, value)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{100 * value:.0f}%</text>')
-    for value in _log_ticks(low_x, high_x):
-        x, _ = place(value, low_y)
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(axis.show(value))}</text>'
-        )
+    ticks = [(place(value, low_y)[0], axis.show(value)) for value in _log_ticks(low_x, high_x)]
+    for x, text in _spaced(ticks):
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(text)}</text>')
     parts.append(
         f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(axis.name)}</text>'
     )
@@ -111,8 +111,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks[:: max(1, math.ceil(len(ticks) / 7))]
 
 
+def _spaced(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Leave out labels that would touch the one before, or say the same."""
+    kept: list[tuple[float, str]] = []
+    for x, text in ticks:
+        if not kept or (text != kept[-1][1] and x - kept[-1][0] > CHARACTER_WIDTH * (len(text) + len(kept[-1][1])) / 2 + CHARACTER_WIDTH):
+            kept.append((x, text))
+    return kept
+
+
 def draw_heat(title: str, values: Mapping[tuple[int, int], float], best: float) -> str:
-    """Lay out values by depth (rows) and dim (columns); the darker, the nearer to the best."""
+    """Lay out values by depth (rows) and dim (columns); the stronger the colour, the nearer to the best."""
     depths = sorted({depth for depth, _ in values}, reverse=True)
     dims = sorted({dim for _, dim in values}, reverse=True)
     lowest = min(values.values())

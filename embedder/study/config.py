@@ -2,28 +2,28 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, NonEmpty, Section, SourceConfig
+from embedder.spec import API
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]
 Positive = Annotated[int, Field(ge=1)]
-
-API = "openai:"
-"""Prefix of a model behind an OpenAI-compatible /v1/embeddings."""
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int) else value)
+"""Of a list: a single value is a list of one, as a flag with one value gives it."""
 
 
 class GridConfig(Section):
     """What is tried; every combination is, from one pass over the sample."""
 
-    depths: tuple[Positive, ...] = ()
+    depths: Annotated[tuple[Positive, ...], OneOrMore] = ()
     """Layers run; left out: six, spread evenly over the model's. The full depth is always tried too."""
-    dims: tuple[Positive, ...] = ()
+    dims: Annotated[tuple[Positive, ...], OneOrMore] = ()
     """Leading components kept; left out: the full width and four halvings of it. The full width is always tried too."""
-    precisions: tuple[Precision, ...] = ("float32", "int8", "binary", "binary_rescored")
+    precisions: Annotated[tuple[Precision, ...], OneOrMore] = ("float32", "int8", "binary", "binary_rescored")
     """How a stored component is kept; binary_rescored finds with bits and orders the best by the float query."""
-    query_sides: tuple[QuerySide, ...] = ("same", "full")
+    query_sides: Annotated[tuple[QuerySide, ...], OneOrMore] = ("same", "full")
     """Queries embedded as the documents are, or by the full model."""
 
 
@@ -40,15 +40,15 @@ class SampleConfig(Section):
 class QualityConfig(Section):
     """What quality is measured on. Without labels, documents have to be found by their own title or first sentence."""
 
-    beir: tuple[NonEmpty, ...] = ()
+    beir: Annotated[tuple[NonEmpty, ...], OneOrMore] = ()
     """Folders with corpus.jsonl, queries.jsonl and qrels/*.tsv."""
     qrels: NonEmpty = "test"
     """Which of the files in qrels/ is read."""
     max_documents: Annotated[int, Field(ge=100)] | None = None
     """Keep the judged documents of a BEIR corpus and a random choice of the others; scores are then not those of the whole."""
-    sts: tuple[NonEmpty, ...] = ()
+    sts: Annotated[tuple[NonEmpty, ...], OneOrMore] = ()
     """CSV or TSV files with a header: sentence1, sentence2, score, or else the first three columns."""
-    mteb: tuple[NonEmpty, ...] = ()
+    mteb: Annotated[tuple[NonEmpty, ...], OneOrMore] = ()
     """Tasks of the mteb package by name (extra mteb); they are downloaded from the hub."""
     known_item: bool | None = None
     """Documents of the sample have to be found; left out: on where no other quality is measured and there is a source."""
@@ -66,19 +66,12 @@ class QualityConfig(Section):
 class BaselineConfig(EmbeddingConfig):
     """Another model in the same table: a hub name, folder or package:NAME, or openai:NAME behind an API."""
 
-    depths: tuple[Positive, ...] = ()
+    depths: Annotated[tuple[Positive, ...], OneOrMore] = ()
     """Layers run; left out: all."""
-    dims: tuple[Positive, ...] = ()
+    dims: Annotated[tuple[Positive, ...], OneOrMore] = ()
     """Leading components kept; left out: the full width."""
-    base_url: NonEmpty | None = None
-    """For openai:NAME: root of the API, with /v1; left out: OPENAI_BASE_URL, or OpenAI itself. The key is OPENAI_API_KEY."""
     price_per_million_tokens_usd: Annotated[float, Field(ge=0)] | None = None
     """For openai:NAME: what is paid."""
-
-    @property
-    def is_api(self) -> bool:
-        """Whether vectors come over the network."""
-        return self.model.startswith(API)
 
     @model_validator(mode="after")
     def _only_what_has_an_effect(self) -> "BaselineConfig":
@@ -86,8 +79,8 @@ class BaselineConfig(EmbeddingConfig):
             raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
         if self.exit is not None or self.quantization != "none" or self.calibration is not None:
             raise ValueError("a baseline leaves natively and its precisions are the grid's; leave out exit, quantization and calibration")
-        if not self.is_api and (self.base_url or self.price_per_million_tokens_usd is not None):
-            raise ValueError(f"base_url and price_per_million_tokens_usd are for models named {API}NAME, not {self.model!r}")
+        if not self.is_api and self.price_per_million_tokens_usd is not None:
+            raise ValueError(f"price_per_million_tokens_usd is for models named {API}NAME, not {self.model!r}")
         if self.is_api and self.depths:
             raise ValueError(f"depths={list(self.depths)}: a model behind an API has no depths; leave them out")
         if self.is_api and not self.dims:
@@ -150,7 +143,7 @@ class SweepConfig(Section):
             )
         if not all(each.normalize for each in (self.embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
-        if self.embedding.model.startswith(API):
+        if self.embedding.is_api:
             raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no depths; name it among baselines")
         if self.source is None and not self.quality.has_labels:
             raise ValueError("neither source nor quality.beir, .sts or .mteb is set: there is nothing to measure on")
@@ -170,15 +163,15 @@ class SweepConfig(Section):
 class CalibrateSettings(Section):
     """What is fitted, on how large a sample."""
 
-    depths: tuple[Positive, ...] | None = None
+    depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and ranges for; left out: all."""
-    dims: tuple[Positive, ...] | None = None
+    dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Dims to fit the ranges of int8 for; left out: the full width and the powers of two from 32 up."""
     num_documents: Annotated[int, Field(ge=100)] = 20_000
     """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of these that nothing is fitted on: they choose the strength and say how good the maps are."""
-    strengths: tuple[Annotated[float, Field(gt=0)], ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.003, 0.01, 0.03, 0.1, 0.3)
     """Ridge strengths to choose from."""
     seed: int = 0
     """Of the sample."""
@@ -203,6 +196,8 @@ class CalibrateConfig(Section):
 
     @model_validator(mode="after")
     def _the_whole_model(self) -> "CalibrateConfig":
+        if self.embedding.is_api:
+            raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no layers to leave; calibrate a model that is here")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
         given += ["quantization"] if self.embedding.quantization != "none" else []
         if given:

@@ -148,7 +148,8 @@ def _heat_maps(swept: Swept) -> str:
     native = [row for row in mine if row.setting.exit == "native"]
     calibrated = [row for row in mine if row.setting.exit == "calibrated"]
     maps = "".join([*_maps_of(native, ""), *_maps_of(calibrated, ", calibrated")])
-    note = "Rows are layers run, columns components kept; figures times 100. The darker, the better. Metrics are those of float32 vectors."
+    note = "Rows are layers run, columns components kept; figures times 100, the stronger the colour the better. "
+    note += "Metrics are those of float32 vectors."
     return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{maps}</div></section>'
 
 

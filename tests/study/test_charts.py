@@ -1,6 +1,7 @@
 """Charts hold what they are given, escaped, and within their frame."""
 
 import re
+from itertools import pairwise
 
 from embedder.study.charts import HEIGHT, WIDTH, Axis, Point, draw_front, draw_heat
 from embedder.study.units import show_seconds
@@ -37,3 +38,11 @@ def test_a_heat_map_has_a_cell_for_each_depth_and_dim_and_a_dash_for_what_is_mis
     assert "<td>–</td>" in heat
     assert '--heat:100%">100.0<' in heat
     assert '--heat:0%">25.0<' in heat
+
+
+def test_labels_of_ticks_do_not_touch() -> None:
+    points = [Point(x, 0.5, "", "other") for x in (0.00031, 0.0017)]
+    chart = draw_front(points, Axis("cost", lambda usd: f"${usd:.4f}"))
+    places = sorted(float(x) for x in re.findall(r'class="tick" x="([\d.]+)" y="\d+" text-anchor="middle"', chart))
+    assert len(places) >= 3
+    assert min(after - before for before, after in pairwise(places)) > 7 * 7

@@ -1,0 +1,60 @@
+"""What a study's whole grid costs beside one plain pass: every depth is tapped in one, every dim cut from what was tapped."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.model.encoder import Encoder
+from embedder.model.files import locate_model, read_recipe
+from embedder.model.pooling import Head, finish_states, load_steps
+from embedder.model.resolve import resolve_model
+from embedder.study.benchmark import tokenize_texts
+from embedder.study.grid import choose_depths, choose_dims
+from embedder.study.quality import cut
+from embedder.study.timing import Run, compare
+
+
+@dataclass(frozen=True, slots=True)
+class GridPrice:
+    """One tapped pass, cut to every depth × dim, beside one plain pass of the full model over the same texts."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    tokens: int
+    plain_tokens_per_second: float
+    ratio: float
+    """Time of the whole grid over that of the plain pass: the median over rounds in which both ran."""
+
+    def text(self) -> str:
+        """Say it in one line."""
+        grid = f"{len(self.depths)} depths x {len(self.dims)} dims"
+        return f"vectors of the whole grid of a study ({grid}): {self.ratio:.2f} x the time of one plain pass over {self.tokens:,} tokens"
+
+
+def measure_grid_price(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> GridPrice:
+    """Time both in turn, tokenizing and scoring apart."""
+    resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
+    recipe = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0])
+    head = Head(load_steps(recipe.steps), resolved.spec.model_copy(update={"normalize": False}))
+    depths, dims = choose_depths(recipe.num_layers, ()), choose_dims(recipe.width, ())
+    token_ids = tokenize_texts(texts, resolved)["token_ids"].combine_chunks()
+    encoder = Encoder.load(resolved.spec, "cpu", "auto")
+    contenders: dict[str, Run] = {
+        "plain": partial(encoder.encode, token_ids, token_budget),
+        "grid": partial(make_grid, encoder, head, token_ids, token_budget, depths, dims),
+    }
+    plain, grid = compare(contenders, len(token_ids.values), rounds)
+    return GridPrice(depths, dims, len(token_ids.values), plain.tokens_per_second, 1 / grid.ratio)
+
+
+def make_grid(
+    encoder: Encoder, head: Head, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], dims: Sequence[int]
+) -> float:
+    """Make the vectors of every depth and dim; gives a figure that needs all of them, so that none is left out."""
+    tapped = encoder.tap(token_ids, token_budget, depths)
+    widths = (finish_states(tapped[depth], head) for depth in depths)
+    return statistics.fmean(float(cut(vectors_NW, dim)[0, 0]) for vectors_NW in widths for dim in dims)

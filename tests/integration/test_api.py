@@ -1,0 +1,105 @@
+"""A whole job over a real /v1/embeddings: paid for once, refused documents set aside, an outage ended by name and gone on from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.config import ChunkingConfig, EmbeddingConfig, RecutConfig
+from embedder.errors import ConfigError, ModelError
+from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
+from embedder.output.table import read_table
+from embedder.preparation import prepare_run
+from embedder.preview import preview_run
+from embedder.query import QueryEncoder
+from embedder.recipes import write_recipe
+from embedder.recut import run_recut
+from embedder.search import open_table
+from tests.api_server import ApiServer, run_api_server
+from tests.integration.conftest import Site, documents
+from tests.model.conftest import tokenize
+
+pytestmark = pytest.mark.ray
+
+PRICE = 0.5
+
+
+@pytest.fixture
+def server(minilm: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A server that wants no key, since Ray's workers began before this test and know none."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with run_api_server(minilm) as server:
+        server.key = "none"
+        yield server
+
+
+def sections(server: ApiServer, **embedding: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "chunking": {"max_tokens": 64, "overlap_tokens": 4},
+        "embedding": {"model": "openai:mini", "base_url": server.url, "dim": 128} | embedding,
+        "compute": {"dtype": "auto", "actors": 2, "price_per_million_tokens_usd": PRICE},
+    }
+
+
+def vectors_of(minilm: str, texts: list[str]) -> np.ndarray:
+    resolved = resolve_model(EmbeddingConfig(model=minilm, dim=128), ChunkingConfig())
+    return Encoder.load(resolved.spec, dtype="float32").encode(tokenize(resolved, texts), 4096).vectors_ND
+
+
+def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, server: ApiServer, minilm: str) -> None:
+    rows = documents(0, 60)
+    rows[23]["text"] = "forbidden words"
+    local_site.corpus.put("a.jsonl", rows)
+    settings = sections(server)
+    server.refused_word, server.delay_seconds = "forbidden", 0.3
+    server.most_requests = 9  # three before the run, one an actor, and then some units
+    with pytest.raises(ModelError, match=r"openai:mini at http.*/v1: 401 AuthenticationError.*the key was taken away"):
+        local_site.embed(**settings)
+    assert read_table(local_site.table_uri, {}) is None, "nothing half is published"
+    finished = {path.name: path.read_bytes() for path in Path(local_site.table_uri).glob("*.parquet")}
+    assert finished, "it was in the middle of the run"
+    server.most_requests, server.delay_seconds = None, 0.0
+    server.requests.clear()
+    summary = local_site.embed(**settings)
+    asked = [text for request in server.requests for text in request["input"]]
+    found = local_site.rows()
+    assert {name: Path(local_site.table_uri, name).read_bytes() for name in finished} == finished, "what was paid for is kept"
+    assert len([text for text in asked if not text.startswith("A fixed text")]) < len(found)
+    assert {row["doc_id"] for row in found} == {f"d{number}" for number in range(60) if number != 23}
+    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("d23", "refused_by_api")]
+    expected = vectors_of(minilm, [row["text"] for row in found])
+    np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
+    assert len({row["chunk"] for row in found}) > 1
+    assert summary.cost_usd is not None
+    assert 0 < summary.cost_usd < PRICE * summary.stats.tokens / 1e6, "tokens of the run before are not paid twice"
+    again = local_site.embed(**settings)
+    assert again.did_nothing
+    check_what_follows(local_site, settings, server)
+
+
+def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: ApiServer) -> None:
+    """Search, cut, price and replace the table as any other."""
+    target = open_table(site.table_uri, {})
+    wanted = next(row for row in site.rows() if row["doc_id"] == "d8")
+    query = QueryEncoder.from_table(site.table_uri).encode([wanted["text"]])[0]
+    assert target.find(query, 1, None)[0].score == pytest.approx(1, abs=1e-4)
+    names: dict[str, Any] = {"queries": ["a whale", "a proof"]}
+    recipe = write_recipe(target.spec).replace(f"base_url={server.url!r}", f"base_url={server.url!r}, api_key='none'")
+    exec(recipe, names)
+    np.testing.assert_allclose(names["vectors"], QueryEncoder.from_table(site.table_uri).encode(names["queries"]), atol=1e-5)
+    cut_uri = f"{site.table_uri}-cut"
+    smaller: dict[str, Any] = {"dim": 32, "quantization": "binary"}
+    run_recut(RecutConfig.model_validate({"parent": {"uri": site.table_uri}, "output": {"uri": cut_uri, **smaller}}))
+    asked_for = prepare_run(site.config(**sections(server, **smaller), output={"uri": f"{site.table_uri}-asked"}))
+    assert open_table(cut_uri, {}).spec.space_id == asked_for.spec.space_id, "as if it were asked for at that dim"
+    site.corpus.put("b.jsonl", documents(100, 40))
+    preview = preview_run(prepare_run(site.config(**settings)))
+    assert preview.estimate is not None
+    assert preview.estimate.usd is not None
+    assert preview.estimate.usd.high == pytest.approx(preview.estimate.tokens.high * PRICE / 1e6)
+    assert f"openai:mini at {server.url}, dim 128" in preview.text()
+    with pytest.raises(ConfigError, match="the table holds another space"):
+        prepare_run(site.config(**sections(server, model="openai:other")))

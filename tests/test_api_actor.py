@@ -1,0 +1,91 @@
+"""What asks an API, without Ray: chunks and vectors stay together when a document is refused, and a foreign model is found out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedder.api_actor import MOST_REFUSED, ApiActor
+from embedder.config import ChunkingConfig, EmbeddingConfig, OutputConfig, SourceConfig
+from embedder.errors import ModelError
+from embedder.model.api import ApiEncoder
+from embedder.model.api_spec import resolve_api
+from embedder.schema import DOCUMENTS
+from embedder.stages import Job, from_ipc, to_ipc
+from embedder.text.estimating import chunk_counted
+from embedder.work import Stats
+from tests.api_server import ApiServer, run_api_server
+
+LONG = "a river runs past an engine and a violin " * 4
+
+
+@pytest.fixture(scope="module")
+def server(minilm: str) -> Iterator[ApiServer]:
+    with run_api_server(minilm) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "secret")
+        yield server
+        server.reset()
+
+
+def make_job(server: ApiServer, folder: Path, probe: tuple[float, ...] | None = None) -> Job:
+    embedding = EmbeddingConfig(model="openai:mini", base_url=server.url, dim=16, prompt="passage: ")
+    spec = resolve_api(embedding, ChunkingConfig(max_tokens=30)).spec
+    source, output = SourceConfig(uri="in"), OutputConfig(uri=str(folder))
+    return Job(source, output, spec, "", pa.schema([]), 3, None, None, probe)
+
+
+def make_row(texts: list[str], job: Job) -> dict[str, Any]:
+    rows = len(texts)
+    columns = {"doc_id": [""] * rows, "text": texts, "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
+    documents = pa.table(columns, schema=DOCUMENTS)
+    chunks = chunk_counted(documents, "", job.spec)
+    return {"name": "unit", "documents": to_ipc(documents), "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats(tokens=1)))}
+
+
+def test_a_refused_document_leaves_with_all_its_chunks(server: ApiServer, tmp_path: Path) -> None:
+    job = make_job(server, tmp_path)
+    texts = [LONG, LONG + "forbidden", "a short one", LONG]
+    row = make_row(texts, job)
+    server.reset()
+    server.refused_word = "forbidden"
+    encoded = ApiActor(job)(row)
+    kept = from_ipc(encoded["chunks"])
+    assert encoded["killers"] == [1]
+    assert encoded["reason"] == "refused_by_api"
+    assert set(kept["document"].to_pylist()) == {0, 2, 3}
+    vectors = np.frombuffer(encoded["codes"], np.float32).reshape(-1, 16)
+    whole = from_ipc(row["chunks"]).filter(pa.array([number != 1 for number in from_ipc(row["chunks"])["document"].to_pylist()]))
+    spans = zip(whole["document"].to_pylist(), whole["start_char"].to_pylist(), whole["end_char"].to_pylist(), strict=True)
+    expected = ApiEncoder(job.spec).encode([f"passage: {texts[document][start:end]}" for document, start, end in spans])
+    np.testing.assert_allclose(vectors, expected.vectors_ND, atol=1e-6)
+    assert json.loads(encoded["stats"])["tokens"] > 40, "as the API bills them"
+
+
+def test_an_api_that_refuses_every_document_ends_the_run(server: ApiServer, tmp_path: Path) -> None:
+    job = make_job(server, tmp_path)
+    row = make_row(["forbidden"] * MOST_REFUSED, job)
+    server.reset()
+    server.refused_word = "forbidden"
+    with pytest.raises(ModelError, match="all 16 documents of a unit were refused so"):
+        ApiActor(job)(row)
+
+
+def test_a_unit_that_is_on_storage_is_passed_on_and_an_empty_one_asks_nothing(server: ApiServer, tmp_path: Path) -> None:
+    job = make_job(server, tmp_path)
+    server.reset()
+    actor = ApiActor(job)
+    asked = len(server.requests)
+    assert actor({"name": "unit", "chunks": None})["codes"] is None
+    assert actor(make_row([], job))["codes"] == b""
+    assert len(server.requests) == asked
+
+
+def test_another_model_under_the_same_name_is_refused(server: ApiServer, tmp_path: Path) -> None:
+    server.reset()
+    with pytest.raises(ModelError, match=r"cosine of .* to the table's .*the model behind the API is another one than before"):
+        ApiActor(make_job(server, tmp_path, probe=(1.0, *[0.0] * 15)))

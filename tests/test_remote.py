@@ -1,0 +1,73 @@
+"""Settings that have no effect behind an API, or only there, are refused by name when the file is loaded."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from embedder.config import EmbedConfig
+from embedder.study.config import CalibrateConfig
+
+
+def config(**sections: dict[str, Any]) -> EmbedConfig:
+    values: dict[str, Any] = {"source": {"uri": "in"}, "embedding": {"model": "openai:m"}, "output": {"uri": "out"}}
+    return EmbedConfig.model_validate(values | sections)
+
+
+def test_a_model_behind_an_api_needs_no_more_than_its_name() -> None:
+    assert config().embedding.is_api
+    assert not config(embedding={"model": "some/model"}).embedding.is_api
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("depth", 3),
+        ("final_norm", "skip"),
+        ("pooling", "cls"),
+        ("layer_norm", True),
+        ("revision", "main"),
+        ("exit", "native"),
+        ("calibration", "c"),
+    ],
+)
+def test_what_only_weights_allow_is_refused(setting: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"{setting}={value!r}: 'openai:m' runs behind an API, which has no setting for it"):
+        config(embedding={"model": "openai:m", setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("device", "cuda"),
+        ("dtype", "float32"),
+        ("layout", "packed"),
+        ("token_budget", 9),
+        ("num_gpus", 1.0),
+        ("price_per_device_hour_usd", 2.0),
+    ],
+)
+def test_what_only_devices_have_is_refused(setting: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"compute.{setting}={value!r}: has no effect on 'openai:m'"):
+        config(compute={setting: value})
+
+
+def test_what_only_an_api_has_is_refused_for_a_model_that_is_here() -> None:
+    here = {"model": "some/model"}
+    with pytest.raises(ValidationError, match="base_url='http://x/v1': is for models named openai:NAME"):
+        config(embedding=here | {"base_url": "http://x/v1"})
+    with pytest.raises(ValidationError, match=r"compute.price_per_million_tokens_usd=1.0: is for models named openai:NAME"):
+        config(embedding=here, compute={"price_per_million_tokens_usd": 1.0})
+    with pytest.raises(ValidationError, match=r"chunking.tokenizer='t': is for models named openai:NAME"):
+        config(embedding=here, chunking={"tokenizer": "t"})
+
+
+def test_what_cannot_be_made_of_an_api_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"int8.*needs the weights of 'openai:m'; choose none or binary"):
+        config(embedding={"model": "openai:m", "quantization": "int8"})
+    with pytest.raises(ValidationError, match="has no name"):
+        config(embedding={"model": "openai:"})
+    with pytest.raises(ValidationError, match="holds a password"):
+        config(embedding={"model": "openai:m", "base_url": "https://me:pass@x/v1"})
+    with pytest.raises(ValidationError, match="an API has no layers to leave"):
+        CalibrateConfig.model_validate({"source": {"uri": "in"}, "embedding": {"model": "openai:m"}, "output": {"uri": "out"}})
