@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
-from embedder.config import ComputeConfig
+from embedder.config import CPU_TOKENS, ComputeConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.encoder import ExitStates
@@ -111,7 +111,7 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
         actors = compute.actors or (full_nodes, full_nodes)
         threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
-    budget = compute.token_budget or (None if device == "cuda" else 4_096)
+    budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)
     # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
     return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend)

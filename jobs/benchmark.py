@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
+from embedder.config import CPU_TOKENS
 from embedder.progress import align
 from embedder.settings import run_job
 from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths, shuffle_documents
@@ -25,7 +26,7 @@ class Benchmark:
     """Texts a run, drawn at random."""
     rounds: int = 5
     """Rounds of which the median is reported, after one of warm-up."""
-    token_budget: int = 4096
+    token_budget: int = CPU_TOKENS
     parts: tuple[Literal["encoder", "depths", "job"], ...] = ("encoder", "depths", "job")
     peer_python: str | None = None
     """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
@@ -37,8 +38,7 @@ def main(args: Sequence[str]) -> int:
     """Measure and print."""
     chosen = tyro.cli(Benchmark, args=args, prog="python -m jobs.benchmark", use_underscores=True)
     model, budget, rounds, documents = chosen.model, chosen.token_budget, chosen.rounds, shuffle_documents()
-    found: dict[str, Any] = {}
-    lines: list[str] = []
+    found, lines = dict[str, Any](), list[str]()
     if "encoder" in chosen.parts:
         texts = [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
         tokens, timings = benchmark_encoder(model, texts, budget, rounds, chosen.peer_python)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import Backend, ComputeConfig, Layout
+from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, exit_poolings
@@ -57,7 +57,7 @@ class Machine:
 def choose_machine(compute: ComputeConfig) -> Machine:
     """Fill in what the settings leave open from what this machine has."""
     device = compute.device if compute.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    budget = compute.token_budget or (65536 if device == "cuda" else 4096)
+    budget = compute.token_budget or (65536 if device == "cuda" else CPU_TOKENS)
     return Machine(device, compute.dtype, budget, compute.layout, compute.backend)
 
 
