@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.config import Layout
+from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.calibration import load_calibration
 from embedder.model.encoder import Encoded, Encoder
@@ -38,6 +38,7 @@ class Pool:
     threads: int
     reader_cpus: float
     layout: Layout = "auto"
+    backend: Backend = "auto"
 
 
 class EncoderActor:
@@ -46,7 +47,7 @@ class EncoderActor:
     def __init__(self, job: Job, pool: Pool) -> None:
         set_threads(pool.threads)
         calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout)
+        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
         self.token_budget = choose_token_budget(self.encoder, pool)
         self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe, "check the versions of torch and transformers")

@@ -13,6 +13,12 @@ from embedder.spec import API, Exit, Quantization
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "padded", "packed"]
+Backend = Literal["auto", "torch", "openvino"]
+
+CPU_TOKENS = 1_024
+"""Token budget on a CPU, where each core has a batch of its own: bfloat16 on 2 cores runs 1.2 x faster than at 4,096 with torch, and 1.06 x
+than at 2,048 with OpenVINO; 512 gains nothing more."""
+
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -164,9 +170,11 @@ class ComputeConfig(Section):
     dtype: Dtype = "auto"
     """auto: bfloat16 where the hardware has it and the family allows it, else float32."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens per forward pass, padding included; left out: 4096 on a CPU; on a GPU what its free memory holds, at most 65536."""
+    """Tokens per forward pass, padding included; left out: 1024 on a CPU; on a GPU what its free memory holds, at most 65536."""
     layout: Layout = "auto"
     """packed: sequences end to end, nothing padded; padded: side by side; auto: packed on cuda in half precision, but for MPNet."""
+    backend: Backend = "auto"
+    """What runs the layers: torch, or on a CPU openvino (extra); auto: openvino where it is installed and agrees with torch."""
     actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Fewest and most encoder actors; left out: one for each GPU, or one for each CPU node."""
     num_gpus: Annotated[float, Field(gt=0)] | None = None
@@ -195,6 +203,17 @@ class ComputeConfig(Section):
             raise ValueError(f"num_gpus={self.num_gpus} has no effect on device cpu; remove one of the two")
         if self.device == "cuda" and self.dtype == "float32" and self.layout == "packed":
             raise ValueError("layout=packed needs bfloat16 or float16 on cuda, not dtype=float32; change one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _openvino_is_for_cpus(self) -> "ComputeConfig":
+        if self.backend == "openvino":
+            if self.device == "cuda":
+                raise ValueError("backend=openvino runs on device cpu, not cuda; change one of the two")
+            if self.dtype == "float16":
+                raise ValueError("backend=openvino computes in bfloat16 or float32, not dtype=float16; change one of the two")
+            if self.layout == "packed":
+                raise ValueError("backend=openvino takes padded batches, not layout=packed; change one of the two")
         return self
 
 

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
-from embedder.config import ComputeConfig
+from embedder.config import CPU_TOKENS, ComputeConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.encoder import ExitStates
@@ -110,6 +110,8 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
     device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
     most_cpus = max(node_cpus, default=4.0)
     if device == "cuda":
+        if compute.backend == "openvino":
+            raise ConfigError("compute.backend=openvino: runs on CPUs, and compute.device=auto takes the cluster's GPUs; set it to cpu")
         held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
         actors = compute.actors or (1, max(1, int(num_gpus / held)))
         threads = max(1, int(cpus))
@@ -124,10 +126,10 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
         actors = compute.actors or (full_nodes, full_nodes)
         threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
-    budget = compute.token_budget or (None if device == "cuda" else 4_096)
+    budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)
     # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
-    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout)
+    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend)
 
 
 def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:

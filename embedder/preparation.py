@@ -9,6 +9,7 @@ import pyarrow as pa
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.gate import check_gate
+from embedder.model.loading import check_backend
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
@@ -64,6 +65,7 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     if model:
         spec = model.spec
         _collect(problems, lambda: check_gate(config, spec))
+    _collect(problems, lambda: check_backend(config.compute.backend))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     listing = _collect(problems, lambda: list_source(config, table))
     metadata = None

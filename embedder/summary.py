@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class Summary:
 
 def describe_environment() -> dict[str, str]:
     """Name the versions that could matter when vectors have to be explained later, and the commit the run was started in."""
-    names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake")
+    names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake", *(["openvino"] if find_spec("openvino") else []))
     versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
     revision = read_revision(Path.cwd())
     return versions | ({"revision": revision} if revision else {})

@@ -61,7 +61,8 @@ class PaddedBatch:
     lengths_B: Tensor  # noqa: N815
     mask_BL: Tensor | None  # noqa: N815
     """True where a token is the sequence's own; None where nothing is padding, and attention takes its faster path."""
-    attention_mask: Tensor | None
+    attention_mask: Tensor | dict[str, Tensor] | None
+    """Of every layer, or by kind of layer."""
 
     @property
     def num_tokens(self) -> int:

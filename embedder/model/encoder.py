@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from embedder.config import Layout
+from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, exit_poolings, normalise_states
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe, locate_model, read_recipe
-from embedder.model.loading import load_transformer, resolve_dtype, resolve_layout
+from embedder.model.loading import load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head, Pooler, join_poolers, load_steps
-from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_layout, make_probe
+from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
@@ -72,11 +73,12 @@ class Encoder:
         self._family = find_family(self._config.model_type)
         self._layout = make_layout(layout, self._config, device)
         model.set_attn_implementation(self._layout.attention)
-        self._model: nn.Module = model.to(device)  # type: ignore[arg-type]
+        self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
         self._exit = leave.to(device) if leave else None
         self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
+        self._graph: Forward | None = None
 
     @classmethod
     def load(
@@ -86,6 +88,7 @@ class Encoder:
         dtype: str = "auto",
         calibration: Calibration | None = None,
         layout: Layout = "auto",
+        backend: Backend = "torch",
     ) -> "Encoder":
         """Load the model that the spec was resolved with; refuse files that are not the same or do not fit.
 
@@ -100,12 +103,27 @@ class Encoder:
             )
         chosen_dtype = resolve_dtype(dtype, device, recipe.family)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
+        head, leave = load_way_out(spec, recipe, calibration)
+        if resolve_backend(backend, device, chosen_dtype, chosen_layout) == "openvino":
+            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
+            exact = cls(model, head, leave, spec.pooling, torch.device(device))
+            converted = agree_on_backend(exact, partial(exact.converted, chosen_dtype), backend)
+            if converted is not None:
+                return converted
         model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
-        head, leave = load_way_out(spec, recipe, calibration, int(model.config.hidden_size))
         build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
         if chosen_layout == "padded" or torch.device(device).type == "cpu":
             return build(chosen_layout)
         return agree_on_layout(build, layout)
+
+    def converted(self, dtype: torch.dtype) -> "Encoder":
+        """Give this encoder with its layers and pooling run by OpenVINO, a batch a stream; the head, and all taps, stay torch's."""
+        from embedder.model.openvino import Graph  # extra openvino
+
+        converted = copy(self)
+        with self._pooled() as forward:
+            converted._graph = Graph(self._model, forward, dtype, torch.get_num_threads())
+        return converted
 
     @property
     def dim(self) -> int:
@@ -156,11 +174,9 @@ class Encoder:
 
         Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
         """
-        if self._exit is None:
-            return self._run(token_ids, token_budget, self.dim, self._embed)
-        leave = self._exit
-        with self._tapped(leave.layers, join_poolers(exit_poolings(self._pooling))) as forward:
-            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch)[0])))
+        with self._pooled() as forward:
+            leave = self._exit or nn.Identity()
+            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch))))
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], poolings: Sequence[Pooling] = ()
@@ -195,6 +211,17 @@ class Encoder:
             rows_NX = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish).vectors_ND
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
         return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1])
+
+    @contextmanager
+    def _pooled(self) -> Iterator[Forward]:
+        """Give what turns a batch into the pooled states that the head reads, or the map of an exit before it."""
+        if self._graph is not None:
+            yield self._graph
+        elif self._exit is None:
+            yield lambda batch: self._pool(self._hidden(batch), batch)
+        else:
+            with self._tapped(self._exit.layers, join_poolers(exit_poolings(self._pooling))) as forward:
+                yield lambda batch: forward(batch)[0]
 
     @contextmanager
     def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[TappedForward]:
@@ -256,19 +283,15 @@ class Encoder:
         with ThreadPoolExecutor(num_threads, initializer=set_threads, initargs=(1,)) as pool:
             return list(pool.map(run_batch, range(num_batches)))
 
-    def _embed(self, batch: Batch) -> Tensor:
-        vectors_BD: Tensor = self._head(self._pool(self._hidden(batch), batch))
-        return vectors_BD
-
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self._model(**batch.inputs()).last_hidden_state
         return hidden
 
 
-def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, hidden_size: int) -> tuple[Head, Exit | None]:
+def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None) -> tuple[Head, Exit | None]:
     """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
     if spec.exit == "native":
         return Head(load_steps(recipe.steps), spec), None
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(calibration.maps[spec.depth], hidden_size)
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(calibration.maps[spec.depth], recipe.hidden_size)

@@ -4,14 +4,15 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from embedder.config import Layout
+from embedder.config import Backend, Layout
 from embedder.errors import ConfigError, ModelError
 from embedder.model.batches import LayoutName
 from embedder.model.families import find_family
@@ -19,6 +20,8 @@ from embedder.model.files import ModelRecipe
 from embedder.spec import FinalNorm
 
 logger = logging.getLogger(__name__)
+
+BackendName = Literal["torch", "openvino"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
@@ -44,6 +47,21 @@ def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str)
     if layout == "auto":
         return "packed" if is_cuda and is_half and can_pack else "padded"
     return layout
+
+
+def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName) -> BackendName:
+    """Choose what runs the layers: auto is openvino where it is installed, for padded batches on a CPU. It has yet to agree with torch."""
+    if backend != "auto":
+        check_backend(backend)
+        return backend
+    fits = torch.device(device).type == "cpu" and dtype != torch.float16 and layout == "padded"
+    return "openvino" if fits and _has_openvino() else "torch"
+
+
+def check_backend(backend: Backend) -> None:
+    """Refuse a backend that is not installed."""
+    if backend == "openvino" and not _has_openvino():
+        raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
 
 
 def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> PreTrainedModel:
@@ -92,6 +110,10 @@ def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
     config.num_hidden_layers = depth
     config.use_cache = False
     return config
+
+
+def _has_openvino() -> bool:
+    return find_spec("openvino") is not None
 
 
 def _multiplies_bfloat16(device: str) -> bool:

@@ -1,4 +1,7 @@
-"""Fixed token ids by which encoders are compared, and packed sequences held against padded ones before anything is stored."""
+"""Fixed token ids by which encoders are compared: packed sequences are held against padded ones, and a converted encoder against torch's.
+
+Nothing is stored before that.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from embedder.config import Layout
+from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.batches import LayoutName
 from embedder.model.families import position_limit
@@ -61,8 +64,29 @@ def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
         raise
     except RuntimeError as error:  # what torch raises where a device has no kernel
         return f"attention over packed sequences does not run on this device ({error})"
-    norms_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
-    cosine = float(((vectors_ND * expected_ND).sum(axis=1) / norms_N).min())
+    cosine = least_cosine(vectors_ND, expected_ND)
     return (
         None if cosine >= LAYOUT_COSINE else f"packed, a probe's vector has a cosine of {cosine:.4f} to the same padded ({LAYOUT_COSINE})"
     )
+
+
+def agree_on_backend(expected: Probed, convert: Callable[[], Encoding], asked: Backend) -> Encoding | None:
+    """Give the converted encoder if it gives torch's vectors; else refuse where it was asked for, or warn and give None."""
+    try:
+        converted = convert()
+        cosine = least_cosine(converted.probe_rows(), expected.probe_rows())
+        fault = f"a probe's vector has a cosine of {cosine:.4f} to torch's ({LAYOUT_COSINE})"
+        if cosine >= LAYOUT_COSINE:
+            return converted
+    except ModelError as error:
+        fault = str(error)
+    if asked == "openvino":
+        raise ModelError(f"compute.backend=openvino: {fault}; choose auto or torch")
+    logger.warning("compute.backend=auto: openvino: %s; going on with torch, which is slower", fault)
+    return None
+
+
+def least_cosine(vectors_ND: np.ndarray, expected_ND: np.ndarray) -> float:
+    """Compare row by row; what is not a number stays so."""
+    norms_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
+    return float(((vectors_ND * expected_ND).sum(axis=1) / norms_N).min())

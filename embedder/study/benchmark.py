@@ -1,4 +1,4 @@
-"""Tokens a second on this machine: the encoder by depth and dtype beside sentence-transformers, and the whole job beside the encoder.
+"""Tokens a second on this machine: the encoder by depth, dtype and backend beside its peers, and the whole job beside the encoder.
 
 Contenders run in turn, round after round, so that a machine that slows down slows all of them; what is reported is the
 median over rounds of each one's ratio to the reference of the same round.
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,14 +21,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import ChunkingConfig, EmbedConfig, EmbeddingConfig
+from embedder.config import Backend, ChunkingConfig, EmbedConfig, EmbeddingConfig
 from embedder.demo import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.preparation import prepare_run
+from embedder.progress import align
 from embedder.run import run_embed
 from embedder.schema import DOCUMENTS
+from embedder.study.peers import open_peers
 from embedder.study.quality import cut, mean_reciprocal_rank
 from embedder.study.timing import Run, Timing, compare
 from embedder.summary import Summary
@@ -43,8 +46,16 @@ def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel, chunking: bool
     return chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
 
 
-def benchmark_encoder(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> tuple[int, list[Timing]]:
-    """Compare the encoder, tokenizing included, with sentence-transformers' encode; the reference is its default. Gives tokens, timings."""
+OURS = "embedder, "
+
+
+def benchmark_encoder(
+    model: str, texts: Sequence[str], token_budget: int, rounds: int, peer_python: str | None = None
+) -> tuple[int, list[Timing]]:
+    """Compare the encoder, tokenizing included, with sentence-transformers' encode; the reference is its default. Gives tokens, timings.
+
+    `peer_python` runs more peers, in an environment of their own.
+    """
     from sentence_transformers import SentenceTransformer
 
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
@@ -54,10 +65,21 @@ def benchmark_encoder(model: str, texts: Sequence[str], token_budget: int, round
     for name, dtype in (("default", None), ("bfloat16", torch.bfloat16)):
         peer = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype} if dtype else {})
         contenders[f"sentence-transformers, {name}"] = partial(peer.encode, list(texts), show_progress_bar=False)
-    for dtype_name in ("float32", "auto"):
-        encoder = Encoder.load(resolved.spec, "cpu", dtype_name)
-        contenders[f"embedder, {dtype_name}"] = partial(_embed, encoder, texts, resolved, token_budget)
-    return num_tokens, compare(contenders, num_tokens, rounds)
+    backends: list[Backend] = ["torch", "openvino"] if find_spec("openvino") else ["torch"]
+    for backend in backends:
+        for dtype_name in ("float32", "auto"):
+            encoder = Encoder.load(resolved.spec, "cpu", dtype_name, backend=backend)
+            contenders[f"{OURS}{backend}, {dtype_name}"] = partial(_embed, encoder, texts, resolved, token_budget)
+    with open_peers(peer_python, folder, texts) as peers:
+        return num_tokens, compare({**contenders, **peers}, num_tokens, rounds)
+
+
+def lay_out(timings: Sequence[Timing]) -> str:
+    """Lay out the contenders, and how much faster the fastest of ours was than the fastest of the others, in the same rounds."""
+    ours = max((each for each in timings if each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
+    best = max((each for each in timings if not each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
+    rows = [(each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x") for each in timings]
+    return f"{align(rows)}\n\n{ours.name}: {ours.ratio_to(best):.2f} x the best peer ({best.name})"
 
 
 def _embed(encoder: Encoder, texts: Sequence[str], resolved: ResolvedModel, token_budget: int) -> None:
@@ -84,6 +106,12 @@ class DepthTiming:
         """Lay out the figures in columns."""
         found = "".join(f"{score:7.3f}" for score in self.found.values())
         return f"{found}  {self.tokens_per_second:9,.0f}  {self.speedup:5.2f}x  {self.layer_speedup:5.2f}x  {self.ideal:4.2f}x"
+
+
+def lay_out_depths(depths: Sequence[DepthTiming]) -> str:
+    """Lay out the depths, the full model first."""
+    heading = "names that find their own documentation (MRR@10) by dim, and speed beside the full model"
+    return f"{heading}\n" + align([("depth", depths[0].heading()), *((str(each.depth), each.line()) for each in depths)])
 
 
 DIMS = (384, 128, 64, 32)
@@ -214,7 +242,7 @@ def benchmark_job(model: str, token_budget: int, rounds: int) -> JobTiming:
 def _encoder_rate(model: str, token_budget: int) -> float:
     """Tokens a second of the encoder over the chunks of the same documents, tokenized beforehand, in units of 500."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
-    encoder = Encoder.load(resolved.spec, "cpu", "auto")
+    encoder = Encoder.load(resolved.spec, "cpu", "auto", backend="auto")
     texts = [f"{each.title} {each.text}" for each in read_documents()[0]]
     token_ids = tokenize_texts(texts, resolved, chunking=True)["token_ids"].combine_chunks()
     units = [token_ids.slice(first, 500) for first in range(0, len(token_ids), 500)]

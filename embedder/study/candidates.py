@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import ComputeConfig, Layout
+from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, exit_poolings
@@ -45,6 +45,8 @@ class Machine:
     dtype: str
     token_budget: int
     layout: Layout = "auto"
+    backend: Backend = "torch"
+    """Of what is timed; taps are torch's."""
 
     @property
     def block_tokens(self) -> int:
@@ -55,7 +57,8 @@ class Machine:
 def choose_machine(compute: ComputeConfig) -> Machine:
     """Fill in what the settings leave open from what this machine has."""
     device = compute.device if compute.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return Machine(device, compute.dtype, compute.token_budget or (65536 if device == "cuda" else 4096), compute.layout)
+    budget = compute.token_budget or (65536 if device == "cuda" else CPU_TOKENS)
+    return Machine(device, compute.dtype, budget, compute.layout, compute.backend)
 
 
 class Candidate(Protocol):

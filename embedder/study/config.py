@@ -202,4 +202,6 @@ class CalibrateConfig(Section):
         given += ["quantization"] if self.embedding.quantization != "none" else []
         if given:
             raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
+        if self.compute.backend == "openvino":
+            raise ValueError("compute.backend=openvino: a sample is tapped by torch; leave it out, and set it in the embed run")
         return self

@@ -118,10 +118,12 @@ def load_encoders(model: Model, machine: Machine, calibration: Calibration | Non
     encoders: dict[Leaving, Encoder] = {}
     for depth in model.depths:
         cut = spec.model_copy(update={"depth": depth})
-        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype, layout=machine.layout)
+        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype, None, machine.layout, machine.backend)
         if calibration and depth in maps:
             leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[depth, "calibrated"] = Encoder.load(leaving, machine.device, machine.dtype, calibration, machine.layout)
+            encoders[depth, "calibrated"] = Encoder.load(
+                leaving, machine.device, machine.dtype, calibration, machine.layout, machine.backend
+            )
     return encoders
 
 

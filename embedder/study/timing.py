@@ -15,6 +15,12 @@ class Timing:
     name: str
     tokens_per_second: float
     ratio: float
+    seconds: tuple[float, ...] = ()
+    """By round, for other ratios."""
+
+    def ratio_to(self, other: "Timing") -> float:
+        """Give the median over rounds of how many times faster it was."""
+        return statistics.median(theirs / mine for theirs, mine in zip(other.seconds, self.seconds, strict=True))
 
 
 def compare(contenders: Mapping[str, Run], num_tokens: int, rounds: int) -> list[Timing]:
@@ -32,6 +38,7 @@ def compare(contenders: Mapping[str, Run], num_tokens: int, rounds: int) -> list
             name,
             num_tokens / statistics.median(taken),
             statistics.median(theirs / mine for theirs, mine in zip(reference, taken, strict=True)),
+            tuple(taken),
         )
         for name, taken in seconds.items()
     ]

