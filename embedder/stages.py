@@ -29,6 +29,7 @@ from embedder.source.documents import SourceUnit, read_units
 from embedder.source.rows import EXCERPT_CHARS
 from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
+from embedder.text.rarity import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 from embedder.work import Part, PartName, Stats, Task
 
@@ -112,6 +113,12 @@ def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> di
     """Chunk and tokenize one unit of a sample."""
     chunks = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)
     return {"number": row["number"], "chunks": to_ipc(chunks)}
+
+
+def count_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
+    """Count of one unit of a sample its chunks, and for each token id those that hold it."""
+    token_ids = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)["token_ids"].combine_chunks()
+    return {"chunks": len(token_ids), "counts": count_tokens(token_ids, vocab_size).tobytes()}
 
 
 def folder_of(job: Job) -> Folder:

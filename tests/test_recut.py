@@ -83,7 +83,7 @@ def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch:
 def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Path) -> None:
     ranges = Ranges(np.full(2, -0.5, np.float32), np.full(2, 0.5, np.float32))
     uri = str(tmp_path / "calibration")
-    write_calibration(Calibration(fitted_for(SPEC), 6, {}, {RangeKey("native", 6, 2): ranges}), uri)
+    write_calibration(Calibration(fitted_for(SPEC), 6, np.zeros(8, np.float32), {}, {RangeKey("native", 6, 2): ranges}), uri)
     recut(parent, dim=2)
     made = MadeTable(parent.uri)
     run_recut(

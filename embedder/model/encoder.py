@@ -21,12 +21,12 @@ from embedder.config import Layout
 from embedder.errors import ModelError
 from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
-from embedder.model.exits import Exit, exit_poolings, normalise_states
+from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, Floats, normalise_states
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe, locate_model, read_recipe
-from embedder.model.loading import load_transformer, resolve_dtype, resolve_layout
+from embedder.model.loading import load_trained, load_transformer, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
-from embedder.model.pooling import POOLERS, Head, Pooler, join_poolers, load_steps
+from embedder.model.pooling import POOLERS, Head, Pooler, load_steps
 from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_layout, make_probe
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
@@ -60,6 +60,7 @@ class ExitStates:
     """By depth: what an encoder cut there would give, at full width."""
     full_NW: np.ndarray  # noqa: N815
     """What this encoder gives."""
+    token_ids: pa.ListArray
 
 
 class Encoder:
@@ -101,7 +102,7 @@ class Encoder:
         chosen_dtype = resolve_dtype(dtype, device, recipe.family)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
-        head, leave = load_way_out(spec, recipe, calibration, int(model.config.hidden_size))
+        head, leave = load_way_out(spec, recipe, calibration, model)
         build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
         if chosen_layout == "padded" or torch.device(device).type == "cpu":
             return build(chosen_layout)
@@ -159,32 +160,34 @@ class Encoder:
         if self._exit is None:
             return self._run(token_ids, token_budget, self.dim, self._embed)
         leave = self._exit
-        with self._tapped(leave.layers, join_poolers(exit_poolings(self._pooling))) as forward:
+        with self._tapped(leave.layers, leave.pool) as forward:
             return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch)[0])))
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], poolings: Sequence[Pooling] = ()
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], token_weights_V: Floats | None = None
     ) -> dict[int, np.ndarray]:
         """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
 
-        Depth 0 is the embedding layer's output. Order and number of rows are kept. `poolings` replace the spec's, their states
-        side by side.
+        Depth 0 is the embedding layer's output. Order and number of rows are kept. With token weights, states are pooled as
+        a calibrated exit reads them.
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
-        poolings = poolings or (self._pooling,)
-        width = len(depths) * len(poolings) * int(self._config.hidden_size)
-        with self._tapped(depths, join_poolers(poolings)) as forward:
+        pool = self._pool if token_weights_V is None else self._exit_pooler(token_weights_V)
+        width = len(depths) * (1 if token_weights_V is None else NUM_POOLINGS) * int(self._config.hidden_size)
+        with self._tapped(depths, pool) as forward:
             states_NW = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
-    def tap_exits(self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int]) -> ExitStates:
+    def tap_exits(
+        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], token_weights_V: Floats
+    ) -> ExitStates:
         """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
-        poolings = exit_poolings(self._pooling)
-        block, own = len(poolings) * hidden_size, poolings.index(self._pooling) * hidden_size
+        pool = self._exit_pooler(token_weights_V)
+        block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
         width = len(layers) * block
-        with self._tapped(layers, join_poolers(exit_poolings(self._pooling))) as forward:
+        with self._tapped(layers, pool) as forward:
 
             def finish(batch: Batch) -> Tensor:
                 states_BF, hidden = forward(batch)
@@ -194,7 +197,10 @@ class Encoder:
 
             rows_NX = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish).vectors_ND
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
-        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1])
+        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1], token_ids)
+
+    def _exit_pooler(self, token_weights_V: Floats) -> ExitPooler:
+        return ExitPooler(self._pooling, token_weights_V).to(self._device)
 
     @contextmanager
     def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[TappedForward]:
@@ -265,10 +271,18 @@ class Encoder:
         return hidden
 
 
-def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, hidden_size: int) -> tuple[Head, Exit | None]:
-    """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
+def load_way_out(
+    spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, model: PreTrainedModel
+) -> tuple[Head, Exit | None]:
+    """Load what follows the layers: the model's own modules, or a calibrated exit, behind which they are not run again.
+
+    Where the exit's layers were trained too, their weights take the place of the model's.
+    """
     if spec.exit == "native":
         return Head(load_steps(recipe.steps), spec), None
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(calibration.maps[spec.depth], hidden_size)
+    exit_map = calibration.maps[spec.depth]
+    load_trained(model, exit_map)
+    pool = ExitPooler(spec.pooling, calibration.token_weights_V)
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(exit_map, pool, int(model.config.hidden_size))
