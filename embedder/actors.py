@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.config import Backend, Layout
@@ -128,6 +129,7 @@ class Tapping:
     layers: tuple[int, ...]
     depths: tuple[int, ...]
     """Of the layers, those where exits are to be."""
+    token_weights_V: npt.NDArray[np.float32]  # noqa: N815
 
 
 class TapActor:
@@ -142,6 +144,13 @@ class TapActor:
     def __call__(self, row: Row) -> dict[str, Any]:
         """Replace a unit's chunks by their states."""
         token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
-        tapped = self.encoder.tap_exits(token_ids, self.token_budget, self.tapping.layers, self.tapping.depths)
-        native = np.concatenate([tapped.native[depth] for depth in self.tapping.depths], axis=1)
-        return {"number": row["number"], "states": tapped.states_NF.tobytes(), "native": native.tobytes(), "full": tapped.full_NW.tobytes()}
+        wanted = self.tapping
+        tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.token_weights_V)
+        native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
+        return {
+            "number": row["number"],
+            "tokens": to_ipc(pa.table({"token_ids": token_ids})),
+            "states": tapped.states_NF.tobytes(),
+            "native": native.tobytes(),
+            "full": tapped.full_NW.tobytes(),
+        }

@@ -269,19 +269,6 @@ class GateConfig(Section):
     """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
 
 
-class RecutConfig(Section):
-    """One recut: make the table at output.uri hold the rows of parent.uri, their vectors cut or quantized. No encoder runs."""
-
-    parent: TableConfig
-    output: CutTableConfig
-
-    @model_validator(mode="after")
-    def _another_folder(self) -> "RecutConfig":
-        if self.parent.uri.rstrip("/") == self.output.uri.rstrip("/"):
-            raise ValueError(f"output.uri={self.output.uri!r} is the parent itself; choose another folder")
-        return self
-
-
 class EmbedConfig(Section):
     """One embed run: make the table at output.uri match the documents at source.uri."""
 

@@ -11,10 +11,10 @@ import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,13 +29,17 @@ from embedder.errors import ConfigError, EmbedderError
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.encoder import ExitStates
 from embedder.planning import Plan
-from embedder.stages import Job, Row, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
+from embedder.spec import EmbeddingSpec
+from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
+from embedder.text.rarity import Counts
 from embedder.work import Part, Stats, Task
 
 API_ACTORS = 4
 """Requests in flight at a time, of some seconds each, where the settings do not say."""
 API_ACTOR_CPUS = 0.1
 """It waits."""
+
+Step = TypeVar("Step")
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Ray appends to whatever a worker raises how to make Ray repeat it."""
@@ -164,6 +168,19 @@ class Reporter:
                 self._told[key] = sample.value
 
 
+def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int, pool: Pool) -> tuple[int, Counts]:
+    """Tokenize units of DOCUMENTS; give their chunks, and for each token id the chunks that hold it."""
+    rows = [{"documents": to_ipc(documents)} for documents in units]
+    graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        count_documents, fn_args=(spec, tokenizer_json, vocab_size), num_cpus=pool.reader_cpus
+    )
+    chunks, counts_V = 0, np.zeros(vocab_size, np.int64)
+    for row in iterate(graph):
+        chunks += row["chunks"]
+        counts_V += np.frombuffer(row["counts"], np.int64)
+    return chunks, counts_V
+
+
 def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:
     """Tap units of DOCUMENTS, none of them empty; yield each with its number as it lands, in no order."""
     rows = [{"number": number, "documents": to_ipc(documents)} for number, documents in enumerate(units)]
@@ -182,7 +199,18 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
         full_NW = np.frombuffer(row["full"], np.float32).reshape(-1, tapping.spec.dim)
         native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
         by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
-        yield row["number"], ExitStates(np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1), by_depth, full_NW)
+        states_NF = np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1)
+        yield row["number"], ExitStates(states_NF, by_depth, full_NW, from_ipc(row["tokens"])["token_ids"].combine_chunks())
+
+
+def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:
+    """Run a generator where there is what an encoder actor holds, and give what it yields as it comes."""
+    remote = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus or None, max_retries=0)(steps)
+    try:
+        for reference in remote.remote(*args):
+            yield ray.get(reference)
+    except RayError as error:
+        raise find_cause(error) from error
 
 
 def iterate(graph: Dataset) -> Iterator[Row]:

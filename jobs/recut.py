@@ -5,9 +5,8 @@ python -m jobs.recut CONFIG [--section.key value …] [--print-config]
 
 from collections.abc import Sequence
 
-from embedder.config import RecutConfig
 from embedder.logs import start_logging
-from embedder.recut import run_recut
+from embedder.recut import RecutConfig, run_recut
 from embedder.settings import dump_config, load_config, run_job
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import EmbedConfig, RecutConfig
+from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, write_calibration
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.quantization import Ranges, to_int8
-from embedder.recut import check_cuts, run_recut
+from embedder.recut import RecutConfig, check_cuts, run_recut
 from tests.tables import DIM, Corpus, MadeTable
 from tests.test_spec import SPEC
 
@@ -83,7 +83,7 @@ def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch:
 def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Path) -> None:
     ranges = Ranges(np.full(2, -0.5, np.float32), np.full(2, 0.5, np.float32))
     uri = str(tmp_path / "calibration")
-    write_calibration(Calibration(fitted_for(SPEC), 6, {}, {RangeKey("native", 6, 2): ranges}), uri)
+    write_calibration(Calibration(fitted_for(SPEC), 6, np.zeros(8, np.float32), {}, {RangeKey("native", 6, 2): ranges}), uri)
     recut(parent, dim=2)
     made = MadeTable(parent.uri)
     run_recut(

@@ -201,6 +201,23 @@ def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
         load_config(CalibrateConfig, [path, *flag])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--calibrate.method", "distill"], "calibrate.depths: distill trains each depth for itself; name those that are wanted"),
+        (["--calibrate.distill.epochs", "3"], "calibrate.distill has no effect with calibrate.method ridge"),
+        (
+            ["--calibrate.method", "distill", "--calibrate.depths", "[3]", "--embedding.normalize", "false"],
+            "embedding.normalize=false: distill compares cosines",
+        ),
+    ],
+)
+def test_what_distilling_needs_is_said_at_once(flags: list[str], message: str) -> None:
+    path = str(Path(__file__).parents[1] / "configs/calibrate/quickstart.yaml")
+    with pytest.raises(ConfigError, match=message):
+        load_config(CalibrateConfig, [path, *flags])
+
+
 def test_short_flags_stand_for_long_ones() -> None:
     sweep = str(Path(__file__).parents[1] / "configs/sweep/quickstart.yaml")
     short = {"min-quality": "pick.min_quality"}

@@ -42,7 +42,7 @@ def resolve_api(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resolve
         raise ConfigError(f"{where}: {error}") from error
     if problems:
         raise ConfigError("\n".join(problems))
-    return ResolvedModel(spec, tokenizer.to_str() if tokenizer else "", len(full_W))
+    return ResolvedModel(spec, tokenizer.to_str() if tokenizer else "", len(full_W), vocab_size=0)
 
 
 def load_counter(name: str) -> Tokenizer:

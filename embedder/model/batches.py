@@ -3,7 +3,7 @@
 B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,11 +33,18 @@ class Batch(Protocol):
     def first_B(self) -> Tensor:  # noqa: N802
         """Places of the first tokens among all that are computed."""
 
+    @property
+    def token_ids(self) -> Tensor:
+        """Ids of all tokens computed, laid out as their states are."""
+
     def inputs(self) -> Mapping[str, Any]:
         """Give what the model is called with."""
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
+
+    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
+        """Add them up once for each way of weighing, laid out as the tokens are, in float32: (B, P, H)."""
 
 
 class BatchLayout(Protocol):
@@ -74,6 +81,11 @@ class PaddedBatch:
         """Places of the first tokens, row by row."""
         return torch.arange(0, self.ids_BL.numel(), self.ids_BL.shape[1], device=self.ids_BL.device)
 
+    @property
+    def token_ids(self) -> Tensor:
+        """Ids of all tokens computed, padding included."""
+        return self.ids_BL
+
     def inputs(self) -> Mapping[str, Any]:
         """Give ids and mask."""
         return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
@@ -83,6 +95,13 @@ class PaddedBatch:
         if self.mask_BL is not None:
             hidden = hidden * self.mask_BL.unsqueeze(-1)
         return hidden.sum(dim=1, dtype=torch.float32)
+
+    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
+        """Add up along each row, all ways in one product."""
+        weights_BPL = torch.stack(tuple(weights_P), dim=1)
+        if self.mask_BL is not None:
+            weights_BPL = weights_BPL * self.mask_BL.unsqueeze(1)
+        return torch.bmm(weights_BPL, hidden.float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +123,11 @@ class PackedBatch:
         """Places of the first tokens."""
         return self.segments.offsets_S[:-1].long()
 
+    @property
+    def token_ids(self) -> Tensor:
+        """Ids of all tokens."""
+        return self.ids_1T
+
     def inputs(self) -> Mapping[str, Any]:
         """Give ids, positions that start again with each sequence, and the bounds that attention keeps to."""
         return {"input_ids": self.ids_1T, "position_ids": self.positions_1T, "segments": self.segments}
@@ -112,6 +136,10 @@ class PackedBatch:
         """Add up each segment."""
         # unsafe leaves out a check of the lengths, for which the host would wait for the device
         return torch.segment_reduce(hidden[0].float(), "sum", lengths=self.lengths_B, unsafe=True)
+
+    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
+        """Add up each segment, one way after the other."""
+        return torch.stack([self.sum_tokens(hidden * weights.unsqueeze(-1)) for weights in weights_P], dim=1)
 
 
 class PaddedLayout:

@@ -1,10 +1,12 @@
 """A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, and the ranges of int8. F = features, W = the full model's width, D = dim.
+It holds exit maps, which make shallow depths usable, the layers before them where these were trained too, and the ranges of
+int8. F = features, W = the full model's width, D = dim, V = token ids.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +22,8 @@ from embedder.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 
-FORMAT = 1
-"""Raised when an artifact of before could be misread."""
+FORMAT = 2
+"""Raised when an artifact of before could be misread. 2: maps also read the mean weighted by token."""
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
 
@@ -37,6 +39,8 @@ class ExitMap:
     """In rising order, 0 the embedding layer, the last one the depth."""
     weight_FW: Floats  # noqa: N815
     bias_W: Floats  # noqa: N815
+    trained: Mapping[str, Floats] = field(default_factory=dict)
+    """Weights of the kept layers, by name, where they were trained for this depth; those left out are the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Calibration:
     fitted_for: Mapping[str, Any]
     """The fields of the spec it depends on, with the model's name and revision for messages."""
     full_depth: int
+    token_weights_V: Floats  # noqa: N815
+    """By token id: what a token counts in the weighted mean that maps read."""
     maps: Mapping[int, ExitMap]
     ranges: Mapping[RangeKey, Ranges]
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -73,15 +79,16 @@ class Calibration:
     def fingerprint(self) -> str:
         """Digest what can move a vector: every number, and what they were fitted for."""
         tensors = self.tensors()
-        numbers = {name: digest(str(tensors[name].shape), tensors[name].tobytes().hex()) for name in sorted(tensors)}
+        numbers = {name: [tensors[name].shape, digest_array(tensors[name])] for name in sorted(tensors)}
         layers = {str(depth): exit_map.layers for depth, exit_map in self.maps.items()}
         return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, layers, numbers)
 
     def tensors(self) -> dict[str, Floats]:
         """Name every array, as the safetensors file does."""
-        found: dict[str, Floats] = {}
+        found: dict[str, Floats] = {"tokens": self.token_weights_V}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
+            found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
         for key, ranges in self.ranges.items():
             found |= {f"range.{key}.low": ranges.low_D, f"range.{key}.high": ranges.high_D}
         return found
@@ -96,6 +103,11 @@ class Calibration:
             else f"{name}: {self.fitted_for[name]!r} → {asked[name]!r}"
             for name in named
         ]
+
+
+def digest_array(array: Floats) -> str:
+    """Hash the numbers of an array, whatever their number."""
+    return hashlib.blake2b(np.ascontiguousarray(array, np.dtype("<f4")).tobytes(), digest_size=16).hexdigest()
 
 
 def fitted_for(spec: EmbeddingSpec) -> dict[str, Any]:
@@ -123,6 +135,12 @@ def write_calibration(calibration: Calibration, uri: str, options: Options | Non
     Store(folder.child(DESCRIPTION), options).write_once(json.dumps(description, indent=1).encode())
 
 
+def read_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -> ExitMap:
+    """Take one depth's arrays from the file's."""
+    trained = {name.removeprefix(f"layers.{depth}."): tensor for name, tensor in tensors.items() if name.startswith(f"layers.{depth}.")}
+    return ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"], trained)
+
+
 def load_calibration(uri: str, options: Options | None = None) -> Calibration:
     """Read an artifact and check it against its own fingerprint; ConfigError if there is none."""
     folder = Store(uri, options)
@@ -139,10 +157,8 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
         calibration = Calibration(
             fitted_for=description["fitted_for"],
             full_depth=description["full_depth"],
-            maps={
-                int(depth): ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"])
-                for depth, layers in description["maps"].items()
-            },
+            token_weights_V=tensors["tokens"],
+            maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },

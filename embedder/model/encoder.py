@@ -22,12 +22,13 @@ from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
-from embedder.model.exits import Exit, exit_poolings, normalise_states
+from embedder.model.cutting import load_layers, load_way_out
+from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, Floats, normalise_states
 from embedder.model.families import find_family
-from embedder.model.files import ModelRecipe, locate_model, read_recipe
-from embedder.model.loading import load_transformer, resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.files import locate_model, read_recipe
+from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
-from embedder.model.pooling import POOLERS, Head, Pooler, join_poolers, load_steps
+from embedder.model.pooling import POOLERS, Head, Pooler
 from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
@@ -61,6 +62,7 @@ class ExitStates:
     """By depth: what an encoder cut there would give, at full width."""
     full_NW: np.ndarray  # noqa: N815
     """What this encoder gives."""
+    token_ids: pa.ListArray
 
 
 class Encoder:
@@ -105,12 +107,12 @@ class Encoder:
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, leave = load_way_out(spec, recipe, calibration)
         if resolve_backend(backend, device, chosen_dtype, chosen_layout) == "openvino":
-            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
+            model = load_layers(spec, recipe, calibration, torch.float32)
             exact = cls(model, head, leave, spec.pooling, torch.device(device))
             converted = agree_on_backend(exact, partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
-        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
+        model = load_layers(spec, recipe, calibration, chosen_dtype)
         build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
         if chosen_layout == "padded" or torch.device(device).type == "cpu":
             return build(chosen_layout)
@@ -179,28 +181,30 @@ class Encoder:
             return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch))))
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], poolings: Sequence[Pooling] = ()
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], token_weights_V: Floats | None = None
     ) -> dict[int, np.ndarray]:
         """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
 
-        Depth 0 is the embedding layer's output. Order and number of rows are kept. `poolings` replace the spec's, their states
-        side by side.
+        Depth 0 is the embedding layer's output. Order and number of rows are kept. With token weights, states are pooled as
+        a calibrated exit reads them.
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
-        poolings = poolings or (self._pooling,)
-        width = len(depths) * len(poolings) * int(self._config.hidden_size)
-        with self._tapped(depths, join_poolers(poolings)) as forward:
+        pool = self._pool if token_weights_V is None else self._exit_pooler(token_weights_V)
+        width = len(depths) * (1 if token_weights_V is None else NUM_POOLINGS) * int(self._config.hidden_size)
+        with self._tapped(depths, pool) as forward:
             states_NW = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
-    def tap_exits(self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int]) -> ExitStates:
+    def tap_exits(
+        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], token_weights_V: Floats
+    ) -> ExitStates:
         """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
-        poolings = exit_poolings(self._pooling)
-        block, own = len(poolings) * hidden_size, poolings.index(self._pooling) * hidden_size
+        pool = self._exit_pooler(token_weights_V)
+        block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
         width = len(layers) * block
-        with self._tapped(layers, join_poolers(exit_poolings(self._pooling))) as forward:
+        with self._tapped(layers, pool) as forward:
 
             def finish(batch: Batch) -> Tensor:
                 states_BF, hidden = forward(batch)
@@ -210,7 +214,10 @@ class Encoder:
 
             rows_NX = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish).vectors_ND
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
-        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1])
+        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1], token_ids)
+
+    def _exit_pooler(self, token_weights_V: Floats) -> ExitPooler:
+        return ExitPooler(self._pooling, token_weights_V).to(self._device)
 
     @contextmanager
     def _pooled(self) -> Iterator[Forward]:
@@ -220,7 +227,7 @@ class Encoder:
         elif self._exit is None:
             yield lambda batch: self._pool(self._hidden(batch), batch)
         else:
-            with self._tapped(self._exit.layers, join_poolers(exit_poolings(self._pooling))) as forward:
+            with self._tapped(self._exit.layers, self._exit.pool) as forward:
                 yield lambda batch: forward(batch)[0]
 
     @contextmanager
@@ -286,12 +293,3 @@ class Encoder:
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self._model(**batch.inputs()).last_hidden_state
         return hidden
-
-
-def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None) -> tuple[Head, Exit | None]:
-    """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
-    if spec.exit == "native":
-        return Head(load_steps(recipe.steps), spec), None
-    if calibration is None or calibration.fingerprint != spec.calibration:
-        raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), Exit(calibration.maps[spec.depth], recipe.hidden_size)

@@ -1,24 +1,46 @@
 """The states of some layers → vectors of the full model's space, by a linear map that was fitted beforehand.
 
 B = sequences of a batch, L = tokens of its longest, H = hidden size, P = poolings, T = layers read, F = T·P·H features,
-W = width of the full model's vectors.
+W = width of the full model's vectors, V = token ids.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
+from embedder.model.pooling import POOLERS
 from embedder.spec import Pooling
 
+Floats = npt.NDArray[np.float32]
 
-def exit_poolings(pooling: Pooling) -> tuple[Pooling, ...]:
-    """Say how the states that a map reads are pooled: the mean, and the token in which a model of this pooling gathers the text.
+NUM_POOLINGS = 3
+
+
+class ExitPooler(nn.Module):
+    """Pools the states that a map reads, side by side: the mean, the token that gathers the text, the mean weighted by rarity.
 
     At depth 3 of all-MiniLM-L6-v2, on held-out news, the mean alone keeps 50% of the ten nearest neighbours (cosine
-    0.831), with the first token 55% (0.853); the last token or the maximum add nothing to that.
+    0.831), with the first token 55% (0.853).
     """
-    return ("mean", "last" if pooling == "last" else "cls")
+
+    def __init__(self, pooling: Pooling, token_weights_V: Floats) -> None:
+        super().__init__()
+        self.gathering: Pooling = "last" if pooling == "last" else "cls"
+        self.own = 0 if pooling == "mean" else 1
+        """Which of these is the model's own pooling."""
+        self.token_weights_V: Tensor
+        self.register_buffer("token_weights_V", torch.from_numpy(token_weights_V.copy()))
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Give (B, P·H); the weighted mean is of no certain length."""
+        weights = self.token_weights_V[batch.token_ids]
+        sums_BPH = batch.weigh_tokens(hidden, (torch.ones_like(weights), weights))
+        mean_BH = sums_BPH[:, 0] / batch.lengths_B.unsqueeze(-1)
+        return torch.cat([mean_BH, POOLERS[self.gathering](hidden, batch), sums_BPH[:, 1]], dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:
@@ -30,9 +52,9 @@ def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:
 class Exit(nn.Module):
     """An affine map over the normalised states, in float32; what comes out has the full model's width and still needs cut and L2."""
 
-    def __init__(self, exit_map: ExitMap, hidden_size: int) -> None:
+    def __init__(self, exit_map: ExitMap, pool: ExitPooler, hidden_size: int) -> None:
         super().__init__()
-        self.layers, self.hidden_size = exit_map.layers, hidden_size
+        self.layers, self.pool, self.hidden_size = exit_map.layers, pool, hidden_size
         num_features, width = exit_map.weight_FW.shape
         self.linear = nn.Linear(num_features, width)
         self.linear.weight.data = torch.from_numpy(exit_map.weight_FW).T.contiguous()

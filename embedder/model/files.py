@@ -31,6 +31,7 @@ class ModelRecipe:
     family: str
     num_layers: int
     hidden_size: int
+    vocab_size: int
     width: int
     """Components after pooling and the modules behind it."""
     has_final_norm: bool
@@ -85,6 +86,7 @@ def read_recipe(folder: Path) -> ModelRecipe:
         family=config.model_type,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
         width=_check_widths(layout, config.hidden_size),
         has_final_norm=family.final_norm is not None,
         max_tokens=min(limit, layout.max_seq_length or _tokenizer_length(layout.transformer_folder) or limit),

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from embedder.config import Backend, Layout
 from embedder.errors import ConfigError, ModelError
 from embedder.model.batches import LayoutName
+from embedder.model.calibration import ExitMap
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe
 from embedder.spec import FinalNorm
@@ -93,6 +94,15 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
         logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def load_trained(model: nn.Module, exit_map: ExitMap) -> None:
+    """Replace weights of the kept layers by those that were trained for an exit; a name or shape that the model lacks is refused."""
+    own = model.state_dict()
+    strange = [name for name, weights in exit_map.trained.items() if name not in own or own[name].shape != weights.shape]
+    if strange:
+        raise ModelError(f"embedding.calibration: {len(strange)} trained weights do not fit the model ({strange[0]}); make it anew")
+    model.load_state_dict({name: torch.from_numpy(weights) for name, weights in exit_map.trained.items()}, strict=False)
 
 
 def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:

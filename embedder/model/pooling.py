@@ -4,7 +4,7 @@ B = sequences of a batch, H = hidden size, W = width after the model's modules, 
 is padded and (1, T, H) where it is packed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +37,6 @@ def pool_last(hidden: Tensor, batch: Batch) -> Tensor:
 
 
 POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
-
-
-def join_poolers(poolings: Sequence[Pooling]) -> Pooler:
-    """Give what pools in each of these ways, side by side: (B, P·H)."""
-    poolers = [POOLERS[pooling] for pooling in poolings]
-    return poolers[0] if len(poolers) == 1 else lambda hidden, batch: torch.cat([pool(hidden, batch) for pool in poolers], dim=1)
 
 
 class Normalize(nn.Module):

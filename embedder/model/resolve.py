@@ -23,6 +23,7 @@ class ResolvedModel:
     tokenizer_json: str
     """For `tokenizers.Tokenizer.from_str`; neither truncates nor pads."""
     hidden_size: int
+    vocab_size: int
     calibration: Calibration | None = None
     """The artifact that the spec names, if it names one."""
 
@@ -51,7 +52,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     problems += _check_calibration(spec, embedding, calibration)
     if problems:
         raise ConfigError("\n".join(problems))
-    return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, calibration)
+    return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration)
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:

@@ -5,26 +5,27 @@ N = chunks, F = features, W = the full model's width, D = dim.
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from embedder.actors import Tapping
+from embedder.actors import Pool, Tapping
 from embedder.errors import ConfigError
-from embedder.model.calibration import Calibration, ExitMap, RangeKey, fitted_for
-from embedder.model.encoder import ExitStates
-from embedder.model.exits import exit_poolings
+from embedder.model.calibration import Calibration, ExitMap, fitted_for
+from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.pipeline import choose_pool, start_ray, tap_units
-from embedder.quantization import Ranges
+from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
+from embedder.study.collecting import Collected, Extremes, add_mapped, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
-from embedder.study.exits import Fidelity, Floats, Places, Sums, choose_layers, measure_fidelity, unit
+from embedder.study.distill import Progress, Teaching, distill_exit
+from embedder.study.exits import Features, Fidelity, choose_layers, measure_fidelity
 from embedder.summary import describe_environment
+from embedder.text.rarity import weigh_tokens
 
 UNIT_DOCUMENTS = 256
 LEAST_DOCUMENTS = 100
@@ -43,7 +44,10 @@ class ExitReport:
     num_features: int
     strength: float
     calibrated: Fidelity
+    """By the map alone."""
     native: Fidelity
+    distilled: Fidelity | None = None
+    """By layers and map trained together, where that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +62,6 @@ class Calibrated:
     num_held_out: int
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """Where each depth's features are among those tapped."""
-
-    layers: Mapping[int, tuple[int, ...]]
-    """By depth: the layers its map reads."""
-    tapped: tuple[int, ...]
-    block: int
-    """Features of a layer."""
-
-    def places(self, depth: int) -> Places:
-        """Give the columns of a depth's features."""
-        starts = [self.tapped.index(layer) * self.block for layer in self.layers[depth]]
-        return np.concatenate([np.arange(start, start + self.block) for start in starts])
-
-
-class Extremes:
-    """The smallest and largest value of each component, for every kind of vector that is asked for."""
-
-    def __init__(self, dims: Sequence[int], normalize: bool) -> None:
-        self.dims, self.normalize = dims, normalize
-        self.ranges: dict[RangeKey, Ranges] = {}
-
-    def add(self, exit_name: str, depth: int, vectors_NW: Floats) -> None:
-        """Take in full-width vectors, cut to every dim."""
-        for dim in self.dims:
-            cut_ND = unit(vectors_NW[:, :dim]) if self.normalize else vectors_NW[:, :dim]
-            key = RangeKey("calibrated" if exit_name == "calibrated" else "native", depth, dim)
-            low_D, high_D = cut_ND.min(axis=0), cut_ND.max(axis=0)
-            if key in self.ranges:
-                low_D, high_D = np.minimum(low_D, self.ranges[key].low_D), np.maximum(high_D, self.ranges[key].high_D)
-            self.ranges[key] = Ranges(low_D, high_D)
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What one pass over the sample leaves: sums, the chunks held out, the others' states in files, and the raw exits' extremes."""
-
-    sums: Sums
-    held_out: ExitStates
-    files: tuple[Path, ...]
-    extremes: Extremes
-
-
 def run_calibrate(config: CalibrateConfig) -> Calibrated:
     """Draw the sample, tap it in one pass, fit and measure; nothing is written."""
     model = resolve_model(config.embedding, config.chunking)
@@ -109,17 +69,22 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     settings, source = config.calibrate, config.source
     sample = sample_documents(source, list_shards(source), settings.num_documents, settings.seed)
     units, num_held_out = cut_sample(sample.documents, settings)
-    block = len(exit_poolings(model.spec.pooling)) * model.hidden_size
+    block = NUM_POOLINGS * model.hidden_size
     layers = {depth: choose_layers(depth, block) for depth in depths if depth < model.spec.depth}
     features = Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), block)
     start_ray()
-    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths)
+    pool = choose_pool(config.compute)
+    chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
+    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weigh_tokens(counts_V, chunks))
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
-        extremes = Extremes(dims, model.spec.normalize)
-        tapped = tap_units(units, tapping, choose_pool(config.compute))
-        collected = collect(tapped, num_held_out, len(units), Path(folder), extremes)
+        extremes, is_distilled = Extremes(dims, model.spec.normalize), settings.method == "distill"
+        collected = collect(tap_units(units, tapping, pool), num_held_out, len(units), Path(folder), extremes, is_distilled)
         maps, exits = fit_exits(collected, features, settings.strengths)
-        add_mapped(collected, features, maps)
+        if is_distilled:
+            teacher = Teacher(tapping, collected, features, settings, pool)
+            exits = tuple(teacher.teach(maps, each) for each in exits)
+        else:
+            add_mapped(collected, features, maps)
     record = {
         "source": source.uri,
         "seed": settings.seed,
@@ -129,7 +94,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         "exits": [asdict(each) for each in exits],
         "environment": describe_environment(),
     }
-    calibration = Calibration(fitted_for(model.spec), model.spec.depth, maps, extremes.ranges, record)
+    calibration = Calibration(fitted_for(model.spec), model.spec.depth, tapping.token_weights_V, maps, extremes.ranges, record)
     return Calibrated(calibration, exits, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
 
 
@@ -163,31 +128,6 @@ def cut_sample(documents: pa.Table, settings: CalibrateSettings) -> tuple[list[p
     return held + [shuffled.slice(start, UNIT_DOCUMENTS) for start in range(held_out, count, UNIT_DOCUMENTS)], len(held)
 
 
-def collect(tapped: Iterable[tuple[int, ExitStates]], num_held_out: int, num_units: int, folder: Path, extremes: Extremes) -> Collected:
-    """Sum up units as they land; memory holds the sums, the chunks held out and one unit."""
-    sums: Sums | None = None
-    held: list[ExitStates] = []
-    files: list[Path] = []
-    for done, (number, states) in enumerate(tapped, 1):
-        logger.info("%d of %d units tapped", done, num_units)
-        if number < num_held_out:
-            held.append(states)
-            continue
-        sums = sums or Sums(states.states_NF.shape[1], states.full_NW.shape[1])
-        sums.add(states.states_NF, states.full_NW)
-        for depth, native_NW in states.native.items():
-            extremes.add("native", depth, native_NW)
-        files.append(folder / f"{number}.npy")
-        np.save(files[-1], states.states_NF)
-    assert sums is not None
-    held_out = ExitStates(
-        np.concatenate([each.states_NF for each in held]),
-        {depth: np.concatenate([each.native[depth] for each in held]) for depth in held[0].native},
-        np.concatenate([each.full_NW for each in held]),
-    )
-    return Collected(sums, held_out, tuple(files), extremes)
-
-
 def fit_exits(collected: Collected, features: Features, strengths: Sequence[float]) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
     """Fit a map for each depth, at the strength that comes nearest to the full model on chunks held out."""
     maps, reports = {}, []
@@ -208,10 +148,37 @@ def fit_exits(collected: Collected, features: Features, strengths: Sequence[floa
     return maps, tuple(reports)
 
 
-def add_mapped(collected: Collected, features: Features, maps: Mapping[int, ExitMap]) -> None:
-    """Take in the extremes of what the maps give, a unit at a time."""
-    for file in collected.files:
-        states_NF = np.load(file)
-        for depth, exit_map in maps.items():
-            mapped_NW = states_NF[:, features.places(depth)] @ exit_map.weight_FW + exit_map.bias_W
-            collected.extremes.add("calibrated", depth, mapped_NW)
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Trains the layers below each exit, with its map, to give the full model's vectors."""
+
+    tapping: Tapping
+    collected: Collected
+    features: Features
+    settings: CalibrateSettings
+    pool: Pool
+
+    def teach(self, maps: dict[int, ExitMap], fitted: ExitReport) -> ExitReport:
+        """Train one depth, replace its map by what came of it, and say how good it is; int8 is to be cut by its vectors."""
+        lessons, depth, spread = self.collected.lessons, fitted.depth, self.collected.sums.spread(self.features.places(fitted.depth))
+        assert lessons is not None
+        teaching = Teaching(
+            self.tapping.spec,
+            depth,
+            maps[depth],
+            self.tapping.token_weights_V,
+            spread,
+            lessons.token_ids,
+            lessons.full_NW,
+            len(self.collected.held_out.full_NW),
+            self.settings.distill,
+            self.settings.seed,
+        )
+        for step in run_steps(distill_exit, (teaching, self.pool.device, self.pool.dtype, self.pool.threads), self.pool):
+            if isinstance(step, Progress):
+                logger.info("depth %d: %s", depth, step.line())
+                continue
+            maps[depth] = step.exit_map
+            self.collected.extremes.add("calibrated", depth, step.vectors_NW)
+            fitted = replace(fitted, distilled=step.fidelity)
+        return fitted

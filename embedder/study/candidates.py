@@ -15,14 +15,14 @@ import pyarrow as pa
 import torch
 
 from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
-from embedder.model.calibration import Calibration, ExitMap
+from embedder.model.calibration import Calibration, digest_array
 from embedder.model.encoder import Encoder
-from embedder.model.exits import Exit, exit_poolings
+from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.schema import DOCUMENTS
-from embedder.spec import EmbeddingSpec, digest
+from embedder.spec import EmbeddingSpec, Pooling, digest
 from embedder.study.cache import Cache, digest_texts
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -79,32 +79,31 @@ class Candidate(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CalibratedExit:
-    """A map from pooled states to vectors of the full model's space: what makes a depth usable that was never trained for it.
+    """A way out of a depth into the full model's space: what makes it usable that was never trained for it."""
 
-    `apply` takes the states of `depths`, 0 being the embedding layer's, in every pooling of an exit, and gives shape (N, W), uncut.
-    """
+    calibration: Calibration
+    depth: int
+    hidden_size: int
 
-    depths: tuple[int, ...]
-    apply: Callable[[Mapping[int, Floats]], Floats]
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What it reads of a pass of the model, 0 being the embedding layer; nothing if its layers are its own."""
+        exit_map = self.calibration.maps[self.depth]
+        return () if exit_map.trained else exit_map.layers
 
-
-def open_exits(calibration: Calibration, depths: Sequence[int], hidden_size: int) -> dict[int, CalibratedExit]:
-    """Give the maps that an artifact has for these depths."""
-    return {depth: _open_exit(calibration.maps[depth], hidden_size) for depth in depths if depth in calibration.maps}
-
-
-def _open_exit(exit_map: ExitMap, hidden_size: int) -> CalibratedExit:
-    depths = exit_map.layers
-    leave = Exit(exit_map, hidden_size)
-
-    def apply(states: Mapping[int, Floats]) -> Floats:
-        side_by_side_NF = np.concatenate([states[depth] for depth in depths], axis=1)
+    def apply(self, pooling: Pooling, states: Mapping[int, Floats]) -> Floats:
+        """Map the states of its layers, in every pooling of an exit, to shape (N, W), uncut."""
+        leave = Exit(self.calibration.maps[self.depth], ExitPooler(pooling, self.calibration.token_weights_V), self.hidden_size)
+        side_by_side_NF = np.concatenate([states[layer] for layer in self.layers], axis=1)
         vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
         return vectors_NW
 
-    return CalibratedExit(depths, apply)
+
+def open_exits(calibration: Calibration, depths: Sequence[int], hidden_size: int) -> dict[int, CalibratedExit]:
+    """Give the ways out that an artifact has for these depths."""
+    return {depth: CalibratedExit(calibration, depth, hidden_size) for depth in depths if depth in calibration.maps}
 
 
 class Transformer:
@@ -121,9 +120,9 @@ class Transformer:
         exits: Mapping[int, CalibratedExit] | None = None,
     ) -> None:
         self.name, self.resolved, self.machine = name, resolved, machine
-        self.tapped = tuple(sorted({*depths, *(layer for each in (exits or {}).values() for layer in each.depths)}))
-        own = resolved.spec.pooling
-        self.poolings = exit_poolings(own) if exits else (own,)
+        ways = tuple((exits or {}).values())
+        self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
+        self.token_weights_V = ways[0].calibration.token_weights_V if ways else None
         self._cache, self._report = cache, report
         wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
@@ -146,25 +145,44 @@ class Transformer:
 
     def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Give the vectors of an encoder of that depth, before cut and L2."""
-        own = self.poolings.index(self.spec.pooling) * self.resolved.hidden_size
+        size = self.resolved.hidden_size
+        own = 0 if self.token_weights_V is None else size * ExitPooler(self.spec.pooling, self.token_weights_V).own
         states_NF = self.states(texts, side)[depth]()
-        return finish_states(states_NF[:, own : own + self.resolved.hidden_size], self._head)
+        return finish_states(states_NF[:, own : own + size], self._head)
 
     def exit_widths(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
         """Give the vectors of a calibrated exit, before cut and L2."""
+        if not exit_.layers:
+            return self._run_trained(texts, side, exit_)
         states = self.states(texts, side)
-        return exit_.apply({depth: states[depth]() for depth in exit_.depths})
+        return exit_.apply(self.spec.pooling, {layer: states[layer]() for layer in exit_.layers})
 
     def states(self, texts: Sequence[str], side: Side) -> dict[int, Callable[[], Floats]]:
         """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, P·H)."""
-        prompt = self.spec.prompt if side == "document" else self.spec.query_prompt
-        spec = self.spec.model_copy(update={"prompt": prompt, "chunking": False, "overlap_tokens": 0})
+        spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
-        key = digest(spec.model_dump(include=same), self.poolings, self.machine.device, self.machine.dtype, digest_texts(texts))
+        pooled = self.spec.pooling if self.token_weights_V is None else digest_array(self.token_weights_V)
+        key = digest(spec.model_dump(include=same), pooled, self.machine.device, self.machine.dtype, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{depth}" for depth in self.tapped} <= names:
             self._tap(key, names, tokenize(texts, self.resolved, spec))
         return {depth: partial(self._read, key, depth) for depth in self.tapped}
+
+    def _run_trained(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
+        """Run texts through layers that were trained for this exit alone, unless the cache has them."""
+        way = {"depth": exit_.depth, "exit": "calibrated", "calibration": exit_.calibration.fingerprint}
+        spec = self._spec_of(side).model_copy(update=way | {"dim": self.width, "normalize": False})
+        key = digest(spec.space_id, self.machine.device, self.machine.dtype, digest_texts(texts))
+        if "trained" not in self._cache.names(key):
+            self._report(f"{self.name}, trained to depth {exit_.depth}", 0, len(texts))
+            encoder = Encoder.load(spec, self.machine.device, self.machine.dtype, exit_.calibration, self.machine.layout)
+            encoded = encoder.encode(tokenize(texts, self.resolved, spec), self.machine.token_budget)
+            self._cache.write(key, "trained", encoded.vectors_ND)
+        return self._cache.read(key, "trained")
+
+    def _spec_of(self, side: Side) -> EmbeddingSpec:
+        prompt = self.spec.prompt if side == "document" else self.spec.query_prompt
+        return self.spec.model_copy(update={"prompt": prompt, "chunking": False, "overlap_tokens": 0})
 
     def _tap(self, key: str, names: set[str], token_ids: pa.ListArray) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
@@ -172,7 +190,7 @@ class Transformer:
         for start, stop in blocks:
             lacking = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if lacking:
-                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.poolings)
+                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.token_weights_V)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
             self._report(self.name, stop, len(token_ids))

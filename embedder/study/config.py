@@ -160,9 +160,24 @@ class SweepConfig(Section):
         return self
 
 
+class DistillSettings(Section):
+    """How layers are trained; only of use with calibrate.method distill."""
+
+    epochs: Positive = 5
+    """Times that the sample is gone through; the best by the chunks held out is kept."""
+    batch_chunks: Annotated[int, Field(ge=2)] = 64
+    """Chunks of a step; its memory grows with them."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Highest, of AdamW."""
+
+
 class CalibrateSettings(Section):
     """What is fitted, on how large a sample."""
 
+    method: Literal["ridge", "distill"] = "ridge"
+    """ridge: a map behind the model's own layers, solved in seconds; distill: from there the kept layers are trained as well, for each of
+    `depths`, which takes several passes over the sample."""
+    distill: DistillSettings = DistillSettings()
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and ranges for; left out: all."""
     dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
@@ -204,4 +219,10 @@ class CalibrateConfig(Section):
             raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
         if self.compute.backend == "openvino":
             raise ValueError("compute.backend=openvino: a sample is tapped by torch; leave it out, and set it in the embed run")
+        if self.calibrate.method == "distill" and not self.calibrate.depths:
+            raise ValueError("calibrate.depths: distill trains each depth for itself; name those that are wanted")
+        if self.calibrate.method == "distill" and not self.embedding.normalize:
+            raise ValueError("embedding.normalize=false: distill compares cosines; leave it out")
+        if self.calibrate.method == "ridge" and self.calibrate.distill != DistillSettings():
+            raise ValueError("calibrate.distill has no effect with calibrate.method ridge; set it to distill")
         return self

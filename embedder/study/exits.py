@@ -5,7 +5,7 @@ Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problem
 ‖Y − Z·M‖² + λ·N·‖M‖² over standardised features Z; the sums ZᵀZ and ZᵀY are all that it needs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,22 @@ def choose_layers(depth: int, block: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """Where each depth's features are among those tapped."""
+
+    layers: Mapping[int, tuple[int, ...]]
+    """By depth: the layers its map reads."""
+    tapped: tuple[int, ...]
+    block: int
+    """Features of a layer."""
+
+    def places(self, depth: int) -> Places:
+        """Give the columns of a depth's features."""
+        starts = [self.tapped.index(layer) * self.block for layer in self.layers[depth]]
+        return np.concatenate([np.arange(start, start + self.block) for start in starts])
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """An affine map: features @ weight_FW + bias_W."""
 
@@ -39,6 +55,14 @@ class Line:
     def apply(self, features_NF: Floats) -> Floats:
         """Give the mapped vectors, of no certain length."""
         return features_NF @ self.weight_FW + self.bias_W
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and standard deviation of features over a sample."""
+
+    mean_F: Doubles  # noqa: N815
+    deviation_F: Doubles  # noqa: N815
 
 
 class Sums:
@@ -60,12 +84,17 @@ class Sums:
         self.gram_FF += features.T @ features
         self.cross_FW += features.T @ vectors
 
+    def spread(self, places: Places) -> "Spread":
+        """Say where the features at these places lie."""
+        mean_F = self.features_F[places] / self.num_rows
+        variance_F = self.gram_FF[places, places] / self.num_rows - mean_F**2
+        return Spread(mean_F, np.sqrt(np.maximum(variance_F, LEAST_DEVIATION**2)))
+
     def fit(self, places: Places, strengths: Sequence[float]) -> Iterator[tuple[float, Line]]:
         """Solve for the features at these places, at each ridge strength λ."""
-        rows = self.num_rows
-        mean_F, mean_W = self.features_F[places] / rows, self.vectors_W / rows
+        rows, spread = self.num_rows, self.spread(places)
+        mean_F, deviation_F, mean_W = spread.mean_F, spread.deviation_F, self.vectors_W / rows
         covariance_FF = self.gram_FF[np.ix_(places, places)] / rows - np.outer(mean_F, mean_F)
-        deviation_F = np.sqrt(np.maximum(np.diag(covariance_FF), LEAST_DEVIATION**2))
         covariance_FF /= np.outer(deviation_F, deviation_F)
         cross_FW = (self.cross_FW[places] / rows - np.outer(mean_F, mean_W)) / deviation_F[:, None]
         for strength in strengths:

@@ -10,8 +10,9 @@ from embedder.progress import align
 from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.study.grid_price import measure_grid_price
 from embedder.study.growth import measure_growth, plot_growth
+from embedder.study.taps import benchmark_exits
 
-PartName = Literal["encoder", "depths", "grid", "job", "growth"]
+PartName = Literal["encoder", "depths", "exits", "grid", "job", "growth"]
 Figures = tuple[dict[str, Any], str]
 
 
@@ -26,7 +27,7 @@ class Benchmark:
     rounds: int = 5
     """Rounds of which the median is reported, after one of warm-up."""
     token_budget: int = CPU_TOKENS
-    parts: tuple[PartName, ...] = ("encoder", "depths", "grid", "job")
+    parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
     """What is measured; growth besides runs the whole job over ever larger corpora, for some minutes."""
     peer_python: str | None = None
     """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
@@ -51,6 +52,13 @@ def measure_depths(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
     return {"depths": [asdict(each) for each in depths]}, lay_out_depths(depths)
 
 
+def measure_exits(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare depths that leave by a calibrated exit with the same depths as they are."""
+    exits = benchmark_exits(chosen.model, choose_texts(chosen, documents), chosen.token_budget, chosen.rounds)
+    lines = align((f"depth {each.depth}", each.line()) for each in exits)
+    return {"exits": [asdict(each) for each in exits]}, f"what a calibrated exit adds to a pass\n{lines}"
+
+
 def measure_grid(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
     """Compare a study's tapped pass with a plain one."""
     price = measure_grid_price(chosen.model, choose_texts(chosen, documents), chosen.token_budget, chosen.rounds)
@@ -72,6 +80,7 @@ def measure_sizes(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
 PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "encoder": measure_encoder,
     "depths": measure_depths,
+    "exits": measure_exits,
     "grid": measure_grid,
     "job": measure_job,
     "growth": measure_sizes,

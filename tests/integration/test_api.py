@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig, RecutConfig
+from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
@@ -16,7 +16,7 @@ from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.query import QueryEncoder
 from embedder.recipes import write_recipe
-from embedder.recut import run_recut
+from embedder.recut import RecutConfig, run_recut
 from embedder.search import open_table
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents

@@ -1,17 +1,23 @@
 """A calibration made from a real corpus by the real job: shallow depths become usable, and tables made with it are searched."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
+from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
 from embedder.output.vectors import column_codes
 from embedder.quantization import restore, to_int8
 from embedder.query import QueryEncoder
 from embedder.search import open_table
 from embedder.study.calibrate import Calibrated, run_calibrate
+from embedder.study.candidates import tokenize
 from embedder.study.config import CalibrateConfig
 from tests.integration.conftest import Corpus, Site
 
@@ -30,20 +36,24 @@ def documentation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def calibrated(documentation: Path, minilm: str, ray_session: None) -> Calibrated:
+def calibrate(documentation: Path, minilm: str, name: str, **settings: Any) -> Calibrated:
     config = CalibrateConfig.model_validate(
         {
             "source": SOURCE | {"uri": str(documentation / "corpus")},
             "chunking": {"max_tokens": 64, "enabled": False},
             "embedding": {"model": minilm},
-            "calibrate": {"num_documents": 600, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2},
-            "output": {"uri": str(documentation / "calibration")},
+            "calibrate": {"num_documents": 600, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2} | settings,
+            "output": {"uri": str(documentation / name)},
         }
     )
     calibrated = run_calibrate(config)
     write_calibration(calibrated.calibration, config.output.uri)
     return calibrated
+
+
+@pytest.fixture(scope="module")
+def calibrated(documentation: Path, minilm: str, ray_session: None) -> Calibrated:
+    return calibrate(documentation, minilm, "calibration")
 
 
 def test_a_small_real_sample_beats_the_raw_exit_by_far(calibrated: Calibrated) -> None:
@@ -80,3 +90,23 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     for table in (site, floats):
         query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
         assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(table.table_uri, {}).find(query_D, 20, None)]
+
+
+def test_trained_layers_beat_the_map_alone(
+    calibrated: Calibrated, documentation: Path, minilm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"method": "distill", "depths": [3], "distill": {"epochs": 3, "batch_chunks": 32}}
+    with caplog.at_level(logging.INFO, "embedder"):
+        distilled = calibrate(documentation, minilm, "distilled", **settings)
+    [depth_3] = distilled.exits
+    assert depth_3.calibrated.cosine == pytest.approx(calibrated.exits[0].calibrated.cosine, abs=0.005)
+    assert depth_3.distilled is not None
+    assert depth_3.distilled.cosine > depth_3.calibrated.cosine + 0.01
+    assert [line for line in caplog.messages if line.startswith("depth 3: epoch 3, loss ")]
+    embedding = EmbeddingConfig(model=minilm, depth=3, calibration=str(documentation / "distilled"))
+    model = resolve_model(embedding, ChunkingConfig(max_tokens=64, enabled=False))
+    encoder = Encoder.load(model.spec, calibration=model.calibration)
+    assert encoder.num_layers == 3
+    texts = ["os.path.split(path) Split a pathname.", "A violin is played with a bow."]
+    full = Encoder.load(model.spec.for_queries()).encode(tokenize(texts, model, model.spec), 512).vectors_ND
+    assert (encoder.encode(tokenize(texts, model, model.spec), 512).vectors_ND * full).sum(axis=1).min() > 0.5

@@ -1,6 +1,7 @@
 """Leaving at a shallow depth by a fitted map: the encoder does what the arithmetic says, on states that one pass tapped."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from embedder.quantization import Ranges
 from tests.model.conftest import CONFIGS, TinyModel
 
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
+WEIGHTS = np.random.default_rng(7).uniform(0, 5, 64).astype(np.float32)
 
 
 def calibrate(model: Any, seed: int = 0) -> Calibration:
@@ -31,13 +33,13 @@ def calibrate(model: Any, seed: int = 0) -> Calibration:
     maps = {
         depth: ExitMap(
             tuple(range(depth + 1)),
-            rng.normal(size=((depth + 1) * 2 * 64, 64)).astype(np.float32),
+            rng.normal(size=((depth + 1) * 3 * 64, 64)).astype(np.float32),
             rng.normal(size=64).astype(np.float32),
         )
         for depth in DEPTHS
     }
     ranges = {RangeKey("calibrated", 2, dim): Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32)) for dim in (32, 64)}
-    return Calibration(fitted_for(model.resolve().spec), 4, maps, ranges, {"documents": 7})
+    return Calibration(fitted_for(model.resolve().spec), 4, WEIGHTS, maps, ranges, {"documents": 7})
 
 
 @pytest.fixture
@@ -58,8 +60,8 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
     assert (spec.exit, spec.query_depth, spec.calibration) == ("calibrated", 4, calibration.fingerprint)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     assert encoder.num_layers == 2
-    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS)
-    mapped = tapped.states_NF[:, : 3 * 2 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS)
+    mapped = tapped.states_NF[:, : 3 * 3 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
 
@@ -68,7 +70,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
 def test_one_pass_gives_the_raw_exits_and_the_full_vectors_too(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)
-    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS)
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS)
     for depth in DEPTHS:
         np.testing.assert_allclose(tapped.native[depth], model.load(depth=depth).encode(ids, 512).vectors_ND, atol=1e-5)
     np.testing.assert_allclose(tapped.full_NW, model.load().encode(ids, 512).vectors_ND, atol=1e-5)
@@ -97,6 +99,45 @@ def test_the_space_changes_with_the_artifact(tiny_model: TinyModel, artifact: st
     specs.append(tiny_model.resolve(depth=2).spec)
     assert len({spec.space_id for spec in specs}) == 3
     assert any(difference.startswith("calibration: ") for difference in specs[0].differences(specs[1]))
+
+
+def with_trained(calibration: Calibration, trained: dict[str, np.ndarray]) -> Calibration:
+    return replace(calibration, maps=dict(calibration.maps) | {2: replace(calibration.maps[2], trained=trained)})
+
+
+def test_token_weights_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
+    calibration = calibrate(tiny_model)
+    heavier = replace(calibration, token_weights_V=WEIGHTS * 2)
+    trained = [with_trained(calibration, {"layer": np.full(3, value, np.float32)}) for value in (1, 2)]
+    assert len({each.fingerprint for each in (calibration, heavier, *trained)}) == 4
+
+
+def test_trained_layers_take_the_place_of_the_models_own(tiny_model: TinyModel, texts: list[str], tmp_path: Path) -> None:
+    ids, moved = tiny_model.tokenize(texts), {"encoder.layer.1.output.dense.weight": np.zeros((64, 96), np.float32)}
+    calibration = with_trained(calibrate(tiny_model), moved)
+    write_calibration(calibration, str(tmp_path))
+    spec = tiny_model.resolve(depth=2, calibration=str(tmp_path)).spec
+    encoder = Encoder.load(spec, dtype="float32", calibration=load_calibration(str(tmp_path)))
+    assert encoder.num_layers == 2
+    assert not encoder.layers[1].output.dense.weight.any()
+    own = calibrate(tiny_model)
+    by_own = Encoder.load(spec.model_copy(update={"calibration": own.fingerprint}), dtype="float32", calibration=own)
+    assert np.abs(encoder.encode(ids, 512).vectors_ND - by_own.encode(ids, 512).vectors_ND).max() > 1e-3
+
+
+def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) -> None:
+    for name, shape in (("encoder.layer.2.output.dense.weight", (64, 96)), ("encoder.layer.1.output.dense.weight", (64, 64))):
+        calibration = with_trained(calibrate(tiny_model), {name: np.zeros(shape, np.float32)})
+        changes = {"depth": 2, "exit": "calibrated", "calibration": calibration.fingerprint}
+        with pytest.raises(ModelError, match=f"1 trained weights do not fit the model \\({name}\\)"):
+            Encoder.load(tiny_model.resolve().spec.model_copy(update=changes), calibration=calibration)
+
+
+def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
+    description = Path(artifact, DESCRIPTION)
+    description.write_text(description.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(ConfigError, match="format 1, expected 2; make it anew"):
+        load_calibration(artifact)
 
 
 def test_a_query_runs_the_full_model_without_the_map(tiny_model: TinyModel, artifact: str) -> None:

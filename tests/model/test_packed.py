@@ -17,14 +17,15 @@ import embedder.model.attention as attention
 from embedder.errors import ConfigError, ModelError
 from embedder.model.attention import Segments
 from embedder.model.batches import LayoutName
-from embedder.model.encoder import Encoder, load_way_out
+from embedder.model.cutting import load_way_out
+from embedder.model.encoder import Encoder
 from embedder.model.families import FAMILIES
 from embedder.model.files import read_recipe
 from embedder.model.loading import load_transformer, resolve_layout
 from embedder.model.probing import agree_on_layout
 from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, TinyModel
-from tests.model.test_exits import DEPTHS, LAYERS, calibrate
+from tests.model.test_exits import DEPTHS, LAYERS, WEIGHTS, calibrate
 
 PACKED = [family for family in CONFIGS if FAMILIES[family].packed]
 
@@ -46,17 +47,18 @@ def test_packed_sequences_give_the_vectors_of_padded_ones(family: str, tiny_mode
 @pytest.mark.parametrize("family", PACKED)
 def test_taps_of_packed_sequences_are_those_of_padded_ones(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
-    ids, poolings = model.tokenize(texts), ("mean", "cls", "last")
-    padded, packed = (load(model, layout).tap(ids, 512, [0, 1, 4], poolings) for layout in ("padded", "packed"))
-    for depth, states in padded.items():
-        np.testing.assert_allclose(packed[depth], states, atol=1e-5 * max(1.0, float(np.abs(states).max())))
+    ids = model.tokenize(texts)
+    for pooling in ("cls", "last"):
+        padded, packed = (load(model, layout, pooling=pooling).tap(ids, 512, [0, 1, 4], WEIGHTS) for layout in ("padded", "packed"))
+        for depth, states in padded.items():
+            np.testing.assert_allclose(packed[depth], states, atol=1e-5 * max(1.0, float(np.abs(states).max())))
 
 
 @pytest.mark.parametrize("family", PACKED)
 def test_exits_of_packed_sequences_are_those_of_padded_ones(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids, calibration = model.tokenize(texts), calibrate(model)
-    padded, packed = (load(model, layout).tap_exits(ids, 512, LAYERS, DEPTHS) for layout in ("padded", "packed"))
+    padded, packed = (load(model, layout).tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS) for layout in ("padded", "packed"))
     np.testing.assert_allclose(packed.states_NF, padded.states_NF, atol=1e-5)
     np.testing.assert_allclose(packed.full_NW, padded.full_NW, atol=1e-5)
     for depth in DEPTHS:

@@ -10,9 +10,11 @@ from sentence_transformers.base.modules import Dense
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
+from embedder.model.exits import ExitPooler
 from embedder.model.files import read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
+from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, tokenize
 
 DEPTHS = (1, 2, 3, 4)
@@ -53,7 +55,7 @@ def test_dense_modules_follow_a_tapped_state(save_model: Callable[..., Any], tex
 
 def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
-    tapped = tiny_model.load().tap(ids, 512, [0, 4], poolings=["mean"])
+    tapped = tiny_model.load(pooling="mean").tap(ids, 512, [0, 4])
     reference = tiny_model.reference()[0].auto_model
     with torch.inference_mode():
         hidden = [reference(torch.tensor([row]), output_hidden_states=True).hidden_states for row in ids.to_pylist()]
@@ -62,11 +64,25 @@ def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str
         np.testing.assert_allclose(tapped[depth], expected, atol=1e-5)
 
 
-def test_pooling_can_be_another_than_the_specs(tiny_model: Any, texts: list[str]) -> None:
-    ids = tiny_model.tokenize(texts)
-    tapped = tiny_model.load().tap(ids, 512, [3], poolings=["last"])[3]
-    expected = tiny_model.load(depth=3, pooling="last", normalize=False).encode(ids, 512).vectors_ND
-    np.testing.assert_allclose(tapped, expected, atol=1e-5)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_an_exit_reads_the_mean_the_gathering_token_and_the_mean_weighted_by_token(
+    tiny_model: Any, texts: list[str], pooling: Pooling
+) -> None:
+    ids, weights = tiny_model.tokenize(texts), np.random.default_rng(0).uniform(0, 3, 64).astype(np.float32)
+    tapped = tiny_model.load(pooling=pooling).tap(ids, 512, [3], weights)[3]
+    mean, gathered, weighted = np.split(tapped, 3, axis=1)
+    for name, states in (("mean", mean), ("last" if pooling == "last" else "cls", gathered)):
+        expected = tiny_model.load(depth=3, pooling=name, normalize=False).encode(ids, 512).vectors_ND
+        np.testing.assert_allclose(states, expected, atol=1e-5)
+    assert [mean, gathered][ExitPooler(pooling, weights).own] is (mean if pooling == "mean" else gathered)
+    alone = tiny_model.load(depth=3, pooling="mean", normalize=False)
+    evenly = tiny_model.load(pooling=pooling).tap(ids, 512, [3], np.full(64, 0.5, np.float32))[3][:, 128:]
+    lengths = np.diff(ids.offsets.to_numpy())[:, None]
+    np.testing.assert_allclose(evenly / lengths * 2, alone.encode(ids, 512).vectors_ND, atol=1e-5)
+    reference = tiny_model.reference()[0].auto_model
+    with torch.inference_mode():
+        states = reference(torch.tensor([ids[0].as_py()]), output_hidden_states=True).hidden_states[3][0].numpy()
+    np.testing.assert_allclose(weighted[0], weights[ids[0].as_py()] @ states, atol=1e-4)
 
 
 def test_taps_leave_the_encoder_as_it_was(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:

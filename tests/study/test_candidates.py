@@ -8,7 +8,7 @@ import pytest
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
-from embedder.model.exits import exit_poolings
+from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.study.cache import Cache
 from embedder.study.candidates import Transformer, open_exits, plan_blocks, tokenize
@@ -57,11 +57,14 @@ def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_
     assert asked == [[4]]
 
 
-def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
     draw = np.random.default_rng(0)
-    num_features = 2 * 384 * len(exit_poolings(resolved.spec.pooling))
+    num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
-    calibration = Calibration(fitted_for(resolved.spec), 6, {2: ExitMap((0, 2), weight, bias)}, {})
+    trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
+    token_weights = draw.uniform(0, 5, resolved.vocab_size).astype(np.float32)
+    calibration = Calibration(fitted_for(resolved.spec), 6, token_weights, {2: ExitMap((0, 2), weight, bias, trained)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)

@@ -1,0 +1,58 @@
+"""A depth that leaves by a calibrated exit beside the same depth as it is: what the taps and the map cost a pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.model.calibration import Calibration, ExitMap, fitted_for
+from embedder.model.encoder import Encoder
+from embedder.model.exits import NUM_POOLINGS
+from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.study.candidates import tokenize
+from embedder.study.exits import choose_layers
+from embedder.study.timing import compare
+
+
+@dataclass(frozen=True, slots=True)
+class ExitTiming:
+    """One depth, on a CPU."""
+
+    depth: int
+    tokens_per_second: float
+    """By the calibrated exit."""
+    price: float
+    """Time that a calibrated exit takes more than a native one, as a share of that: median over rounds."""
+
+    def line(self) -> str:
+        """Lay it out for a person."""
+        return f"{self.tokens_per_second:9,.0f} tokens/s  {self.price:+.1%} time"
+
+
+def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> list[ExitTiming]:
+    """Time every depth below the full one with and without an exit, in turn; a map's numbers do not matter to its speed."""
+    resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
+    token_ids = tokenize(texts, resolved, resolved.spec)
+    calibration, timings = make_up_exits(resolved), []
+    for depth in calibration.maps:
+        native = resolved.spec.model_copy(update={"depth": depth})
+        leaving = native.model_copy(update={"exit": "calibrated", "calibration": calibration.fingerprint})
+        encoders = {name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", leaving))}
+        runs = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
+        calibrated = compare(runs, len(token_ids.values), rounds)[1]
+        timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / calibrated.ratio - 1))
+    return timings
+
+
+def make_up_exits(resolved: ResolvedModel) -> Calibration:
+    """Make a calibration of the right sizes out of random numbers."""
+    draw, size, width = np.random.default_rng(0), resolved.hidden_size, resolved.spec.dim
+    maps = {}
+    for depth in range(1, resolved.spec.depth):
+        layers = choose_layers(depth, NUM_POOLINGS * size)
+        weight_FW = draw.normal(size=(len(layers) * NUM_POOLINGS * size, width)).astype(np.float32)
+        maps[depth] = ExitMap(layers, weight_FW, np.zeros(width, np.float32))
+    token_weights_V = draw.uniform(0, 9, resolved.vocab_size).astype(np.float32)
+    return Calibration(fitted_for(resolved.spec), resolved.spec.depth, token_weights_V, maps, {})
