@@ -34,13 +34,14 @@ rehearse: $(VENV)/.server ## Rehearse a schedule: four nightly refreshes of a co
 	@$(BIN)/python -m jobs.rehearse
 
 test: lint ## Run what CI runs: lint, types, import contracts, all tests but slow ones and those that need a GPU
-	@$(BIN)/python -m pytest -q -m "not gpu and not slow"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not s3 and not gpu and not slow"
+	@$(BIN)/python -m pytest -q -m "(ray or s3) and not gpu and not slow"
 
 test-slow: $(VENV)/.test ## Run the slow tests: deaths of workers, chaos, histories of edits, loads killed midway, whole studies
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-fast: $(VENV)/.test ## Run the tests that need no Ray, no S3 server and no GPU
-	@$(BIN)/python -m pytest -q
+test-fast: $(VENV)/.test ## Run the tests that need no Ray, server, real model or GPU: a minute
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) drawn by CHAOS_SEED, and compare with an undisturbed one
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} $(BIN)/python -m pytest -q -s -m "" tests/integration/test_chaos.py

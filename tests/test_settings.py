@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import EmbedConfig, RecutConfig
+from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
 from embedder.masking import mask_secrets
+from embedder.recut import RecutConfig
 from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.study.config import CalibrateConfig, SweepConfig
 
