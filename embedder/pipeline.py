@@ -126,8 +126,10 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
                 "if GPUs are to come"
             )
         # leaves room for one reader and two writers on a node of two cores, where they mostly wait
-        held, cpus = 0.0, compute.num_cpus or max(0.5, most_cpus - 1.5)
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
+        # where an actor lost its node, no other one has room for a second: two would leave none to the readers they wait for
+        least = 0.5 if full_nodes < 2 else most_cpus / 2 + 0.01
+        held, cpus = 0.0, compute.num_cpus or max(least, most_cpus - 1.5)
         actors = compute.actors or (full_nodes, full_nodes)
         threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
     budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)

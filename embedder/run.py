@@ -60,6 +60,7 @@ def run_embed(prepared: Prepared) -> Summary:
     adopted = map_threads(lambda name: read_part(str(name), folder), list(plan.adopt))
     log_about(run_id=run_id, table=config.output.uri)
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))
+    environment = describe_environment()  # before hours of work: what it looks at may be gone after them
     outcome = embed(prepared, run_id) if plan.read else Outcome()
     add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.failures)
     summary = summarize(prepared, outcome, add, remove, len(adopted))
@@ -73,7 +74,7 @@ def run_embed(prepared: Prepared) -> Summary:
             "bucket_bits": prepared.bucket_bits,
             "probe": outcome.probe or (table.info.get("probe") if table else None),
             "config": mask_secrets(config.model_dump(mode="json")),
-            "environment": describe_environment(),
+            "environment": environment,
         }
         change = Change(add, remove, prepared.schema, info, prepared.replaces)
         summary = summary.published(commit_table(config.output.uri, config.output.storage_options, change, table))

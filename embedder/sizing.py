@@ -32,10 +32,10 @@ DRIVER_SHARE = 0.5
 """Of its time, what units may take at most: smaller ones would keep the driver busier than the GPUs."""
 DRIVER_BYTES = 600e6
 DRIVER_BYTES_PER_PART = 4_000
-REQUESTS_PER_UNIT = 5
-"""Measured: three puts (the part, two marks of attempts) and two deletes (the marks)."""
-REQUESTS_PER_TASK = 3
-"""Measured: a listing of marks, and two looks at the shard."""
+REQUESTS_PER_UNIT = 6
+"""Counted before a real server: puts of the part and two marks of attempts, deletes of these, a look at the part before the commit."""
+REQUESTS_PER_TASK = 7
+"""Counted likewise, without the data itself: a listing and a last mark, and what tells that a shard is there and stays as it was."""
 _TOKEN_ID_BYTES, _CHUNK_BYTES, _DOCUMENT_BYTES = 4, 60, 160
 """Of what is held between stages, beside text and vectors: ids, offsets, hashes, the shard's name."""
 

@@ -74,6 +74,13 @@ def test_a_head_without_cpus_does_not_shrink_the_workers() -> None:
     assert (pool.device, pool.actors, pool.num_cpus, pool.threads, pool.reader_cpus) == ("cpu", (2, 2), 6.5, 8, 0.99)
 
 
+@pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0, 4.0, 16.0])
+def test_an_actor_that_lost_its_node_cannot_take_the_place_of_another_ones_readers(cpus: float) -> None:
+    pool = lay_out_pool(ComputeConfig(), [HEAD, {"CPU": cpus}, {"CPU": cpus}])
+    assert 2 * pool.num_cpus > cpus
+    assert pool.num_cpus + pool.reader_cpus + pool.reader_cpus / 4 <= cpus
+
+
 def test_gpus_that_are_still_to_come_are_asked_for() -> None:
     pool = lay_out_pool(ComputeConfig(device="cuda", actors=(1, 8)), [HEAD])
     assert (pool.device, pool.actors, pool.num_gpus, pool.num_cpus, pool.reader_cpus) == ("cuda", (1, 8), 1.0, 1.0, 0.99)

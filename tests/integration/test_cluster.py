@@ -68,9 +68,7 @@ def wait_for_parts(site: Site, run: Run, count: int) -> None:
 def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site, repository: str, tmp_path: Path) -> None:
     site = filled_site
     with run_cluster({"num_cpus": 1}, {"num_cpus": 1}) as (address, workers, metrics_page):
-        # one actor, so that what the other node has free suffices after the death of its own
-        settings = [*flags(site), "--compute.num_cpus=0.5", "--compute.actors", "1", "2"]
-        run = start_run(repository, settings, tmp_path / "log", {"RAY_ADDRESS": address, "EMBEDDER_LOG": "json"})
+        run = start_run(repository, flags(site), tmp_path / "log", {"RAY_ADDRESS": address, "EMBEDDER_LOG": "json"})
         try:
             wait_for_parts(site, run, 2)
             workers[0].kill_all_processes(check_alive=False, allow_graceful=False)
@@ -96,7 +94,7 @@ def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, reposi
     site, notes = filled_site, tmp_path / "notes"
     notes.mkdir()
     # two actors take half a GPU and one CPU each, which leaves nothing on that node for readers
-    shared = ["--compute.device=cuda", "--compute.num_gpus=0.5", "--compute.actors", "1", "2", "--source.rows_per_unit=4"]
+    shared = ["--compute.device=cuda", "--compute.num_gpus=0.5", "--compute.actors=2"]
     with run_cluster({"num_cpus": 2, "num_gpus": 1}, {"num_cpus": 1}) as (address, workers, _):
         command = [sys.executable, "-m", "tests.integration.made_up_gpus", str(notes), *flags(site), *shared]
         run = start_marked(command, repository, tmp_path / "log", {"RAY_ADDRESS": address})
@@ -108,7 +106,7 @@ def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, reposi
     noted = [path.name.split() for path in notes.iterdir()]
     assert {stage for stage, *_ in noted} == {"read", "encode", "write"}
     assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "encode"} == {(gpu_node, "0")}
-    assert len([stage for stage, *_ in noted if stage == "encode"]) == 2  # processes: one that grew to two with the backlog
+    assert len([stage for stage, *_ in noted if stage == "encode"]) == 2  # processes
     assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "read"} == {(cpu_node, "none")}
     assert len({row["doc_id"] for row in site.rows()}) == 120
 
