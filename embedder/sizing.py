@@ -32,6 +32,7 @@ DRIVER_SHARE = 0.5
 """Of its time, what units may take at most: smaller ones would keep the driver busier than the GPUs."""
 DRIVER_BYTES = 600e6
 DRIVER_BYTES_PER_PART = 4_000
+"""A guess on the safe side: a part itself is 540 bytes, and its commit takes some copies of what it says."""
 REQUESTS_PER_UNIT = 6
 """Counted before a real server: puts of the part and two marks of attempts, deletes of these, a look at the part before the commit."""
 REQUESTS_PER_TASK = 7
