@@ -2,6 +2,7 @@
 
 import re
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema, to_bytes, vectors_of
 from embedder.stores.sql import Dialect, render_sql
 
+LOCK_SECONDS = 5.0
+"""A connection that was closed holds its lock until the server has noticed."""
 _DIALECT = Dialect('"', "timestamptz '{}'", "{value} = ANY({column})")
 _MOST_DIMS = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
 """That HNSW and IVFFlat take."""
@@ -78,12 +81,19 @@ class PgvectorStore:
 
     def record(self, loaded: Loaded) -> None:
         """Write the state and commit; of two loads at once the second is refused."""
-        if not self._one("SELECT pg_try_advisory_lock(hashtext(%s))", f"{STATE_NAME}.{self.config.name}"):
-            raise StorageError(f"{self.place}: another load is at work on it; wait until it has ended")
+        self._lock()
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {STATE_NAME} (name text PRIMARY KEY, loaded text NOT NULL)")
         statement = f"INSERT INTO {STATE_NAME} VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET loaded = excluded.loaded"
         self.connection.execute(statement, (self.config.name, loaded.to_json()))
         self.connection.commit()
+
+    def _lock(self) -> None:
+        """Hold the table's lock until the connection closes; the server may take a while to notice that the load before has ended."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not self._one("SELECT pg_try_advisory_lock(hashtext(%s))", f"{STATE_NAME}.{self.config.name}"):
+            if time.monotonic() > deadline:
+                raise StorageError(f"{self.place}: another load is at work on it; wait until it has ended")
+            time.sleep(0.1)
 
     def create(self, loaded: Loaded) -> None:
         """Make it anew, with the extension if it is missing."""

@@ -206,7 +206,7 @@ def test_every_problem_is_named_before_anything_is_run(
         ({"embedding": {"model": "m", "depth": 3}}, "set grid.depths and grid.dims"),
         ({"pick": {"budget_usd": 5}, "compute": {}}, "needs compute.price_per_device_hour_usd"),
         ({"baselines": [{"model": "openai:x"}]}, "dims are needed"),
-        ({"baselines": [{"model": "m2", "base_url": "http://x"}]}, "are for models named openai:NAME"),
+        ({"baselines": [{"model": "m2", "base_url": "http://x"}]}, "is for models named openai:NAME"),
         ({"quality": {"sts": ["a.csv"], "query_column": "title"}}, "has no effect without known items"),
     ],
 )
