@@ -46,9 +46,9 @@ def write(row: Row, job: Job) -> dict[str, Any]:
     return write_unit(row, job)
 
 
-def choose(compute: ComputeConfig) -> Pool:
+def choose(compute: ComputeConfig, is_api: bool = False) -> Pool:
     """Keep the layout and let the CPU stand in for the device."""
-    return replace(choose_pool(compute), device="cpu", dtype="float32", token_budget=4_096, layout="padded")
+    return replace(choose_pool(compute, is_api), device="cpu", dtype="float32", token_budget=4_096, layout="padded")
 
 
 if __name__ == "__main__":
