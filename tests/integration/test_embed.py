@@ -205,9 +205,9 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
     prepared = prepare_run(local_site.config())
     assert prepared.table is not None
     probe = np.array(prepared.table.info["probe"], np.float32)
-    check_probe(probe, list(probe))
+    check_probe(probe, list(probe), "advice")
     with pytest.raises(ModelError, match=r"cosine of -?0\."):
-        check_probe(np.roll(probe, 1), list(probe))
+        check_probe(np.roll(probe, 1), list(probe), "advice")
 
 
 def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
