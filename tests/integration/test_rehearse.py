@@ -8,7 +8,7 @@ import pytest
 
 from embedder.rehearsal.nights import NUM_DELETED, NUM_EDITED
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PER_SHARD = 12
 
