@@ -35,18 +35,18 @@ class FragileActor(EncoderActor):
 
 def fragile_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
     """Read units in a worker that dies of the word."""
-    chunk_documents = stages.chunk_documents
+    chunk_counted = stages.chunk_counted
 
     def die(documents: pa.Table, *rest: Any) -> pa.Table:
         if any(WORD in text for text in documents["text"].to_pylist()):
             os.kill(os.getpid(), signal.SIGKILL)
-        return chunk_documents(documents, *rest)
+        return chunk_counted(documents, *rest)
 
-    stages.chunk_documents = die
+    stages.chunk_counted = die
     try:
         yield from stages.prepare_units(row, job)
     finally:
-        stages.chunk_documents = chunk_documents
+        stages.chunk_counted = chunk_counted
 
 
 def marks(site: Site) -> list[str]:
