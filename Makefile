@@ -40,7 +40,7 @@ test: lint ## Run what CI runs: lint, types, import contracts, all tests but slo
 test-slow: $(VENV)/.test ## Run the slow tests: deaths of workers, chaos, histories of edits, loads killed midway, whole studies
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-fast: $(VENV)/.test ## Run the tests that need no Ray, server, real model or GPU: a minute
+test-fast: $(VENV)/.test ## Run the tests that need no Ray, server, real model or GPU
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) drawn by CHAOS_SEED, and compare with an undisturbed one
