@@ -1,10 +1,13 @@
-"""What holds a model on a worker: one encodes units of the table, the other taps a sample for a calibration. Neither knows Ray."""
+"""What holds a model on a worker: one encodes units of the table, the other taps a sample for a calibration. Neither knows Ray.
+
+The driver needs no more than their names, and is spared the seconds that importing an encoder takes.
+"""
 
 import json
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +16,16 @@ import pyarrow as pa
 from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.calibration import load_calibration
-from embedder.model.encoder import Encoded, Encoder
-from embedder.model.runtime import set_threads
+from embedder.model.results import Encoded
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.quantization import quantize
 from embedder.schema import CHUNKS
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
 from embedder.work import Stats
+
+if TYPE_CHECKING:
+    from embedder.model.encoder import Encoder
 
 logger = logging.getLogger("embedder")
 
@@ -46,6 +51,9 @@ class EncoderActor:
     """Holds the model; only the token budget ever changes, and only down."""
 
     def __init__(self, job: Job, pool: Pool) -> None:
+        from embedder.model.encoder import Encoder
+        from embedder.model.runtime import set_threads
+
         set_threads(pool.threads)
         calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
         self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
@@ -114,7 +122,7 @@ class EncoderActor:
         return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
 
 
-def choose_token_budget(encoder: Encoder, pool: Pool) -> int:
+def choose_token_budget(encoder: "Encoder", pool: Pool) -> int:
     """Take the budget that was set, or what fits into the share of a GPU that the actor holds."""
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
 
@@ -136,6 +144,9 @@ class TapActor:
     """Holds the full model; gives what exits are fitted on, from one pass."""
 
     def __init__(self, tapping: Tapping, pool: Pool) -> None:
+        from embedder.model.encoder import Encoder
+        from embedder.model.runtime import set_threads
+
         set_threads(pool.threads)
         self.tapping = tapping
         self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)

@@ -27,7 +27,7 @@ from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import CPU_TOKENS, ComputeConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.metrics import METRICS, RUN_LABELS, Sample
-from embedder.model.encoder import ExitStates
+from embedder.model.results import ExitStates
 from embedder.planning import Plan
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit

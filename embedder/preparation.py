@@ -9,7 +9,7 @@ import pyarrow as pa
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.gate import check_gate
-from embedder.model.loading import check_backend
+from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table

@@ -9,7 +9,8 @@ import pytest
 from embedder.actors import Pool, choose_token_budget
 from embedder.config import ComputeConfig
 from embedder.errors import ConfigError, ModelError
-from embedder.model.encoder import Encoded, Encoder
+from embedder.model.encoder import Encoder
+from embedder.model.results import Encoded
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor, lay_out_pool

@@ -4,11 +4,10 @@ N = rows given, B = rows of a batch, H = hidden size, D = dim, W = width of what
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,6 +29,7 @@ from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layou
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head, Pooler
 from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
+from embedder.model.results import Encoded, ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec, Pooling
@@ -39,30 +39,6 @@ logger = logging.getLogger("embedder")
 Forward = Callable[[Batch], Tensor]
 """A batch → W numbers for each of its rows."""
 TappedForward = Callable[[Batch], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Vectors in the order of the rows given, and what they cost."""
-
-    vectors_ND: np.ndarray  # noqa: N815
-    padded_tokens: int
-    """Tokens computed, padding included: with packed sequences, those given."""
-    token_budget: int
-    """The budget given, or what was left of it when the device's memory did not allow it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStates:
-    """What a map out of a shallow depth is fitted on, a row a chunk."""
-
-    states_NF: np.ndarray  # noqa: N815
-    """Pooled and normalised states, by layer and within it by pooling."""
-    native: Mapping[int, np.ndarray]
-    """By depth: what an encoder cut there would give, at full width."""
-    full_NW: np.ndarray  # noqa: N815
-    """What this encoder gives."""
-    token_ids: pa.ListArray
 
 
 class Encoder:

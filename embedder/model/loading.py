@@ -4,7 +4,6 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.config import Backend, Layout
 from embedder.errors import ConfigError, ModelError
+from embedder.model.backends import check_backend, has_openvino
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import ExitMap
 from embedder.model.families import find_family
@@ -56,13 +56,7 @@ def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: L
         check_backend(backend)
         return backend
     fits = torch.device(device).type == "cpu" and dtype != torch.float16 and layout == "padded"
-    return "openvino" if fits and _has_openvino() else "torch"
-
-
-def check_backend(backend: Backend) -> None:
-    """Refuse a backend that is not installed."""
-    if backend == "openvino" and not _has_openvino():
-        raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
+    return "openvino" if fits and has_openvino() else "torch"
 
 
 def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> PreTrainedModel:
@@ -120,10 +114,6 @@ def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
     config.num_hidden_layers = depth
     config.use_cache = False
     return config
-
-
-def _has_openvino() -> bool:
-    return find_spec("openvino") is not None
 
 
 def _multiplies_bfloat16(device: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.model.calibration import ExitMap, RangeKey
-from embedder.model.encoder import ExitStates
+from embedder.model.results import ExitStates
 from embedder.quantization import Ranges
 from embedder.study.exits import Features, Floats, Sums, unit
 

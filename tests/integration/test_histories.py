@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import embedder.actors
+import embedder.model.encoder
 import embedder.planning
 import embedder.run
 from embedder.actors import EncoderActor
@@ -54,7 +54,7 @@ def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, A
 
 @pytest.fixture
 def serial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder.actors.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
+    monkeypatch.setattr(embedder.model.encoder.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
     monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
     monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
     monkeypatch.setattr(embedder.run, "choose_pool", lambda compute: POOL)

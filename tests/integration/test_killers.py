@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pytest
 
 from embedder import stages
-from embedder.model.encoder import Encoded
 from embedder.model.resolve import resolve_model
+from embedder.model.results import Encoded
 from embedder.pipeline import EncoderActor
 from embedder.stages import Job, Row
 from embedder.text.tokenizing import load_tokenizer

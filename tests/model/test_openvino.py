@@ -15,8 +15,9 @@ import embedder.model.openvino as backend
 from embedder.config import Backend, ChunkingConfig, ComputeConfig, EmbeddingConfig
 from embedder.demo import read_documents
 from embedder.errors import ConfigError, ModelError
+from embedder.model.backends import check_backend
 from embedder.model.encoder import Encoder
-from embedder.model.loading import check_backend, resolve_backend
+from embedder.model.loading import resolve_backend
 from embedder.model.pooling import POOLERS
 from embedder.model.resolve import resolve_model
 from embedder.pipeline import lay_out_pool

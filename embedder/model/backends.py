@@ -1,0 +1,17 @@
+"""Which backends this environment has; told without importing torch, which takes seconds."""
+
+from importlib.util import find_spec
+
+from embedder.config import Backend
+from embedder.errors import ConfigError
+
+
+def has_openvino() -> bool:
+    """Whether the extra is installed."""
+    return find_spec("openvino") is not None
+
+
+def check_backend(backend: Backend) -> None:
+    """Refuse a backend that is not installed."""
+    if backend == "openvino" and not has_openvino():
+        raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
