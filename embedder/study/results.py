@@ -12,6 +12,7 @@ from embedder.study.cost import Cost
 from embedder.study.evaluation import Score, Scored
 from embedder.study.grid import Setting
 from embedder.study.metrics import Doubles, interval
+from embedder.study.units import show_usd
 
 MIN_QUALITY = 0.97
 
@@ -132,24 +133,26 @@ def choose_row(rows: Sequence[Row], reference: Row, pick: PickConfig) -> Choice:
         return Choice(None, _nothing_fits(good, paid, least, pick.budget_usd))
     if least is not None:
         chosen = min(fitting, key=lambda row: (burden(row, reference), -_share(row)))
-        within = f" and costs at most ${pick.budget_usd:,.2f}" if pick.budget_usd is not None else ""
+        within = f" and costs at most {show_usd(pick.budget_usd)}" if pick.budget_usd is not None else ""
         what = f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality"
         return Choice(chosen, f"{what}, at the lower end of its 95% interval{within}")
     best = max(fitting, key=_share)
     assert best.kept is not None
     chosen = min((row for row in fitting if _share(row) >= best.kept.floor), key=lambda row: (burden(row, reference), -_share(row)))
-    return Choice(chosen, f"the cheapest of those that no affordable setting is clearly better than, for at most ${pick.budget_usd:,.2f}")
+    most = show_usd(pick.budget_usd or 0.0)
+    return Choice(chosen, f"the cheapest of those that no affordable setting is clearly better than, for at most {most}")
 
 
 def _nothing_fits(good: Sequence[Row], paid: Sequence[Row], least: float | None, budget_usd: float | None) -> str:
     cheapest = min((row for row in good if row.cost.usd is not None), key=lambda row: row.cost.usd or 0.0, default=None)
     best = max(paid, key=_share, default=None)
-    reasons = []
+    budget, reasons = show_usd(budget_usd or 0.0), []
     if cheapest is not None:
-        reasons.append(f"the cheapest that keeps {least or 0:.1%} costs ${cheapest.cost.usd:,.2f} ({cheapest.setting.label()})")
+        that = f"the cheapest that keeps {least:.1%}" if least else "the cheapest"
+        reasons.append(f"{that} costs {show_usd(cheapest.cost.usd or 0.0)} ({cheapest.setting.label()})")
     if best is not None:
-        reasons.append(f"the best for ${budget_usd or 0:,.2f} keeps {_share(best):.1%} ({best.setting.label()})")
-    return "no setting fits: " + ("; ".join(reasons) or f"none costs as little as ${budget_usd or 0:,.2f}")
+        reasons.append(f"the best for {budget} keeps {_share(best):.1%} ({best.setting.label()})")
+    return "no setting fits: " + ("; ".join(reasons) or f"none costs as little as {budget}")
 
 
 def _share(row: Row) -> float:

@@ -20,6 +20,8 @@ def show_bytes(size: float) -> str:
 
 def show_usd(usd: float) -> str:
     """Give dollars, to the cent, or where that says nothing to two digits."""
+    if 0 < usd < 0.0001:
+        return "under $0.0001"
     return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
 
 

@@ -57,7 +57,7 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder.model.encoder.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
     monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
     monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
-    monkeypatch.setattr(embedder.run, "choose_pool", lambda compute: POOL)
+    monkeypatch.setattr(embedder.run, "choose_pool", lambda compute, is_api: POOL)
     monkeypatch.setattr(embedder.planning, "SMALL_SHARD_BYTES", 600)
     monkeypatch.setattr(embedder.planning, "BUCKET_SHARDS", 2)
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-import embedder.model.loading as loading
-import embedder.model.openvino as backend
+import embedder.model.backends as backends
 from embedder.config import Backend, ChunkingConfig, ComputeConfig, EmbeddingConfig
 from embedder.demo import read_documents
 from embedder.errors import ConfigError, ModelError
@@ -148,7 +147,7 @@ def test_a_graph_that_is_wrong_leaves_it_to_torch_or_is_refused(
 
 
 def test_without_the_package_auto_is_torch_and_asking_for_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
     assert resolve_backend("auto", "cpu", torch.float32, "padded") == "torch"
     with pytest.raises(ConfigError, match=r"compute\.backend=openvino: .*pip install 'embedder\[openvino\]'"):
         check_backend("openvino")

@@ -17,7 +17,7 @@ def test_bytes(size: float, shown: str) -> None:
     assert show_bytes(size) == shown
 
 
-@pytest.mark.parametrize(("usd", "shown"), [(0, "$0.00"), (0.00604, "$0.006"), (1234.5, "$1,234.50")])
+@pytest.mark.parametrize(("usd", "shown"), [(0, "$0.00"), (0.00002, "under $0.0001"), (0.00604, "$0.006"), (1234.5, "$1,234.50")])
 def test_money(usd: float, shown: str) -> None:
     assert show_usd(usd) == shown
 
