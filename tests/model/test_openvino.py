@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import embedder.model.backends as backends
+import embedder.model.openvino as backend
 from embedder.config import Backend, ChunkingConfig, ComputeConfig, EmbeddingConfig
 from embedder.demo import read_documents
 from embedder.errors import ConfigError, ModelError
