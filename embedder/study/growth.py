@@ -16,7 +16,7 @@ from embedder.errors import EmbedderError
 from embedder.progress import align
 
 SHARD_DOCUMENTS = 5_000
-UNIT_DOCUMENTS = 1_000
+UNIT_DOCUMENTS = 250
 BAR = 40
 
 
