@@ -22,7 +22,7 @@ from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
 from embedder.study.collecting import Collected, Extremes, add_mapped, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
-from embedder.study.distill import Progress, Teaching, distill_exit
+from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, choose_layers, measure_fidelity
 from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
@@ -160,14 +160,17 @@ class Teacher:
 
     def teach(self, maps: dict[int, ExitMap], fitted: ExitReport) -> ExitReport:
         """Train one depth, replace its map by what came of it, and say how good it is; int8 is to be cut by its vectors."""
-        lessons, depth, spread = self.collected.lessons, fitted.depth, self.collected.sums.spread(self.features.places(fitted.depth))
+        lessons, depth, places = self.collected.lessons, fitted.depth, self.features.places(fitted.depth)
+        [(_, start)] = self.collected.sums.fit(places, [START_STRENGTH])
         assert lessons is not None
         teaching = Teaching(
             self.tapping.spec,
             depth,
             maps[depth],
+            start,
+            self.settings.strengths,
             self.tapping.token_weights_V,
-            spread,
+            self.collected.sums.spread(places),
             lessons.token_ids,
             lessons.full_NW,
             len(self.collected.held_out.full_NW),

@@ -167,7 +167,7 @@ class DistillSettings(Section):
     """Times that the sample is gone through; the best by the chunks held out is kept."""
     batch_chunks: Annotated[int, Field(ge=2)] = 64
     """Chunks of a step; its memory grows with them."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Highest, of AdamW."""
 
 
