@@ -37,6 +37,10 @@ class Batch(Protocol):
     def token_ids(self) -> Tensor:
         """Ids of all tokens computed, laid out as their states are."""
 
+    @property
+    def places(self) -> Tensor:
+        """How far each token is from its sequence's first, laid out likewise."""
+
     def inputs(self) -> Mapping[str, Any]:
         """Give what the model is called with."""
 
@@ -86,6 +90,11 @@ class PaddedBatch:
         """Ids of all tokens computed, padding included."""
         return self.ids_BL
 
+    @property
+    def places(self) -> Tensor:
+        """Count along each row, padding included."""
+        return torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device).expand_as(self.ids_BL)
+
     def inputs(self) -> Mapping[str, Any]:
         """Give ids and mask."""
         return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
@@ -127,6 +136,11 @@ class PackedBatch:
     def token_ids(self) -> Tensor:
         """Ids of all tokens."""
         return self.ids_1T
+
+    @property
+    def places(self) -> Tensor:
+        """Count anew in each segment."""
+        return self.positions_1T - self.positions_1T[:, :1]  # families differ in where they start to count
 
     def inputs(self) -> Mapping[str, Any]:
         """Give ids, positions that start again with each sequence, and the bounds that attention keeps to."""

@@ -22,8 +22,8 @@ from embedder.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 
-FORMAT = 2
-"""Raised when an artifact of before could be misread. 2: maps also read the mean weighted by token."""
+FORMAT = 3
+"""Raised when an artifact of before could be misread. 2: maps also read the mean weighted by token; 3: that weighted by place."""
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
 

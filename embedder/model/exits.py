@@ -17,14 +17,17 @@ from embedder.spec import Pooling
 
 Floats = npt.NDArray[np.float32]
 
-NUM_POOLINGS = 3
+NUM_POOLINGS = 4
+LEAD_TOKENS = 20
+"""After so many tokens, one counts 1/e of what the first does in the mean that leans to the beginning."""
 
 
 class ExitPooler(nn.Module):
-    """Pools the states that a map reads, side by side: the mean, the token that gathers the text, the mean weighted by rarity.
+    """Pools the states that a map reads, side by side: the mean, the token that gathers the text, two means of unequal weights.
 
-    At depth 3 of all-MiniLM-L6-v2, on held-out news, the mean alone keeps 50% of the ten nearest neighbours (cosine
-    0.831), with the first token 55% (0.853).
+    One weighs tokens by rarity, one by nearness to the beginning. Of the ten nearest neighbours, at depth 3 of
+    all-MiniLM-L6-v2 on held-out news, the mean alone keeps 50% (cosine 0.831), with the gathering token 55% (0.853),
+    with rarity 57% (0.865), with all four 60% (0.874).
     """
 
     def __init__(self, pooling: Pooling, token_weights_V: Floats) -> None:
@@ -36,11 +39,12 @@ class ExitPooler(nn.Module):
         self.register_buffer("token_weights_V", torch.from_numpy(token_weights_V.copy()))
 
     def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Give (B, P·H); the weighted mean is of no certain length."""
-        weights = self.token_weights_V[batch.token_ids]
-        sums_BPH = batch.weigh_tokens(hidden, (torch.ones_like(weights), weights))
+        """Give (B, P·H); weighted means are of no certain length."""
+        rarity = self.token_weights_V[batch.token_ids]
+        lead = torch.exp(batch.places * (-1 / LEAD_TOKENS))
+        sums_BPH = batch.weigh_tokens(hidden, (torch.ones_like(rarity), rarity, lead))
         mean_BH = sums_BPH[:, 0] / batch.lengths_B.unsqueeze(-1)
-        return torch.cat([mean_BH, POOLERS[self.gathering](hidden, batch), sums_BPH[:, 1]], dim=1)
+        return torch.cat([mean_BH, POOLERS[self.gathering](hidden, batch), sums_BPH[:, 1:].flatten(1)], dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:

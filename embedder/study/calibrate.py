@@ -22,7 +22,7 @@ from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
 from embedder.study.collecting import Collected, Extremes, add_mapped, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
-from embedder.study.distill import Progress, Teaching, distill_exit
+from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, choose_layers, measure_fidelity
 from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
@@ -69,9 +69,9 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     settings, source = config.calibrate, config.source
     sample = sample_documents(source, list_shards(source), settings.num_documents, settings.seed)
     units, num_held_out = cut_sample(sample.documents, settings)
-    block = NUM_POOLINGS * model.hidden_size
-    layers = {depth: choose_layers(depth, block) for depth in depths if depth < model.spec.depth}
-    features = Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), block)
+    size = model.hidden_size
+    layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths if depth < model.spec.depth}
+    features = Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
     start_ray()
     pool = choose_pool(config.compute)
     chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
@@ -129,14 +129,19 @@ def cut_sample(documents: pa.Table, settings: CalibrateSettings) -> tuple[list[p
 
 
 def fit_exits(collected: Collected, features: Features, strengths: Sequence[float]) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
-    """Fit a map for each depth, at the strength that comes nearest to the full model on chunks held out."""
+    """Fit a map for each depth, at the strength and of the poolings that come nearest to the full model on chunks held out.
+
+    With or without the last pooling, by which a text's beginning counts most: chunks from the midst of a document have none.
+    """
     maps, reports = {}, []
     held_out, num_rows = collected.held_out, collected.sums.num_rows
     for depth, layers in features.layers.items():
-        places = features.places(depth)
-        fitted = list(collected.sums.fit(places, strengths))
-        scored = [(measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), line, each) for each, line in fitted]
-        fidelity, line, strength = max(scored, key=lambda each: each[0].cosine)
+        scored = []
+        for places in (features.places(depth, NUM_POOLINGS - 1), features.places(depth)):
+            for strength, line in collected.sums.fit(places, strengths):
+                scored.append((measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), strength, places, line))
+        fidelity, strength, places, line = max(scored, key=lambda each: each[0].cosine)
+        line = line.widen(places, features.places(depth))
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         maps[depth] = ExitMap(layers, line.weight_FW, line.bias_W)
         reports.append(ExitReport(depth, len(places), strength, fidelity, native))
@@ -160,14 +165,17 @@ class Teacher:
 
     def teach(self, maps: dict[int, ExitMap], fitted: ExitReport) -> ExitReport:
         """Train one depth, replace its map by what came of it, and say how good it is; int8 is to be cut by its vectors."""
-        lessons, depth, spread = self.collected.lessons, fitted.depth, self.collected.sums.spread(self.features.places(fitted.depth))
+        lessons, depth, places = self.collected.lessons, fitted.depth, self.features.places(fitted.depth)
+        [(_, start)] = self.collected.sums.fit(places, [START_STRENGTH])
         assert lessons is not None
         teaching = Teaching(
             self.tapping.spec,
             depth,
             maps[depth],
+            start,
+            self.settings.strengths,
             self.tapping.token_weights_V,
-            spread,
+            self.collected.sums.spread(places),
             lessons.token_ids,
             lessons.full_NW,
             len(self.collected.held_out.full_NW),

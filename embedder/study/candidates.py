@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
-from embedder.model.calibration import Calibration, digest_array
+from embedder.model.calibration import FORMAT, Calibration, digest_array
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import locate_model, read_recipe
@@ -161,7 +161,7 @@ class Transformer:
         """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, P·H)."""
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
-        pooled = self.spec.pooling if self.token_weights_V is None else digest_array(self.token_weights_V)
+        pooled = self.spec.pooling if self.token_weights_V is None else digest(FORMAT, digest_array(self.token_weights_V))
         key = digest(spec.model_dump(include=same), pooled, self.machine.device, self.machine.dtype, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{depth}" for depth in self.tapped} <= names:

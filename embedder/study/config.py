@@ -167,7 +167,7 @@ class DistillSettings(Section):
     """Times that the sample is gone through; the best by the chunks held out is kept."""
     batch_chunks: Annotated[int, Field(ge=2)] = 64
     """Chunks of a step; its memory grows with them."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Highest, of AdamW."""
 
 
@@ -186,7 +186,7 @@ class CalibrateSettings(Section):
     """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of these that nothing is fitted on: they choose the strength and say how good the maps are."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge strengths to choose from."""
     seed: int = 0
     """Of the sample."""

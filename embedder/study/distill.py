@@ -1,12 +1,12 @@
 """The kept layers and the map of a calibrated exit → the same, trained to give the full model's vectors.
 
 Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015: the teacher is the full model, whose vectors of the
-sample were computed once. B = chunks of a batch, Q = queries, F = features, W = the full model's width, N = chunks of the sample.
+sample were computed once. B = chunks of a batch, F = features, W = the full model's width, N = chunks of the sample, X = columns asked for.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +28,18 @@ from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.spec import EmbeddingSpec
 from embedder.study.config import DistillSettings
-from embedder.study.exits import Fidelity, Floats, Spread, measure_fidelity, unit
+from embedder.study.exits import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
 
-TEMPERATURE = 0.05
-"""Of similarities, when they are compared as shares: it weighs neighbours over what is far."""
-NUM_QUERIES = 512
-"""Full-model vectors that a batch is ranked for."""
 WARM_UP = 0.06
 """Share of the steps over which the learning rate rises."""
-MAP_RATE = 0.003
+MAP_RATE = 0.01
 """Of the learning rate, the map's share: all of its thousands of features move each component of a vector at once."""
+START_STRENGTH = 1.0
+"""Of the ridge map that training starts from: one that leans on few features less passes on smaller errors of each."""
+DROPOUT = 0.1
+"""Share of the map's features that are set to their mean in a step, so that none is relied on alone."""
+UNIT_CHUNKS = 1024
+"""That are summed up at once."""
 MOST_NORM = 1.0
 """Of a step's gradient."""
 
@@ -50,6 +52,11 @@ class Teaching:
     """Of the full model."""
     depth: int
     exit_map: ExitMap
+    """The best without training."""
+    start: Line
+    """The map that training starts from."""
+    strengths: Sequence[float]
+    """Of the ridge maps tried behind the layers that were trained."""
     token_weights_V: Floats  # noqa: N815
     spread: Spread
     """Of the map's features over the sample."""
@@ -63,25 +70,21 @@ class Teaching:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the training has come after an epoch."""
+    """How far the training has come."""
 
-    number: int
-    loss: float
+    name: str
     fidelity: Fidelity
     """On the chunks held out."""
     seconds: float
 
     def line(self) -> str:
         """Say it in a line of the log."""
-        held_out = f"held out: cosine {self.fidelity.cosine:.4f}, overlap {self.fidelity.overlap:.3f}"
-        return (
-            f"epoch {self.number}, loss {self.loss:.4f}, {held_out}, {self.seconds:.0f} s" if self.number else f"the map alone, {held_out}"
-        )
+        return f"{self.name}, held out: cosine {self.fidelity.cosine:.4f}, overlap {self.fidelity.overlap:.3f}, {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """The exit of the best epoch, its layers' weights with its map, and the vectors it gives."""
+    """The best exit that was seen, its layers' weights with its map, and the vectors it gives."""
 
     exit_map: ExitMap
     fidelity: Fidelity
@@ -106,18 +109,35 @@ class Student(nn.Module):
         self.deviation_F: Tensor
         self.weight_FW: Tensor
         self.bias_W: Tensor
+        num_features, width = teaching.exit_map.weight_FW.shape
         self.register_buffer("mean_F", torch.from_numpy(teaching.spread.mean_F).float())
         self.register_buffer("deviation_F", torch.from_numpy(teaching.spread.deviation_F).float())
-        self.register_buffer("weight_FW", torch.from_numpy(teaching.exit_map.weight_FW.copy()))
-        self.register_buffer("bias_W", torch.from_numpy(teaching.exit_map.bias_W.copy()))
-        num_features, width = teaching.exit_map.weight_FW.shape
+        self.register_buffer("weight_FW", torch.empty(num_features, width))
+        self.register_buffer("bias_W", torch.empty(width))
         self.correction = nn.Linear(num_features, width)
+        self.set_map(teaching.exit_map.weight_FW, teaching.exit_map.bias_W)
+        self.to(device).eval()
+
+    def set_map(self, weight_FW: Floats, bias_W: Floats) -> None:
+        """Take another map, uncorrected."""
+        self.weight_FW.copy_(torch.from_numpy(weight_FW))
+        self.bias_W.copy_(torch.from_numpy(bias_W))
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
-        self.to(device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Give (B, W) vectors of length 1."""
+        features_BF = self.features(batch)
+        with torch.autocast(features_BF.device.type, enabled=False):
+            standard_BF = (features_BF - self.mean_F) / self.deviation_F
+            if self.training:
+                standard_BF = functional.dropout(standard_BF, DROPOUT)
+                features_BF = standard_BF * self.deviation_F + self.mean_F
+            mapped_BW = features_BF @ self.weight_FW + self.bias_W
+            return functional.normalize(mapped_BW + self.correction(standard_BF), dim=-1)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Give (B, F) of what the map reads."""
         path = self.family.final_norm
         final_norm = self.model.get_submodule(path) if path else nn.Identity()
         layers: Any = self.model.get_submodule(self.family.layers)
@@ -125,10 +145,7 @@ class Student(nn.Module):
             taps.start(batch)
             self.model(**batch.inputs())
             states_BF = taps.collect(self.layers)
-        with torch.autocast(states_BF.device.type, enabled=False):
-            features_BF = normalise_states(states_BF, int(self.model.config.hidden_size))
-            mapped_BW = features_BF @ self.weight_FW + self.bias_W
-            return functional.normalize(mapped_BW + self.correction((features_BF - self.mean_F) / self.deviation_F), dim=-1)
+        return normalise_states(states_BF, int(self.model.config.hidden_size))
 
     def _pool(self, hidden: Tensor, batch: Batch) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):  # which would sum up in bfloat16
@@ -144,7 +161,7 @@ class Student(nn.Module):
 
 
 def distill_exit(teaching: Teaching, device: str, dtype: str, threads: int) -> Iterator[Progress | Taught]:
-    """Train; gives every epoch as it ends, number 0 being the map alone, and last what was best."""
+    """Train; says how good the map alone is, then each epoch, then maps solved anew behind the trained layers; last, what was best."""
     set_threads(threads)
     torch.manual_seed(teaching.seed)
     recipe = read_recipe(locate_model(teaching.spec.model, teaching.spec.revision)[0])
@@ -154,10 +171,9 @@ def distill_exit(teaching: Teaching, device: str, dtype: str, threads: int) -> I
     run = Run(teaching, student, autocast)
     best: tuple[Fidelity, dict[str, Tensor]] | None = None
     started = time.perf_counter()
-    for number in range(teaching.settings.epochs + 1):
-        loss = run.train() if number else math.nan
+    for name in run.steps():
         fidelity = measure_fidelity(run.encode(0, teaching.num_held_out), teaching.full_NW[: teaching.num_held_out])
-        yield Progress(number, loss, fidelity, time.perf_counter() - started)
+        yield Progress(name, fidelity, time.perf_counter() - started)
         if best is None or fidelity.cosine > best[0].cosine:
             best = fidelity, {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
     assert best is not None
@@ -183,8 +199,28 @@ class Run:
         num_steps = teaching.settings.epochs * math.ceil((len(self.lengths) - teaching.num_held_out) / teaching.settings.batch_chunks)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_at(step / max(1, num_steps)))
 
+    def steps(self) -> Iterator[str]:
+        """Change the student step by step; gives what each was called."""
+        yield "the map alone"
+        self.student.set_map(self.teaching.start.weight_FW, self.teaching.start.bias_W)
+        for number in range(1, self.teaching.settings.epochs + 1):
+            yield f"epoch {number}, loss {self.train():.4f}"
+        for strength, line in self.solve():
+            self.student.set_map(line.weight_FW, line.bias_W)
+            yield f"solved anew at strength {strength:g}"
+
+    def solve(self) -> Iterator[tuple[float, Line]]:
+        """Fit ridge maps behind the layers as they are now, on what they were trained on."""
+        num_features, held_out = len(self.student.mean_F), self.teaching.num_held_out
+        sums = Sums(num_features, self.full_NW.shape[1])
+        for start in range(held_out, len(self.teaching.full_NW), UNIT_CHUNKS):
+            stop = min(start + UNIT_CHUNKS, len(self.teaching.full_NW))
+            sums.add(self.run(self.student.features, start, stop, num_features), self.teaching.full_NW[start:stop])
+        yield from sums.fit(np.arange(num_features), self.teaching.strengths)
+
     def train(self) -> float:
         """Go once through the chunks that are not held out; gives the mean loss."""
+        self.student.training = True  # the map's dropout, and not the layers': a teacher has none
         losses = []
         for rows in self.plan():
             loss = self.loss(rows)
@@ -194,6 +230,7 @@ class Run:
             self.optimizer.step()
             self.schedule.step()
             losses.append(loss.detach())
+        self.student.eval()
         return float(torch.stack(losses).mean())
 
     def plan(self) -> list[npt.NDArray[np.int64]]:
@@ -204,31 +241,28 @@ class Run:
         return [batches[number][np.argsort(-self.lengths[batches[number]])] for number in self.draw.permutation(len(batches))]
 
     def loss(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Sum the distance to the full model's vectors and that of how batch is ranked for full-model queries."""
-        vectors_BW, full_BW = self.forward(rows), self.full_NW[rows]
-        queries = self.draw.integers(self.teaching.num_held_out, len(self.full_NW), NUM_QUERIES)
-        queries_QW = torch.cat([full_BW, self.full_NW[queries]])
-        wanted_QB = (queries_QW @ full_BW.T / TEMPERATURE).log_softmax(dim=1)
-        found_QB = (queries_QW @ vectors_BW.T / TEMPERATURE).log_softmax(dim=1)
-        ranked = functional.kl_div(found_QB, wanted_QB, reduction="batchmean", log_target=True)
-        return (1 - (vectors_BW * full_BW).sum(dim=1)).mean() + ranked
+        """Give the mean distance to the full model's vectors, one less the cosine."""
+        return (1 - (self.forward(self.student, rows) * self.full_NW[rows]).sum(dim=1)).mean()
 
-    def forward(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Run rows, the longest first."""
+    def forward(self, part: Callable[[Batch], Tensor], rows: npt.NDArray[np.int64]) -> Tensor:
+        """Run rows, the longest first, through the student or a part of it."""
         batch = self.student.layout.collect(self.values, self.offsets[rows], self.lengths[rows])
         with self.autocast:
-            vectors_BW: Tensor = self.student(batch)
-        return vectors_BW
+            return part(batch)
 
     def encode(self, start: int, stop: int) -> Floats:
         """Give the student's vectors of some chunks, in order."""
-        vectors_NW = np.empty((stop - start, self.full_NW.shape[1]), np.float32)
+        return self.run(self.student, start, stop, self.full_NW.shape[1])
+
+    def run(self, part: Callable[[Batch], Tensor], start: int, stop: int, width: int) -> Floats:
+        """Run some chunks through the student or a part of it; gives (stop - start, width), in order."""
+        rows_NX = np.empty((stop - start, width), np.float32)
         order = start + np.argsort(-self.lengths[start:stop], kind="stable")
         with torch.inference_mode():
             for first in range(0, len(order), self.teaching.settings.batch_chunks):
                 rows = order[first : first + self.teaching.settings.batch_chunks]
-                vectors_NW[rows - start] = self.forward(rows).float().cpu().numpy()
-        return vectors_NW
+                rows_NX[rows - start] = self.forward(part, rows).float().cpu().numpy()
+        return rows_NX
 
 
 def to_numpy(tensor: Tensor) -> Floats:

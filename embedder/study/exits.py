@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from embedder.model.exits import NUM_POOLINGS
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
-MOST_FEATURES = 9216
-"""Of one map: its sums hold 0.7 GB, and a sample must be larger than this to say much."""
+MOST_FEATURES = 12_288
+"""Of one map: its sums hold 1.2 GB, and a sample must be larger than this to say much."""
 LEAST_DEVIATION = 1e-6
 """Of a feature: one that hardly varies over the sample is not blown up to unit variance."""
 
@@ -36,13 +38,12 @@ class Features:
     layers: Mapping[int, tuple[int, ...]]
     """By depth: the layers its map reads."""
     tapped: tuple[int, ...]
-    block: int
-    """Features of a layer."""
+    hidden_size: int
 
-    def places(self, depth: int) -> Places:
-        """Give the columns of a depth's features."""
-        starts = [self.tapped.index(layer) * self.block for layer in self.layers[depth]]
-        return np.concatenate([np.arange(start, start + self.block) for start in starts])
+    def places(self, depth: int, num_poolings: int = NUM_POOLINGS) -> Places:
+        """Give the columns of a depth's features, or of the first poolings of each of its layers; they rise."""
+        starts = [self.tapped.index(layer) * NUM_POOLINGS * self.hidden_size for layer in self.layers[depth]]
+        return np.concatenate([np.arange(start, start + num_poolings * self.hidden_size) for start in starts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,12 @@ class Line:
     def apply(self, features_NF: Floats) -> Floats:
         """Give the mapped vectors, of no certain length."""
         return features_NF @ self.weight_FW + self.bias_W
+
+    def widen(self, places: Places, all_places: Places) -> "Line":
+        """Give the same map as one of more features: those that are not among its own count nothing."""
+        weight_FW = np.zeros((len(all_places), self.weight_FW.shape[1]), np.float32)
+        weight_FW[np.searchsorted(all_places, places)] = self.weight_FW
+        return Line(weight_FW, self.bias_W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +104,10 @@ class Sums:
         covariance_FF = self.gram_FF[np.ix_(places, places)] / rows - np.outer(mean_F, mean_F)
         covariance_FF /= np.outer(deviation_F, deviation_F)
         cross_FW = (self.cross_FW[places] / rows - np.outer(mean_F, mean_W)) / deviation_F[:, None]
+        variance_F = covariance_FF.diagonal().copy()
         for strength in strengths:
-            penalised_FF = covariance_FF + strength * np.eye(len(places))
-            weight_FW = np.linalg.solve(penalised_FF, cross_FW) / deviation_F[:, None]
+            np.fill_diagonal(covariance_FF, variance_F + strength)
+            weight_FW = np.linalg.solve(covariance_FF, cross_FW) / deviation_F[:, None]
             # the standardisation is folded into the map: one product and one sum a chunk
             yield strength, Line(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
 

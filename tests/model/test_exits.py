@@ -20,6 +20,7 @@ from embedder.model.calibration import (
     write_calibration,
 )
 from embedder.model.encoder import Encoder
+from embedder.model.exits import NUM_POOLINGS
 from embedder.quantization import Ranges
 from tests.model.conftest import CONFIGS, TinyModel
 
@@ -33,7 +34,7 @@ def calibrate(model: Any, seed: int = 0) -> Calibration:
     maps = {
         depth: ExitMap(
             tuple(range(depth + 1)),
-            rng.normal(size=((depth + 1) * 3 * 64, 64)).astype(np.float32),
+            rng.normal(size=((depth + 1) * NUM_POOLINGS * 64, 64)).astype(np.float32),
             rng.normal(size=64).astype(np.float32),
         )
         for depth in DEPTHS
@@ -61,7 +62,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     assert encoder.num_layers == 2
     tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS)
-    mapped = tapped.states_NF[:, : 3 * 3 * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
+    mapped = tapped.states_NF[:, : 3 * NUM_POOLINGS * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
 
@@ -135,8 +136,8 @@ def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) 
 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
     description = Path(artifact, DESCRIPTION)
-    description.write_text(description.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(ConfigError, match="format 1, expected 2; make it anew"):
+    description.write_text(description.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(ConfigError, match="format 2, expected 3; make it anew"):
         load_calibration(artifact)
 
 

@@ -10,7 +10,7 @@ from sentence_transformers.base.modules import Dense
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
-from embedder.model.exits import ExitPooler
+from embedder.model.exits import LEAD_TOKENS, ExitPooler
 from embedder.model.files import read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
@@ -65,24 +65,25 @@ def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_an_exit_reads_the_mean_the_gathering_token_and_the_mean_weighted_by_token(
+def test_an_exit_reads_the_mean_the_gathering_token_and_means_weighted_by_token_and_by_place(
     tiny_model: Any, texts: list[str], pooling: Pooling
 ) -> None:
     ids, weights = tiny_model.tokenize(texts), np.random.default_rng(0).uniform(0, 3, 64).astype(np.float32)
     tapped = tiny_model.load(pooling=pooling).tap(ids, 512, [3], weights)[3]
-    mean, gathered, weighted = np.split(tapped, 3, axis=1)
+    mean, gathered, rare, lead = np.split(tapped, 4, axis=1)
     for name, states in (("mean", mean), ("last" if pooling == "last" else "cls", gathered)):
         expected = tiny_model.load(depth=3, pooling=name, normalize=False).encode(ids, 512).vectors_ND
         np.testing.assert_allclose(states, expected, atol=1e-5)
     assert [mean, gathered][ExitPooler(pooling, weights).own] is (mean if pooling == "mean" else gathered)
     alone = tiny_model.load(depth=3, pooling="mean", normalize=False)
-    evenly = tiny_model.load(pooling=pooling).tap(ids, 512, [3], np.full(64, 0.5, np.float32))[3][:, 128:]
+    evenly = tiny_model.load(pooling=pooling).tap(ids, 512, [3], np.full(64, 0.5, np.float32))[3][:, 128:192]
     lengths = np.diff(ids.offsets.to_numpy())[:, None]
     np.testing.assert_allclose(evenly / lengths * 2, alone.encode(ids, 512).vectors_ND, atol=1e-5)
     reference = tiny_model.reference()[0].auto_model
     with torch.inference_mode():
         states = reference(torch.tensor([ids[0].as_py()]), output_hidden_states=True).hidden_states[3][0].numpy()
-    np.testing.assert_allclose(weighted[0], weights[ids[0].as_py()] @ states, atol=1e-4)
+    np.testing.assert_allclose(rare[0], weights[ids[0].as_py()] @ states, atol=1e-4)
+    np.testing.assert_allclose(lead[0], np.exp(-np.arange(len(states)) / LEAD_TOKENS) @ states, atol=1e-4)
 
 
 def test_taps_leave_the_encoder_as_it_was(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:

@@ -35,9 +35,11 @@ def teaching(resolved: ResolvedModel) -> Teaching:
     sums = Sums(tapped.states_NF.shape[1], 384)
     sums.add(tapped.states_NF[HELD_OUT:], tapped.full_NW[HELD_OUT:])
     places = np.arange(tapped.states_NF.shape[1])
-    [(_, line)] = sums.fit(places, [30.0])  # far too much, so that there is something to gain
+    [(_, start), (_, line)] = sums.fit(places, [1.0, 30.0])  # far too much, so that there is something to gain
     exit_map, settings = ExitMap((0, 1), line.weight_FW, line.bias_W), DistillSettings(epochs=6, batch_chunks=10, learning_rate=1e-4)
-    return Teaching(resolved.spec, 1, exit_map, weights, sums.spread(places), token_ids, tapped.full_NW, HELD_OUT, settings, 0)
+    return Teaching(
+        resolved.spec, 1, exit_map, start, (0.1, 1.0), weights, sums.spread(places), token_ids, tapped.full_NW, HELD_OUT, settings, 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +81,12 @@ def test_it_comes_nearer_to_the_full_model_on_texts_it_was_not_trained_on(steps:
 
 
 def test_a_training_that_only_does_harm_leaves_the_map_as_it_was(resolved: ResolvedModel, teaching: Teaching) -> None:
-    wild = replace(teaching, settings=DistillSettings(epochs=1, batch_chunks=20, learning_rate=3.0))
-    *_, taught = distill_exit(wild, "cpu", "float32", 1)
+    good, settings = ExitMap((0, 1), teaching.start.weight_FW, teaching.start.bias_W), DistillSettings(epochs=1, learning_rate=3.0)
+    wild = replace(teaching, exit_map=good, strengths=(1e4,), settings=settings)
+    *steps, taught = distill_exit(wild, "cpu", "float32", 1)
     assert isinstance(taught, Taught)
-    vectors = leaving(resolved, teaching, teaching.exit_map).encode(teaching.token_ids, 2048).vectors_ND
+    assert [step.name for step in steps if isinstance(step, Progress)][-1] == "solved anew at strength 10000"
+    vectors = leaving(resolved, teaching, good).encode(teaching.token_ids, 2048).vectors_ND
     np.testing.assert_allclose(unit(taught.vectors_NW), vectors[HELD_OUT:], atol=1e-4)
 
 
