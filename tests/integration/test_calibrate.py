@@ -108,6 +108,6 @@ def test_trained_layers_are_kept_where_they_beat_the_map_alone_and_do_no_harm_el
     model = resolve_model(embedding, ChunkingConfig(max_tokens=64, enabled=False))
     encoder = Encoder.load(model.spec, calibration=model.calibration)
     assert encoder.num_layers == 3
-    texts = ["os.path.split(path) Split a pathname.", "A violin is played with a bow."]
+    texts = ["os.path.split(path) Split a pathname.", "json.loads(s) Deserialize a JSON document to a Python object."]
     full = Encoder.load(model.spec.for_queries()).encode(tokenize(texts, model, model.spec), 512).vectors_ND
     assert (encoder.encode(tokenize(texts, model, model.spec), 512).vectors_ND * full).sum(axis=1).min() > 0.5
