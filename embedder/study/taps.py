@@ -13,7 +13,7 @@ from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.study.candidates import tokenize
 from embedder.study.exits import choose_layers
-from embedder.study.timing import compare
+from embedder.study.timing import Run, compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,18 @@ class ExitTiming:
     depth: int
     tokens_per_second: float
     """By the calibrated exit."""
+    taps: float
+    """Time that pooling the states which a map reads takes, as a share of a native pass: median over rounds."""
     price: float
-    """Time that a calibrated exit takes more than a native one, as a share of that: median over rounds."""
+    """The same of all that a calibrated exit takes more: the taps, and the product with the map."""
 
     def line(self) -> str:
         """Lay it out for a person."""
-        return f"{self.tokens_per_second:9,.0f} tokens/s  {self.price:+.1%} time"
+        return f"{self.tokens_per_second:9,.0f} tokens/s  {self.taps:+.1%} time for taps, {self.price:+.1%} with the map"
 
 
 def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> list[ExitTiming]:
-    """Time every depth below the full one with and without an exit, in turn; a map's numbers do not matter to its speed."""
+    """Time every depth below the full one as it is, by an exit, and with its taps alone, in turn; the map's numbers are made up."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     token_ids = tokenize(texts, resolved, resolved.spec)
     calibration, timings = make_up_exits(resolved), []
@@ -40,9 +42,11 @@ def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds:
         native = resolved.spec.model_copy(update={"depth": depth})
         leaving = native.model_copy(update={"exit": "calibrated", "calibration": calibration.fingerprint})
         encoders = {name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", leaving))}
-        runs = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
-        calibrated = compare(runs, len(token_ids.values), rounds)[1]
-        timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / calibrated.ratio - 1))
+        runs: dict[str, Run] = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
+        layers = calibration.maps[depth].layers
+        runs["taps"] = partial(encoders["native"].tap, token_ids, token_budget, layers, calibration.token_weights_V)
+        _, calibrated, taps = compare(runs, len(token_ids.values), rounds)
+        timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / taps.ratio - 1, 1 / calibrated.ratio - 1))
     return timings
 
 

@@ -10,6 +10,7 @@ import torch
 from embedder.errors import ConfigError
 from embedder.study import peer_server, peers
 from embedder.study.benchmark import lay_out, timed_layers
+from embedder.study.taps import benchmark_exits
 from embedder.study.timing import Timing, compare
 
 
@@ -72,3 +73,11 @@ def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, mo
 def test_a_python_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match="--peer_python /none: No such file"), peers.open_peers("/none", "", []):
         pass
+
+
+def test_every_shallow_depth_is_timed_with_taps_alone_and_with_the_map(minilm: str) -> None:
+    timings = benchmark_exits(minilm, ["A fox jumps over a dog.", "Rain fell on the city all night."] * 4, 512, 1)
+    assert [each.depth for each in timings] == [1, 2, 3, 4, 5]
+    for each in timings:
+        assert each.tokens_per_second > 0
+        assert f"{each.taps:+.1%} time for taps, {each.price:+.1%} with the map" in each.line()
