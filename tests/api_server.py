@@ -28,6 +28,8 @@ class ApiServer:
     """Status codes answered first, before any vectors."""
     most_requests: int | None = None
     """After so many the key is taken away."""
+    before_refusing: threading.Event = field(default_factory=threading.Event)
+    """What the key is taken away after, however slow the machine; set unless a test clears it."""
     refused_word: str | None = None
     """A request with a text that holds it is refused, as one that is too long would be."""
     key: str = "secret"
@@ -44,10 +46,12 @@ class ApiServer:
         self.most_requests = self.refused_word = self.most_texts = None
         self.key, self.delay_seconds = "secret", 0.0
         self.takes_dimensions = self.says_usage = True
+        self.before_refusing.set()
 
     def find_fault(self, body: dict[str, Any]) -> tuple[int, str] | None:
         """Say what is wrong with a request."""
         if self.most_requests is not None and len(self.requests) >= self.most_requests:
+            assert self.before_refusing.wait(60)
             return 401, "the key was taken away"
         if self.most_texts is not None and len(body["input"]) > self.most_texts:
             return 422, f"at most {self.most_texts} inputs"
@@ -103,6 +107,7 @@ def run_api_server(model: str) -> Iterator[ApiServer]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served = ApiServer(f"http://127.0.0.1:{server.server_port}/v1")
+    served.before_refusing.set()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

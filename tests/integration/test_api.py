@@ -1,5 +1,7 @@
 """A whole job over a real /v1/embeddings: paid for once, refused documents set aside, an outage ended by name and gone on from."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, serve
     settings = sections(server)
     server.refused_word, server.delay_seconds = "forbidden", 0.3
     server.most_requests = 9  # three before the run, one an actor, and then some units
+    server.before_refusing.clear()
+    threading.Thread(target=set_once_a_part_is_there, args=(server.before_refusing, Path(local_site.table_uri)), daemon=True).start()
     with pytest.raises(ModelError, match=r"openai:mini at http.*/v1: 401 AuthenticationError.*the key was taken away"):
         local_site.embed(**settings)
     assert read_table(local_site.table_uri, {}) is None, "nothing half is published"
@@ -78,6 +82,14 @@ def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, serve
     again = local_site.embed(**settings)
     assert again.did_nothing
     check_what_follows(local_site, settings, server)
+
+
+def set_once_a_part_is_there(event: threading.Event, table: Path) -> None:
+    for _ in range(600):
+        if any(table.glob("*.parquet")):
+            event.set()
+            return
+        time.sleep(0.1)
 
 
 def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: ApiServer) -> None:
