@@ -60,7 +60,8 @@ def run_until_done(folder: Folder, num_documents: int, killers: set[int], max_at
             deaths += 1
 
 
-@settings(deadline=None, max_examples=10)
+@pytest.mark.real
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 600), st.data())
 def test_exactly_the_documents_that_kill_are_found_and_all_others_embedded_once(
     tmp_path_factory: pytest.TempPathFactory, num_documents: int, data: st.DataObject
