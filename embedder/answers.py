@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from embedder.errors import ConfigError
 from embedder.filters import Filter, parse_filter
+from embedder.model.rotation import read_rotation
 from embedder.query import QueryEncoder
 from embedder.search import Hit, Target
 
@@ -48,7 +49,7 @@ def answer_all(target: Target, questions: Iterable[str], top: int, condition: st
     if top < 1:
         raise ConfigError(f"--top {top}: show at least 1 row")
     where = parse_filter(condition, target.schema) if condition else None
-    encoder = QueryEncoder(target.spec)
+    encoder = QueryEncoder(target.spec, rotation_WW=read_rotation(target.spec, target.table, target.options))
     for question in questions:
         yield answer(target, encoder, question, top, where)
 

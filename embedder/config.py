@@ -136,6 +136,8 @@ class EmbeddingConfig(Section):
     """Leading components kept; left out: the full width."""
     calibration: NonEmpty | None = None
     """Folder of an artifact that jobs.calibrate made for this model: maps for shallow depths, and the ranges of int8."""
+    rotate: bool = False
+    """Turn vectors onto the principal axes that calibration holds, before the cut: a small dim then keeps more of them."""
     exit: Exit | None = None
     """calibrated: documents at depth land in the full model's space, where queries run; left out: where calibration has a map."""
     quantization: Quantization = "none"

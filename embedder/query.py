@@ -14,6 +14,7 @@ from embedder.errors import ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
+from embedder.model.rotation import Floats, read_rotation
 from embedder.output.record import read_spec
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options
@@ -29,16 +30,17 @@ BUDGET_TOKENS = 4096
 class QueryEncoder:
     """Encodes queries as a spec says: the query prompt in place of the document's, the same depth, pooling and dim."""
 
-    def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32", rotation_WW: Floats | None = None) -> None:
         self.spec, asked = spec, spec.for_queries()
-        self._embed, tokenizer_json = open_api(asked) if spec.is_api else open_encoder(asked, device, dtype)
+        self._embed, tokenizer_json = open_api(asked) if spec.is_api else open_encoder(asked, device, dtype, rotation_WW)
         self._queries = Side(tokenizer_json, asked)
         self._passages = Side(tokenizer_json, asked.model_copy(update={"prompt": spec.prompt}))
 
     @classmethod
     def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
         """Make the encoder that matches a table; its model must be here under the name that the table's spec gives it."""
-        return cls(read_spec(uri, options or {}), device, dtype)
+        spec = read_spec(uri, options or {})
+        return cls(spec, device, dtype, read_rotation(spec, uri, options or {}))
 
     def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries, each cut at max_tokens; gives (N, dim)."""
@@ -62,10 +64,10 @@ class Side:
         self.chunker, self.prompt = make_chunker(tokenizer_json, spec), spec.prompt
 
 
-def open_encoder(spec: EmbeddingSpec, device: str, dtype: str) -> tuple[Embed, str]:
+def open_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:
     """Load a model that is here; gives what embeds CHUNKS, and the tokenizer."""
     tokenizer = load_tokenizer(read_recipe(locate_model(spec.model, spec.revision)[0]))
-    encoder = Encoder.load(spec, device, dtype)
+    encoder = Encoder.load(spec, device, dtype, rotation_WW=rotation_WW)
 
     def embed(chunks: pa.Table, _texts: Sequence[str]) -> npt.NDArray[np.float32]:
         vectors_ND: npt.NDArray[np.float32]

@@ -3,18 +3,23 @@
 from embedder.errors import ModelError
 from embedder.model.families import find_family
 from embedder.model.files import PACKAGE, ModelRecipe, locate_model, read_recipe
+from embedder.model.rotation import rotation_uri
 from embedder.spec import API, EmbeddingSpec
 
 
-def write_recipe(spec: EmbeddingSpec) -> str:
-    """Write Python that sets `vectors` to the vectors of `queries`; ModelError says what sentence-transformers cannot do."""
+def write_recipe(spec: EmbeddingSpec, table: str) -> str:
+    """Write Python that sets `vectors` to the vectors of `queries`; ModelError says what sentence-transformers cannot do.
+
+    Vectors that were turned are so by the matrix that the table's folder holds.
+    """
     asked = spec.for_queries()
     if spec.is_api:
         return write_api_recipe(asked)
     folder, _ = locate_model(asked.model, asked.revision)
     recipe = read_recipe(folder)
     refuse_impossible(asked, recipe)
-    return "\n".join([*_imports(asked), f"model = SentenceTransformer({_arguments(asked)})", *_changes(asked, recipe), _encode(asked)])
+    model = f"model = SentenceTransformer({_arguments(asked)})"
+    return "\n".join([*_imports(asked), model, *_changes(asked, recipe), _encode(asked), *_turn(asked, table)])
 
 
 def write_api_recipe(spec: EmbeddingSpec) -> str:
@@ -46,13 +51,16 @@ def refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
 
 def _imports(spec: EmbeddingSpec) -> list[str]:
     package = [f"import {spec.model.removeprefix(PACKAGE)}"] if spec.model.startswith(PACKAGE) else []
-    return [*(["import torch"] if spec.final_norm == "skip" else []), *package, "from sentence_transformers import SentenceTransformer"]
+    torch = ["import torch"] if spec.final_norm == "skip" else []
+    numpy = ["import fsspec", "import numpy as np"] if spec.rotation else []
+    return [*numpy, *torch, *package, "from sentence_transformers import SentenceTransformer"]
 
 
 def _arguments(spec: EmbeddingSpec) -> str:
     name = f"str({spec.model.removeprefix(PACKAGE)}.MODEL_DIR)" if spec.model.startswith(PACKAGE) else repr(spec.model)
     revision = f", revision={spec.revision!r}" if spec.revision else ""
-    return f"{name}{revision}, truncate_dim={spec.dim}"
+    cut = "" if spec.rotation else f", truncate_dim={spec.dim}"
+    return f"{name}{revision}{cut}"
 
 
 def _changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
@@ -69,3 +77,13 @@ def _changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
 
 def _encode(spec: EmbeddingSpec) -> str:
     return f"vectors = model.encode(queries, prompt={spec.prompt!r}, normalize_embeddings=True)"
+
+
+def _turn(spec: EmbeddingSpec, table: str) -> list[str]:
+    if spec.rotation is None:
+        return []
+    return [
+        f"with fsspec.open({rotation_uri(spec.rotation, table)!r}) as file:",
+        f"    vectors = vectors @ np.load(file)[:, :{spec.dim}]",
+        "vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)",
+    ]

@@ -14,6 +14,7 @@ from pydantic import model_validator
 from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
+from embedder.model.rotation import keep_rotation, read_rotation
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.vectors import column_codes, vector_column
@@ -89,6 +90,9 @@ def run_recut(config: RecutConfig) -> Recut:
     missing, remove = [name for name in made_from if name not in have], tuple(sorted(have - made_from.keys()))
     folders = Folder(config.parent.uri, config.parent.storage_options), Folder(output.uri, output.storage_options)
     Store(output.uri, output.storage_options).check_writable()
+    rotation_WW = read_rotation(parent.spec, config.parent.uri, config.parent.storage_options)
+    if rotation_WW is not None:
+        keep_rotation(rotation_WW, output.uri, output.storage_options)
     add = map_threads(lambda name: recut_part(made_from[name], name, cut, schema, folders), missing, NUM_THREADS)
     version = None
     if add or remove or table is None or replaces:
@@ -162,7 +166,7 @@ def find_ranges(calibration: Calibration, spec: EmbeddingSpec, uri: str) -> Rang
     differences = calibration.differences(spec)
     if differences:
         raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
-    ranges = calibration.ranges.get(RangeKey(spec.exit, spec.depth, spec.dim))
+    ranges = calibration.ranges.get(RangeKey.of(spec))
     if ranges is None:
         raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
     return ranges

@@ -7,7 +7,7 @@ from embedder.spec import API
 if TYPE_CHECKING:
     from embedder.config import ComputeConfig, EmbedConfig, EmbeddingConfig
 
-_OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "exit", "pooling", "layer_norm")
+_OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "rotate", "exit", "pooling", "layer_norm")
 """What only somebody who holds the weights can choose."""
 _OF_DEVICES = {"device": ("auto", "cpu"), "dtype": ("auto",), "layout": ("auto",)}
 """What an API leaves nothing to choose of, with the values that say nothing."""
@@ -22,7 +22,8 @@ def refuse_local_settings(embedding: "EmbeddingConfig") -> None:
         return
     if not embedding.model.removeprefix(API).strip():
         raise ValueError(f"model={embedding.model!r}: has no name; write {API}text-embedding-3-small, say")
-    given = [f"{name}={getattr(embedding, name)!r}" for name in _OF_LAYERS if getattr(embedding, name) is not None]
+    defaults = {name: type(embedding).model_fields[name].default for name in _OF_LAYERS}
+    given = [f"{name}={getattr(embedding, name)!r}" for name, default in defaults.items() if getattr(embedding, name) != default]
     if given:
         raise ValueError(f"{', '.join(given)}: {embedding.model!r} runs behind an API, which has no setting for it; leave it out")
     if embedding.quantization == "int8":

@@ -47,7 +47,7 @@ def rescored(target: Target, uri: str, options: Options) -> Target:
         scored = [replace(hit, score=float(vectors[key_of(hit.row)] @ query_W)) for hit in hits]
         return sorted(scored, key=lambda hit: -hit.score)[:top]
 
-    return Target(spec, target.schema, find)
+    return Target(spec, target.schema, find, uri, options)
 
 
 def check_match(spec: EmbeddingSpec, codes: EmbeddingSpec, uri: str) -> None:

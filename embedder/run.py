@@ -14,6 +14,7 @@ from embedder.errors import CommitError, SourceError
 from embedder.logs import about, log_about
 from embedder.masking import mask_secrets
 from embedder.metrics import measure
+from embedder.model.rotation import keep_rotation
 from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
 from embedder.output.table import Change, commit_table, sync_quarantine
@@ -57,6 +58,8 @@ def run_embed(prepared: Prepared) -> Summary:
     config, plan, table = prepared.config, prepared.plan, prepared.table
     folder = Folder(config.output.uri, config.output.storage_options)
     Store(config.output.uri, config.output.storage_options).check_writable()
+    if prepared.model.rotation_WW is not None:
+        keep_rotation(prepared.model.rotation_WW, config.output.uri, config.output.storage_options)
     adopted = map_threads(lambda name: read_part(str(name), folder), list(plan.adopt))
     log_about(run_id=run_id, table=config.output.uri)
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))

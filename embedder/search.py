@@ -45,6 +45,9 @@ class Target:
     schema: pa.Schema
     find: Callable[[Floats, int, Filter | None], list[Hit]]
     """Query vector, how many rows, which rows → the rows nearest to it, best first."""
+    table: str
+    """Where the table is, or that which the store was loaded from."""
+    options: Options
 
 
 def open_table(uri: str, options: Options) -> Target:
@@ -54,7 +57,7 @@ def open_table(uri: str, options: Options) -> Target:
     def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
         return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
 
-    return Target(record.spec, dataset.schema, find)
+    return Target(record.spec, dataset.schema, find, uri, options)
 
 
 def open_dataset(uri: str, options: Options) -> Any:

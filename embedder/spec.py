@@ -22,7 +22,7 @@ _LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "tokeni
 """Fields that name or accompany the space but do not move a document's vector: a model moved to another folder is the
 same model (`model_checksum` says so), and the query's prompt and depth are only used by searches."""
 
-_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None, "base_url": None}
+_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None}
 """Fields that came later, by what all specs meant before: at that value they leave the fingerprint as it was."""
 
 
@@ -73,6 +73,8 @@ class EmbeddingSpec(BaseModel):
     """How a vector is stored: as float32, one byte or one bit a component."""
     calibration: str | None = None
     """Fingerprint of the artifact that holds the exit's map and the ranges of int8, if one is used."""
+    rotation: str | None = None
+    """Digest of the orthogonal matrix that vectors of full width are turned by before the cut, if they are."""
     base_url: str | None = None
     """Of an API: the same name on another server may be another model."""
     tokenizer: str | None = None
@@ -90,7 +92,7 @@ class EmbeddingSpec(BaseModel):
         return digest(self._moving())
 
     def for_queries(self) -> "EmbeddingSpec":
-        """What turns a query into a vector that may meet these: its own prompt and depth, uncut by chunks, in float32."""
+        """What turns a query into a vector that may meet these: its own prompt and depth, uncut by chunks, in float32, turned alike."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
         return self.model_copy(update=asked | {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None})
 

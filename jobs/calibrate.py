@@ -1,4 +1,4 @@
-"""Fit exits and int8 ranges of a model on a sample of a corpus, so that shallow depths become usable.
+"""Fit exits, principal axes and int8 ranges of a model on a sample of a corpus, so that shallow depths and small dims become usable.
 
 python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
 """
@@ -26,7 +26,9 @@ def show(calibrated: Calibrated) -> str:
         for each in calibrated.exits
     ]
     sample = f"{calibrated.num_documents:,} documents; {calibrated.num_fitted:,} chunks fitted on, {calibrated.num_held_out:,} held out"
-    return align([("sample", sample), ("held out", head), *rows])
+    cuts = [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in calibrated.cuts]
+    cut_head = [("cut", "share of the full vectors' ten nearest, cut as they are, turned onto their principal axes first")] if cuts else []
+    return align([("sample", sample), *([("held out", head)] if rows else []), *rows, *cut_head, *cuts])
 
 
 def main(args: Sequence[str]) -> int:
@@ -40,7 +42,16 @@ def main(args: Sequence[str]) -> int:
     write_calibration(calibrated.calibration, invocation.config.output.uri)
     print(show(calibrated))
     uri, fingerprint = invocation.config.output.uri, calibrated.calibration.fingerprint
-    print(align([("calibration", f"{uri}, {fingerprint}; use it with --embedding.calibration {uri} --embedding.depth …")]))
+    print(
+        align(
+            [
+                (
+                    "calibration",
+                    f"{uri}, {fingerprint}; use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true",
+                )
+            ]
+        )
+    )
     return 0
 
 

@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from embedder.errors import CommitError, StorageError
+from embedder.errors import CommitError, ModelError, StorageError
 from embedder.maintenance.deep import check_rows
+from embedder.model.rotation import ROTATION_FOLDER, read_rotation
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, read_footer
 from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.upkeep import read_quarantined
@@ -62,6 +63,7 @@ def check_table(uri: str, options: Options, deep: bool = False) -> Checked:
     stored = list_storage(uri, options)
     found = map_threads(lambda name: list(check_part(name, state, stored, folder)), sorted(state.rows))
     faults = [*check_chains(state.parts), *(fault for each in found for fault in each), *check_quarantine(state, stored)]
+    faults += check_turning(state, folder)
     if deep:
         broken = {fault.name for fault in faults}
         faults += [Fault(name, what) for name, what in check_rows(state.parts, state.spec, folder, broken)]
@@ -101,6 +103,14 @@ def check_part(name: str, state: TableState, stored: OnStorage, folder: Folder) 
         yield Fault(name, f"{stats.documents:,} documents, its name says {parsed.stop_row - parsed.first_row:,}")
     if stats.quarantined and name not in stored.rejects:
         yield Fault(name, f"{stats.quarantined:,} records were quarantined, but {QUARANTINE_FOLDER} has no file of its name")
+
+
+def check_turning(state: TableState, folder: Folder) -> Iterator[Fault]:
+    """See whether queries can still be turned as the vectors were."""
+    try:
+        read_rotation(state.spec, folder.uri, folder.options)
+    except (StorageError, ModelError) as error:
+        yield Fault(f"{ROTATION_FOLDER}/{state.spec.rotation}", str(error))
 
 
 def check_quarantine(state: TableState, stored: OnStorage) -> Iterator[Fault]:

@@ -1,10 +1,9 @@
 """A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, the layers before them where these were trained too, and the ranges of
-int8. F = features, W = the full model's width, D = dim, V = token ids.
+It holds exit maps, which make shallow depths usable, the layers before them where these were trained too, the principal axes of
+the full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim, V = token ids.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from embedder.errors import ConfigError, ModelError
+from embedder.model.rotation import digest_array
 from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, Exit, digest
 from embedder.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 
-FORMAT = 3
-"""Raised when an artifact of before could be misread. 2: maps also read the mean weighted by token; 3: that weighted by place."""
+FORMAT = 4
+"""Raised when an artifact of before could be misread.
+
+2: maps also read the mean weighted by token; 3: that weighted by place; 4: there is a rotation.
+"""
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
 
@@ -45,20 +48,26 @@ class ExitMap:
 
 @dataclass(frozen=True, slots=True)
 class RangeKey:
-    """Which vectors a pair of ranges was taken from: cut to `dim`, unit length."""
+    """Which vectors a pair of ranges was taken from: turned or not, cut to `dim`, unit length."""
 
     exit: Exit
     depth: int
     dim: int
+    rotated: bool = False
+
+    @staticmethod
+    def of(spec: EmbeddingSpec) -> "RangeKey":
+        """Name the vectors of a spec."""
+        return RangeKey(spec.exit, spec.depth, spec.dim, spec.rotation is not None)
 
     def __str__(self) -> str:
-        return f"{self.exit}.{self.depth}.{self.dim}"
+        return f"{self.exit}.{self.depth}.{self.dim}{'.rotated' if self.rotated else ''}"
 
     @staticmethod
     def parse(name: str) -> "RangeKey":
         """Read back what str gave."""
-        exit_name, depth, dim = name.split(".")
-        return RangeKey("calibrated" if exit_name == "calibrated" else "native", int(depth), int(dim))
+        exit_name, depth, dim, *rotated = name.split(".")
+        return RangeKey("calibrated" if exit_name == "calibrated" else "native", int(depth), int(dim), bool(rotated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,8 @@ class Calibration:
     ranges: Mapping[RangeKey, Ranges]
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it was made and how good it is: sample, held-out figures, versions."""
+    rotation_WW: Floats | None = None  # noqa: N815
+    """Principal axes of the full model's vectors as columns, that of the most variance first."""
 
     @property
     def fingerprint(self) -> str:
@@ -89,6 +100,8 @@ class Calibration:
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
             found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
+        if self.rotation_WW is not None:
+            found["rotation"] = self.rotation_WW
         for key, ranges in self.ranges.items():
             found |= {f"range.{key}.low": ranges.low_D, f"range.{key}.high": ranges.high_D}
         return found
@@ -103,11 +116,6 @@ class Calibration:
             else f"{name}: {self.fitted_for[name]!r} → {asked[name]!r}"
             for name in named
         ]
-
-
-def digest_array(array: Floats) -> str:
-    """Hash the numbers of an array, whatever their number."""
-    return hashlib.blake2b(np.ascontiguousarray(array, np.dtype("<f4")).tobytes(), digest_size=16).hexdigest()
 
 
 def fitted_for(spec: EmbeddingSpec) -> dict[str, Any]:
@@ -163,6 +171,7 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },
             record=description["record"],
+            rotation_WW=tensors.get("rotation"),
         )
     except (KeyError, SafetensorError) as error:
         raise ModelError(f"embedding.calibration={uri!r}: damaged ({error}); make it anew with jobs.calibrate") from error

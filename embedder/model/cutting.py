@@ -10,6 +10,7 @@ from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import ModelRecipe
 from embedder.model.loading import load_trained, load_transformer
 from embedder.model.pooling import Head, load_steps
+from embedder.model.rotation import Floats, check_rotation
 from embedder.spec import EmbeddingSpec
 
 
@@ -21,12 +22,17 @@ def load_layers(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibrati
     return model
 
 
-def load_way_out(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None) -> tuple[Head, Exit | None]:
+def load_way_out(
+    spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, rotation_WW: Floats | None
+) -> tuple[Head, Exit | None]:
     """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
+    if rotation_WW is None and spec.rotation is not None and calibration is not None:
+        rotation_WW = calibration.rotation_WW
+    check_rotation(rotation_WW, spec, "embedding.rotate")
     if spec.exit == "native":
-        return Head(load_steps(recipe.steps), spec), None
+        return Head(load_steps(recipe.steps), spec, rotation_WW), None
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
     pool = ExitPooler(spec.pooling, calibration.token_weights_V)
     leave = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
-    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False})), leave
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), leave

@@ -67,10 +67,11 @@ class Encoder:
         calibration: Calibration | None = None,
         layout: Layout = "auto",
         backend: Backend = "torch",
+        rotation_WW: Floats | None = None,
     ) -> "Encoder":
         """Load the model that the spec was resolved with; refuse files that are not the same or do not fit.
 
-        A spec with a calibrated exit needs the calibration it names.
+        A spec with a calibrated exit needs the calibration it names; one with a rotation the calibration too, or the rotation alone.
         """
         folder, _ = locate_model(spec.model, spec.revision)
         recipe = read_recipe(folder)
@@ -81,7 +82,7 @@ class Encoder:
             )
         chosen_dtype = resolve_dtype(dtype, device, recipe.family)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
-        head, leave = load_way_out(spec, recipe, calibration)
+        head, leave = load_way_out(spec, recipe, calibration, rotation_WW)
         if resolve_backend(backend, device, chosen_dtype, chosen_layout) == "openvino":
             model = load_layers(spec, recipe, calibration, torch.float32)
             exact = cls(model, head, leave, spec.pooling, torch.device(device))

@@ -1,4 +1,4 @@
-"""Hidden states → vectors: pool, the model's own modules, LayerNorm, cut, L2; everything from pooling on in float32.
+"""Hidden states → vectors: pool, the model's own modules, LayerNorm, rotation, cut, L2; everything from pooling on in float32.
 
 B = sequences of a batch, H = hidden size, W = width after the model's modules, D = dim. `hidden` is (B, L, H) where a batch
 is padded and (1, T, H) where it is packed.
@@ -55,17 +55,21 @@ def load_steps(steps: tuple[Step, ...]) -> nn.Sequential:
 class Head(nn.Module):
     """What turns pooled states into vectors of `dim` components."""
 
-    def __init__(self, steps: nn.Sequential, spec: EmbeddingSpec) -> None:
+    def __init__(self, steps: nn.Sequential, spec: EmbeddingSpec, rotation_WW: npt.NDArray[np.float32] | None = None) -> None:
         super().__init__()
         self.steps = steps
         self.layer_norm, self.dim, self.normalize = spec.layer_norm, spec.dim, spec.normalize
+        self.rotation_WD: Tensor | None
+        # turned and cut in one product: of the axes, only those that are kept
+        axes_WD = None if rotation_WW is None else torch.from_numpy(np.ascontiguousarray(rotation_WW[:, : spec.dim]))
+        self.register_buffer("rotation_WD", axes_WD)
 
     def forward(self, pooled_BH: Tensor) -> Tensor:
-        """Run the model's modules, then LayerNorm, cut and L2: normalising before the cut would leave shorter vectors."""
+        """Run the model's modules, then LayerNorm, rotation, cut and L2: normalising before the cut would leave shorter vectors."""
         vectors_BW = self.steps(pooled_BH)
         if self.layer_norm:
             vectors_BW = functional.layer_norm(vectors_BW, vectors_BW.shape[-1:])
-        vectors_BD = vectors_BW[:, : self.dim]
+        vectors_BD = vectors_BW[:, : self.dim] if self.rotation_WD is None else vectors_BW @ self.rotation_WD
         return functional.normalize(vectors_BD, dim=-1) if self.normalize else vectors_BD
 
 

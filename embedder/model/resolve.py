@@ -1,6 +1,6 @@
 """Settings and the model's own files → the resolved spec and a tokenizer that CPU workers rebuild without transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,6 +11,7 @@ from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files import ModelRecipe, locate_model, read_recipe
+from embedder.model.rotation import Floats, digest_array
 from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, FinalNorm
 
@@ -32,7 +33,12 @@ class ResolvedModel:
         """The ranges that turn this spec's vectors into int8 and back."""
         if self.calibration is None or self.spec.quantization != "int8":
             return None
-        return self.calibration.ranges[RangeKey(self.spec.exit, self.spec.depth, self.spec.dim)]
+        return self.calibration.ranges[RangeKey.of(self.spec)]
+
+    @property
+    def rotation_WW(self) -> Floats | None:  # noqa: N802
+        """What turns this spec's vectors before the cut, None if nothing does."""
+        return self.calibration.rotation_WW if self.calibration and self.spec.rotation else None
 
 
 def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
@@ -99,7 +105,9 @@ def _apply_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
     """Leave by the map that the artifact has for the depth, unless the settings say otherwise."""
     chosen = embedding.exit or ("calibrated" if spec.depth in calibration.maps else "native")
     query_depth = calibration.full_depth if chosen == "calibrated" else None
-    return spec.model_copy(update={"exit": chosen, "query_depth": query_depth, "calibration": calibration.fingerprint})
+    rotation = digest_array(calibration.rotation_WW) if embedding.rotate and calibration.rotation_WW is not None else None
+    leaving = {"exit": chosen, "query_depth": query_depth, "calibration": calibration.fingerprint, "rotation": rotation}
+    return spec.model_copy(update=leaving)
 
 
 def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration | None) -> list[str]:
@@ -108,6 +116,7 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
         return [f"{dim}: binary packs eight components into a byte; choose a multiple of 8"]
     if calibration is None:
         asked = {"exit=calibrated": embedding.exit == "calibrated", "quantization=int8": spec.quantization == "int8"}
+        asked["rotate=true"] = embedding.rotate
         needed = [name for name, is_asked in asked.items() if is_asked]
         return [f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name in needed]
     differences = calibration.differences(spec)
@@ -116,12 +125,19 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
     if spec.exit == "calibrated" and spec.depth not in calibration.maps:
         depths = ", ".join(map(str, sorted(calibration.maps))) or "none"
         return [f"embedding.depth={spec.depth}: {where} has maps for depths {depths}; choose one of these, or --embedding.exit native"]
-    key = RangeKey(spec.exit, spec.depth, spec.dim)
+    if embedding.rotate and spec.exit == "native" and spec.depth < calibration.full_depth:
+        return [
+            f"embedding.rotate=true: the axes are the full model's, and depth {spec.depth} with a native exit has vectors of its own; "
+            f"leave by a calibrated exit, or run all {calibration.full_depth} layers"
+        ]
+    if embedding.rotate and spec.rotation is None:
+        return [f"embedding.rotate=true: {where} holds no rotation; make it anew with jobs.calibrate"]
+    key = RangeKey.of(spec)
     if spec.quantization == "int8" and key not in calibration.ranges:
-        known = ", ".join(sorted(str(each.dim) for each in calibration.ranges if (each.exit, each.depth) == (key.exit, key.depth)))
+        known = ", ".join(str(each.dim) for each in sorted(calibration.ranges, key=str) if replace(each, dim=key.dim) == key)
         return [f"{dim}: {where} has no ranges of int8 for it at depth {spec.depth}, {spec.exit} exit (dims there: {known or 'none'})"]
-    if spec.exit == "native" and spec.quantization != "int8":
-        return [f"{where}: has no effect at depth {spec.depth} with a native exit and without int8; leave it out"]
+    if spec.exit == "native" and spec.quantization != "int8" and not embedding.rotate:
+        return [f"{where}: has no effect at depth {spec.depth} with a native exit, without int8 and rotate; leave it out"]
     return []
 
 

@@ -41,7 +41,7 @@ def open_loaded(config: LoadConfig) -> Iterator[Target]:
             codes_X, scale, offset = to_query_codes(query_D, loaded.spec.quantization, loaded.ranges)
             return [replace(hit, score=float(hit.score * scale + offset)) for hit in store.search(codes_X, top, where)]
 
-        yield Target(loaded.spec, loaded.schema, find)
+        yield Target(loaded.spec, loaded.schema, find, config.table.uri, config.table.storage_options)
 
 
 def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges | None) -> tuple[Vector, float, float]:

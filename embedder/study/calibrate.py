@@ -1,4 +1,4 @@
-"""A sample of a corpus → a calibration: exit maps and int8 ranges, with what they are worth on documents held out.
+"""A sample of a corpus → a calibration: exit maps, principal axes and int8 ranges, with what they are worth on documents held out.
 
 N = chunks, F = features, W = the full model's width, D = dim.
 """
@@ -17,13 +17,15 @@ from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.rotation import fit_rotation
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
-from embedder.study.collecting import Collected, Extremes, add_mapped, collect
+from embedder.study.axes import CutReport, measure_cuts
+from embedder.study.collecting import Collected, Extremes, add_calibrated, add_mapped, add_turned, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
-from embedder.study.exits import Features, Fidelity, choose_layers, measure_fidelity
+from embedder.study.exits import Features, Fidelity, Floats, choose_layers, measure_fidelity
 from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
 
@@ -56,6 +58,7 @@ class Calibrated:
 
     calibration: Calibration
     exits: tuple[ExitReport, ...]
+    cuts: tuple[CutReport, ...]
     num_documents: int
     num_fitted: int
     """Chunks."""
@@ -79,12 +82,16 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         extremes, is_distilled = Extremes(dims, model.spec.normalize), settings.method == "distill"
         collected = collect(tap_units(units, tapping, pool), num_held_out, len(units), Path(folder), extremes, is_distilled)
+        rotation_WW = fit_rotation(collected.sums.covariance_WW)
         maps, exits = fit_exits(collected, features, settings.strengths)
         if is_distilled:
-            teacher = Teacher(tapping, collected, features, settings, pool)
+            teacher = Teacher(tapping, collected, features, rotation_WW, settings, pool)
             exits = tuple(teacher.teach(maps, each) for each in exits)
         else:
-            add_mapped(collected, features, maps)
+            add_mapped(collected, features, maps, rotation_WW)
+        if model.spec.depth in depths:
+            add_turned(collected, model.spec.depth, rotation_WW)
+    cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
     record = {
         "source": source.uri,
         "seed": settings.seed,
@@ -92,10 +99,12 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         "chunks_fitted": collected.sums.num_rows,
         "chunks_held_out": len(collected.held_out.full_NW),
         "exits": [asdict(each) for each in exits],
+        "cuts": [asdict(each) for each in cuts],
         "environment": describe_environment(),
     }
-    calibration = Calibration(fitted_for(model.spec), model.spec.depth, tapping.token_weights_V, maps, extremes.ranges, record)
-    return Calibrated(calibration, exits, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
+    weights_V, ranges = tapping.token_weights_V, extremes.ranges
+    calibration = Calibration(fitted_for(model.spec), model.spec.depth, weights_V, maps, ranges, record, rotation_WW)
+    return Calibrated(calibration, exits, cuts, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
 
 
 def choose_depths(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int, ...]:
@@ -160,6 +169,7 @@ class Teacher:
     tapping: Tapping
     collected: Collected
     features: Features
+    rotation_WW: Floats  # noqa: N815
     settings: CalibrateSettings
     pool: Pool
 
@@ -187,6 +197,6 @@ class Teacher:
                 logger.info("depth %d: %s", depth, step.line())
                 continue
             maps[depth] = step.exit_map
-            self.collected.extremes.add("calibrated", depth, step.vectors_NW)
+            add_calibrated(self.collected.extremes, depth, step.vectors_NW, self.rotation_WW)
             fitted = replace(fitted, distilled=step.fidelity)
         return fitted

@@ -15,12 +15,13 @@ import pyarrow as pa
 import torch
 
 from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
-from embedder.model.calibration import FORMAT, Calibration, digest_array
+from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
+from embedder.model.rotation import digest_array
 from embedder.schema import DOCUMENTS
 from embedder.spec import EmbeddingSpec, Pooling, digest
 from embedder.study.cache import Cache, digest_texts

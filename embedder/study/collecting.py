@@ -14,6 +14,7 @@ import pyarrow as pa
 from embedder.model.calibration import ExitMap, RangeKey
 from embedder.model.results import ExitStates
 from embedder.quantization import Ranges
+from embedder.spec import Exit
 from embedder.study.exits import Features, Floats, Sums, unit
 
 logger = logging.getLogger("embedder")
@@ -26,11 +27,11 @@ class Extremes:
         self.dims, self.normalize = dims, normalize
         self.ranges: dict[RangeKey, Ranges] = {}
 
-    def add(self, exit_name: str, depth: int, vectors_NW: Floats) -> None:
+    def add(self, exit_name: Exit, depth: int, vectors_NW: Floats, rotated: bool = False) -> None:
         """Take in full-width vectors, cut to every dim."""
         for dim in self.dims:
             cut_ND = unit(vectors_NW[:, :dim]) if self.normalize else vectors_NW[:, :dim]
-            key = RangeKey("calibrated" if exit_name == "calibrated" else "native", depth, dim)
+            key = RangeKey(exit_name, depth, dim, rotated)
             low_D, high_D = cut_ND.min(axis=0), cut_ND.max(axis=0)
             if key in self.ranges:
                 low_D, high_D = np.minimum(low_D, self.ranges[key].low_D), np.maximum(high_D, self.ranges[key].high_D)
@@ -47,7 +48,7 @@ class Lessons:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one pass over the sample leaves: sums, the chunks held out, the others' states in files, and the raw exits' extremes."""
+    """What one pass over the sample leaves: sums, the chunks held out, states and vectors of the others in files, extremes of raw exits."""
 
     sums: Sums
     held_out: ExitStates
@@ -76,8 +77,8 @@ def collect(
         sums.add(states.states_NF, states.full_NW)
         for depth, native_NW in states.native.items():
             extremes.add("native", depth, native_NW)
-        files.append(folder / f"{number}.npy")
-        np.save(files[-1], states.states_NF)
+        files.append(folder / f"{number}.npz")
+        np.savez(files[-1], states=states.states_NF, full=states.full_NW)
     assert sums is not None
     return Collected(sums, join_states(held), tuple(files), extremes, join_lessons(lessons) if for_lessons else None)
 
@@ -98,10 +99,22 @@ def join_lessons(by_number: Mapping[int, Lessons]) -> Lessons:
     return Lessons(pa.concat_arrays([each.token_ids for each in parts]), np.concatenate([each.full_NW for each in parts]))
 
 
-def add_mapped(collected: Collected, features: Features, maps: Mapping[int, ExitMap]) -> None:
+def add_mapped(collected: Collected, features: Features, maps: Mapping[int, ExitMap], rotation_WW: Floats) -> None:
     """Take in the extremes of what the maps give, a unit at a time."""
     for file in collected.files:
-        states_NF = np.load(file)
+        states_NF = np.load(file)["states"]
         for depth, exit_map in maps.items():
             mapped_NW = states_NF[:, features.places(depth)] @ exit_map.weight_FW + exit_map.bias_W
-            collected.extremes.add("calibrated", depth, mapped_NW)
+            add_calibrated(collected.extremes, depth, mapped_NW, rotation_WW)
+
+
+def add_calibrated(extremes: Extremes, depth: int, vectors_NW: Floats, rotation_WW: Floats) -> None:
+    """Take in what leaves by an exit, as it is and turned."""
+    extremes.add("calibrated", depth, vectors_NW)
+    extremes.add("calibrated", depth, vectors_NW @ rotation_WW, rotated=True)
+
+
+def add_turned(collected: Collected, depth: int, rotation_WW: Floats) -> None:
+    """Take in the extremes of the full model's vectors, turned."""
+    for file in collected.files:
+        collected.extremes.add("native", depth, np.load(file)["full"] @ rotation_WW, rotated=True)

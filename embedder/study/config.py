@@ -77,8 +77,10 @@ class BaselineConfig(EmbeddingConfig):
     def _only_what_has_an_effect(self) -> "BaselineConfig":
         if self.depth is not None or self.dim is not None:
             raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
-        if self.exit is not None or self.quantization != "none" or self.calibration is not None:
-            raise ValueError("a baseline leaves natively and its precisions are the grid's; leave out exit, quantization and calibration")
+        if self.exit is not None or self.quantization != "none" or self.calibration is not None or self.rotate:
+            raise ValueError(
+                "a baseline leaves natively and its precisions are the grid's; leave out exit, quantization, calibration, rotate"
+            )
         if not self.is_api and self.price_per_million_tokens_usd is not None:
             raise ValueError(f"price_per_million_tokens_usd is for models named {API}NAME, not {self.model!r}")
         if self.is_api and self.depths:
@@ -137,9 +139,9 @@ class SweepConfig(Section):
     def _settings_fit_together(self) -> "SweepConfig":
         if self.embedding.depth is not None or self.embedding.dim is not None:
             raise ValueError("embedding.depth and embedding.dim: a sweep tries several; set grid.depths and grid.dims")
-        if self.embedding.exit is not None or self.embedding.quantization != "none":
+        if self.embedding.exit is not None or self.embedding.quantization != "none" or self.embedding.rotate:
             raise ValueError(
-                "embedding.exit and embedding.quantization: a sweep tries several; set embedding.calibration and grid.precisions"
+                "embedding.exit, .quantization and .rotate: a sweep tries several; set embedding.calibration and grid.precisions"
             )
         if not all(each.normalize for each in (self.embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
@@ -214,7 +216,7 @@ class CalibrateConfig(Section):
         if self.embedding.is_api:
             raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no layers to leave; calibrate a model that is here")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
-        given += ["quantization"] if self.embedding.quantization != "none" else []
+        given += [name for name in ("quantization", "rotate") if getattr(self.embedding, name) not in ("none", False)]
         if given:
             raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
         if self.compute.backend == "openvino":

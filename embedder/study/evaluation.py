@@ -92,13 +92,14 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
     scores = {}
     for view in grid.views:
         documents_NW = full_NW if view is grid.full else view.widths(documents, "document")
-        probes = {side: (full_NW if side == "full" else documents_NW)[self_Q] for side in view.query_sides}
+        turned_NW = view.turn(full_NW)
+        probes = {side: (turned_NW if side == "full" else documents_NW)[self_Q] for side in view.query_sides}
         in_same_space = view.candidate is grid.full.candidate
         for setting, probes_QD, stored_ND in _cuts(view, grid.precisions, probes, documents_NW):
             shares_Q = share_of_neighbours(probes_QD, stored_ND, setting.precision, expected_QK, self_Q)
             metrics = {OVERLAP: float(shares_Q.mean())}
             if in_same_space:
-                metrics[COSINE] = float(cosine_pairs(stored_ND, full_NW[:, : setting.dim]).mean())
+                metrics[COSINE] = float(cosine_pairs(stored_ND, turned_NW[:, : setting.dim]).mean())
             scores[setting] = Score(metrics)
     return Scored("fidelity", scores)
 
@@ -109,7 +110,7 @@ def _by_side(view: View, full_QW: Floats, texts: Sequence[str], role: str = "que
     if "same" in view.query_sides:
         sides["same"] = view.widths(texts, "document" if role == "document" else "query")
     if "full" in view.query_sides:
-        sides["full"] = full_QW
+        sides["full"] = view.turn(full_QW)
     return sides
 
 

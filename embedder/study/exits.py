@@ -81,6 +81,7 @@ class Sums:
         self.vectors_W = np.zeros(width)
         self.gram_FF = np.zeros((num_features, num_features))
         self.cross_FW = np.zeros((num_features, width))
+        self.products_WW = np.zeros((width, width))
 
     def add(self, features_NF: Floats, vectors_NW: Floats) -> None:
         """Take in a batch of normalised features and the vectors they should become."""
@@ -90,6 +91,14 @@ class Sums:
         self.vectors_W += vectors.sum(axis=0)
         self.gram_FF += features.T @ features
         self.cross_FW += features.T @ vectors
+        self.products_WW += vectors.T @ vectors
+
+    @property
+    def covariance_WW(self) -> Doubles:  # noqa: N802
+        """Of the vectors."""
+        mean_W = self.vectors_W / self.num_rows
+        covariance_WW: Doubles = self.products_WW / self.num_rows - np.outer(mean_W, mean_W)
+        return covariance_WW
 
     def spread(self, places: Places) -> "Spread":
         """Say where the features at these places lie."""
@@ -128,14 +137,19 @@ def unit(vectors_NW: Floats) -> Floats:
     return unit_NW
 
 
-def measure_fidelity(vectors_NW: Floats, full_NW: Floats, nearest: int = 10) -> Fidelity:
+def measure_fidelity(vectors_NW: Floats, full_NW: Floats) -> Fidelity:
     """Compare vectors with the full model's: as they are, and as documents that full-model queries search."""
     vectors_NW, full_NW = unit(vectors_NW), unit(full_NW)
-    cosine = float((vectors_NW * full_NW).sum(axis=1).mean())
+    return Fidelity(float((vectors_NW * full_NW).sum(axis=1).mean()), share_of_nearest(full_NW, vectors_NW, full_NW))
+
+
+def share_of_nearest(full_NW: Floats, documents_NX: Floats, queries_NX: Floats | None = None, nearest: int = 10) -> float:
+    """Give the share of the nearest rows by full vectors that queries, or documents themselves, find among documents; all of length 1."""
     count = min(nearest, len(full_NW) - 1)
-    wanted, found = nearest_rows(full_NW, full_NW, count), nearest_rows(full_NW, vectors_NW, count)
+    asked_NX = documents_NX if queries_NX is None else queries_NX
+    wanted, found = nearest_rows(full_NW, full_NW, count), nearest_rows(asked_NX, documents_NX, count)
     shared = [len(np.intersect1d(each, other)) for each, other in zip(wanted, found, strict=True)]
-    return Fidelity(cosine, float(np.mean(shared)) / count if count else 1.0)
+    return float(np.mean(shared)) / count if count else 1.0
 
 
 def nearest_rows(queries_NW: Floats, documents_NW: Floats, count: int) -> npt.NDArray[np.int64]:

@@ -24,6 +24,8 @@ class Setting:
     precision: Precision
     exit: Exit
     query_side: QuerySide
+    rotated: bool = False
+    """Whether vectors are turned onto their principal axes before the cut."""
 
     @property
     def bytes_per_vector(self) -> float:
@@ -33,7 +35,7 @@ class Setting:
     def label(self) -> str:
         """Name it in a line."""
         layers = f"depth {self.depth} × " if self.depth else ""
-        exit_ = " calibrated" if self.exit == "calibrated" else ""
+        exit_ = (" calibrated" if self.exit == "calibrated" else "") + (" rotated" if self.rotated else "")
         side = ", full queries" if self.query_side == "full" else ""
         return f"{layers}dim {self.dim} {self.precision.replace('_', ', ')}{exit_}{side}"
 
@@ -47,17 +49,23 @@ class View:
     dims: tuple[int, ...]
     query_sides: tuple[QuerySide, ...]
     exit: CalibratedExit | None = None
+    rotation_WW: Floats | None = None  # noqa: N815
 
     def widths(self, texts: Sequence[str], side: Side) -> Floats:
         """Give vectors before cut and L2."""
         if self.exit is None:
-            return self.candidate.widths(texts, side, self.depth)
+            return self.turn(self.candidate.widths(texts, side, self.depth))
         assert isinstance(self.candidate, Transformer), "only layers of a model here can be calibrated"
-        return self.candidate.exit_widths(texts, side, self.exit)
+        return self.turn(self.candidate.exit_widths(texts, side, self.exit))
+
+    def turn(self, vectors_NW: Floats) -> Floats:
+        """Bring vectors of the full model's space into this view's: turned, or as they are."""
+        return vectors_NW if self.rotation_WW is None else vectors_NW @ self.rotation_WW
 
     def setting(self, dim: int, precision: Precision, query_side: QuerySide) -> Setting:
         """Name one of its rows."""
-        return Setting(self.candidate.name, self.depth, dim, precision, "calibrated" if self.exit else "native", query_side)
+        exit_: Exit = "calibrated" if self.exit else "native"
+        return Setting(self.candidate.name, self.depth, dim, precision, exit_, query_side, self.rotation_WW is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +125,25 @@ def check_grid(where: str, wanted: GridConfig, num_layers: int, width: int) -> l
 
 
 def view_model(
-    candidate: Transformer, depths: Sequence[int], dims: tuple[int, ...], grid: GridConfig, exits: Mapping[int, CalibratedExit]
+    candidate: Transformer,
+    depths: Sequence[int],
+    dims: tuple[int, ...],
+    grid: GridConfig,
+    exits: Mapping[int, CalibratedExit],
+    rotation_WW: Floats | None = None,
 ) -> list[View]:
-    """List a model's views, the deepest first: for the full depth both query sides are the same."""
-    views = []
+    """List a model's views, the deepest first: for the full depth both query sides are the same.
+
+    What lies in the full model's space is tried turned as well, if there is a rotation, at the dims that are really cut.
+    """
+    views, cut_dims = [], tuple(dim for dim in dims if dim < candidate.width)
     for depth in depths:
         is_full = depth == max(depths)
         sides: tuple[QuerySide, ...] = ("same",) if is_full else grid.query_sides
         views.append(View(candidate, depth, dims, sides))
         if depth in exits:
             views.append(View(candidate, depth, dims, grid.query_sides, exits[depth]))
+        if rotation_WW is not None and cut_dims and (is_full or depth in exits):
+            sides = sides if is_full else grid.query_sides
+            views.append(View(candidate, depth, cut_dims, sides, exits.get(depth), rotation_WW))
     return views

@@ -7,6 +7,7 @@ from embedder.study.charts import Axis, Point, draw_front, draw_heat
 from embedder.study.config import Precision
 from embedder.study.datasets import Retrieval, Similarity
 from embedder.study.evaluation import NUM_NEIGHBOURS
+from embedder.study.grid import Setting
 from embedder.study.results import Row, find_front
 from embedder.study.style import STYLE
 from embedder.study.sweep import Swept
@@ -89,9 +90,12 @@ def _times(ratio: float) -> str:
 
 def _describe(row: Row) -> str:
     setting = row.setting
-    calibrated = ", calibrated" if setting.exit == "calibrated" else ""
-    depth = f"depth {setting.depth}{calibrated}, " if setting.depth else ""
+    depth = f"depth {setting.depth}{_how(setting)}, " if setting.depth else ""
     return f"{depth}dim {setting.dim}, {PRECISION_NAMES[setting.precision]}"
+
+
+def _how(setting: Setting) -> str:
+    return (", calibrated" if setting.exit == "calibrated" else "") + (", rotated" if setting.rotated else "")
 
 
 def _fronts(swept: Swept) -> str:
@@ -145,11 +149,12 @@ def _points(rows: Sequence[Row], xs: Sequence[float], front: Sequence[Row], swep
 
 def _heat_maps(swept: Swept) -> str:
     mine = [row for row in swept.rows if row.setting.model == swept.reference.model and row.can_be_embedded]
-    native = [row for row in mine if row.setting.exit == "native"]
-    calibrated = [row for row in mine if row.setting.exit == "calibrated"]
-    maps = "".join([*_maps_of(native, ""), *_maps_of(calibrated, ", calibrated")])
+    kinds = sorted({_how(row.setting) for row in mine})
+    maps = "".join(each for how in kinds for each in _maps_of([row for row in mine if _how(row.setting) == how], how))
     note = "Rows are layers run, columns components kept; figures times 100, the stronger the colour the better. "
     note += "Metrics are those of float32 vectors."
+    if any(row.setting.rotated for row in mine):
+        note += " Rotated: vectors are turned onto the principal axes of the corpus before the cut."
     return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{maps}</div></section>'
 
 
@@ -188,9 +193,9 @@ def _all_rows(swept: Swept) -> str:
         setting, cost, kept = row.setting, row.cost, row.kept
         bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
         cells = [
-            setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision], setting.exit,
-            setting.query_side, show_share(kept.share) if kept else "–", bounds, f"{cost.tokens_per_second:,.0f}",
-            show_seconds(cost.seconds), show_bytes(cost.index_bytes),
+            setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision],
+            setting.exit + (", rotated" if setting.rotated else ""), setting.query_side, show_share(kept.share) if kept else "–", bounds,
+            f"{cost.tokens_per_second:,.0f}", show_seconds(cost.seconds), show_bytes(cost.index_bytes),
         ]  # fmt: skip
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in datasets]
         chosen = ' class="picked"' if row == swept.choice.row else ""

@@ -47,7 +47,7 @@ class Study:
     sample: Sample | None
     listing: Listing | None
     calibration: Calibration | None = None
-    """Maps whose exits are tried beside the native ones."""
+    """Maps whose exits, and a rotation whose cuts, are tried beside the native ones."""
 
     @property
     def whole_texts(self) -> Sequence[str]:
@@ -94,8 +94,8 @@ def _load_calibration(uri: str | None, model: Model) -> Calibration | None:
     differences = calibration.differences(model.resolved.spec)
     if differences:
         raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate")
-    if not set(calibration.maps) & set(model.depths):
-        depths = ", ".join(map(str, sorted(calibration.maps))) or "none"
+    if calibration.maps and not set(calibration.maps) & set(model.depths):
+        depths = ", ".join(map(str, sorted(calibration.maps)))
         raise ConfigError(f"{where}: has maps for depths {depths}, none of them in grid.depths; add one, or leave it out")
     return calibration
 

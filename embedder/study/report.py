@@ -109,9 +109,11 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
     quantization = QUANTIZATION[row.setting.precision]
     if quantization != "none":
         embedding["quantization"] = quantization
-    if quantization == "int8" or row.setting.exit == "calibrated":
+    if quantization == "int8" or row.setting.exit == "calibrated" or row.setting.rotated:
         embedding.setdefault("calibration", f"{config.output.uri.rstrip('/')}-calibration")
         embedding["exit"] = row.setting.exit
+        if row.setting.rotated:
+            embedding["rotate"] = True
     else:
         embedding.pop("calibration", None)
     sections: dict[str, Any] = {"source": config.source.model_dump(mode="json", exclude_unset=True)}

@@ -80,7 +80,8 @@ def open_apis(study: Study, cache: Cache, report: Report) -> "list[Api]":
 def build_grid(study: Study, transformers: Mapping[str, Transformer], apis: "Sequence[Api]", exits: Mapping[int, CalibratedExit]) -> Grid:
     """List the views of all models, the model's own first."""
     main, wanted = study.model, study.config.grid
-    views = view_model(transformers[main.name], main.depths, main.dims, wanted, exits)
+    rotation_WW = study.calibration.rotation_WW if study.calibration else None
+    views = view_model(transformers[main.name], main.depths, main.dims, wanted, exits, rotation_WW)
     for rival in study.rivals:
         views += [View(transformers[rival.name], depth, rival.dims, ("same",)) for depth in rival.depths]
     views += [View(api, 0, api.dims, ("same",)) for api in apis]
