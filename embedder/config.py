@@ -237,8 +237,10 @@ class CutTableConfig(Section):
     """Leading components kept; left out: all."""
     quantization: Quantization = "none"
     """none, int8 (needs calibration) or binary."""
+    rotate: bool = False
+    """Turn whole vectors onto the principal axes that calibration holds, before the cut; those of a turned parent are so already."""
     calibration: NonEmpty | None = None
-    """Folder of an artifact of jobs.calibrate that holds the ranges of int8."""
+    """Folder of an artifact of jobs.calibrate that holds the axes, and the ranges of int8."""
     replace: bool = False
     """Swap everything in one commit, although the table holds another spec."""
     storage_options: dict[str, Any] = Field(default_factory=dict)

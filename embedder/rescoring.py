@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from embedder.errors import ConfigError
 from embedder.filters import Filter
+from embedder.model.rotation import read_rotation
 from embedder.output.table import read_table
 from embedder.output.vectors import column_codes
 from embedder.planning import bucket_key, shard_key
@@ -37,9 +38,11 @@ def rescored(target: Target, uri: str, options: Options) -> Target:
     assert state is not None, uri
     spec, bucket_bits = state.spec, int(state.info["bucket_bits"])
     check_match(spec, target.spec, uri)
+    turn_WW = read_rotation(target.spec, target.table, target.options) if spec.rotation is None else None
 
     def find(query_W: Floats, top: int, where: Filter | None) -> list[Hit]:
-        query_D = cut_vectors(query_W[None], target.spec.dim, target.spec.normalize)[0]
+        turned_W = query_W if turn_WW is None else query_W @ turn_WW
+        query_D = cut_vectors(turned_W[None], target.spec.dim, target.spec.normalize)[0]
         hits = target.find(query_D, RESCORED * top, where)
         vectors = read_vectors(dataset, [hit.row for hit in hits], bucket_bits)
         if len(vectors) < len(hits):
@@ -57,6 +60,8 @@ def check_match(spec: EmbeddingSpec, codes: EmbeddingSpec, uri: str) -> None:
     if spec.dim < codes.dim:
         raise ConfigError(f"--rescore {uri}: holds {spec.dim} components, fewer than the {codes.dim} searched; give the parent of both")
     same = {name: getattr(codes, name) for name in _OF_CUTS}
+    if spec.rotation is None:  # which the codes' own may follow
+        same["rotation"] = codes.rotation
     differences = spec.model_copy(update=same).differences(codes)
     if differences:
         raise ConfigError(f"--rescore {uri}: is of another space ({'; '.join(differences)}); give the table that the codes were cut from")
