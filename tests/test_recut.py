@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import EmbedConfig
+from embedder.config import CutTableConfig, EmbedConfig
 from embedder.errors import ConfigError
-from embedder.model.calibration import Calibration, RangeKey, fitted_for, write_calibration
+from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
+from embedder.model.rotation import digest_array, read_rotation
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.quantization import Ranges, to_int8
-from embedder.recut import RecutConfig, check_cuts, run_recut
+from embedder.recut import RecutConfig, check_cuts, plan_cut, run_recut
 from tests.tables import DIM, Corpus, MadeTable
 from tests.test_spec import SPEC
 
@@ -103,14 +104,58 @@ def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Pat
         recut(parent, dim=3, quantization="int8", calibration=uri)
 
 
+def write_rotation(uri: str, **spec: Any) -> np.ndarray:
+    rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0].astype(np.float32)
+    fitted = fitted_for(SPEC.model_copy(update=spec))
+    write_calibration(Calibration(fitted, 6, np.zeros(8, np.float32), {}, {}, rotation_WW=rotation_WW), uri)
+    return rotation_WW
+
+
+def test_whole_vectors_are_turned_before_the_cut_and_the_table_keeps_what_turned_them(parent: MadeTable, tmp_path: Path) -> None:
+    rotation_WW = write_rotation(str(tmp_path / "calibration"))
+    recut(parent, dim=2, rotate=True, calibration=str(tmp_path / "calibration"))
+    before, after = rows(parent.uri), rows(f"{parent.uri}-cut")
+    for key, row in after.items():
+        turned = (np.array(before[key]["embedding"]) @ rotation_WW)[:2]
+        np.testing.assert_allclose(row["embedding"], turned / np.linalg.norm(turned), atol=1e-5)
+    state = read_table(f"{parent.uri}-cut", {})
+    assert state is not None
+    calibration = load_calibration(str(tmp_path / "calibration"))
+    same = {"dim": 2, "rotation": digest_array(rotation_WW), "calibration": calibration.fingerprint}
+    assert state.spec.space_id == SPEC.model_copy(update=same).space_id
+    # what is cut from a turned table is turned by the same
+    values = {"parent": {"uri": f"{parent.uri}-cut"}, "output": {"uri": f"{parent.uri}-smaller", "dim": 1}}
+    run_recut(RecutConfig.model_validate(values))
+    for uri in (f"{parent.uri}-cut", f"{parent.uri}-smaller"):
+        found = read_rotation(state.spec, uri, {})
+        assert found is not None
+        assert np.array_equal(found, rotation_WW)
+
+
+def test_only_whole_vectors_of_the_full_model_are_turned(parent: MadeTable, tmp_path: Path) -> None:
+    uri = str(tmp_path / "calibration")
+    write_rotation(uri)
+    output = CutTableConfig(uri="x", dim=1, rotate=True, calibration=uri)
+    for change, message in (
+        ({"dim": 2}, "the parent's vectors have 2 of 4 components; give a table of whole ones"),
+        ({"rotation": "r"}, "the parent's vectors are turned already; leave it out"),
+        ({"depth": 3}, "the parent's vectors those of depth 3 with a native exit"),
+        ({"calibration": "c"}, r"is not the artifact that the parent was made with \(c\)"),
+        ({"max_tokens": 9}, "was fitted for another model or recipe"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan_cut(SPEC.model_copy(update={"dim": DIM} | change), output)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
         ({"dim": 5}, r"output.dim=5: the parent's vectors have 4 components"),
-        ({}, "the parent holds these very vectors; set a smaller dim or a quantization"),
+        ({}, "the parent holds these very vectors; set a smaller dim, a quantization or rotate"),
         ({"dim": 3, "quantization": "binary"}, "output.dim=3: binary packs eight"),
-        ({"quantization": "int8"}, "output.quantization=int8: needs the ranges of an artifact"),
-        ({"dim": 2, "calibration": "x"}, "output.calibration='x': has no effect without quantization int8"),
+        ({"quantization": "int8"}, "output.quantization=int8: needs an artifact of jobs.calibrate"),
+        ({"dim": 2, "calibration": "x"}, "output.calibration='x': has no effect without quantization int8 or rotate"),
+        ({"dim": 2, "rotate": True}, "output.rotate=true: needs an artifact of jobs.calibrate; set output.calibration"),
     ],
 )
 def test_what_cannot_be_made_is_refused(parent: MadeTable, output: dict[str, Any], message: str) -> None:

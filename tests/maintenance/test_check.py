@@ -12,6 +12,7 @@ import pytest
 
 from embedder.maintenance.check import check_chains, check_table, repair_table
 from embedder.maintenance.deep import check_rows, count_misplaced, describe_faults
+from embedder.model.rotation import digest_array, keep_rotation
 from embedder.output.parts import FOOTER_KEY, Folder, encode_parquet, vector_column
 from embedder.work import PartName
 from tests.maintenance.conftest import CORPUS
@@ -34,6 +35,16 @@ def test_a_whole_table_has_no_fault(table: MadeTable) -> None:
     assert checked.faults == ()
     assert (checked.parts, checked.rows) == (len(table.names()), len(table.rows()))
     assert "every row read: no fault" in checked.text()
+
+
+def test_a_rotation_that_is_gone_is_a_fault_and_comes_back(local: MadeTable) -> None:
+    rotation_WW = np.eye(DIM, dtype=np.float32)
+    spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
+    local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump()})
+    [fault] = check_table(local.uri, {}).faults
+    assert fault.name == f"_rotation/{spec.rotation}"
+    keep_rotation(rotation_WW, local.uri, {})
+    assert check_table(local.uri, {}).faults == ()
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **footer: Any) -> None:

@@ -136,8 +136,8 @@ def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) 
 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
     description = Path(artifact, DESCRIPTION)
-    description.write_text(description.read_text().replace('"format": 3', '"format": 2'))
-    with pytest.raises(ConfigError, match="format 2, expected 3; make it anew"):
+    description.write_text(description.read_text().replace('"format": 4', '"format": 3'))
+    with pytest.raises(ConfigError, match="format 3, expected 4; make it anew"):
         load_calibration(artifact)
 
 
@@ -167,7 +167,7 @@ def test_a_folder_without_an_artifact_is_refused(tiny_model: TinyModel, tmp_path
         ({"depth": 1}, "embedding.depth=1: .* has maps for depths 2, 3; choose one of these, or --embedding.exit native"),
         ({"depth": 2, "pooling": "last"}, "was fitted for another model or recipe \\(pooling: 'cls' → 'last'\\)"),
         ({"depth": 2, "dim": 16, "quantization": "int8"}, "embedding.dim=16: .*no ranges of int8 .*\\(dims there: 32, 64\\)"),
-        ({"depth": 2, "exit": "native"}, "has no effect at depth 2 with a native exit and without int8; leave it out"),
+        ({"depth": 2, "exit": "native"}, "has no effect at depth 2 with a native exit, without int8 and rotate; leave it out"),
         ({"depth": 2, "dim": 12, "quantization": "binary"}, "embedding.dim=12: binary packs eight components into a byte"),
     ],
 )

@@ -1,7 +1,7 @@
 """Codes find what exact float search finds: bits when rescored by float vectors, int8 as they are; over a table, and in the stores."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.demo import read_documents
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, StorageError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from embedder.model.rotation import digest_array, fit_rotation, keep_rotation
 from embedder.output.parts import Folder, footer_of, write_part
 from embedder.output.table import Change, commit_table
 from embedder.output.vectors import vector_column
@@ -125,6 +126,17 @@ def test_codes_in_a_store_find_what_exact_float_search_finds(
         if quantization == "int8":
             assert recall(target, sample) >= 0.97
         assert recall(rescored(target, floats, {}), sample) >= 0.95
+
+
+def test_turned_codes_are_rescored_by_vectors_that_were_not(sample: Sample, floats: str, tmp_path: Path) -> None:
+    rotation_WW = fit_rotation(np.cov(sample.vectors_ND.T))
+    turned = replace(sample, vectors_ND=sample.vectors_ND @ rotation_WW)
+    changes = {"dim": 64, "rotation": digest_array(rotation_WW)}
+    bits = write_table(str(tmp_path / "bits"), turned, "binary", changes=changes)
+    with pytest.raises(StorageError, match="gone"):
+        rescored(open_table(bits, {}), floats, {})
+    keep_rotation(rotation_WW, bits, {})
+    assert recall(rescored(open_table(bits, {}), floats, {}), sample) > 0.8
 
 
 def test_a_table_that_the_codes_were_not_made_from_is_refused(sample: Sample, floats: str, tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Turning vectors onto principal axes before the cut: the encoder does what the arithmetic says, and queries are turned alike."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.errors import ConfigError, ModelError, StorageError
+from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
+from embedder.model.encoder import Encoder
+from embedder.model.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
+from embedder.quantization import Ranges
+from embedder.study.exits import unit
+from tests.model.conftest import TinyModel
+from tests.model.test_exits import calibrate
+from tests.test_spec import SPEC
+
+WIDTH = 64
+
+
+def make_rotation(seed: int = 0, width: int = WIDTH) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0].astype(np.float32)
+
+
+def rotated(model: Any, seed: int = 0) -> Calibration:
+    """Make up a calibration of a tiny model with a rotation, and ranges for dim 32 of turned vectors at its exit of depth 2."""
+    ranges = {RangeKey("calibrated", 2, 32, rotated=True): Ranges(-np.ones(32, np.float32), np.ones(32, np.float32))}
+    return replace(calibrate(model), rotation_WW=make_rotation(seed), ranges=ranges)
+
+
+@pytest.fixture
+def artifact(tiny_model: TinyModel, tmp_path: Path) -> str:
+    uri = str(tmp_path / "calibration")
+    write_calibration(rotated(tiny_model), uri)
+    return uri
+
+
+def test_axes_are_orthogonal_and_come_by_the_variance_along_them() -> None:
+    spread = np.linspace(3, 0.1, 12)
+    vectors = np.random.default_rng(0).normal(size=(4000, 12)) * spread @ make_rotation(3, 12)
+    rotation_WW = fit_rotation(np.cov(vectors.T))
+    np.testing.assert_allclose(rotation_WW.T @ rotation_WW, np.eye(12), atol=1e-5)
+    np.testing.assert_allclose((vectors @ rotation_WW).std(axis=0), spread, rtol=0.1)
+    assert rotation_WW.dtype == np.float32
+
+
+def test_an_axis_never_comes_back_as_its_opposite() -> None:
+    axes = make_rotation(1, 8).astype(np.float64)
+    signs = np.random.default_rng(1).choice([-1, 1], 8)
+    fitted = [fit_rotation((turned * np.arange(8, 0, -1)) @ turned.T) for turned in (axes, axes * signs)]
+    np.testing.assert_allclose(*fitted, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+@pytest.mark.parametrize("embedding", [{}, {"layer_norm": True}, {"normalize": False}], ids=str)
+def test_vectors_of_full_width_are_turned_and_then_cut(
+    family: str, embedding: dict[str, Any], tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path
+) -> None:
+    model = tiny_models(family)
+    plain, ids = model.resolve(**embedding).spec, model.tokenize(texts)
+    calibration = Calibration(fitted_for(plain), 4, np.ones(64, np.float32), {}, {}, rotation_WW=make_rotation())
+    write_calibration(calibration, str(tmp_path))
+    resolved = model.resolve(dim=24, calibration=str(tmp_path), rotate=True, **embedding)
+    assert resolved.spec.rotation == digest_array(make_rotation())
+    assert resolved.rotation_WW is not None
+    expected = (Encoder.load(plain, dtype="float32").encode(ids, 512).vectors_ND @ make_rotation())[:, :24]
+    expected = unit(expected) if plain.normalize else expected
+    encoder = Encoder.load(resolved.spec, dtype="float32", calibration=resolved.calibration)
+    np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-5)
+
+
+def test_what_leaves_by_a_map_is_turned_too(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    whole = tiny_model.resolve(depth=2, calibration=artifact).spec
+    mapped = Encoder.load(whole, dtype="float32", calibration=load_calibration(artifact)).encode(ids, 512).vectors_ND
+    spec = tiny_model.resolve(depth=2, dim=32, calibration=artifact, rotate=True).spec
+    assert spec.exit == "calibrated"
+    encoder = Encoder.load(spec, dtype="float32", calibration=load_calibration(artifact))
+    assert encoder.num_layers == 2
+    np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, unit((mapped @ make_rotation())[:, :32]), atol=1e-5)
+
+
+def test_a_query_runs_the_full_model_and_is_turned_with_no_need_of_the_artifact(
+    tiny_model: TinyModel, artifact: str, texts: list[str]
+) -> None:
+    spec = tiny_model.resolve(depth=2, dim=32, calibration=artifact, rotate=True).spec.for_queries()
+    assert (spec.depth, spec.exit, spec.calibration, spec.rotation) == (4, "native", None, digest_array(make_rotation()))
+    ids = tiny_model.tokenize(texts)
+    full = tiny_model.load().encode(ids, 512).vectors_ND
+    turned = Encoder.load(spec, dtype="float32", rotation_WW=make_rotation()).encode(ids, 512).vectors_ND
+    np.testing.assert_allclose(turned, unit((full @ make_rotation())[:, :32]), atol=1e-5)
+
+
+def test_whole_vectors_are_as_near_to_each_other_as_before(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
+    spec, ids = tiny_model.resolve(calibration=artifact, rotate=True).spec, tiny_model.tokenize(texts)
+    plain, turned = (
+        Encoder.load(each, dtype="float32", calibration=load_calibration(artifact)).encode(ids, 512).vectors_ND
+        for each in (tiny_model.resolve().spec, spec)
+    )
+    assert np.abs(plain - turned).max() > 0.1
+    np.testing.assert_allclose(turned @ turned.T, plain @ plain.T, atol=1e-5)
+
+
+def test_the_space_is_another_and_the_artifact_comes_back_with_its_rotation(tiny_model: TinyModel, artifact: str) -> None:
+    read = load_calibration(artifact)
+    assert read.rotation_WW is not None
+    assert np.array_equal(read.rotation_WW, make_rotation())
+    assert read.ranges.keys() == {RangeKey("calibrated", 2, 32, rotated=True)}
+    assert len({each.fingerprint for each in (read, replace(read, rotation_WW=None), rotated(tiny_model, 1))}) == 3
+    turned, plain = (tiny_model.resolve(depth=2, calibration=artifact, rotate=rotate).spec for rotate in (True, False))
+    assert [each.split(":")[0] for each in plain.differences(turned)] == ["rotation"]
+
+
+def test_int8_of_turned_vectors_has_ranges_of_its_own(tiny_model: TinyModel, artifact: str) -> None:
+    embedding: dict[str, Any] = {"depth": 2, "dim": 32, "calibration": artifact, "quantization": "int8"}
+    assert tiny_model.resolve(rotate=True, **embedding).ranges is not None
+    with pytest.raises(ConfigError, match=r"embedding.dim=32: .*no ranges of int8 .*\(dims there: none\)"):
+        tiny_model.resolve(**embedding)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        ({"depth": 2, "exit": "native"}, "embedding.rotate=true: the axes are the full model's, and depth 2 with a native exit"),
+        ({"calibration": None}, "embedding.rotate=true: needs an artifact of jobs.calibrate; set embedding.calibration"),
+    ],
+)
+def test_what_cannot_be_turned_is_refused(tiny_model: TinyModel, artifact: str, embedding: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_model.resolve(**{"calibration": artifact, "rotate": True} | embedding)
+
+
+def test_an_artifact_without_a_rotation_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    write_calibration(calibrate(tiny_model), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"holds no rotation; make it anew with jobs\.calibrate"):
+        tiny_model.resolve(depth=2, calibration=str(tmp_path), rotate=True)
+
+
+def test_a_worker_or_a_query_without_the_specs_rotation_refuses_to_start(tiny_model: TinyModel, artifact: str) -> None:
+    spec = tiny_model.resolve(depth=2, calibration=artifact, rotate=True).spec
+    for wrong in (None, make_rotation(1)):
+        with pytest.raises(ModelError, match=f"not the rotation of the spec \\({spec.rotation}\\)"):
+            Encoder.load(spec.for_queries(), rotation_WW=wrong)
+    with pytest.raises(ModelError, match="not the rotation of the spec"):
+        Encoder.load(tiny_model.resolve().spec, rotation_WW=make_rotation())
+
+
+def test_a_table_keeps_its_rotation_on_every_storage(location: str) -> None:
+    rotation_WW = make_rotation(0, 8)
+    spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
+    assert read_rotation(SPEC, location, {}) is None
+    with pytest.raises(StorageError, match="gone, and without it no query can be turned"):
+        read_rotation(spec, location, {})
+    keep_rotation(rotation_WW, location, {})
+    keep_rotation(rotation_WW, location, {})
+    found = read_rotation(spec, location, {})
+    assert found is not None
+    assert np.array_equal(found, rotation_WW)
+
+
+def test_a_damaged_rotation_is_refused(tmp_path: Path) -> None:
+    rotation_WW = make_rotation(0, 8)
+    spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
+    keep_rotation(rotation_WW, str(tmp_path), {})
+    file = Path(rotation_uri(str(spec.rotation), str(tmp_path)))
+    data = file.read_bytes()
+    for damaged, message in ((data[:50], "damaged"), (b"", "damaged"), (data[:-4] + b"\0\0\0\1", "not the rotation of the spec")):
+        file.write_bytes(damaged)
+        with pytest.raises(ModelError, match=message):
+            read_rotation(spec, str(tmp_path), {})
