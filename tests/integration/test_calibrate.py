@@ -1,6 +1,7 @@
 """A calibration made from a real corpus by the real job: shallow depths become usable, and tables made with it are searched."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,28 @@ def test_a_small_real_sample_beats_the_raw_exit_by_far(calibrated: Calibrated) -
     assert calibrated.num_held_out == 120
     assert depth_3.calibrated.cosine > depth_3.native.cosine + 0.2
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15
+
+
+def test_small_dims_keep_more_turned_onto_axes_that_were_fitted_on_other_documents(calibrated: Calibrated) -> None:
+    [cut] = calibrated.cuts
+    assert cut.dim == 128
+    assert cut.rotated > cut.plain + 0.08
+
+
+def test_a_turned_table_is_searched_without_its_calibration(
+    calibrated: Calibrated, documentation: Path, tmp_path: Path, minilm: str
+) -> None:
+    artifact = tmp_path / "calibration"
+    shutil.copytree(documentation / "calibration", artifact)
+    site = Site(Corpus(str(documentation / "corpus")), str(tmp_path / "table"), minilm)
+    embedding = {"depth": 3, "dim": 128, "calibration": str(artifact), "rotate": True, "quantization": "int8"}
+    chunking = {"max_tokens": 64, "enabled": False, "overlap_tokens": 0}
+    site.embed(source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []}, chunking=chunking, embedding=embedding)
+    shutil.rmtree(artifact)
+    query_D = QueryEncoder.from_table(site.table_uri).encode(["split a path into folder and file"])[0]
+    assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(site.table_uri, {}).find(query_D, 20, None)]
+    turned = Encoder.load(QueryEncoder.from_table(site.table_uri).spec.for_queries(), rotation_WW=calibrated.calibration.rotation_WW)
+    assert turned.dim == 128
 
 
 def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(

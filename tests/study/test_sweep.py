@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 import yaml
 
-from embedder.config import EmbedConfig, GateConfig
+from embedder.config import ChunkingConfig, EmbedConfig, EmbeddingConfig, GateConfig
 from embedder.errors import ConfigError
 from embedder.gate import check_gate
+from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
 from embedder.study.cache import Cache
 from embedder.study.candidates import tokenize
 from embedder.study.config import SweepConfig
@@ -27,8 +30,9 @@ from embedder.study.metrics import NDCG, score_retrieval
 from embedder.study.preparation import prepare_study
 from embedder.study.quality import cut
 from embedder.study.ranking import rank_documents
-from embedder.study.report import write_report
+from embedder.study.report import build_config, write_report
 from embedder.study.sweep import Swept, run_sweep
+from embedder.study.taps import make_up_exits
 from tests.conftest import WriteShard
 from tests.study.conftest import quiet, sentence
 
@@ -240,3 +244,76 @@ def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: s
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert Cache(str(taps), {}).names(next(iter(kept)).parent.name)
     assert "recommended:" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def turned(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A sweep with an artifact that holds a rotation, and a map out of depth 3."""
+    folder = tmp_path_factory.mktemp("turned")
+    (folder / "corpus").mkdir()
+    rows = [{"id": f"d{n}", "text": f"{sentence(n)} {sentence(n + 500)} {sentence(n * 7 % 900)}"} for n in range(200)]
+    (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
+    rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
+    made_up = make_up_exits(resolved)
+    calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW)
+    write_calibration(calibration, str(folder / "calibration"))
+    values = settings(folder, minilm, embedding={"model": minilm, "calibration": str(folder / "calibration")})
+    found = run_sweep(prepare_study(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
+    write_report(found)
+    return found
+
+
+def test_what_lies_in_the_full_models_space_is_tried_turned_too_where_it_is_cut(turned: Swept) -> None:
+    tried = {(row.setting.depth, row.setting.exit, row.setting.dim, row.setting.query_side) for row in turned.rows if row.setting.rotated}
+    assert tried == {(6, "native", 64, "same"), (3, "calibrated", 64, "same"), (3, "calibrated", 64, "full")}
+    assert "quality kept, int8, calibrated, rotated" in report_of(turned).with_name("report.html").read_text()
+
+
+@pytest.mark.parametrize(("depth", "query_side"), [(6, "same"), (3, "full")])
+def test_a_turned_row_scores_what_encoders_that_turn_do(turned: Swept, depth: int, query_side: str) -> None:
+    [dataset] = turned.study.datasets
+    assert isinstance(dataset, Retrieval)
+    config = turned.study.config.embedding.model_copy(update={"depth": depth, "dim": 64, "rotate": True})
+    resolved = resolve_model(config, turned.study.config.chunking)
+    assert resolved.calibration is not None
+    encoders = [
+        Encoder.load(resolved.spec.for_queries(), rotation_WW=resolved.rotation_WW),
+        Encoder.load(resolved.spec, dtype="float32", calibration=resolved.calibration),
+    ]
+    queries, documents = (
+        encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND
+        for encoder, texts in zip(encoders, (dataset.queries, dataset.documents), strict=True)
+    )
+    expected = score_retrieval(rank_documents(queries, documents, "float32", 100), dataset)[NDCG].mean()
+    wanted = (depth, 64, "float32", query_side, True)
+    [row] = [
+        row
+        for row in turned.rows
+        if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side, row.setting.rotated) == wanted
+    ]
+    assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
+    assert row.can_be_embedded
+
+
+def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
+    [row] = [each for each in turned.rows if each.setting.rotated and each.setting.depth == 6 and each.setting.precision == "float32"]
+    config = EmbedConfig.model_validate(yaml.safe_load(build_config(turned.study.config, row)))
+    assert (config.embedding.rotate, config.embedding.dim) == (True, 64)
+    spec = resolve_model(config.embedding, config.chunking).spec
+    check_gate(config, spec)
+    [plain] = [
+        each for each in turned.rows
+        if (each.setting.depth, each.setting.dim, each.setting.precision, each.setting.rotated) == (6, 64, "float32", False)
+    ]  # fmt: skip
+    assert plain.kept is not None
+    assert row.kept is not None
+    low, high = sorted((plain, row), key=lambda each: each.kept.floor if each.kept else 0)
+    assert low.kept is not None
+    assert high.kept is not None
+    strict = config.model_copy(
+        update={"gate": GateConfig(report=str(report_of(turned)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
+    )
+    with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated} keeps"):
+        check_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))
+    check_gate(strict, spec if high.setting.rotated else spec.model_copy(update={"rotation": None}))
