@@ -1,5 +1,7 @@
-"""Free memory of a device and the shape of a model → the tokens that one forward pass may hold."""
+"""Memory of this machine; free memory of a device and the shape of a model → the tokens that one forward pass may hold."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,14 @@ def bytes_per_token(config: Any, dtype_bytes: int) -> int:
     # eager attention holds scores, their softmax and the mask with bias, each as wide as the sequence for every head
     scores = 3 * heads * position_limit(config) if family.attention == "eager" else 0
     return (states + scores) * dtype_bytes + 2 * 4 * int(config.hidden_size)
+
+
+def host_memory_bytes() -> int:
+    """Give the memory of this machine, or of the container if it has less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))
 
 
 def free_device_bytes(device: torch.device, share: float) -> int:

@@ -16,6 +16,7 @@ from embedder.actors import Pool, Tapping
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.rotation import fit_rotation
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
@@ -75,13 +76,14 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     size = model.hidden_size
     layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths if depth < model.spec.depth}
     features = Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
+    check_memory(features, host_memory_bytes())
     start_ray()
     pool = choose_pool(config.compute)
     chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
     tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weigh_tokens(counts_V, chunks))
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         extremes, is_distilled = Extremes(dims, model.spec.normalize), settings.method == "distill"
-        collected = collect(tap_units(units, tapping, pool), num_held_out, len(units), Path(folder), extremes, is_distilled)
+        collected = collect(tap_units(units, tapping, pool), features, num_held_out, len(units), Path(folder), extremes, is_distilled)
         rotation_WW = fit_rotation(collected.sums.covariance_WW)
         maps, exits = fit_exits(collected, features, settings.strengths)
         if is_distilled:
@@ -105,6 +107,17 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     weights_V, ranges = tapping.token_weights_V, extremes.ranges
     calibration = Calibration(fitted_for(model.spec), model.spec.depth, weights_V, maps, ranges, record, rotation_WW)
     return Calibrated(calibration, exits, cuts, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
+
+
+def check_memory(features: Features, memory_bytes: int) -> None:
+    """Refuse more depths than this process could sum up a sample for, before hours of tapping."""
+    needed = features.sum_bytes
+    logger.info("%d maps: the sums of the sample, and solving the largest, take %.1f GB of memory here", len(features.layers), needed / 1e9)
+    if needed > memory_bytes:
+        raise ConfigError(
+            f"calibrate.depths: {len(features.layers)} maps take {needed / 1e9:.1f} GB to fit, this machine has {memory_bytes / 1e9:.1f}; "
+            "name fewer depths, or calibrate where there is more memory"
+        )
 
 
 def choose_depths(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int, ...]:

@@ -59,7 +59,13 @@ class Collected:
 
 
 def collect(
-    tapped: Iterable[tuple[int, ExitStates]], num_held_out: int, num_units: int, folder: Path, extremes: Extremes, for_lessons: bool = False
+    tapped: Iterable[tuple[int, ExitStates]],
+    features: Features,
+    num_held_out: int,
+    num_units: int,
+    folder: Path,
+    extremes: Extremes,
+    for_lessons: bool = False,
 ) -> Collected:
     """Sum up units as they land; memory holds the sums, the chunks held out and one unit."""
     sums: Sums | None = None
@@ -73,7 +79,7 @@ def collect(
         if number < num_held_out:
             held.append(states)
             continue
-        sums = sums or Sums(states.states_NF.shape[1], states.full_NW.shape[1])
+        sums = sums or Sums(states.states_NF.shape[1], states.full_NW.shape[1], features.pairs, features.block)
         sums.add(states.states_NF, states.full_NW)
         for depth, native_NW in states.native.items():
             extremes.add("native", depth, native_NW)

@@ -22,11 +22,12 @@ def test_the_last_pooling_is_read_only_where_it_says_something(is_read: bool) ->
     if not is_read:
         weight_FW[LEAD] = 0
     full_NW = unit((states_NF @ weight_FW + 4 * rng.normal(size=(400, 12))).astype(np.float32))
-    sums = Sums(states_NF.shape[1], 12)
+    features = Features({1: LAYERS}, LAYERS, SIZE)
+    sums = Sums(states_NF.shape[1], 12, features.pairs, features.block)
     sums.add(states_NF[:NUM_FITTED], full_NW[:NUM_FITTED])
     held_out = SimpleNamespace(states_NF=states_NF[NUM_FITTED:], full_NW=full_NW[NUM_FITTED:], native={1: full_NW[NUM_FITTED:]})
     collected: Any = SimpleNamespace(sums=sums, held_out=held_out)
-    maps, [report] = fit_exits(collected, Features({1: LAYERS}, LAYERS, SIZE), (0.01, 0.1, 1.0))
+    maps, [report] = fit_exits(collected, features, (0.01, 0.1, 1.0))
     assert maps[1].weight_FW.shape == weight_FW.shape
     assert bool(maps[1].weight_FW[LEAD].any()) == is_read
     assert report.num_features == 2 * SIZE * (NUM_POOLINGS if is_read else NUM_POOLINGS - 1)

@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.study.exits import MOST_FEATURES, Sums, choose_layers, measure_fidelity, nearest_rows, unit
+from embedder.errors import ConfigError
+from embedder.model.exits import NUM_POOLINGS
+from embedder.study.calibrate import check_memory
+from embedder.study.exits import MOST_FEATURES, Features, Sums, choose_layers, measure_fidelity, nearest_rows, unit
 
 RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(400, 12)).astype(np.float32)
@@ -79,3 +82,34 @@ def test_fidelity_is_one_for_the_full_model_itself_and_near_chance_for_noise() -
 def test_the_nearest_are_found_without_the_row_itself() -> None:
     line = np.stack([np.cos(np.arange(6) / 10), np.sin(np.arange(6) / 10)], axis=1).astype(np.float32)
     assert [sorted(each) for each in nearest_rows(line, line, 2).tolist()] == [[1, 2], [0, 2], [1, 3], [2, 4], [3, 5], [3, 4]]
+
+
+@pytest.mark.parametrize("places", [np.arange(12), np.array([0, 1, 2, 6, 7, 8]), np.array([3, 5, 7, 11])], ids=["all", "blocks", "some"])
+def test_sums_by_blocks_are_those_of_all_features(places: np.ndarray) -> None:
+    vectors, pairs = STATES @ MAP, [(0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+    by_blocks = Sums(12, 5, pairs, 3)
+    by_blocks.add(STATES[:150], vectors[:150])
+    by_blocks.add(STATES[150:], vectors[150:])
+    whole = summed(STATES, vectors, [])
+    np.testing.assert_allclose(by_blocks.gram(places), whole.gram(places), rtol=1e-12)
+    np.testing.assert_allclose(by_blocks.spread(places).deviation_F, STATES[:, places].std(axis=0), rtol=1e-5)
+    lines = [next(sums.fit(places, [0.1]))[1] for sums in (by_blocks, whole)]
+    np.testing.assert_allclose(lines[0].weight_FW, lines[1].weight_FW, rtol=1e-6)
+
+
+@given(st.integers(2, 40), st.sampled_from([384, 768, 1024]), st.data())
+def test_every_pair_of_layers_that_a_map_reads_is_summed_and_no_other(num_layers: int, size: int, data: st.DataObject) -> None:
+    depths = data.draw(st.sets(st.integers(1, num_layers), min_size=1))
+    layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths}
+    tapped = tuple(sorted({layer for each in layers.values() for layer in each}))
+    pairs = {(tapped[first], tapped[second]) for first, second in Features(layers, tapped, size).pairs}
+    assert pairs == {(first, second) for each in layers.values() for first in each for second in each if first <= second}
+
+
+def test_wide_and_deep_models_are_summed_in_a_fraction_of_all_products() -> None:
+    layers = {depth: choose_layers(depth, NUM_POOLINGS * 1024) for depth in range(1, 24)}
+    features = Features(layers, tuple(range(24)), 1024)
+    assert features.sum_bytes < 15e9 < 8 * (24 * features.block) ** 2 / 4
+    with pytest.raises(ConfigError, match=r"23 maps take 1\d.\d GB to fit, this machine has 8.0; name fewer depths"):
+        check_memory(features, 8_000_000_000)
+    check_memory(features, 20_000_000_000)
