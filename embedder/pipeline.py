@@ -58,6 +58,8 @@ class Landed:
     """Counted from 1 over the workers that it took down, in earlier runs too."""
     tokens: int = 0
     """Embedded in this run: none of a part that was on storage already."""
+    broken: tuple[str, ...] = ()
+    """Of a bucket that failed: its shards that cannot be read."""
 
 
 def start_ray() -> None:
@@ -270,6 +272,7 @@ def landed(row: Row) -> Landed:
         key=row["key"],
         part=Part(**{**part, "stats": Stats(**part["stats"])}) if part else None,
         error=row["error"],
+        broken=tuple(json.loads(row["broken"])),
         reasons=json.loads(row["reasons"]),
         probe=probe,
         attempt=row["attempt"],

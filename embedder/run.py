@@ -4,10 +4,11 @@ import logging
 import resource
 import sys
 import uuid
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from embedder.config import SourceConfig
 from embedder.errors import CommitError, SourceError
@@ -19,10 +20,11 @@ from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
 from embedder.output.table import Change, commit_table, sync_quarantine
 from embedder.pipeline import Reporter, choose_pool, embed_units, start_ray
-from embedder.planning import find_chain, held_keys, slice_task
+from embedder.planning import find_chain, held_keys, shard_key, slice_task
 from embedder.preparation import Prepared
 from embedder.progress import Display, Meter
 from embedder.source.documents import SLICE_BYTES, slice_parquet
+from embedder.sparing import spare_buckets
 from embedder.stages import Job
 from embedder.storage import Store, map_threads
 from embedder.summary import Summary, describe_environment
@@ -43,6 +45,10 @@ class Outcome:
     parts: tuple[Part, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     """By task key: why it could not be read to its end."""
+    broken: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the key of a bucket: its shards that cannot be read."""
+    unread: frozenset[str] = frozenset()
+    """Keys of tasks none of whose documents can be published: those that failed, but for buckets that went on without what is broken."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     probe: tuple[float, ...] | None = None
     seconds: float = 0.0
@@ -50,6 +56,24 @@ class Outcome:
     steady_tokens_per_second: float | None = None
     encoder_busy_share: float | None = None
     actors: int = 0
+
+    def followed_by(self, other: "Outcome", keys: Collection[str]) -> "Outcome":
+        """Add what came back of buckets that went on without their broken shards; what these gave before is not used."""
+        costs = [each.cost_usd for each in (self, other) if each.cost_usd is not None]
+        return Outcome(
+            parts=(*(part for part in self.parts if key_of(part.name) not in keys), *other.parts),
+            failures={key: "\n".join(each.failures[key] for each in (self, other) if key in each.failures)
+                      for key in {**self.failures, **other.failures}},
+            broken={**self.broken, **other.broken},
+            unread=self.unread.difference(keys) | other.unread,
+            reasons=Counter(self.reasons) + Counter(other.reasons),
+            probe=other.probe or self.probe,
+            seconds=self.seconds + other.seconds,
+            cost_usd=sum(costs) if costs else None,
+            steady_tokens_per_second=self.steady_tokens_per_second or other.steady_tokens_per_second,
+            encoder_busy_share=self.encoder_busy_share or other.encoder_busy_share,
+            actors=max(self.actors, other.actors),
+        )  # fmt: skip
 
 
 def run_embed(prepared: Prepared) -> Summary:
@@ -65,7 +89,12 @@ def run_embed(prepared: Prepared) -> Summary:
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))
     environment = describe_environment()  # before hours of work: what it looks at may be gone after them
     outcome = embed(prepared, run_id) if plan.read else Outcome()
-    add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.failures)
+    spared = spare_buckets(prepared, outcome.broken)
+    if spared:
+        adopted += map_threads(lambda name: read_part(str(name), folder), list(spared.work.plan.adopt))
+        second = embed(spared.work, run_id) if spared.work.plan.read else Outcome()
+        prepared, outcome = spared.whole, outcome.followed_by(second, spared.keys)
+    add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.unread, outcome.broken)
     summary = summarize(prepared, outcome, add, remove, len(adopted))
     summary = replace(summary, run_id=run_id, started=started)
     check_removal(prepared, summary.rows)
@@ -111,10 +140,11 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     reporter = Reporter({"table": config.output.uri, "run_id": run_id})
     parts: list[Part] = []
     failures: dict[str, str] = {}
+    broken: dict[str, tuple[str, ...]] = {}
     with Display(meter) as display:
         for landed in embed_units(tasks, plan, job, pool):
             if landed.part is None:
-                failures[landed.key] = str(landed.error)
+                failures[landed.key], broken[landed.key] = str(landed.error), landed.broken
                 meter.fail(landed.key)
                 logger.error("%s", landed.error, extra=about(task=landed.key))
             else:
@@ -128,6 +158,8 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     return Outcome(
         parts=tuple(parts),
         failures=failures,
+        broken=broken,
+        unread=frozenset(failures),
         reasons=meter.reasons,
         probe=tuple(probe) if probe else None,
         seconds=meter.seconds,
@@ -172,15 +204,21 @@ def check_complete(tasks: Sequence[Task], parts: Sequence[Part], failures: Mappi
             raise CommitError(f"{task.shards[0].uri}: units are missing after the run, nothing was published; run again to embed them")
 
 
-def choose_change(prepared: Prepared, parts: Sequence[Part], failures: Mapping[str, str]) -> tuple[tuple[Part, ...], tuple[str, ...]]:
-    """Say which parts to add and which to remove, such that no shard that failed loses the rows it had."""
+def choose_change(
+    prepared: Prepared, parts: Sequence[Part], unread: Collection[str], broken: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+    """Say which parts to add and which to remove, such that no shard that could not be read loses the rows it had.
+
+    `unread` are keys of tasks that failed; of `broken` shards, whose buckets may go on without them, the parts that they had
+    when they were larger are held too.
+    """
     plan = prepared.plan
-    failed = [task for task in plan.read if task.key in failures]
+    failed = [task for task in plan.read if task.key in unread]
     if failed and prepared.replaces:
         logger.error("%d shards failed: the table is swapped as a whole or not at all; nothing was published", len(failed))
         return (), ()
     committed = {key_of(name) for name in prepared.table.rows} if prepared.table else set()
-    held = held_keys(failed, prepared.bucket_bits, committed)
+    held = held_keys(failed, prepared.bucket_bits, committed) | {shard_key(uri) for uris in broken.values() for uri in uris}
     add = tuple(part for part in parts if key_of(part.name) not in held)
     remove = tuple(str(name) for name in plan.remove if name.key not in held)
     return add, remove
@@ -225,7 +263,7 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         documents_reused=sum(name.stop_row - name.first_row for name in (*plan.keep, *plan.adopt)),
         rows=sum(rows[name] for name in kept) + sum(part.rows for part in add),
         bytes_added=sum(part.size_bytes for part in add),
-        source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.failures),
+        source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.unread),
         actors=outcome.actors,
         encoder_busy_share=outcome.encoder_busy_share,
         driver_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES,

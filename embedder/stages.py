@@ -86,6 +86,11 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
                         "look at the records there, or run again to try anew"
                     )
                 first_row, prepared = next(units, (0, None))
+            except SourceError as error:
+                broken = find_broken(task, job) if len(task.shards) > 1 and number <= job.max_attempts else {}
+                reason = "\n".join(broken.values()) or str(error)
+                yield _prepared(task.key, error=reason, broken=json.dumps(sorted(broken)))
+                return
             finally:
                 attempts.end(f"{name}.read", number)
             if prepared is None:
@@ -93,6 +98,18 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
             yield prepared
     except EmbedderError as error:
         yield _prepared(task.key, error=str(error))
+
+
+def find_broken(task: Task, job: Job) -> dict[str, str]:
+    """Say which of a bucket's small shards cannot be read to their end, and why: a unit ends with the first of them."""
+    broken = {}
+    for shard in task.shards:
+        try:
+            for _ in read_units(Task(task.key, task.version, (shard,)), job.source, job.metadata):
+                pass
+        except SourceError as error:
+            broken[shard.uri] = str(error)
+    return broken
 
 
 def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -168,7 +185,7 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
 def write_unit(row: Row, job: Job) -> dict[str, Any]:
     """Write one unit as a part, once; describe it in a few bytes. A part that is there already is described as it is."""
     nothing = {"part": None, "reasons": "{}", "attempt": 0, "tokens": 0}
-    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "probe": row["probe"], **nothing}
+    landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "broken": row["broken"], "probe": row["probe"], **nothing}
     if row["name"] is None:
         return landed
     if row["chunks"] is None:
@@ -231,7 +248,7 @@ def merge_reused(row: Row, job: Job) -> tuple[pa.Table, Codes]:
 
 
 def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:
-    empty = {"name": None, "documents": None, "chunks": None, "reused": None, "quarantined": None, "error": None}
+    empty = {"name": None, "documents": None, "chunks": None, "reused": None, "quarantined": None, "error": None, "broken": "[]"}
     return {"key": key, **empty, **values, "stats": json.dumps(asdict(stats)) if stats else None}
 
 

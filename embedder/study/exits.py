@@ -93,8 +93,8 @@ class Spread:
 class Sums:
     """Sufficient statistics of a sample, in float64: batches may come in any number, size and order.
 
-    Of the products of features with each other there are only those of blocks that some map reads together: of a model of 24
-    layers a third, and at its width of 1,024 still 10 GB.
+    Of the products of features with each other there are only those of blocks that some map reads together: of 24 layers of
+    1,024 these are 9 GB in place of 77.
     """
 
     def __init__(self, num_features: int, width: int, pairs: Iterable[Pair] = ((0, 0),), block: int | None = None) -> None:

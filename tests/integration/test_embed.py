@@ -261,3 +261,46 @@ def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Si
     assert summary.stats.documents == 6, "the large shard is not read again"
     assert summary.parts_kept == 1
     assert len({row["doc_id"] for row in local_site.rows()}) == 3005
+
+
+def doc_ids(site: Site) -> set[str]:
+    return {row["doc_id"] for row in site.rows()}
+
+
+def numbered(*numbers: int) -> set[str]:
+    return {f"d{number}" for number in numbers}
+
+
+def test_small_shards_go_on_without_those_that_cannot_be_read(site: Site) -> None:
+    site.corpus.put("a.jsonl", documents(0, 12))
+    site.corpus.put("e.jsonl", documents(40, 7))
+    for name in ("b.parquet", "d.jsonl.gz"):
+        site.corpus.put_bytes(name, b"PAR1 not really")
+    first = site.embed()
+    [why] = first.failures.values()
+    assert all(any(f"/{name}: " in line for line in why.splitlines()) for name in ("b.parquet", "d.jsonl.gz"))
+    assert (first.version, doc_ids(site)) == (0, numbered(*range(12), *range(40, 47)))
+    again = site.embed()
+    assert (again.version, again.stats.documents, list(again.failures.values())) == (None, 0, [why])
+    site.corpus.put("b.parquet", documents(20, 5))
+    mended = site.embed()
+    [why] = mended.failures.values()
+    assert "b.parquet" not in why
+    assert (mended.version, mended.stats.documents, mended.stats.reused) == (1, 24, 19)
+    assert doc_ids(site) == numbered(*range(12), *range(20, 25), *range(40, 47))
+
+
+def test_a_small_shard_whose_rows_the_table_has_keeps_its_bucket_when_it_breaks(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 3))
+    local_site.corpus.put("e.jsonl.gz", documents(40, 7))
+    local_site.embed()
+    before = doc_ids(local_site)
+    local_site.corpus.put("a.jsonl", documents(0, 4))
+    local_site.corpus.put_bytes("e.jsonl.gz", b"\x1f\x8b cut off")
+    held = local_site.embed()
+    assert (held.version, next(iter(held.failures.values())).count("e.jsonl.gz")) == (None, 1)
+    assert doc_ids(local_site) == before
+    local_site.corpus.remove("e.jsonl.gz")
+    gone = local_site.embed(output={"max_removed_fraction": 1.0})
+    assert (gone.version, gone.failures) == (1, {})
+    assert doc_ids(local_site) == numbered(*range(4))

@@ -1,0 +1,77 @@
+"""Small shards are read together by bucket: what of a bucket is published when some of its shards cannot be read.
+
+The others go on without them, so that one file cut off on upload does not hold up its neighbours. Shards whose rows the table
+already has keep their bucket as it is: without them it would lose these rows.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from embedder.output.parts import Folder, read_batches
+from embedder.planning import Plan, group_shards, plan_work
+from embedder.preparation import Prepared, layout_of
+from embedder.work import PartName, Task
+
+logger = logging.getLogger("embedder")
+
+
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """Buckets planned anew without the shards that cannot be read, and the run's plan with these in their place."""
+
+    work: Prepared
+    """What is left to do for them: nothing if an earlier run did it, as long as nobody mends the shards."""
+    whole: Prepared
+    keys: frozenset[str]
+    """Of the buckets."""
+
+
+def spare_buckets(prepared: Prepared, broken: Mapping[str, Collection[str]]) -> Spared | None:
+    """Plan buckets anew without their broken shards, given by task key; None where there is nothing to plan."""
+    if prepared.replaces:
+        return None  # swapped as a whole or not at all
+    committed = prepared.table.parts if prepared.table else []
+    tasks = []
+    for task in prepared.plan.read:
+        shards = [shard for shard in task.shards if shard.uri not in broken.get(task.key, ())]
+        if not shards or len(shards) == len(task.shards):
+            continue
+        parts = [str(name) for name in committed if name.key == task.key]
+        if holds_rows(parts, broken[task.key], Folder(prepared.config.output.uri, prepared.config.output.storage_options)):
+            continue
+        [smaller] = group_shards(shards, layout_of(prepared.config, prepared.spec, prepared.metadata), prepared.bucket_bits)
+        tasks.append(smaller)
+    return plan_spared(prepared, tasks, committed) if tasks else None
+
+
+def plan_spared(prepared: Prepared, tasks: Sequence[Task], committed: Sequence[PartName]) -> Spared:
+    """Compare the smaller buckets with what the table and its folder hold, and put them into the run's plan."""
+    keys = {task.key for task in tasks}
+    stored = Folder(prepared.config.output.uri, prepared.config.output.storage_options).list_parts()
+    known = set(committed)
+    mine = [name for name in committed if name.key in keys]
+    plan = plan_work(tasks, mine, [name for name in stored if name.key in keys and name not in known])
+    logger.info("%d buckets of small shards go on without those that cannot be read", len(tasks))
+    return Spared(replace(prepared, plan=plan), replace(prepared, plan=merge_plans(prepared.plan, plan, keys)), frozenset(keys))
+
+
+def merge_plans(plan: Plan, spared: Plan, keys: Collection[str]) -> Plan:
+    """Put the plan of some tasks in the place of what was planned for them."""
+    return Plan(
+        read=(*(task for task in plan.read if task.key not in keys), *spared.read),
+        done=dict(plan.done) | dict(spared.done),
+        adopt=(*(name for name in plan.adopt if name.key not in keys), *spared.adopt),
+        keep=(*(name for name in plan.keep if name.key not in keys), *spared.keep),
+        remove=(*(name for name in plan.remove if name.key not in keys), *spared.remove),
+        previous=dict(plan.previous) | dict(spared.previous),
+    )
+
+
+def holds_rows(parts: Sequence[str], shards: Collection[str], folder: Folder) -> bool:
+    """Tell whether any row of these parts is of one of the shards."""
+    return any(
+        not set(shards).isdisjoint(batch["shard"].unique().to_pylist())
+        for name in parts
+        for batch in read_batches(folder.part(name), ["shard"])
+    )
