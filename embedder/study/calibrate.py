@@ -17,6 +17,7 @@ from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.weighing import Weighing, start_weighing
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
@@ -24,6 +25,7 @@ from embedder.study.collecting import Collected, Extremes, add_mapped, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, choose_layers, measure_fidelity
+from embedder.study.learning import Learning, learn_weighing
 from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
 
@@ -75,7 +77,12 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     start_ray()
     pool = choose_pool(config.compute)
     chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
-    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weigh_tokens(counts_V, chunks))
+    weighing = start_weighing(weigh_tokens(counts_V, chunks), model.spec.depth, size)
+    if settings.attention.chunks and layers:
+        held_out, others = (pa.concat_tables(each) for each in (units[:num_held_out], units[num_held_out:]))
+        learning = Learning(model.spec, model.tokenizer_json, held_out, others, layers, weighing, settings.attention, settings.seed)
+        weighing = learn(learning, pool)
+    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weighing)
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         extremes, is_distilled = Extremes(dims, model.spec.normalize), settings.method == "distill"
         collected = collect(tap_units(units, tapping, pool), num_held_out, len(units), Path(folder), extremes, is_distilled)
@@ -94,8 +101,19 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         "exits": [asdict(each) for each in exits],
         "environment": describe_environment(),
     }
-    calibration = Calibration(fitted_for(model.spec), model.spec.depth, tapping.token_weights_V, maps, extremes.ranges, record)
+    calibration = Calibration(fitted_for(model.spec), model.spec.depth, tapping.weighing, maps, extremes.ranges, record)
     return Calibrated(calibration, exits, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
+
+
+def learn(learning: Learning, pool: Pool) -> Weighing:
+    """Train the queries of the learned means where an encoder would run, and say how it goes."""
+    weighing = learning.weighing
+    for step in run_steps(learn_weighing, (learning, pool), pool):
+        if isinstance(step, Weighing):
+            weighing = step
+        else:
+            logger.info("attention: %s", step)
+    return weighing
 
 
 def choose_depths(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int, ...]:
@@ -174,7 +192,7 @@ class Teacher:
             maps[depth],
             start,
             self.settings.strengths,
-            self.tapping.token_weights_V,
+            self.tapping.weighing,
             self.collected.sums.spread(places),
             lessons.token_ids,
             lessons.full_NW,

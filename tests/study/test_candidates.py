@@ -10,6 +10,7 @@ from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.weighing import start_weighing
 from embedder.study.cache import Cache
 from embedder.study.candidates import Transformer, open_exits, plan_blocks, tokenize
 from embedder.study.quality import cut
@@ -63,8 +64,9 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
-    token_weights = draw.uniform(0, 5, resolved.vocab_size).astype(np.float32)
-    calibration = Calibration(fitted_for(resolved.spec), 6, token_weights, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    weighing = start_weighing(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
+    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)
