@@ -110,6 +110,13 @@ def test_extreme_queries_leave_finite_states(tiny_model: Any, texts: list[str], 
     np.testing.assert_allclose(np.linalg.norm(states_NF.reshape(-1, 64), axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_an_exit_reads_the_same_of_a_text_whatever_is_beside_it(tiny_model: Any, texts: list[str], layout: Any) -> None:
+    encoder, ids = Encoder.load(tiny_model.resolve().spec, dtype="float32", layout=layout), tiny_model.tokenize(texts)
+    alone, together = (encoder.tap_exits(ids, budget, (0, 1, 4), (), WEIGHING).states_NF for budget in (1, 8192))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
 def test_taps_leave_the_encoder_as_it_was(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
     before = tiny_encoder.encode(ids, 512).vectors_ND
