@@ -68,9 +68,10 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """Token ids of chunks, those held out first, and the full model's vectors of them."""
+    """Token ids of chunks, those held out first, what the first queries pool of them, and the full model's vectors."""
 
     token_ids: pa.ListArray
+    states_NF: Floats  # noqa: N815
     full_NW: Floats  # noqa: N815
     num_held_out: int
 
@@ -85,10 +86,10 @@ def learn_weighing(learning: Learning, pool: Pool) -> Iterator[str | Weighing]:
     started = time.perf_counter()
     run = Run(learning, take_lessons(learning, pool), pool)
     yield f"{run.num_fitted} chunks, {time.perf_counter() - started:.0f} s"
-    before = run.solve()
+    before = run.solve(torch.from_numpy(run.lessons.states_NF))
     for number in range(1, learning.settings.epochs + 1):
         yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
-    first, learned = (run.measure(predicted) for predicted in (before, run.solve()))
+    first, learned = (run.measure(predicted) for predicted in (before, run.solve(run.read_states())))
     yield f"held out: cosine {first:.4f} by the first queries, {learned:.4f} by those learned, {time.perf_counter() - started:.0f} s"
     yield run.student.weighing(learning.weighing) if learned > first else learning.weighing
 
@@ -102,7 +103,8 @@ def take_lessons(learning: Learning, pool: Pool) -> Lessons:
     drawn = np.random.default_rng(learning.seed).permutation(len(others))[: learning.settings.chunks]
     token_ids = pa.concat_arrays([held_out, others.take(pa.array(drawn))])
     encoder = Encoder.load(spec, pool.device, pool.dtype, layout=pool.layout)
-    return Lessons(token_ids, encoder.encode(token_ids, choose_token_budget(encoder, pool)).vectors_ND, len(held_out))
+    tapped = encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), learning.features.tapped, (), learning.weighing)
+    return Lessons(token_ids, tapped.states_NF, tapped.full_NW, len(held_out))
 
 
 class Student(nn.Module):
@@ -189,20 +191,20 @@ class Run:
         """Lay out rows, the longest first."""
         return self.student.layout.collect(self.values, self.offsets[rows], self.lengths[rows])
 
-    def solve(self) -> dict[int, Tensor]:
-        """Fit a ridge map a depth to the queries as they are now; gives what it makes of all chunks, held out ones too: (N, W)."""
-        states_NF = self.read_states()
-        places = {depth: torch.from_numpy(self.student.features.places(depth)).to(self.device) for depth in self.learning.layers}
-        return {depth: map_rows(states_NF[:, each], self.full_NW, self.lessons.num_held_out) for depth, each in places.items()}
+    def solve(self, states_NF: Tensor) -> dict[int, Tensor]:
+        """Fit a ridge map a depth to pooled states; gives what it makes of all chunks, held out ones too: (N, W)."""
+        places = {depth: torch.from_numpy(self.student.features.places(depth)) for depth in self.learning.layers}
+        held_out = self.lessons.num_held_out
+        return {depth: map_rows(states_NF[:, each].to(self.device), self.full_NW, held_out) for depth, each in places.items()}
 
     def read_states(self) -> Tensor:
-        """Give (N, F) of all chunks."""
+        """Give (N, F) of all chunks by the queries as they are now, on the host."""
         features = self.student.features
-        states_NF = torch.empty(len(self.lengths), len(features.tapped) * NUM_POOLINGS * features.hidden_size, device=self.device)
+        states_NF = torch.empty(len(self.lengths), len(features.tapped) * NUM_POOLINGS * features.hidden_size)
         order, size = np.argsort(-self.lengths, kind="stable"), self.learning.settings.batch_chunks
         with torch.no_grad():
             for rows in np.array_split(order, math.ceil(len(order) / size)):
-                states_NF[rows] = self.student.states(self.collect(rows))
+                states_NF[rows] = self.student.states(self.collect(rows)).cpu()
         return states_NF
 
     def measure(self, mapped: Mapping[int, Tensor]) -> float:

@@ -63,26 +63,27 @@ def plant(learning: Learning, token_ids: pa.ListArray) -> Callable[[float], Run]
         planted = replace(learning.weighing, queries_TQX=np.zeros_like(learning.weighing.queries_TQX))
         planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, sharpness, SIZE)
         encoder = Encoder.load(learning.spec, dtype="float32")
-        states_NF = encoder.tap_exits(token_ids, 2048, (1,), (), planted).states_NF
-        full_NW = unit(states_NF[:, 2 * SIZE : 3 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
-        return Run(learning, Lessons(token_ids, full_NW, HELD_OUT), POOL)
+        first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (learning.weighing, planted))
+        full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
+        return Run(learning, Lessons(token_ids, first, full_NW, HELD_OUT), POOL)
 
     return begin
 
 
 def test_a_planted_query_is_found(plant: Callable[[float], Run]) -> None:
     run = plant(0.3)
-    start = run.solve()
+    start = run.solve(torch.from_numpy(run.lessons.states_NF))
+    assert torch.allclose(run.read_states(), torch.from_numpy(run.lessons.states_NF), atol=1e-4)
     for _ in range(SETTINGS.epochs):
         run.train(start)
-    assert run.measure(run.solve()) > run.measure(start) + 0.02
+    assert run.measure(run.solve(run.read_states())) > run.measure(start) + 0.02
 
 
 def test_equal_seeds_learn_equal_queries_and_leave_layers_alone_that_no_map_reads(
     plant: Callable[[float], Run], learning: Learning
 ) -> None:
     runs = [plant(0.3) for _ in range(2)]
-    losses = [run.train(run.solve()) for run in runs]
+    losses = [run.train(run.solve(torch.from_numpy(run.lessons.states_NF))) for run in runs]
     first, second = (run.student.weighing(learning.weighing).queries_TQX for run in runs)
     assert losses[0] == losses[1]
     np.testing.assert_array_equal(first, second)
