@@ -176,10 +176,10 @@ class AttentionSettings(Section):
 
     chunks: Annotated[int, Field(ge=0)] = 4096
     """To train on, drawn from those that maps are fitted on; 0: not at all, and the means are those by rarity and by nearness to the
-    beginning."""
+    beginning. Memory holds a table of every two."""
     epochs: Positive = 3
     """Times that these are gone through."""
-    batch_chunks: Annotated[int, Field(ge=2)] = 64
+    batch_chunks: Annotated[int, Field(ge=4)] = 32
     """Chunks of a step; memory holds the states of all their tokens at every layer read."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Highest, of Adam, for the queries."""

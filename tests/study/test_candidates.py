@@ -1,5 +1,6 @@
 """Texts are run once for all depths, exits and prompts, and give what encoders really cut there give."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.weighing import start_weighing
 from embedder.study.cache import Cache
-from embedder.study.candidates import Transformer, open_exits, plan_blocks, tokenize
+from embedder.study.candidates import Transformer, digest_weighing, open_exits, plan_blocks, tokenize
 from embedder.study.quality import cut
 from tests.study.conftest import MACHINE, quiet, sentence
 
@@ -77,6 +78,12 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     expected = encoder.encode(tokenize(TEXTS, resolved, spec.model_copy(update={"chunking": False})), 2048).vectors_ND
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_taps_of_other_queries_or_rarities_are_not_taken_from_the_cache() -> None:
+    weighing = start_weighing(np.ones(9, np.float32), 2, 4)
+    others = replace(weighing, queries_TQX=weighing.queries_TQX * 2), replace(weighing, token_weights_V=weighing.token_weights_V * 2)
+    assert len({digest_weighing(each) for each in (weighing, *others)}) == 3
 
 
 def test_blocks_hold_every_row_once_and_about_as_many_tokens() -> None:
