@@ -147,19 +147,15 @@ def cut_sample(documents: pa.Table, settings: CalibrateSettings) -> tuple[list[p
 
 
 def fit_exits(collected: Collected, features: Features, strengths: Sequence[float]) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
-    """Fit a map for each depth, at the strength and of the poolings that come nearest to the full model on chunks held out.
-
-    With or without the last pooling, by which a text's beginning counts most: chunks from the midst of a document have none.
-    """
+    """Fit a map for each depth, at the strength that comes nearest to the full model on chunks held out."""
     maps, reports = {}, []
     held_out, num_rows = collected.held_out, collected.sums.num_rows
     for depth, layers in features.layers.items():
+        places = features.places(depth)
         scored = []
-        for places in (features.places(depth, NUM_POOLINGS - 1), features.places(depth)):
-            for strength, line in collected.sums.fit(places, strengths):
-                scored.append((measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), strength, places, line))
-        fidelity, strength, places, line = max(scored, key=lambda each: each[0].cosine)
-        line = line.widen(places, features.places(depth))
+        for strength, line in collected.sums.fit(places, strengths):
+            scored.append((measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), strength, line))
+        fidelity, strength, line = max(scored, key=lambda each: each[0].cosine)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         maps[depth] = ExitMap(layers, line.weight_FW, line.bias_W)
         reports.append(ExitReport(depth, len(places), strength, fidelity, native))
