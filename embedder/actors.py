@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
+from embedder.model.weighing import Weighing
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.quantization import quantize
 from embedder.schema import CHUNKS
@@ -137,7 +137,7 @@ class Tapping:
     layers: tuple[int, ...]
     depths: tuple[int, ...]
     """Of the layers, those where exits are to be."""
-    token_weights_V: npt.NDArray[np.float32]  # noqa: N815
+    weighing: Weighing
 
 
 class TapActor:
@@ -156,7 +156,7 @@ class TapActor:
         """Replace a unit's chunks by their states."""
         token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
         wanted = self.tapping
-        tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.token_weights_V)
+        tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "number": row["number"],

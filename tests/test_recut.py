@@ -10,6 +10,7 @@ from embedder.config import CutTableConfig, EmbedConfig
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.rotation import digest_array, read_rotation
+from embedder.model.weighing import start_weighing
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.quantization import Ranges, to_int8
@@ -84,7 +85,9 @@ def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch:
 def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Path) -> None:
     ranges = Ranges(np.full(2, -0.5, np.float32), np.full(2, 0.5, np.float32))
     uri = str(tmp_path / "calibration")
-    write_calibration(Calibration(fitted_for(SPEC), 6, np.zeros(8, np.float32), {}, {RangeKey("native", 6, 2): ranges}), uri)
+    write_calibration(
+        Calibration(fitted_for(SPEC), 6, start_weighing(np.zeros(8, np.float32), 6, 4), {}, {RangeKey("native", 6, 2): ranges}), uri
+    )
     recut(parent, dim=2)
     made = MadeTable(parent.uri)
     run_recut(
@@ -107,7 +110,7 @@ def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Pat
 def write_rotation(uri: str, **spec: Any) -> np.ndarray:
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0].astype(np.float32)
     fitted = fitted_for(SPEC.model_copy(update=spec))
-    write_calibration(Calibration(fitted, 6, np.zeros(8, np.float32), {}, {}, rotation_WW=rotation_WW), uri)
+    write_calibration(Calibration(fitted, 6, start_weighing(np.zeros(8, np.float32), 6, 4), {}, {}, rotation_WW=rotation_WW), uri)
     return rotation_WW
 
 

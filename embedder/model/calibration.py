@@ -1,7 +1,7 @@
 """A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, the layers before them where these were trained too, the principal axes of
-the full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim, V = token ids.
+It holds exit maps, which make shallow depths usable, what they weigh tokens by, the layers before them where these were trained
+too, the principal axes of the full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim.
 """
 
 import json
@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from embedder.errors import ConfigError, ModelError
 from embedder.model.rotation import digest_array
+from embedder.model.weighing import Weighing
 from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, Exit, digest
 from embedder.storage import Options, Store
@@ -25,7 +26,8 @@ Floats = npt.NDArray[np.float32]
 FORMAT = 4
 """Raised when an artifact of before could be misread.
 
-2: maps also read the mean weighted by token; 3: that weighted by place; 4: there is a rotation.
+2: maps also read the mean weighted by token; 3: that weighted by place; 4: in the place of both, the means of learned queries;
+and there is a rotation.
 """
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
@@ -77,8 +79,8 @@ class Calibration:
     fitted_for: Mapping[str, Any]
     """The fields of the spec it depends on, with the model's name and revision for messages."""
     full_depth: int
-    token_weights_V: Floats  # noqa: N815
-    """By token id: what a token counts in the weighted mean that maps read."""
+    weighing: Weighing
+    """What tokens count in the learned means that maps read, at every layer from the embedding up."""
     maps: Mapping[int, ExitMap]
     ranges: Mapping[RangeKey, Ranges]
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class Calibration:
 
     def tensors(self) -> dict[str, Floats]:
         """Name every array, as the safetensors file does."""
-        found: dict[str, Floats] = {"tokens": self.token_weights_V}
+        found: dict[str, Floats] = {"tokens": self.weighing.token_weights_V, "attention": self.weighing.queries_TQX}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
             found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
@@ -165,7 +167,7 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
         calibration = Calibration(
             fitted_for=description["fitted_for"],
             full_depth=description["full_depth"],
-            token_weights_V=tensors["tokens"],
+            weighing=Weighing(tensors["tokens"], tensors["attention"]),
             maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]

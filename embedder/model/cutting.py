@@ -33,6 +33,6 @@ def load_way_out(
         return Head(load_steps(recipe.steps), spec, rotation_WW), None
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-    pool = ExitPooler(spec.pooling, calibration.token_weights_V)
+    pool = ExitPooler(spec.pooling, calibration.weighing)
     leave = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
     return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), leave

@@ -22,16 +22,18 @@ from embedder.errors import ModelError
 from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.cutting import load_layers, load_way_out
-from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, Floats, normalise_states
+from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.families import find_family
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
-from embedder.model.pooling import POOLERS, Head, Pooler
+from embedder.model.pooling import POOLERS, Head
 from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.results import Encoded, ExitStates
+from embedder.model.rotation import Floats
 from embedder.model.runtime import set_threads
-from embedder.model.taps import tap_layers
+from embedder.model.taps import LayerPooler, tap_layers
+from embedder.model.weighing import Weighing
 from embedder.spec import EmbeddingSpec, Pooling
 
 logger = logging.getLogger("embedder")
@@ -158,27 +160,27 @@ class Encoder:
             return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch))))
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], token_weights_V: Floats | None = None
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: Weighing | None = None
     ) -> dict[int, np.ndarray]:
         """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
 
-        Depth 0 is the embedding layer's output. Order and number of rows are kept. With token weights, states are pooled as
+        Depth 0 is the embedding layer's output. Order and number of rows are kept. With a weighing, states are pooled as
         a calibrated exit reads them.
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
-        pool = self._pool if token_weights_V is None else self._exit_pooler(token_weights_V)
-        width = len(depths) * (1 if token_weights_V is None else NUM_POOLINGS) * int(self._config.hidden_size)
+        pool = self._pool_layer if weighing is None else self._exit_pooler(weighing)
+        width = len(depths) * (1 if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
         with self._tapped(depths, pool) as forward:
             states_NW = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0]).vectors_ND
         return dict(zip(depths, np.split(states_NW, len(depths), axis=1), strict=True))
 
     def tap_exits(
-        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], token_weights_V: Floats
+        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], weighing: Weighing
     ) -> ExitStates:
         """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
-        pool = self._exit_pooler(token_weights_V)
+        pool = self._exit_pooler(weighing)
         block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
         width = len(layers) * block
         with self._tapped(layers, pool) as forward:
@@ -193,8 +195,11 @@ class Encoder:
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
         return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1], token_ids)
 
-    def _exit_pooler(self, token_weights_V: Floats) -> ExitPooler:
-        return ExitPooler(self._pooling, token_weights_V).to(self._device)
+    def _exit_pooler(self, weighing: Weighing) -> ExitPooler:
+        return ExitPooler(self._pooling, weighing).to(self._device)
+
+    def _pool_layer(self, _depth: int, hidden: Tensor, batch: Batch) -> Tensor:
+        return self._pool(hidden, batch)
 
     @contextmanager
     def _pooled(self) -> Iterator[Forward]:
@@ -208,7 +213,7 @@ class Encoder:
                 yield lambda batch: forward(batch)[0]
 
     @contextmanager
-    def _tapped(self, depths: Sequence[int], pool: Pooler) -> Iterator[TappedForward]:
+    def _tapped(self, depths: Sequence[int], pool: LayerPooler) -> Iterator[TappedForward]:
         """Give a forward pass that also pools the states at these depths: side by side, (B, T·H), and the last one as it is."""
         path = self._family.final_norm
         final_norm = self._model.get_submodule(path) if path else nn.Identity()

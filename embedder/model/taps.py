@@ -4,7 +4,7 @@ B = sequences of a batch, H = hidden size, T = tapped depths. `hidden` is laid o
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from embedder.model.batches import Batch
-from embedder.model.pooling import Pooler
+
+LayerPooler = Callable[[int, Tensor, Batch], Tensor]
+"""A layer's depth, its states and the batch → what is kept of them."""
 
 
 class Taps(threading.local):
@@ -32,13 +34,13 @@ class Taps(threading.local):
 
 
 @contextmanager
-def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pool: Pooler, depths: Sequence[int]) -> Iterator[Taps]:
+def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pool: LayerPooler, depths: Sequence[int]) -> Iterator[Taps]:
     """Hook the layers: the state after each tapped one goes through the final norm and is pooled. Depth 0 is what the first is given."""
     taps = Taps()
 
     def tap(depth: int, hidden: Tensor) -> None:
         assert taps.batch is not None, "a batch is started before it is run"
-        taps.pooled[depth] = pool(final_norm(hidden), taps.batch)
+        taps.pooled[depth] = pool(depth, final_norm(hidden), taps.batch)
 
     def before_first(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tap(0, args[0] if args else kwargs["hidden_states"])

@@ -19,6 +19,7 @@ from embedder.model.exits import NUM_POOLINGS
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.rotation import fit_rotation
+from embedder.model.weighing import Weighing, start_weighing
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
@@ -27,6 +28,7 @@ from embedder.study.collecting import Collected, Extremes, add_calibrated, add_m
 from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, Floats, choose_layers, measure_fidelity
+from embedder.study.learning import Learning, learn_weighing
 from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
 
@@ -80,7 +82,12 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     start_ray()
     pool = choose_pool(config.compute)
     chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
-    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weigh_tokens(counts_V, chunks))
+    weighing = start_weighing(weigh_tokens(counts_V, chunks), model.spec.depth, size)
+    if settings.attention.chunks and layers:
+        held_out, others = (pa.concat_tables(each) for each in (units[:num_held_out], units[num_held_out:]))
+        learning = Learning(model.spec, model.tokenizer_json, held_out, others, layers, weighing, settings.attention, settings.seed)
+        weighing = learn(learning, pool)
+    tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, weighing)
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         extremes, is_distilled = Extremes(dims, model.spec.normalize), settings.method == "distill"
         collected = collect(tap_units(units, tapping, pool), features, num_held_out, len(units), Path(folder), extremes, is_distilled)
@@ -104,8 +111,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
         "cuts": [asdict(each) for each in cuts],
         "environment": describe_environment(),
     }
-    weights_V, ranges = tapping.token_weights_V, extremes.ranges
-    calibration = Calibration(fitted_for(model.spec), model.spec.depth, weights_V, maps, ranges, record, rotation_WW)
+    calibration = Calibration(fitted_for(model.spec), model.spec.depth, tapping.weighing, maps, extremes.ranges, record, rotation_WW)
     return Calibrated(calibration, exits, cuts, sample.documents.num_rows, collected.sums.num_rows, len(collected.held_out.full_NW))
 
 
@@ -118,6 +124,17 @@ def check_memory(features: Features, memory_bytes: int) -> None:
             f"calibrate.depths: {len(features.layers)} maps take {needed / 1e9:.1f} GB to fit, this machine has {memory_bytes / 1e9:.1f}; "
             "name fewer depths, or calibrate where there is more memory"
         )
+
+
+def learn(learning: Learning, pool: Pool) -> Weighing:
+    """Train the queries of the learned means where an encoder would run, and say how it goes."""
+    weighing = learning.weighing
+    for step in run_steps(learn_weighing, (learning, pool), pool):
+        if isinstance(step, Weighing):
+            weighing = step
+        else:
+            logger.info("attention: %s", step)
+    return weighing
 
 
 def choose_depths(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int, ...]:
@@ -151,19 +168,15 @@ def cut_sample(documents: pa.Table, settings: CalibrateSettings) -> tuple[list[p
 
 
 def fit_exits(collected: Collected, features: Features, strengths: Sequence[float]) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
-    """Fit a map for each depth, at the strength and of the poolings that come nearest to the full model on chunks held out.
-
-    With or without the last pooling, by which a text's beginning counts most: chunks from the midst of a document have none.
-    """
+    """Fit a map for each depth, at the strength that comes nearest to the full model on chunks held out."""
     maps, reports = {}, []
     held_out, num_rows = collected.held_out, collected.sums.num_rows
     for depth, layers in features.layers.items():
+        places = features.places(depth)
         scored = []
-        for places in (features.places(depth, NUM_POOLINGS - 1), features.places(depth)):
-            for strength, line in collected.sums.fit(places, strengths):
-                scored.append((measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), strength, places, line))
-        fidelity, strength, places, line = max(scored, key=lambda each: each[0].cosine)
-        line = line.widen(places, features.places(depth))
+        for strength, line in collected.sums.fit(places, strengths):
+            scored.append((measure_fidelity(line.apply(held_out.states_NF[:, places]), held_out.full_NW), strength, line))
+        fidelity, strength, line = max(scored, key=lambda each: each[0].cosine)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         maps[depth] = ExitMap(layers, line.weight_FW, line.bias_W)
         reports.append(ExitReport(depth, len(places), strength, fidelity, native))
@@ -197,7 +210,7 @@ class Teacher:
             maps[depth],
             start,
             self.settings.strengths,
-            self.tapping.token_weights_V,
+            self.tapping.weighing,
             self.collected.sums.spread(places),
             lessons.token_ids,
             lessons.full_NW,

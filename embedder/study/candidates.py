@@ -22,6 +22,7 @@ from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.model.rotation import digest_array
+from embedder.model.weighing import Weighing
 from embedder.schema import DOCUMENTS
 from embedder.spec import EmbeddingSpec, Pooling, digest
 from embedder.study.cache import Cache, digest_texts
@@ -96,7 +97,7 @@ class CalibratedExit:
 
     def apply(self, pooling: Pooling, states: Mapping[int, Floats]) -> Floats:
         """Map the states of its layers, in every pooling of an exit, to shape (N, W), uncut."""
-        leave = Exit(self.calibration.maps[self.depth], ExitPooler(pooling, self.calibration.token_weights_V), self.hidden_size)
+        leave = Exit(self.calibration.maps[self.depth], ExitPooler(pooling, self.calibration.weighing), self.hidden_size)
         side_by_side_NF = np.concatenate([states[layer] for layer in self.layers], axis=1)
         vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
         return vectors_NW
@@ -123,7 +124,7 @@ class Transformer:
         self.name, self.resolved, self.machine = name, resolved, machine
         ways = tuple((exits or {}).values())
         self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
-        self.token_weights_V = ways[0].calibration.token_weights_V if ways else None
+        self.weighing = ways[0].calibration.weighing if ways else None
         self._cache, self._report = cache, report
         wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
@@ -147,7 +148,7 @@ class Transformer:
     def widths(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Give the vectors of an encoder of that depth, before cut and L2."""
         size = self.resolved.hidden_size
-        own = 0 if self.token_weights_V is None else size * ExitPooler(self.spec.pooling, self.token_weights_V).own
+        own = 0 if self.weighing is None else size * ExitPooler(self.spec.pooling, self.weighing).own
         states_NF = self.states(texts, side)[depth]()
         return finish_states(states_NF[:, own : own + size], self._head)
 
@@ -162,7 +163,7 @@ class Transformer:
         """Tap what is not in the cache, in one pass, and give by depth how to read the pooled states, shape (N, P·H)."""
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
-        pooled = self.spec.pooling if self.token_weights_V is None else digest(FORMAT, digest_array(self.token_weights_V))
+        pooled = self.spec.pooling if self.weighing is None else digest_weighing(self.weighing)
         key = digest(spec.model_dump(include=same), pooled, self.machine.device, self.machine.dtype, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{depth}" for depth in self.tapped} <= names:
@@ -191,7 +192,7 @@ class Transformer:
         for start, stop in blocks:
             lacking = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if lacking:
-                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.token_weights_V)
+                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.weighing)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
             self._report(self.name, stop, len(token_ids))
@@ -209,6 +210,11 @@ def tokenize(texts: Sequence[str], resolved: ResolvedModel, spec: EmbeddingSpec)
     columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
     chunks = chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
     return chunks["token_ids"].combine_chunks()
+
+
+def digest_weighing(weighing: Weighing) -> str:
+    """Name how states are pooled for exits."""
+    return digest(FORMAT, digest_array(weighing.token_weights_V), digest_array(weighing.queries_TQX))
 
 
 def plan_blocks(lengths: npt.NDArray[np.int32], block_tokens: int) -> list[tuple[int, int]]:

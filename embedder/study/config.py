@@ -173,6 +173,20 @@ class DistillSettings(Section):
     """Highest, of AdamW."""
 
 
+class AttentionSettings(Section):
+    """How the queries of the two learned means are trained, which maps read of every layer."""
+
+    chunks: Annotated[int, Field(ge=0)] = 4096
+    """To train on, drawn from those that maps are fitted on; 0: not at all, and the means are those by rarity and by nearness to the
+    beginning. Memory holds a table of every two."""
+    epochs: Positive = 3
+    """Times that these are gone through."""
+    batch_chunks: Annotated[int, Field(ge=4)] = 32
+    """Chunks of a step; memory holds the states of all their tokens at every layer read."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    """Highest, of Adam, for the queries."""
+
+
 class CalibrateSettings(Section):
     """What is fitted, on how large a sample."""
 
@@ -180,6 +194,7 @@ class CalibrateSettings(Section):
     """ridge: a map behind the model's own layers, solved in seconds; distill: from there the kept layers are trained as well, for each of
     `depths`, which takes several passes over the sample."""
     distill: DistillSettings = DistillSettings()
+    attention: AttentionSettings = AttentionSettings()
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and ranges for; left out: all."""
     dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None

@@ -26,12 +26,12 @@ from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
+from embedder.model.weighing import Weighing
 from embedder.spec import EmbeddingSpec
 from embedder.study.config import DistillSettings
 from embedder.study.exits import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
+from embedder.study.steps import plan_steps, rate_at
 
-WARM_UP = 0.06
-"""Share of the steps over which the learning rate rises."""
 MAP_RATE = 0.01
 """Of the learning rate, the map's share: all of its thousands of features move each component of a vector at once."""
 START_STRENGTH = 1.0
@@ -57,7 +57,7 @@ class Teaching:
     """The map that training starts from."""
     strengths: Sequence[float]
     """Of the ridge maps tried behind the layers that were trained."""
-    token_weights_V: Floats  # noqa: N815
+    weighing: Weighing
     spread: Spread
     """Of the map's features over the sample."""
     token_ids: pa.ListArray
@@ -103,7 +103,7 @@ class Student(nn.Module):
         self.model, self.family = model, family
         # not the embeddings: they are most of the weights, and few texts of a sample hold any one of them
         model.get_submodule(family.layers).requires_grad_(True)
-        self.pool = ExitPooler(teaching.spec.pooling, teaching.token_weights_V)
+        self.pool = ExitPooler(teaching.spec.pooling, teaching.weighing)
         self.layers = teaching.exit_map.layers
         self.mean_F: Tensor
         self.deviation_F: Tensor
@@ -147,9 +147,9 @@ class Student(nn.Module):
             states_BF = taps.collect(self.layers)
         return normalise_states(states_BF, int(self.model.config.hidden_size))
 
-    def _pool(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def _pool(self, layer: int, hidden: Tensor, batch: Batch) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):  # which would sum up in bfloat16
-            pooled_BF: Tensor = self.pool(hidden, batch)
+            pooled_BF: Tensor = self.pool(layer, hidden, batch)
         return pooled_BF
 
     def exit_map(self) -> ExitMap:
@@ -222,7 +222,8 @@ class Run:
         """Go once through the chunks that are not held out; gives the mean loss."""
         self.student.training = True  # the map's dropout, and not the layers': a teacher has none
         losses = []
-        for rows in self.plan():
+        rows_N = np.arange(self.teaching.num_held_out, len(self.lengths))
+        for rows in plan_steps(rows_N, self.lengths, self.teaching.settings.batch_chunks, self.draw):
             loss = self.loss(rows)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -232,13 +233,6 @@ class Run:
             losses.append(loss.detach())
         self.student.eval()
         return float(torch.stack(losses).mean())
-
-    def plan(self) -> list[npt.NDArray[np.int64]]:
-        """Cut the chunks into batches of like lengths, other ones in each epoch, in random order."""
-        rows = np.arange(self.teaching.num_held_out, len(self.lengths))
-        order = rows[np.argsort(-self.lengths[rows] * self.draw.uniform(0.9, 1.1, len(rows)))]
-        batches = np.array_split(order, math.ceil(len(order) / self.teaching.settings.batch_chunks))
-        return [batches[number][np.argsort(-self.lengths[batches[number]])] for number in self.draw.permutation(len(batches))]
 
     def loss(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Give the mean distance to the full model's vectors, one less the cosine."""
@@ -269,8 +263,3 @@ def to_numpy(tensor: Tensor) -> Floats:
     """Copy to the host."""
     array: Floats = tensor.detach().cpu().numpy().copy()
     return array
-
-
-def rate_at(progress: float) -> float:
-    """Give the share of the learning rate at a share of all steps."""
-    return progress / WARM_UP if progress < WARM_UP else 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))

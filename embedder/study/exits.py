@@ -41,10 +41,10 @@ class Features:
     tapped: tuple[int, ...]
     hidden_size: int
 
-    def places(self, depth: int, num_poolings: int = NUM_POOLINGS) -> Places:
-        """Give the columns of a depth's features, or of the first poolings of each of its layers; they rise."""
+    def places(self, depth: int) -> Places:
+        """Give the columns of a depth's features; they rise."""
         starts = [self.tapped.index(layer) * self.block for layer in self.layers[depth]]
-        return np.concatenate([np.arange(start, start + num_poolings * self.hidden_size) for start in starts])
+        return np.concatenate([np.arange(start, start + self.block) for start in starts])
 
     @property
     def block(self) -> int:
@@ -74,12 +74,6 @@ class Line:
     def apply(self, features_NF: Floats) -> Floats:
         """Give the mapped vectors, of no certain length."""
         return features_NF @ self.weight_FW + self.bias_W
-
-    def widen(self, places: Places, all_places: Places) -> "Line":
-        """Give the same map as one of more features: those that are not among its own count nothing."""
-        weight_FW = np.zeros((len(all_places), self.weight_FW.shape[1]), np.float32)
-        weight_FW[np.searchsorted(all_places, places)] = self.weight_FW
-        return Line(weight_FW, self.bias_W)
 
 
 @dataclass(frozen=True, slots=True)

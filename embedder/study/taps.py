@@ -11,6 +11,7 @@ from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.weighing import start_weighing
 from embedder.study.candidates import tokenize
 from embedder.study.exits import choose_layers
 from embedder.study.timing import Run, compare
@@ -44,7 +45,7 @@ def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds:
         encoders = {name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", leaving))}
         runs: dict[str, Run] = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
         layers = calibration.maps[depth].layers
-        runs["taps"] = partial(encoders["native"].tap, token_ids, token_budget, layers, calibration.token_weights_V)
+        runs["taps"] = partial(encoders["native"].tap, token_ids, token_budget, layers, calibration.weighing)
         _, calibrated, taps = compare(runs, len(token_ids.values), rounds)
         timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / taps.ratio - 1, 1 / calibrated.ratio - 1))
     return timings
@@ -59,4 +60,6 @@ def make_up_exits(resolved: ResolvedModel) -> Calibration:
         weight_FW = draw.normal(size=(len(layers) * NUM_POOLINGS * size, width)).astype(np.float32)
         maps[depth] = ExitMap(layers, weight_FW, np.zeros(width, np.float32))
     token_weights_V = draw.uniform(0, 9, resolved.vocab_size).astype(np.float32)
-    return Calibration(fitted_for(resolved.spec), resolved.spec.depth, token_weights_V, maps, {})
+    weighing = start_weighing(token_weights_V, resolved.spec.depth, size)
+    weighing.queries_TQX[..., :size] = draw.normal(0, size**-0.5, size=(*weighing.queries_TQX.shape[:2], size))
+    return Calibration(fitted_for(resolved.spec), resolved.spec.depth, weighing, maps, {})

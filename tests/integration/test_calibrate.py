@@ -127,6 +127,7 @@ def test_trained_layers_are_kept_where_they_beat_the_map_alone_and_do_no_harm_el
     # bfloat16 moves the map's own figure by as much
     assert depth_3.distilled.cosine > depth_3.calibrated.cosine - 0.005
     assert [line for line in caplog.messages if line.startswith("depth 3: epoch 3, loss ")]
+    assert [line for line in caplog.messages if line.startswith("attention: held out: cosine ")]
     embedding = EmbeddingConfig(model=minilm, depth=3, calibration=str(documentation / "distilled"))
     model = resolve_model(embedding, ChunkingConfig(max_tokens=64, enabled=False))
     encoder = Encoder.load(model.spec, calibration=model.calibration)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from embedder.errors import ConfigError, ModelError
 from embedder.model.calibration import (
@@ -21,11 +22,21 @@ from embedder.model.calibration import (
 )
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.weighing import NUM_QUERIES, Weighing
 from embedder.quantization import Ranges
 from tests.model.conftest import CONFIGS, TinyModel
 
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
-WEIGHTS = np.random.default_rng(7).uniform(0, 5, 64).astype(np.float32)
+
+
+def make_up_weighing(seed: int = 7) -> Weighing:
+    """Rarities and queries of a tiny model, of which every part moves a weight by about as much."""
+    rng = np.random.default_rng(seed)
+    queries_TQX = rng.normal(0, [64**-0.5] * 64 + [1, 1, 1], size=(5, NUM_QUERIES, 67)).astype(np.float32)
+    return Weighing(rng.uniform(0, 5, 64).astype(np.float32), queries_TQX)
+
+
+WEIGHING = make_up_weighing()
 
 
 def calibrate(model: Any, seed: int = 0) -> Calibration:
@@ -40,7 +51,7 @@ def calibrate(model: Any, seed: int = 0) -> Calibration:
         for depth in DEPTHS
     }
     ranges = {RangeKey("calibrated", 2, dim): Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32)) for dim in (32, 64)}
-    return Calibration(fitted_for(model.resolve().spec), 4, WEIGHTS, maps, ranges, {"documents": 7})
+    return Calibration(fitted_for(model.resolve().spec), 4, WEIGHING, maps, ranges, {"documents": 7})
 
 
 @pytest.fixture
@@ -61,7 +72,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
     assert (spec.exit, spec.query_depth, spec.calibration) == ("calibrated", 4, calibration.fingerprint)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     assert encoder.num_layers == 2
-    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS)
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHING)
     mapped = tapped.states_NF[:, : 3 * NUM_POOLINGS * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
@@ -71,7 +82,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
 def test_one_pass_gives_the_raw_exits_and_the_full_vectors_too(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)
-    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS)
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHING)
     for depth in DEPTHS:
         np.testing.assert_allclose(tapped.native[depth], model.load(depth=depth).encode(ids, 512).vectors_ND, atol=1e-5)
     np.testing.assert_allclose(tapped.full_NW, model.load().encode(ids, 512).vectors_ND, atol=1e-5)
@@ -84,6 +95,8 @@ def test_an_artifact_comes_back_as_it_was_written(tiny_model: TinyModel, artifac
     assert read.fingerprint == calibration.fingerprint
     assert read.maps.keys() == calibration.maps.keys()
     assert np.array_equal(read.maps[3].weight_FW, calibration.maps[3].weight_FW)
+    assert np.array_equal(read.weighing.token_weights_V, WEIGHING.token_weights_V)
+    assert np.array_equal(read.weighing.queries_TQX, WEIGHING.queries_TQX)
     assert read.ranges.keys() == calibration.ranges.keys()
     assert read.record == {"documents": 7}
 
@@ -106,11 +119,12 @@ def with_trained(calibration: Calibration, trained: dict[str, np.ndarray]) -> Ca
     return replace(calibration, maps=dict(calibration.maps) | {2: replace(calibration.maps[2], trained=trained)})
 
 
-def test_token_weights_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
+def test_what_tokens_count_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
     calibration = calibrate(tiny_model)
-    heavier = replace(calibration, token_weights_V=WEIGHTS * 2)
+    heavier = replace(calibration, weighing=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
+    sharper = replace(calibration, weighing=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
     trained = [with_trained(calibration, {"layer": np.full(3, value, np.float32)}) for value in (1, 2)]
-    assert len({each.fingerprint for each in (calibration, heavier, *trained)}) == 4
+    assert len({each.fingerprint for each in (calibration, heavier, sharper, *trained)}) == 5
 
 
 def test_trained_layers_take_the_place_of_the_models_own(tiny_model: TinyModel, texts: list[str], tmp_path: Path) -> None:
@@ -151,9 +165,10 @@ def test_a_damaged_artifact_is_refused(artifact: str) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(ModelError, match="its numbers are not those of its fingerprint"):
         load_calibration(artifact)
-    tensors.write_bytes(b"short")
-    with pytest.raises(ModelError, match="damaged"):
-        load_calibration(artifact)
+    for damaged in (save({"tokens": WEIGHING.token_weights_V}), b"short"):
+        tensors.write_bytes(damaged)
+        with pytest.raises(ModelError, match="damaged"):
+            load_calibration(artifact)
 
 
 def test_a_folder_without_an_artifact_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:

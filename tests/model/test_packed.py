@@ -25,7 +25,7 @@ from embedder.model.loading import load_transformer, resolve_layout
 from embedder.model.probing import agree_on_layout
 from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, TinyModel
-from tests.model.test_exits import DEPTHS, LAYERS, WEIGHTS, calibrate
+from tests.model.test_exits import DEPTHS, LAYERS, WEIGHING, calibrate
 
 PACKED = [family for family in CONFIGS if FAMILIES[family].packed]
 
@@ -49,7 +49,7 @@ def test_taps_of_packed_sequences_are_those_of_padded_ones(family: str, tiny_mod
     model = tiny_models(family)
     ids = model.tokenize(texts)
     for pooling in ("cls", "last"):
-        padded, packed = (load(model, layout, pooling=pooling).tap(ids, 512, [0, 1, 4], WEIGHTS) for layout in ("padded", "packed"))
+        padded, packed = (load(model, layout, pooling=pooling).tap(ids, 512, [0, 1, 4], WEIGHING) for layout in ("padded", "packed"))
         for depth, states in padded.items():
             np.testing.assert_allclose(packed[depth], states, atol=1e-5 * max(1.0, float(np.abs(states).max())))
 
@@ -58,7 +58,7 @@ def test_taps_of_packed_sequences_are_those_of_padded_ones(family: str, tiny_mod
 def test_exits_of_packed_sequences_are_those_of_padded_ones(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids, calibration = model.tokenize(texts), calibrate(model)
-    padded, packed = (load(model, layout).tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHTS) for layout in ("padded", "packed"))
+    padded, packed = (load(model, layout).tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHING) for layout in ("padded", "packed"))
     np.testing.assert_allclose(packed.states_NF, padded.states_NF, atol=1e-5)
     np.testing.assert_allclose(packed.full_NW, padded.full_NW, atol=1e-5)
     for depth in DEPTHS:

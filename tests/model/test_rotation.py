@@ -61,7 +61,7 @@ def test_vectors_of_full_width_are_turned_and_then_cut(
 ) -> None:
     model = tiny_models(family)
     plain, ids = model.resolve(**embedding).spec, model.tokenize(texts)
-    calibration = Calibration(fitted_for(plain), 4, np.ones(64, np.float32), {}, {}, rotation_WW=make_rotation())
+    calibration = replace(calibrate(model), fitted_for=fitted_for(plain), maps={}, ranges={}, rotation_WW=make_rotation())
     write_calibration(calibration, str(tmp_path))
     resolved = model.resolve(dim=24, calibration=str(tmp_path), rotate=True, **embedding)
     assert resolved.spec.rotation == digest_array(make_rotation())

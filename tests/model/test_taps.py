@@ -1,6 +1,7 @@
 """One pass that taps every depth gives what an encoder really cut there gives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from sentence_transformers.base.modules import Dense
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
-from embedder.model.exits import LEAD_TOKENS, ExitPooler
+from embedder.model.exits import ExitPooler
 from embedder.model.files import read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
+from embedder.model.weighing import LEAD_TOKENS, start_weighing
 from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, tokenize
+from tests.model.test_exits import WEIGHING
 
 DEPTHS = (1, 2, 3, 4)
 PRE_NORM = ("modernbert", "qwen3", "gemma3_text")
@@ -65,25 +68,53 @@ def test_depth_0_is_the_embedding_layers_output(tiny_model: Any, texts: list[str
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_an_exit_reads_the_mean_the_gathering_token_and_means_weighted_by_token_and_by_place(
+def test_an_exit_reads_the_mean_the_gathering_token_and_means_by_the_queries_of_the_layer(
     tiny_model: Any, texts: list[str], pooling: Pooling
 ) -> None:
-    ids, weights = tiny_model.tokenize(texts), np.random.default_rng(0).uniform(0, 3, 64).astype(np.float32)
-    tapped = tiny_model.load(pooling=pooling).tap(ids, 512, [3], weights)[3]
-    mean, gathered, rare, lead = np.split(tapped, 4, axis=1)
-    for name, states in (("mean", mean), ("last" if pooling == "last" else "cls", gathered)):
-        expected = tiny_model.load(depth=3, pooling=name, normalize=False).encode(ids, 512).vectors_ND
-        np.testing.assert_allclose(states, expected, atol=1e-5)
-    assert [mean, gathered][ExitPooler(pooling, weights).own] is (mean if pooling == "mean" else gathered)
-    alone = tiny_model.load(depth=3, pooling="mean", normalize=False)
-    evenly = tiny_model.load(pooling=pooling).tap(ids, 512, [3], np.full(64, 0.5, np.float32))[3][:, 128:192]
-    lengths = np.diff(ids.offsets.to_numpy())[:, None]
-    np.testing.assert_allclose(evenly / lengths * 2, alone.encode(ids, 512).vectors_ND, atol=1e-5)
+    ids = tiny_model.tokenize(texts)
+    tapped = tiny_model.load(pooling=pooling).tap(ids, 512, [0, 3], WEIGHING)
     reference = tiny_model.reference()[0].auto_model
+    for row in (0, 7):
+        with torch.inference_mode():
+            layers = reference(torch.tensor([ids[row].as_py()]), output_hidden_states=True).hidden_states
+        for depth, pooled in tapped.items():
+            states_LH = layers[depth][0].numpy()
+            mean, gathered, *learned = np.split(pooled[row], 4)
+            np.testing.assert_allclose(mean, states_LH.mean(axis=0), atol=1e-5)
+            np.testing.assert_allclose(gathered, states_LH[-1 if pooling == "last" else 0], atol=1e-5)
+            log_rarity_L, ones_L = np.log(WEIGHING.token_weights_V[ids[row].as_py()] + 0.1), np.ones(len(states_LH))
+            read_LX = np.column_stack([states_LH, log_rarity_L, np.arange(len(states_LH)) / LEAD_TOKENS, ones_L])
+            for query_X, sums_H in zip(WEIGHING.queries_TQX[depth], learned, strict=True):
+                np.testing.assert_allclose(sums_H, np.exp(read_LX @ query_X) @ states_LH, rtol=1e-3, atol=1e-3)
+    assert ExitPooler(pooling, WEIGHING).own == (0 if pooling == "mean" else 1)
+
+
+def test_the_starting_queries_weigh_by_rarity_and_lean_to_the_beginning(tiny_model: Any, texts: list[str]) -> None:
+    ids, encoder = tiny_model.tokenize(texts), tiny_model.load()
+    start = start_weighing(WEIGHING.token_weights_V, 4, 64)
+    rare_H, lead_H = np.split(encoder.tap(ids, 512, [2], start)[2][0], 4)[2:]
     with torch.inference_mode():
-        states = reference(torch.tensor([ids[0].as_py()]), output_hidden_states=True).hidden_states[3][0].numpy()
-    np.testing.assert_allclose(rare[0], weights[ids[0].as_py()] @ states, atol=1e-4)
-    np.testing.assert_allclose(lead[0], np.exp(-np.arange(len(states)) / LEAD_TOKENS) @ states, atol=1e-4)
+        states_LH = (
+            tiny_model.reference()[0].auto_model(torch.tensor([ids[0].as_py()]), output_hidden_states=True).hidden_states[2][0].numpy()
+        )
+    np.testing.assert_allclose(rare_H, (start.token_weights_V[ids[0].as_py()] + 0.1) @ states_LH, atol=1e-3)
+    np.testing.assert_allclose(lead_H, np.exp(-np.arange(len(states_LH)) / LEAD_TOKENS) @ states_LH, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_queries_leave_finite_states(tiny_model: Any, texts: list[str], layout: Any, scale: float) -> None:
+    encoder = Encoder.load(tiny_model.resolve().spec, dtype="float32", layout=layout)
+    extreme = replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * np.float32(scale))
+    states_NF = encoder.tap_exits(tiny_model.tokenize(texts), 512, (0, 4), (), extreme).states_NF
+    np.testing.assert_allclose(np.linalg.norm(states_NF.reshape(-1, 64), axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_an_exit_reads_the_same_of_a_text_whatever_is_beside_it(tiny_model: Any, texts: list[str], layout: Any) -> None:
+    encoder, ids = Encoder.load(tiny_model.resolve().spec, dtype="float32", layout=layout), tiny_model.tokenize(texts)
+    alone, together = (encoder.tap_exits(ids, budget, (0, 1, 4), (), WEIGHING).states_NF for budget in (1, 8192))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_taps_leave_the_encoder_as_it_was(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Texts are run once for all depths, exits and prompts, and give what encoders really cut there give."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.weighing import start_weighing
 from embedder.study.cache import Cache
-from embedder.study.candidates import Transformer, open_exits, plan_blocks, tokenize
+from embedder.study.candidates import Transformer, digest_weighing, open_exits, plan_blocks, tokenize
 from embedder.study.quality import cut
 from tests.study.conftest import MACHINE, quiet, sentence
 
@@ -63,8 +65,9 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
-    token_weights = draw.uniform(0, 5, resolved.vocab_size).astype(np.float32)
-    calibration = Calibration(fitted_for(resolved.spec), 6, token_weights, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    weighing = start_weighing(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
+    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)
@@ -75,6 +78,12 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     expected = encoder.encode(tokenize(TEXTS, resolved, spec.model_copy(update={"chunking": False})), 2048).vectors_ND
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_taps_of_other_queries_or_rarities_are_not_taken_from_the_cache() -> None:
+    weighing = start_weighing(np.ones(9, np.float32), 2, 4)
+    others = replace(weighing, queries_TQX=weighing.queries_TQX * 2), replace(weighing, token_weights_V=weighing.token_weights_V * 2)
+    assert len({digest_weighing(each) for each in (weighing, *others)}) == 3
 
 
 def test_blocks_hold_every_row_once_and_about_as_many_tokens() -> None:

@@ -10,10 +10,12 @@ from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.weighing import start_weighing
 from embedder.study.candidates import tokenize
 from embedder.study.config import DistillSettings
-from embedder.study.distill import Progress, Taught, Teaching, distill_exit, rate_at
+from embedder.study.distill import Progress, Taught, Teaching, distill_exit
 from embedder.study.exits import Sums, measure_fidelity, unit
+from embedder.study.steps import rate_at
 from embedder.text.rarity import count_tokens, weigh_tokens
 from tests.study.conftest import sentence
 
@@ -30,15 +32,15 @@ def resolved(minilm: str) -> ResolvedModel:
 def teaching(resolved: ResolvedModel) -> Teaching:
     """A map of depth 1 fitted on 100 texts; the other 60 are held out."""
     token_ids: pa.ListArray = tokenize(TEXTS, resolved, resolved.spec)
-    weights = weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS))
-    tapped = Encoder.load(resolved.spec, dtype="float32").tap_exits(token_ids, 2048, (0, 1), (1,), weights)
+    weighing = start_weighing(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, 384)
+    tapped = Encoder.load(resolved.spec, dtype="float32").tap_exits(token_ids, 2048, (0, 1), (1,), weighing)
     sums = Sums(tapped.states_NF.shape[1], 384)
     sums.add(tapped.states_NF[HELD_OUT:], tapped.full_NW[HELD_OUT:])
     places = np.arange(tapped.states_NF.shape[1])
     [(_, start), (_, line)] = sums.fit(places, [1.0, 30.0])  # far too much, so that there is something to gain
     exit_map, settings = ExitMap((0, 1), line.weight_FW, line.bias_W), DistillSettings(epochs=6, batch_chunks=10, learning_rate=1e-4)
     return Teaching(
-        resolved.spec, 1, exit_map, start, (0.1, 1.0), weights, sums.spread(places), token_ids, tapped.full_NW, HELD_OUT, settings, 0
+        resolved.spec, 1, exit_map, start, (0.1, 1.0), weighing, sums.spread(places), token_ids, tapped.full_NW, HELD_OUT, settings, 0
     )
 
 
@@ -48,7 +50,7 @@ def steps(teaching: Teaching) -> list[Progress | Taught]:
 
 
 def leaving(resolved: ResolvedModel, teaching: Teaching, exit_map: ExitMap) -> Encoder:
-    calibration = Calibration(fitted_for(resolved.spec), 6, teaching.token_weights_V, {1: exit_map}, {})
+    calibration = Calibration(fitted_for(resolved.spec), 6, teaching.weighing, {1: exit_map}, {})
     changes = {"depth": 1, "exit": "calibrated", "calibration": calibration.fingerprint}
     return Encoder.load(resolved.spec.model_copy(update=changes), dtype="float32", calibration=calibration)
 
