@@ -142,7 +142,7 @@ def builder(model: TinyModel) -> Callable[[LayoutName], Encoder]:
     """Give what builds encoders that share one transformer, as loading for a device does."""
     spec, recipe = model.resolve().spec, read_recipe(model.folder)
     transformer = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
-    head, leave = load_way_out(spec, recipe, None)
+    head, leave = load_way_out(spec, recipe, None, None)
     return partial(Encoder, transformer, head, leave, spec.pooling, torch.device("cpu"))
 
 
