@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
+from embedder.model.cutting import load_layers, load_way_out
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS
+from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
+from embedder.model.files import locate_model, read_recipe
+from embedder.model.loading import resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.weighing import start_weighing
+from embedder.spec import EmbeddingSpec
 from embedder.study.candidates import tokenize
 from embedder.study.exits import choose_layers
 from embedder.study.timing import Run, compare
@@ -44,11 +50,28 @@ def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds:
         leaving = native.model_copy(update={"exit": "calibrated", "calibration": calibration.fingerprint})
         encoders = {name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", leaving))}
         runs: dict[str, Run] = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
-        layers = calibration.maps[depth].layers
-        runs["taps"] = partial(encoders["native"].tap, token_ids, token_budget, layers, calibration.weighing)
+        runs["taps"] = partial(load_taps(leaving, calibration).encode, token_ids, token_budget)
         _, calibrated, taps = compare(runs, len(token_ids.values), rounds)
         timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / taps.ratio - 1, 1 / calibrated.ratio - 1))
     return timings
+
+
+class TapsAlone(Exit):
+    """An exit that pools and normalises all that its map would read, and gives some of it in place of the product."""
+
+    def forward(self, states_BF: Tensor) -> Tensor:
+        """Give as many numbers as the map would: (B, W)."""
+        return normalise_states(states_BF, self.hidden_size)[:, : self.linear.out_features]
+
+
+def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
+    """Load the encoder of a calibrated exit without its map."""
+    recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
+    head, leave = load_way_out(spec, recipe, calibration, None)
+    assert leave is not None
+    layers = load_layers(spec, recipe, calibration, resolve_dtype("auto", "cpu", recipe.family))
+    taps = TapsAlone(calibration.maps[spec.depth], leave.pool, leave.hidden_size)
+    return Encoder(layers, head, taps, spec.pooling, torch.device("cpu"))
 
 
 def make_up_exits(resolved: ResolvedModel) -> Calibration:

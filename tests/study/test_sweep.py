@@ -278,7 +278,7 @@ def test_a_turned_row_scores_what_encoders_that_turn_do(turned: Swept, depth: in
     resolved = resolve_model(config, turned.study.config.chunking)
     assert resolved.calibration is not None
     encoders = [
-        Encoder.load(resolved.spec.for_queries(), rotation_WW=resolved.rotation_WW),
+        Encoder.load(resolved.spec.for_queries(), dtype="float32", rotation_WW=resolved.rotation_WW),
         Encoder.load(resolved.spec, dtype="float32", calibration=resolved.calibration),
     ]
     queries, documents = (
