@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def run_job(job: Callable[[Sequence[str]], int]) -> None:
-    """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 143 terminated.
+    """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 141 no reader, 143 terminated.
 
     The message goes to stderr, without a traceback for what we know.
     """
@@ -77,6 +78,12 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
     except EmbedderError as error:
         complain(str(error))
         code = 1
+    except BrokenPipeError:
+        if not has_no_reader():
+            raise  # a connection's
+        # whoever read has seen enough, as `| head` has; what is still held for them is not written on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except (KeyboardInterrupt, SystemExit) as stop:
         # while it starts, Ray answers SIGTERM itself, by exiting with the signal's number
         is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
@@ -89,6 +96,13 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
             os._exit(143)
         code = 130
     sys.exit(code)
+
+
+def has_no_reader() -> bool:
+    """Tell whether the other end of stdout's pipe is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -241,3 +242,22 @@ def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit) as stopped:
         run_job(job)
     assert stopped.value.code == code
+
+
+@pytest.mark.real
+def test_a_reader_that_has_seen_enough_ends_a_job_without_a_traceback() -> None:
+    code = "from embedder.settings import run_job; run_job(lambda _: print('x' * 1_000_000) or 0)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert (process.returncode, complaint) == (141, b"")
+
+
+def test_a_connection_that_breaks_is_no_reader_that_left() -> None:
+    def job(args: Sequence[str]) -> int:
+        raise BrokenPipeError("of a socket")
+
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        run_job(job)
