@@ -271,23 +271,23 @@ def numbered(*numbers: int) -> set[str]:
     return {f"d{number}" for number in numbers}
 
 
-def test_small_shards_go_on_without_those_that_cannot_be_read(site: Site) -> None:
-    site.corpus.put("a.jsonl", documents(0, 12))
-    site.corpus.put("e.jsonl", documents(40, 7))
+def test_small_shards_go_on_without_those_that_cannot_be_read(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", documents(0, 12))
+    local_site.corpus.put("e.jsonl", documents(40, 7))
     for name in ("b.parquet", "d.jsonl.gz"):
-        site.corpus.put_bytes(name, b"PAR1 not really")
-    first = site.embed()
+        local_site.corpus.put_bytes(name, b"PAR1 not really")
+    first = local_site.embed()
     [why] = first.failures.values()
     assert all(any(f"/{name}: " in line for line in why.splitlines()) for name in ("b.parquet", "d.jsonl.gz"))
-    assert (first.version, doc_ids(site)) == (0, numbered(*range(12), *range(40, 47)))
-    again = site.embed()
+    assert (first.version, doc_ids(local_site)) == (0, numbered(*range(12), *range(40, 47)))
+    again = local_site.embed()
     assert (again.version, again.stats.documents, list(again.failures.values())) == (None, 0, [why])
-    site.corpus.put("b.parquet", documents(20, 5))
-    mended = site.embed()
+    local_site.corpus.put("b.parquet", documents(20, 5))
+    mended = local_site.embed()
     [why] = mended.failures.values()
     assert "b.parquet" not in why
     assert (mended.version, mended.stats.documents, mended.stats.reused) == (1, 24, 19)
-    assert doc_ids(site) == numbered(*range(12), *range(20, 25), *range(40, 47))
+    assert doc_ids(local_site) == numbered(*range(12), *range(20, 25), *range(40, 47))
 
 
 def test_a_small_shard_whose_rows_the_table_has_keeps_its_bucket_when_it_breaks(local_site: Site) -> None:
