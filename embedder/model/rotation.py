@@ -55,13 +55,13 @@ def read_rotation(spec: EmbeddingSpec, table: str, options: Options) -> Floats |
         return None
     store = Store(rotation_uri(spec.rotation, table), options)
     if store.info() is None:
-        raise StorageError(f"{store.uri}: gone, and without it no query can be turned as the vectors were; run jobs.embed, which writes it")
+        raise StorageError(f"{store.uri}: gone, and without it no query can be turned as the vectors were; run what made the table again")
     with store.open_input() as file:
         data = file.read()
     try:
         rotation_WW: Floats = np.load(io.BytesIO(data))
     except (ValueError, EOFError) as error:
-        raise ModelError(f"{store.uri}: damaged ({error}); delete it and run jobs.embed, which writes it anew") from error
+        raise ModelError(f"{store.uri}: damaged ({error}); delete it and run what made the table again") from error
     check_rotation(rotation_WW, spec, store.uri)
     return rotation_WW
 

@@ -53,12 +53,16 @@ def settings(folder: Path, minilm: str, **sections: Any) -> dict[str, Any]:
     return values | sections
 
 
+def write_corpus(folder: Path, count: int) -> None:
+    (folder / "corpus").mkdir()
+    rows = [{"id": f"d{n}", "text": f"{sentence(n)} {sentence(n + 500)} {sentence(n * 7 % 900)}"} for n in range(count)]
+    (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module")
 def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "corpus").mkdir()
-    rows = [{"id": f"d{n}", "text": f"{sentence(n)} {sentence(n + 500)} {sentence(n * 7 % 900)}"} for n in range(400)]
-    (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_corpus(folder, 400)
     study = prepare_study(SweepConfig.model_validate(settings(folder, minilm)))
     found = run_sweep(study, quiet)
     write_report(found)
@@ -250,9 +254,7 @@ def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: s
 def turned(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep with an artifact that holds a rotation, and a map out of depth 3."""
     folder = tmp_path_factory.mktemp("turned")
-    (folder / "corpus").mkdir()
-    rows = [{"id": f"d{n}", "text": f"{sentence(n)} {sentence(n + 500)} {sentence(n * 7 % 900)}"} for n in range(200)]
-    (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_corpus(folder, 200)
     resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
     made_up = make_up_exits(resolved)
