@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from embedder.collector import collected_rarely
 from embedder.config import Backend, Layout
 from embedder.errors import ModelError
 from embedder.model.calibration import load_calibration
@@ -51,12 +52,13 @@ class EncoderActor:
     """Holds the model; only the token budget ever changes, and only down."""
 
     def __init__(self, job: Job, pool: Pool) -> None:
-        from embedder.model.encoder import Encoder
-        from embedder.model.runtime import set_threads
+        with collected_rarely():
+            from embedder.model.encoder import Encoder
+            from embedder.model.runtime import set_threads
 
-        set_threads(pool.threads)
-        calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
-        self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
+            set_threads(pool.threads)
+            calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
+            self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
         self.token_budget = choose_token_budget(self.encoder, pool)
         self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe, "check the versions of torch and transformers")
@@ -144,12 +146,13 @@ class TapActor:
     """Holds the full model; gives what exits are fitted on, from one pass."""
 
     def __init__(self, tapping: Tapping, pool: Pool) -> None:
-        from embedder.model.encoder import Encoder
-        from embedder.model.runtime import set_threads
+        with collected_rarely():
+            from embedder.model.encoder import Encoder
+            from embedder.model.runtime import set_threads
 
-        set_threads(pool.threads)
+            set_threads(pool.threads)
+            self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
         self.tapping = tapping
-        self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
         self.token_budget = choose_token_budget(self.encoder, pool)
 
     def __call__(self, row: Row) -> dict[str, Any]:

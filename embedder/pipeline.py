@@ -4,6 +4,7 @@ One row is one unit: Ray can neither split nor merge it, an empty unit survives,
 size. A task's reader is a generator, so a unit is encoded while the next one is read.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -71,6 +72,7 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         with muted_stderr():
             ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
+        atexit.register(ray.shutdown)  # goes before Ray's own, which first sleeps for the sake of logs that are not shown here
     elif not ray.is_initialized():
         ray.init(address=address, logging_level="ERROR")
     if threading.current_thread() is threading.main_thread():

@@ -16,6 +16,7 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from embedder.collector import collect_no_more
 from embedder.errors import ConfigError, EmbedderError
 from embedder.logs import complain
 from embedder.masking import mask_secrets, mask_value
@@ -95,6 +96,7 @@ def run_job(job: Callable[[Sequence[str]], int]) -> None:
             sys.stderr.flush()
             os._exit(143)
         code = 130
+    collect_no_more()
     sys.exit(code)
 
 
