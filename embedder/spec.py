@@ -101,7 +101,7 @@ class EmbeddingSpec(BaseModel):
         return digest(self._moving())
 
     def for_queries(self) -> "EmbeddingSpec":
-        """What turns a query into a vector that may meet these: its own prompt and depth, one chunk, turned alike; never quantized or in float8."""
+        """What makes query vectors that may meet these: its own prompt and depth, one chunk, turned alike, unquantized, exact."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
         plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
         return self.model_copy(update=asked | plain)

@@ -120,8 +120,11 @@ class Transformer:
         cache: Cache,
         report: Report,
         exits: Mapping[int, CalibratedExit] | None = None,
+        exact: "Transformer | None" = None,
     ) -> None:
+        """`exact` is the same model not in float8, for one that is."""
         self.name, self.resolved, self.machine = name, resolved, machine
+        self.asking = exact or self
         ways = tuple((exits or {}).values())
         self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
         self.weighing = ways[0].calibration.weighing if ways else None
@@ -164,7 +167,8 @@ class Transformer:
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.weighing is None else digest_weighing(self.weighing)
-        key = digest(spec.model_dump(include=same), pooled, self.machine.device, self.machine.dtype, digest_texts(texts))
+        computing = (self.machine.device, self.machine.dtype, *(["float8"] if spec.float8 else []))
+        key = digest(spec.model_dump(include=same), pooled, *computing, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{depth}" for depth in self.tapped} <= names:
             self._tap(key, names, tokenize(texts, self.resolved, spec))
@@ -188,14 +192,15 @@ class Transformer:
 
     def _tap(self, key: str, names: set[str], token_ids: pa.ListArray) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
-        self._report(self.name, 0, len(token_ids))
+        name = self.name + (", layers in float8" if self.spec.float8 else "")
+        self._report(name, 0, len(token_ids))
         for start, stop in blocks:
             lacking = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if lacking:
                 states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.weighing)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
-            self._report(self.name, stop, len(token_ids))
+            self._report(name, stop, len(token_ids))
         for depth in self.tapped:
             self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), len(token_ids)]))
 
