@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import ScalingType, scaled_mm
 
 from embedder.errors import ConfigError, ModelError
+from embedder.model.backends import EMULATED
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -100,6 +101,4 @@ def check_device(device: str) -> None:
 @cache
 def warn_of_emulation() -> None:
     """Say it once a process."""
-    logger.warning(
-        "embedding.float8: is emulated on a CPU, several times slower than bfloat16: good for judging its quality, not its speed"
-    )
+    logger.warning(EMULATED)
