@@ -4,7 +4,7 @@ N = texts, H = hidden size, W = width before the cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -54,6 +54,10 @@ class Machine:
     def block_tokens(self) -> int:
         """Tokens that are run, and kept, at a time."""
         return max(BLOCK_TOKENS, BUDGETS_A_BLOCK * self.token_budget)
+
+    def around_float8(self) -> "Machine":
+        """Give what computes around layers in float8, whatever the others compute in."""
+        return replace(self, dtype="bfloat16", backend="torch")
 
 
 def choose_machine(compute: ComputeConfig) -> Machine:
@@ -120,17 +124,22 @@ class Transformer:
         cache: Cache,
         report: Report,
         exits: Mapping[int, CalibratedExit] | None = None,
-        exact: "Transformer | None" = None,
     ) -> None:
-        """`exact` is the same model not in float8, for one that is."""
         self.name, self.resolved, self.machine = name, resolved, machine
-        self.asking = exact or self
+        self.asking = self  # what queries are embedded by
         ways = tuple((exits or {}).values())
         self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
         self.weighing = ways[0].calibration.weighing if ways else None
-        self._cache, self._report = cache, report
+        self._cache, self._report, self._exits = cache, report, exits
         wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
+
+    def in_float8(self) -> "Transformer":
+        """Give the same with layers in float8, asked by this one."""
+        resolved = replace(self.resolved, spec=self.spec.model_copy(update={"float8": True}))
+        other = Transformer(self.name, resolved, self.tapped, self.machine.around_float8(), self._cache, self._report, self._exits)
+        other.asking = self
+        return other
 
     @property
     def spec(self) -> EmbeddingSpec:

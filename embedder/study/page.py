@@ -102,11 +102,11 @@ def _describe(row: Row) -> str:
 
 
 def _how(setting: Setting) -> str:
-    return (
-        (", calibrated" if setting.exit == "calibrated" else "")
-        + (", rotated" if setting.rotated else "")
-        + (", layers in float8" if setting.float8 else "")
-    )
+    return (", calibrated" if setting.exit == "calibrated" else "") + _how_else(setting)
+
+
+def _how_else(setting: Setting) -> str:
+    return (", rotated" if setting.rotated else "") + (", layers in float8" if setting.float8 else "")
 
 
 def is_emulated(swept: Swept) -> bool:
@@ -220,7 +220,7 @@ def _all_rows(swept: Swept) -> str:
         bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
         cells = [
             setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision],
-            setting.exit + _how(setting).replace(", calibrated", ""), setting.query_side, show_share(kept.share) if kept else "–", bounds,
+            setting.exit + _how_else(setting), setting.query_side, show_share(kept.share) if kept else "–", bounds,
             show_rate(cost), show_time(cost), show_bytes(cost.index_bytes),
         ]  # fmt: skip
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in datasets]

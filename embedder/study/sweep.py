@@ -48,11 +48,8 @@ def run_sweep(study: Study, report: Report) -> Swept:
         name: Transformer(name, each.resolved, each.depths, machine, cache, report, exits if each is main else None)
         for name, each in models.items()
     }
-    if config.grid.float8:
-        resolved, exact = in_float8(main).resolved, transformers[main.name]
-        turned = Transformer(main.name, resolved, main.depths, around_float8(machine), cache, report, exits, exact)
     apis = open_apis(study, cache, report)
-    grid = build_grid(study, transformers, turned if config.grid.float8 else None, apis, exits)
+    grid = build_grid(study, transformers, apis, exits)
     scored = score_grid(study, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
     costs: dict[Setting, Cost] = {}
@@ -63,7 +60,7 @@ def run_sweep(study: Study, report: Report) -> Swept:
         report(f"{name}: timing {len(model.depths)} depths", 0, 0)
         encoders = load_encoders(model, machine, study.calibration if model is main else None)
         if config.grid.float8 and model is main:
-            encoders |= load_encoders(in_float8(main), around_float8(machine), study.calibration)
+            encoders |= load_encoders(in_float8(main), machine.around_float8(), study.calibration)
         speeds = measure_speeds(encoders, token_ids, machine.token_budget)
         costs |= price_model(grid, name, speeds, corpora[name], prices)
     for api in apis:
@@ -84,28 +81,16 @@ def open_apis(study: Study, cache: Cache, report: Report) -> "list[Api]":
 
 def in_float8(model: Model) -> Model:
     """Give the same model with its layers in float8."""
-    spec = model.resolved.spec.model_copy(update={"float8": True})
-    return replace(model, resolved=replace(model.resolved, spec=spec))
+    return replace(model, resolved=replace(model.resolved, spec=model.resolved.spec.model_copy(update={"float8": True})))
 
 
-def around_float8(machine: Machine) -> Machine:
-    """Give what computes around layers in float8, whatever the others compute in."""
-    return replace(machine, dtype="bfloat16", backend="torch")
-
-
-def build_grid(
-    study: Study,
-    transformers: Mapping[str, Transformer],
-    turned: Transformer | None,
-    apis: "Sequence[Api]",
-    exits: Mapping[int, CalibratedExit],
-) -> Grid:
+def build_grid(study: Study, transformers: Mapping[str, Transformer], apis: "Sequence[Api]", exits: Mapping[int, CalibratedExit]) -> Grid:
     """List the views of all models, the model's own first, and then those with its layers in float8."""
     main, wanted = study.model, study.config.grid
     rotation_WW = study.calibration.rotation_WW if study.calibration else None
     views = view_model(transformers[main.name], main.depths, main.dims, wanted, exits, rotation_WW)
-    if turned is not None:
-        views += view_model(turned, main.depths, main.dims, wanted, exits, rotation_WW)
+    if wanted.float8:
+        views += view_model(transformers[main.name].in_float8(), main.depths, main.dims, wanted, exits, rotation_WW)
     for rival in study.rivals:
         views += [View(transformers[rival.name], depth, rival.dims, ("same",)) for depth in rival.depths]
     views += [View(api, 0, api.dims, ("same",)) for api in apis]
@@ -140,14 +125,15 @@ def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> 
 def load_encoders(model: Model, machine: Machine, calibration: Calibration | None) -> dict[Leaving, Encoder]:
     """Load encoders really cut at each depth, the full one first, and those that leave by a calibrated map."""
     spec, maps = model.resolved.spec, calibration.maps if calibration else {}
-    float8 = spec.float8
     encoders: dict[Leaving, Encoder] = {}
     for depth in model.depths:
         cut = spec.model_copy(update={"depth": depth})
-        encoders[Leaving(depth, "native", float8)] = Encoder.load(cut, machine.device, machine.dtype, None, machine.layout, machine.backend)
+        encoders[Leaving(depth, "native", spec.float8)] = Encoder.load(
+            cut, machine.device, machine.dtype, None, machine.layout, machine.backend
+        )
         if calibration and depth in maps:
             leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[Leaving(depth, "calibrated", float8)] = Encoder.load(
+            encoders[Leaving(depth, "calibrated", spec.float8)] = Encoder.load(
                 leaving, machine.device, machine.dtype, calibration, machine.layout, machine.backend
             )
     return encoders

@@ -133,12 +133,12 @@ def test_a_table_in_float8_takes_no_exact_vectors_and_is_searched_by_exact_queri
     local_site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(local_site)
-    turned = {"embedding": {"float8": True}, "compute": {"dtype": "auto"}}
-    local_site.embed(**turned)
+    coarse = {"embedding": {"float8": True}, "compute": {"dtype": "auto"}}
+    local_site.embed(**coarse)
     assert any("is emulated on a CPU" in message for message in caplog.messages)
     with pytest.raises(ConfigError, match=r"float8: True → False.*output.replace"):
         prepare_run(local_site.config())
-    assert local_site.embed(**turned).did_nothing
+    assert local_site.embed(**coarse).did_nothing
     rows = local_site.rows()
     exact_ND = QueryEncoder.from_table(local_site.table_uri).encode_passages([row["text"] for row in rows])
     cosines_N = (exact_ND * vectors_of(rows)).sum(axis=1)

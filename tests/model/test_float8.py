@@ -57,12 +57,12 @@ def test_a_product_is_near_the_exact_one_beside_rows_far_larger(bias: bool) -> N
 
 
 def test_states_keep_their_shape_whatever_it_is() -> None:
-    turned, rows = Float8Linear(make_linear()), draw_rows()
-    flat = turned(rows)
-    torch.testing.assert_close(turned(rows.reshape(2, 5, 4, 256)), flat.reshape(2, 5, 4, 64))
+    coarse, rows = Float8Linear(make_linear()), draw_rows()
+    flat = coarse(rows)
+    torch.testing.assert_close(coarse(rows.reshape(2, 5, 4, 256)), flat.reshape(2, 5, 4, 64))
     apart = rows.reshape(5, 8, 256).transpose(0, 1)
     assert not apart.is_contiguous()
-    torch.testing.assert_close(turned(apart).transpose(0, 1).reshape(40, 64), flat)
+    torch.testing.assert_close(coarse(apart).transpose(0, 1).reshape(40, 64), flat)
 
 
 def test_zeros_give_the_bias_and_the_smallest_and_largest_numbers_no_nan() -> None:
@@ -78,18 +78,18 @@ def test_zeros_give_the_bias_and_the_smallest_and_largest_numbers_no_nan() -> No
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_not_a_number_spoils_its_own_token_alone(broken: float) -> None:
-    turned, rows = Float8Linear(make_linear()), draw_rows()
-    expected = turned(rows)
+    coarse, rows = Float8Linear(make_linear()), draw_rows()
+    expected = coarse(rows)
     rows[8, 5] = broken
-    given = turned(rows)
+    given = coarse(rows)
     assert not given[8].isfinite().any()
     kept = torch.arange(len(rows)) != 8
     torch.testing.assert_close(given[kept], expected[kept])
 
 
 def test_a_token_does_not_depend_on_those_beside_it() -> None:
-    turned, rows = Float8Linear(make_linear()), draw_rows()
-    torch.testing.assert_close(turned(rows[:4])[1:], turned(rows[1:4]), rtol=0, atol=0)
+    coarse, rows = Float8Linear(make_linear()), draw_rows()
+    torch.testing.assert_close(coarse(rows[:4])[1:], coarse(rows[1:4]), rtol=0, atol=0)
 
 
 def test_every_row_uses_the_whole_range_of_codes() -> None:
@@ -133,17 +133,17 @@ def test_every_family_stays_near_its_exact_vectors(family: str, tiny_models: Cal
     model = tiny_models(family)
     ids = model.tokenize(texts)
     exact, half = (model.load(dtype) for dtype in ("float32", "bfloat16"))
-    turned = model.load("auto", float8=True)
-    replaced = [module for module in turned.layers.modules() if isinstance(module, Float8Linear)]
+    coarse = model.load("auto", float8=True)
+    replaced = [module for module in coarse.layers.modules() if isinstance(module, Float8Linear)]
     assert len(replaced) == sum(isinstance(module, nn.Linear) for module in half.layers.modules()) >= 4 * 4
-    assert not any(isinstance(module, nn.Linear) for module in turned.layers.modules())
-    found, expected = turned.encode(ids, 512).vectors_ND, exact.encode(ids, 512).vectors_ND
+    assert not any(isinstance(module, nn.Linear) for module in coarse.layers.modules())
+    found, expected = coarse.encode(ids, 512).vectors_ND, exact.encode(ids, 512).vectors_ND
     assert cosines(found, expected).mean() >= 0.95, "random weights this large make much of every error, layer by layer"
     assert cosines(found, expected).min() < cosines(half.encode(ids, 512).vectors_ND, expected).min(), "it really was float8"
     shallow, one = (model.load(dtype, depth=1, float8=dtype == "auto").encode(ids, 512).vectors_ND for dtype in ("auto", "float32"))
     assert cosines(shallow, one).min() >= 0.985
     in_layers = sum(each.weight.nbytes for each in half.layers.modules() if isinstance(each, nn.Linear))
-    saved = half.weight_bytes - turned.weight_bytes
+    saved = half.weight_bytes - coarse.weight_bytes
     assert 0.4 * in_layers < saved < 0.5 * in_layers, "half of the weights, less their scales"
     if FAMILIES[family].packed:
         packed = Encoder.load(model.resolve(float8=True).spec, layout="packed").encode(ids, 512).vectors_ND
@@ -152,8 +152,8 @@ def test_every_family_stays_near_its_exact_vectors(family: str, tiny_models: Cal
 
 def test_taps_and_calibrated_exits_are_those_of_layers_in_float8(tiny_model: TinyModel, texts: list[str]) -> None:
     ids, calibration = tiny_model.tokenize(texts), calibrate(tiny_model)
-    turned = tiny_model.load("auto", float8=True)
-    tapped = turned.tap(ids, 512, [0, 2, 4], WEIGHING)
+    coarse = tiny_model.load("auto", float8=True)
+    tapped = coarse.tap(ids, 512, [0, 2, 4], WEIGHING)
     exact = tiny_model.load().tap(ids, 512, [0, 2, 4], WEIGHING)
     for depth, states in tapped.items():
         share = np.linalg.norm(states - exact[depth], axis=1) / np.linalg.norm(exact[depth], axis=1)
@@ -162,15 +162,15 @@ def test_taps_and_calibrated_exits_are_those_of_layers_in_float8(tiny_model: Tin
     update = {"depth": 2, "exit": "calibrated", "query_depth": 4, "calibration": calibration.fingerprint}
     leaving = tiny_model.resolve().spec.model_copy(update=update)
     found, expected = (
-        Encoder.load(leaving.model_copy(update={"float8": is_turned}), dtype="bfloat16", calibration=calibration)
+        Encoder.load(leaving.model_copy(update={"float8": is_coarse}), dtype="bfloat16", calibration=calibration)
         .encode(ids, 512)
         .vectors_ND
-        for is_turned in (True, False)
+        for is_coarse in (True, False)
     )
     assert 0.95 <= cosines(found, expected).min() < 0.9999
 
 
-def test_layouts_are_compared_before_layers_are_turned(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_are_compared_before_layers_are_replaced(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that holds shapes only, which is no CPU."""
     agreed = []
 
@@ -180,17 +180,17 @@ def test_layouts_are_compared_before_layers_are_turned(tiny_model: TinyModel, mo
         return encoder
 
     monkeypatch.setattr("embedder.model.encoder.agree_on_layout", agree)
-    turned = Encoder.load(tiny_model.resolve(float8=True).spec, "meta", layout="packed")
+    coarse = Encoder.load(tiny_model.resolve(float8=True).spec, "meta", layout="packed")
     [compared] = agreed
     assert nn.Linear in compared
     assert Float8Linear not in compared
-    assert nn.Linear not in [type(module) for module in turned.layers.modules()]
+    assert nn.Linear not in [type(module) for module in coarse.layers.modules()]
 
 
 def test_it_is_a_space_of_its_own_whose_queries_are_exact(tiny_model: TinyModel) -> None:
-    plain, turned = tiny_model.resolve().spec, tiny_model.resolve(float8=True).spec
-    assert plain.differences(turned) == ["float8: False → True"]
-    assert turned.for_queries().space_id == plain.for_queries().space_id
+    plain, coarse = tiny_model.resolve().spec, tiny_model.resolve(float8=True).spec
+    assert plain.differences(coarse) == ["float8: False → True"]
+    assert coarse.for_queries().space_id == plain.for_queries().space_id
 
 
 def test_emulation_is_said_once(tiny_model: TinyModel, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,10 +67,10 @@ def test_every_setting_is_tried_both_ways(swept: Swept) -> None:
     assert ways[0] == ways[1]
     assert len(swept.rows) == 2 * (4 + 2 * 8)
     assert not swept.reference.float8
-    turned = find_row(swept, True)
-    assert 0.99 < turned.metrics["fidelity"]["cosine to full"] < 0.9995
-    assert turned.cost.model_bytes is not None
-    assert turned.cost.model_bytes < (find_row(swept, False).cost.model_bytes or 0)
+    coarse = find_row(swept, True)
+    assert 0.99 < coarse.metrics["fidelity"]["cosine to full"] < 0.9995
+    assert coarse.cost.model_bytes is not None
+    assert coarse.cost.model_bytes < (find_row(swept, False).cost.model_bytes or 0)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_the_files_tell_them_apart(swept: Swept) -> None:
 
 
 def test_the_config_and_the_gate_know_layers_in_float8(swept: Swept) -> None:
-    turned, plain = (find_row(swept, float8) for float8 in (True, False))
-    config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, turned)))
+    coarse, plain = (find_row(swept, float8) for float8 in (True, False))
+    config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, coarse)))
     assert config.embedding.float8
     assert config.compute.dtype == "auto", "the sweep's float32 does not go with it"
     spec = resolve_model(config.embedding, config.chunking).spec
-    assert turned.kept is not None
+    assert coarse.kept is not None
     assert plain.kept is not None
-    for float8, row in ((True, turned), (False, plain)):
+    for float8, row in ((True, coarse), (False, plain)):
         assert row.kept is not None
         for min_quality, is_enough in ((row.kept.floor - 1e-6, True), (row.kept.floor + 1e-6, False)):
             # a gate takes no more than 1, which the full model keeps
