@@ -138,6 +138,8 @@ class EmbeddingConfig(Section):
     """Folder of an artifact that jobs.calibrate made for this model: maps for shallow depths, and the ranges of int8."""
     rotate: bool = False
     """Turn vectors onto the principal axes that calibration holds, before the cut: a small dim then keeps more of them."""
+    float8: bool = False
+    """Multiply in float8 in the layers' linear modules (CUDA 8.9 or newer; emulated on a CPU): a space of its own, queries stay exact."""
     exit: Exit | None = None
     """calibrated: documents at depth land in the full model's space, where queries run; left out: where calibration has a map."""
     quantization: Quantization = "none"
@@ -198,17 +200,13 @@ class ComputeConfig(Section):
         return [value, value] if isinstance(value, int | str) else value
 
     @model_validator(mode="after")
-    def _fewest_before_most(self) -> "ComputeConfig":
+    def _settings_fit_together(self) -> "ComputeConfig":
         if self.actors and self.actors[0] > self.actors[1]:
             raise ValueError(f"actors={list(self.actors)}: the fewest come first, e.g. [{self.actors[1]}, {self.actors[0]}]")
         if self.device == "cpu" and self.num_gpus:
             raise ValueError(f"num_gpus={self.num_gpus} has no effect on device cpu; remove one of the two")
         if self.device == "cuda" and self.dtype == "float32" and self.layout == "packed":
             raise ValueError("layout=packed needs bfloat16 or float16 on cuda, not dtype=float32; change one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _openvino_is_for_cpus(self) -> "ComputeConfig":
         if self.backend == "openvino":
             if self.device == "cuda":
                 raise ValueError("backend=openvino runs on device cpu, not cuda; change one of the two")

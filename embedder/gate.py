@@ -8,8 +8,12 @@ from embedder.errors import ConfigError, StorageError
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Store
 
-_SWEPT = frozenset({"model", "revision", "depth", "dim", "query_prompt", "query_depth", "exit", "quantization", "calibration", "rotation"})
+_SWEPT = frozenset(
+    {"model", "revision", "depth", "dim", "query_prompt", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"}
+)
 """Fields of a spec that a report covers several of, or that name no other space."""
+_LATER = {"rotated": False, "float8": False}
+"""Fields of a row's setting that came later, by what all rows meant before."""
 _PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
 """A quantization by the study's name for it."""
 
@@ -25,8 +29,8 @@ def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
         raise ConfigError(f"gate.report={gate.report!r}: of another run ({'; '.join(problems)}); sweep this one, or leave the gate out")
     wanted = {"model": report["reference"]["model"], "depth": spec.depth, "dim": spec.dim, "precision": _PRECISIONS[spec.quantization]}
     wanted |= {"exit": spec.exit, "query_side": "full" if spec.exit == "calibrated" else "same"}
-    wanted["rotated"] = spec.rotation is not None
-    rows = [row for row in report["rows"] if all(({"rotated": False} | row["setting"])[name] == value for name, value in wanted.items())]
+    wanted |= {"rotated": spec.rotation is not None, "float8": spec.float8}
+    rows = [row for row in report["rows"] if all((_LATER | row["setting"])[name] == value for name, value in wanted.items())]
     name = ", ".join(f"{key} {value}" for key, value in wanted.items() if key != "model")
     if not rows:
         raise ConfigError(f"gate.report={gate.report!r}: holds no row for {name}; add it to the sweep's grid and sweep again")

@@ -1,4 +1,4 @@
-"""Which settings have an effect on a model behind an API, and which on one that runs here; the others are refused by name."""
+"""Which settings have an effect on a model behind an API, on one that runs here, or beside float8; the others are refused by name."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from embedder.spec import API
 if TYPE_CHECKING:
     from embedder.config import ComputeConfig, EmbedConfig, EmbeddingConfig
 
-_OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "rotate", "exit", "pooling", "layer_norm")
+_OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "rotate", "float8", "exit", "pooling", "layer_norm")
 """What only somebody who holds the weights can choose."""
 _OF_DEVICES = {"device": ("auto", "cpu"), "dtype": ("auto",), "layout": ("auto",)}
 """What an API leaves nothing to choose of, with the values that say nothing."""
@@ -39,10 +39,20 @@ def refuse_run_settings(config: "EmbedConfig") -> None:
             raise ValueError(f"compute.price_per_million_tokens_usd={price}: is for models named {API}NAME; set price_per_device_hour_usd")
         if tokenizer is not None:
             raise ValueError(f"chunking.tokenizer={tokenizer!r}: is for models named {API}NAME, this one has its own; leave it out")
+        if config.embedding.float8:
+            refuse_beside_float8(config.compute)
         return
     given = _given_of_devices(config.compute)
     if given:
         raise ValueError(f"{', '.join(given)}: has no effect on {config.embedding.model!r}, which runs behind an API; leave it out")
+
+
+def refuse_beside_float8(compute: "ComputeConfig") -> None:
+    """Refuse what cannot compute around float8."""
+    if compute.backend == "openvino":
+        raise ValueError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
+    if compute.dtype not in ("auto", "bfloat16"):
+        raise ValueError(f"compute.dtype={compute.dtype}: around embedding.float8 all is bfloat16; leave one of the two out")
 
 
 def _given_of_devices(compute: "ComputeConfig") -> list[str]:

@@ -15,6 +15,7 @@ from embedder.errors import CommitError, SourceError
 from embedder.logs import about, log_about
 from embedder.masking import mask_secrets
 from embedder.metrics import measure
+from embedder.model.backends import EMULATED
 from embedder.model.rotation import keep_rotation
 from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
@@ -120,6 +121,8 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     config, plan, table = prepared.config, prepared.plan, prepared.table
     start_ray()
     pool = choose_pool(config.compute, prepared.spec.is_api)
+    if prepared.spec.float8 and pool.device == "cpu":
+        logger.warning(EMULATED)  # workers say so where nobody reads it
     price = config.compute.price_per_device_hour_usd
     probe = table.info.get("probe") if table and prepared.same_space else None
     job = Job(

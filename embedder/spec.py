@@ -22,7 +22,14 @@ _LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "tokeni
 """Fields that name or accompany the space but do not move a document's vector: a model moved to another folder is the
 same model (`model_checksum` says so), and the query's prompt and depth are only used by searches."""
 
-_LATER: dict[str, Any] = {"quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None}
+_LATER: dict[str, Any] = {
+    "quantization": "none",
+    "exit": "native",
+    "calibration": None,
+    "rotation": None,
+    "base_url": None,
+    "float8": False,
+}
 """Fields that came later, by what all specs meant before: at that value they leave the fingerprint as it was."""
 
 
@@ -75,6 +82,8 @@ class EmbeddingSpec(BaseModel):
     """Fingerprint of the artifact that holds the exit's map and the ranges of int8, if one is used."""
     rotation: str | None = None
     """Digest of the orthogonal matrix that vectors of full width are turned by before the cut, if they are."""
+    float8: bool = False
+    """Whether the layers' linear modules multiply in float8, which moves a vector many times as far as bfloat16 does."""
     base_url: str | None = None
     """Of an API: the same name on another server may be another model."""
     tokenizer: str | None = None
@@ -92,9 +101,10 @@ class EmbeddingSpec(BaseModel):
         return digest(self._moving())
 
     def for_queries(self) -> "EmbeddingSpec":
-        """What turns a query into a vector that may meet these: its own prompt and depth, uncut by chunks, in float32, turned alike."""
+        """What makes query vectors that may meet these: its own prompt and depth, one chunk, turned alike, unquantized, exact."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
-        return self.model_copy(update=asked | {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None})
+        plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
+        return self.model_copy(update=asked | plain)
 
     def differences(self, other: "EmbeddingSpec") -> list[str]:
         """Say field by field how `other` differs in what moves a vector, as `name: mine → theirs`."""

@@ -1,6 +1,6 @@
 """Measure the encoder alone with random weights, on a bare machine: torch, transformers, numpy, pyarrow and pydantic are enough.
 
-python -m jobs.throughput bert-large [--depth 12] [--device cuda] [--dtype bfloat16] [--layout packed] [--tokens 2000000] [--json]
+python -m jobs.throughput bert-large [--depth 12] [--device cuda] [--dtype float8] [--layout packed] [--tokens 2000000] [--json]
 """
 
 import argparse
@@ -19,7 +19,8 @@ def main() -> int:
     asked.add_argument("model", choices=SHAPES)
     asked.add_argument("--depth", type=int, help="layers built; left out: all")
     asked.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    asked.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    asked.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float8"], default="bfloat16",
+                       help="float8: of the layers' linear modules, all else in bfloat16; MFU is beside a product in bfloat16")  # fmt: skip
     asked.add_argument("--layout", choices=["padded", "packed"], default="packed")
     asked.add_argument("--tokens", type=int, default=2_000_000, help="about so many a round")
     asked.add_argument("--token_budget", type=int, default=65_536)
@@ -33,6 +34,8 @@ def main() -> int:
         print(json.dumps({**vars(chosen), "shape": asdict(shape), "profiles": [asdict(each) for each in found]}))
         return 0
     print(f"{chosen.model}, {shape.layers} x {shape.hidden_size}, {chosen.dtype}, {chosen.layout}, on {chosen.device}")
+    if chosen.dtype == "float8":
+        print("MFU is beside a matrix product in bfloat16")
     for each in found:
         print(f"{each.profile:>6}  {each.tokens_per_second:12,.0f} tokens/s  {each.mfu:6.1%} MFU  {each.padding:5.1%} padding")
     return 0

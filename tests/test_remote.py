@@ -29,6 +29,7 @@ def test_a_model_behind_an_api_needs_no_more_than_its_name() -> None:
         ("revision", "main"),
         ("exit", "native"),
         ("calibration", "c"),
+        ("float8", True),
     ],
 )
 def test_what_only_weights_allow_is_refused(setting: str, value: object) -> None:

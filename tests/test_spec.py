@@ -16,7 +16,7 @@ SPEC = EmbeddingSpec(
     [
         {"model_checksum": "d"}, {"depth": 5}, {"final_norm": "apply"}, {"pooling": "cls"}, {"layer_norm": True}, {"prompt": "passage: "},
         {"max_tokens": 128}, {"chunking": False}, {"overlap_tokens": 8}, {"dim": 64}, {"normalize": False}, {"recipe_version": 2},
-        {"rotation": "r"},
+        {"rotation": "r"}, {"float8": True},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

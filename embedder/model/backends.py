@@ -1,9 +1,11 @@
-"""Which backends this environment has; told without importing torch, which takes seconds."""
+"""Which backends this environment has, and what it has not; told without importing torch, which takes seconds."""
 
 from importlib.util import find_spec
 
 from embedder.config import Backend
 from embedder.errors import ConfigError
+
+EMULATED = "embedding.float8: is emulated on a CPU, several times slower than bfloat16: good for judging its quality, not its speed"
 
 
 def has_openvino() -> bool:

@@ -25,6 +25,7 @@ from embedder.model.cutting import load_layers, load_way_out
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.families import find_family
 from embedder.model.files import locate_model, read_recipe
+from embedder.model.float8 import use_float8
 from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head
@@ -82,10 +83,10 @@ class Encoder:
                 f"embedding.model={spec.model!r}: the files here (checksum {recipe.checksum[:12]}) are not those the spec was "
                 f"resolved with ({spec.model_checksum[:12]}); give every worker the same model"
             )
-        chosen_dtype = resolve_dtype(dtype, device, recipe.family)
+        chosen_dtype = resolve_dtype(dtype, device, recipe.family, spec.float8)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, leave = load_way_out(spec, recipe, calibration, rotation_WW)
-        if resolve_backend(backend, device, chosen_dtype, chosen_layout) == "openvino":
+        if resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8) == "openvino":
             model = load_layers(spec, recipe, calibration, torch.float32)
             exact = cls(model, head, leave, spec.pooling, torch.device(device))
             converted = agree_on_backend(exact, partial(exact.converted, chosen_dtype), backend)
@@ -93,9 +94,11 @@ class Encoder:
                 return converted
         model = load_layers(spec, recipe, calibration, chosen_dtype)
         build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
-        if chosen_layout == "padded" or torch.device(device).type == "cpu":
-            return build(chosen_layout)
-        return agree_on_layout(build, layout)
+        is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
+        encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
+        if spec.float8:  # after layouts agreed: it makes more of a last bit than the two may differ by
+            use_float8(encoder.layers)
+        return encoder
 
     def converted(self, dtype: torch.dtype) -> "Encoder":
         """Give this encoder with its layers and pooling run by OpenVINO, a batch a stream; the head, and all taps, stay torch's."""

@@ -18,6 +18,7 @@ from embedder.model.batches import LayoutName
 from embedder.model.calibration import ExitMap
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe
+from embedder.model.float8 import check_device
 from embedder.spec import FinalNorm
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
-def resolve_dtype(dtype: str, device: str, family: str) -> torch.dtype:
-    """Choose the computing dtype: auto is bfloat16 where the hardware multiplies it natively, else float32."""
+def resolve_dtype(dtype: str, device: str, family: str, float8: bool = False) -> torch.dtype:
+    """Choose the computing dtype: auto is bfloat16 around float8 and where hardware multiplies it natively, else float32."""
+    if float8:
+        check_device(device)
+        if dtype not in ("auto", "bfloat16"):
+            raise ConfigError(f"compute.dtype={dtype}: around embedding.float8 all is bfloat16; leave one of the two out")
+        return torch.bfloat16
     if dtype == "float16" and not find_family(family).float16:
         raise ConfigError(f"compute.dtype=float16: family {family!r} overflows to NaN in float16; choose bfloat16 or float32")
     if dtype != "auto":
@@ -50,8 +56,12 @@ def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str)
     return layout
 
 
-def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName) -> BackendName:
+def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName, float8: bool = False) -> BackendName:
     """Choose what runs the layers: auto is openvino where it is installed, for padded batches on a CPU. It has yet to agree with torch."""
+    if float8:
+        if backend == "openvino":
+            raise ConfigError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
+        return "torch"
     if backend != "auto":
         check_backend(backend)
         return backend
@@ -88,6 +98,15 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
         logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
+    """Build the first `depth` layers as they will be, without weights."""
+    with torch.device("meta"), _quiet_transformers():
+        model = AutoModel.from_config(_cut_config(recipe, depth))  # type: ignore[no-untyped-call]
+    layers = model.get_submodule(find_family(recipe.family).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def load_trained(model: nn.Module, exit_map: ExitMap) -> None:

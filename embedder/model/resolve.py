@@ -51,7 +51,12 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         message = str(error)
         raise ConfigError(message if message.startswith("embedding.") else f"embedding.model={embedding.model!r}: {message}") from error
     spec = _fill_defaults(embedding, chunking, recipe, commit)
-    problems = [*_check_model(embedding, recipe), *_check_lengths(spec, chunking, recipe, tokenizer), *_check_prompts(spec, recipe)]
+    problems = [
+        *_check_model(embedding, recipe),
+        *check_float8(spec, recipe),
+        *_check_lengths(spec, chunking, recipe, tokenizer),
+        *_check_prompts(spec, recipe),
+    ]
     calibration = load_calibration(embedding.calibration) if embedding.calibration else None
     if calibration and not problems:
         spec = _apply_calibration(spec, embedding, calibration)
@@ -97,6 +102,7 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe:
         overlap_tokens=chunking.overlap_tokens,
         dim=embedding.dim or recipe.width,
         normalize=embedding.normalize,
+        float8=embedding.float8,
         quantization=embedding.quantization,
     )
 
@@ -150,6 +156,17 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
+
+
+def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
+    """Refuse layers that cannot be multiplied in float8."""
+    if not spec.float8 or spec.depth > recipe.num_layers:
+        return []
+    from embedder.model.float8 import find_unfit  # what takes seconds to import, and no other check needs
+    from embedder.model.loading import sketch_layers
+
+    unfit = find_unfit(sketch_layers(recipe, spec.depth))
+    return [unfit] if unfit else []
 
 
 def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelRecipe, tokenizer: Tokenizer) -> list[str]:

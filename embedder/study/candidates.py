@@ -4,7 +4,7 @@ N = texts, H = hidden size, W = width before the cut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -54,6 +54,10 @@ class Machine:
     def block_tokens(self) -> int:
         """Tokens that are run, and kept, at a time."""
         return max(BLOCK_TOKENS, BUDGETS_A_BLOCK * self.token_budget)
+
+    def around_float8(self) -> "Machine":
+        """Give what computes around layers in float8, whatever the others compute in."""
+        return replace(self, dtype="bfloat16", backend="torch")
 
 
 def choose_machine(compute: ComputeConfig) -> Machine:
@@ -122,12 +126,20 @@ class Transformer:
         exits: Mapping[int, CalibratedExit] | None = None,
     ) -> None:
         self.name, self.resolved, self.machine = name, resolved, machine
+        self.asking = self  # what queries are embedded by
         ways = tuple((exits or {}).values())
         self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
         self.weighing = ways[0].calibration.weighing if ways else None
-        self._cache, self._report = cache, report
+        self._cache, self._report, self._exits = cache, report, exits
         wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
+
+    def in_float8(self) -> "Transformer":
+        """Give the same with layers in float8, asked by this one."""
+        resolved = replace(self.resolved, spec=self.spec.model_copy(update={"float8": True}))
+        other = Transformer(self.name, resolved, self.tapped, self.machine.around_float8(), self._cache, self._report, self._exits)
+        other.asking = self
+        return other
 
     @property
     def spec(self) -> EmbeddingSpec:
@@ -164,7 +176,8 @@ class Transformer:
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.weighing is None else digest_weighing(self.weighing)
-        key = digest(spec.model_dump(include=same), pooled, self.machine.device, self.machine.dtype, digest_texts(texts))
+        computing = (self.machine.device, self.machine.dtype, *(["float8"] if spec.float8 else []))
+        key = digest(spec.model_dump(include=same), pooled, *computing, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{depth}" for depth in self.tapped} <= names:
             self._tap(key, names, tokenize(texts, self.resolved, spec))
@@ -188,14 +201,15 @@ class Transformer:
 
     def _tap(self, key: str, names: set[str], token_ids: pa.ListArray) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
-        self._report(self.name, 0, len(token_ids))
+        name = self.name + (", layers in float8" if self.spec.float8 else "")
+        self._report(name, 0, len(token_ids))
         for start, stop in blocks:
             lacking = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if lacking:
                 states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, lacking, self.weighing)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
-            self._report(self.name, stop, len(token_ids))
+            self._report(name, stop, len(token_ids))
         for depth in self.tapped:
             self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), len(token_ids)]))
 

@@ -24,7 +24,9 @@ class GridConfig(Section):
     precisions: Annotated[tuple[Precision, ...], OneOrMore] = ("float32", "int8", "binary", "binary_rescored")
     """How a stored component is kept; binary_rescored finds with bits and orders the best by the float query."""
     query_sides: Annotated[tuple[QuerySide, ...], OneOrMore] = ("same", "full")
-    """Queries embedded as the documents are, or by the full model."""
+    """Queries embedded as the documents are, or by the full model; never in float8."""
+    float8: bool = False
+    """Try every setting of the model with layers in float8 as well, from one more pass over the documents."""
 
 
 class SampleConfig(Section):
@@ -77,9 +79,9 @@ class BaselineConfig(EmbeddingConfig):
     def _only_what_has_an_effect(self) -> "BaselineConfig":
         if self.depth is not None or self.dim is not None:
             raise ValueError("a baseline takes depths and dims, lists, and not depth and dim")
-        if self.exit is not None or self.quantization != "none" or self.calibration is not None or self.rotate:
+        if self.exit is not None or self.quantization != "none" or self.calibration is not None or self.rotate or self.float8:
             raise ValueError(
-                "a baseline leaves natively and its precisions are the grid's; leave out exit, quantization, calibration, rotate"
+                "a baseline leaves natively and its precisions are the grid's; leave out exit, quantization, calibration, rotate, float8"
             )
         if not self.is_api and self.price_per_million_tokens_usd is not None:
             raise ValueError(f"price_per_million_tokens_usd is for models named {API}NAME, not {self.model!r}")
@@ -134,6 +136,14 @@ class SweepConfig(Section):
         """Whether documents of the sample have to be found."""
         chosen = self.quality.known_item
         return self.source is not None and not self.quality.has_labels if chosen is None else chosen
+
+    @model_validator(mode="after")
+    def _float8_is_of_the_grid(self) -> "SweepConfig":
+        if self.embedding.float8:
+            raise ValueError("embedding.float8: a sweep tries it beside what it is compared with; set grid.float8")
+        if self.grid.float8 and self.compute.backend == "openvino":
+            raise ValueError("compute.backend=openvino: has no products in float8; leave it out, or grid.float8")
+        return self
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "SweepConfig":
@@ -231,7 +241,7 @@ class CalibrateConfig(Section):
         if self.embedding.is_api:
             raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no layers to leave; calibrate a model that is here")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
-        given += [name for name in ("quantization", "rotate") if getattr(self.embedding, name) not in ("none", False)]
+        given += [name for name in ("quantization", "rotate", "float8") if getattr(self.embedding, name) not in ("none", False)]
         if given:
             raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
         if self.compute.backend == "openvino":

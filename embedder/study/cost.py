@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,14 @@ from embedder.model.encoder import Encoder
 from embedder.spec import Exit
 from embedder.study.timing import Run, compare
 
-Leaving = tuple[int, Exit]
-"""A depth, and the exit taken there."""
+
+class Leaving(NamedTuple):
+    """What decides how fast an encoder of a model is."""
+
+    depth: int
+    exit: Exit
+    float8: bool = False
+
 
 ROUNDS = 3
 LEAST_SECONDS = 1.0
@@ -40,6 +47,8 @@ class Speed:
     """Beside the full depth, in the same rounds."""
     model_bytes: int
     """Of weights held."""
+    is_emulated: bool = False
+    """Whether it is of float8 on a CPU, and says nothing of a device that has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class Cost:
     model_bytes: int | None
     tokens_per_second: float
     speedup: float | None
+    is_emulated: bool = False
+    """Whether seconds, speed and price are of float8 on a CPU, and say nothing of a device that has it."""
 
     @property
     def usd(self) -> float | None:
@@ -76,7 +87,7 @@ def measure_speeds(encoders: Mapping[Leaving, Encoder], token_ids: pa.ListArray,
     contenders: dict[str, Run] = {str(leaving): partial(each.encode, timed, token_budget) for leaving, each in encoders.items()}
     timings = compare(contenders, len(timed.flatten()), ROUNDS)
     return {
-        leaving: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes)
+        leaving: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes, leaving.float8 and encoder.device_type == "cpu")
         for (leaving, encoder), timing in zip(encoders.items(), timings, strict=True)
     }
 
@@ -100,9 +111,8 @@ def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Price
     seconds = corpus.tokens / speed.tokens_per_second
     embed_usd = None if prices.device_hour_usd is None else seconds / 3600 * prices.device_hour_usd
     index_bytes = corpus.chunks * bytes_per_vector
-    return Cost(
-        seconds, embed_usd, index_bytes, price_index(index_bytes, prices), speed.model_bytes, speed.tokens_per_second, speed.speedup
-    )
+    index_usd, rate = price_index(index_bytes, prices), speed.tokens_per_second
+    return Cost(seconds, embed_usd, index_bytes, index_usd, speed.model_bytes, rate, speed.speedup, speed.is_emulated)
 
 
 def price_index(index_bytes: float, prices: Prices) -> float | None:

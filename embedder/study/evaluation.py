@@ -94,7 +94,7 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
         documents_NW = full_NW if view is grid.full else view.widths(documents, "document")
         turned_NW = view.turn(full_NW)
         probes = {side: (turned_NW if side == "full" else documents_NW)[self_Q] for side in view.query_sides}
-        in_same_space = view.candidate is grid.full.candidate
+        in_same_space = view.candidate.name == grid.full.candidate.name
         for setting, probes_QD, stored_ND in _cuts(view, grid.precisions, probes, documents_NW):
             shares_Q = share_of_neighbours(probes_QD, stored_ND, setting.precision, expected_QK, self_Q)
             metrics = {OVERLAP: float(shares_Q.mean())}
@@ -108,7 +108,7 @@ def _by_side(view: View, full_QW: Floats, texts: Sequence[str], role: str = "que
     """Give the queries' vectors by query side."""
     sides: dict[QuerySide, Floats] = {}
     if "same" in view.query_sides:
-        sides["same"] = view.widths(texts, "document" if role == "document" else "query")
+        sides["same"] = view.asking.widths(texts, "document" if role == "document" else "query")
     if "full" in view.query_sides:
         sides["full"] = view.turn(full_QW)
     return sides

@@ -1,7 +1,7 @@
 """Settings to try: which depths, dims, precisions, exits and query sides of which model; what cannot be tried is refused at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from embedder.spec import Exit
 from embedder.study.candidates import CalibratedExit, Candidate, Floats, Side, Transformer
@@ -26,6 +26,8 @@ class Setting:
     query_side: QuerySide
     rotated: bool = False
     """Whether vectors are turned onto their principal axes before the cut."""
+    float8: bool = False
+    """Whether the layers that documents run through multiply in float8."""
 
     @property
     def bytes_per_vector(self) -> float:
@@ -37,7 +39,8 @@ class Setting:
         layers = f"depth {self.depth} × " if self.depth else ""
         exit_ = (" calibrated" if self.exit == "calibrated" else "") + (" rotated" if self.rotated else "")
         side = ", full queries" if self.query_side == "full" else ""
-        return f"{layers}dim {self.dim} {self.precision.replace('_', ', ')}{exit_}{side}"
+        float8 = ", layers in float8" if self.float8 else ""
+        return f"{layers}dim {self.dim} {self.precision.replace('_', ', ')}{exit_}{float8}{side}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,16 @@ class View:
     query_sides: tuple[QuerySide, ...]
     exit: CalibratedExit | None = None
     rotation_WW: Floats | None = None  # noqa: N815
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether its documents run through layers in float8."""
+        return isinstance(self.candidate, Transformer) and self.candidate.spec.float8
+
+    @property
+    def asking(self) -> "View":
+        """What its queries are embedded by: the same layers, never in float8."""
+        return replace(self, candidate=self.candidate.asking) if isinstance(self.candidate, Transformer) else self
 
     def widths(self, texts: Sequence[str], side: Side) -> Floats:
         """Give vectors before cut and L2."""
@@ -65,7 +78,7 @@ class View:
     def setting(self, dim: int, precision: Precision, query_side: QuerySide) -> Setting:
         """Name one of its rows."""
         exit_: Exit = "calibrated" if self.exit else "native"
-        return Setting(self.candidate.name, self.depth, dim, precision, exit_, query_side, self.rotation_WW is not None)
+        return Setting(self.candidate.name, self.depth, dim, precision, exit_, query_side, self.rotation_WW is not None, self.is_float8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class MtebEncoder:
         """Give the vectors of all texts: queries with the query's prompt and as floats, anything else as stored documents."""
         texts = [text for batch in inputs for text in batch["text"]]
         is_query = prompt_type == PromptType.query
-        vectors_ND = cut(self._view.widths(texts, "query" if is_query else "document"), self._dim)
+        widths_NW = self._view.asking.widths(texts, "query") if is_query else self._view.widths(texts, "document")
+        vectors_ND = cut(widths_NW, self._dim)
         if is_query and self._precision != "binary":
             return vectors_ND
         return store_vectors(vectors_ND, self._precision)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from embedder.study.charts import Axis, Point, draw_front, draw_heat
 from embedder.study.config import Precision
+from embedder.study.cost import Cost
 from embedder.study.datasets import Retrieval, Similarity
 from embedder.study.evaluation import NUM_NEIGHBOURS
 from embedder.study.grid import Setting
@@ -19,6 +20,12 @@ PRECISION_NAMES: dict[Precision, str] = {
     "binary": "binary",
     "binary_rescored": "binary, rescored",
 }
+
+
+EMULATED = (
+    "Layers in float8 were emulated on this CPU: what they keep of the quality is about what a GPU would, their speed here says "
+    "nothing of its, and is neither shown nor compared. Sweep on a GPU with float8 before choosing them."
+)
 
 
 def render_page(swept: Swept, embed_yaml: str) -> str:
@@ -95,11 +102,30 @@ def _describe(row: Row) -> str:
 
 
 def _how(setting: Setting) -> str:
-    return (", calibrated" if setting.exit == "calibrated" else "") + (", rotated" if setting.rotated else "")
+    return (", calibrated" if setting.exit == "calibrated" else "") + _how_else(setting)
+
+
+def _how_else(setting: Setting) -> str:
+    return (", rotated" if setting.rotated else "") + (", layers in float8" if setting.float8 else "")
+
+
+def is_emulated(swept: Swept) -> bool:
+    """Whether some rows are of float8 on a CPU."""
+    return any(row.cost.is_emulated for row in swept.rows)
+
+
+def show_rate(cost: Cost) -> str:
+    """Give tokens a second, where they mean something."""
+    return "emulated" if cost.is_emulated else f"{cost.tokens_per_second:,.0f}"
+
+
+def show_time(cost: Cost) -> str:
+    """Give the time of the corpus, where it means something."""
+    return "emulated" if cost.is_emulated else show_seconds(cost.seconds)
 
 
 def _fronts(swept: Swept) -> str:
-    rows = [row for row in swept.rows if row.kept and row.can_be_embedded]
+    rows = [row for row in swept.rows if row.kept and row.competes]
     if not rows:
         return ""
     front = find_front(rows, swept.full)
@@ -194,8 +220,8 @@ def _all_rows(swept: Swept) -> str:
         bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
         cells = [
             setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision],
-            setting.exit + (", rotated" if setting.rotated else ""), setting.query_side, show_share(kept.share) if kept else "–", bounds,
-            f"{cost.tokens_per_second:,.0f}", show_seconds(cost.seconds), show_bytes(cost.index_bytes),
+            setting.exit + _how_else(setting), setting.query_side, show_share(kept.share) if kept else "–", bounds,
+            show_rate(cost), show_time(cost), show_bytes(cost.index_bytes),
         ]  # fmt: skip
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in datasets]
         chosen = ' class="picked"' if row == swept.choice.row else ""
@@ -214,11 +240,12 @@ def _method(swept: Swept) -> str:
         "may be equally good, and one whose interval holds 100% may be as good as the full model.",
         f"“Fidelity” needs no labels: the share of the full model's {NUM_NEIGHBOURS} nearest documents that a setting finds too, "
         "and the cosine to its vectors.",
-        "Queries: “same” are embedded as the documents are, “full” by the full model.",
+        "Queries: “same” are embedded as the documents are, “full” by the full model; none in float8.",
         "int8 and binary are of stored vectors. int8 is searched by float queries; binary by the queries' own bits; “rescored” orders the "
         "best four times as many by the float query.",
         f"Speed is the encoder's, of models really cut at each depth, on this machine ({machine.device}, dtype {machine.dtype}, "
         f"{machine.token_budget:,} tokens a pass), on chunks of the sample, in alternation. Reading and writing come on top.",
+        EMULATED if is_emulated(swept) else "",
         "How many documents and tokens the corpus has is estimated from the sample and the bytes of the listing."
         if swept.corpus.is_estimate
         else "",

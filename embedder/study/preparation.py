@@ -6,15 +6,18 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TypeVar
 
-from embedder.config import ChunkingConfig, EmbeddingConfig, SourceConfig
+from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
 from embedder.errors import ConfigError, EmbedderError
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files import locate_model, read_recipe
-from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.float8 import check_device
+from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
 from embedder.source.columns import inspect_source
 from embedder.source.sampling import Sample, sample_documents
 from embedder.source.shards import Listing, list_shards
+from embedder.spec import EmbeddingSpec
 from embedder.storage import Store
+from embedder.study.candidates import choose_machine
 from embedder.study.config import BaselineConfig, GridConfig, SweepConfig
 from embedder.study.datasets import Retrieval, Similarity, make_known_items, read_beir, read_similarity
 from embedder.study.grid import check_grid, choose_depths, choose_dims
@@ -70,6 +73,8 @@ def prepare_study(config: SweepConfig) -> Study:
     labelled += [_collect(problems, partial(read_similarity, uri, config.quality.storage_options)) for uri in config.quality.sts]
     drawn = _collect(problems, partial(draw_sample, config.source, config)) if config.source else None
     known = _collect(problems, partial(_known_items, drawn[0], config)) if drawn and config.uses_known_items else None
+    if model and config.grid.float8:
+        _collect(problems, partial(_check_float8, model.resolved.spec, config.compute))
     _collect(problems, Store(config.output.uri, config.output.storage_options).check_writable)
     lacking = check_extras(config)
     problems += [*_check_names(config), *lacking]
@@ -85,6 +90,14 @@ def prepare_study(config: SweepConfig) -> Study:
     apis = tuple(each for each in config.baselines if each.is_api)
     sample, listing = drawn or (None, None)
     return Study(config, model, tuple(each for each in rivals if each), apis, datasets, texts, sample, listing, calibration)
+
+
+def _check_float8(spec: EmbeddingSpec, compute: ComputeConfig) -> None:
+    """Refuse a model or a GPU that cannot multiply in float8."""
+    check_device(choose_machine(compute).device)
+    problems = check_float8(spec.model_copy(update={"float8": True}), read_recipe(locate_model(spec.model, spec.revision)[0]))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _load_calibration(uri: str | None, model: Model) -> Calibration | None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,10 +17,10 @@ from embedder.spec import Quantization
 from embedder.storage import Store
 from embedder.study.config import Precision, SweepConfig
 from embedder.study.datasets import Retrieval
-from embedder.study.page import render_page
+from embedder.study.page import EMULATED, is_emulated, render_page, show_rate, show_time
 from embedder.study.results import MIN_QUALITY, Row, find_front
 from embedder.study.sweep import Swept
-from embedder.study.units import show_bytes, show_seconds, show_share, show_usd
+from embedder.study.units import show_bytes, show_share, show_usd
 from embedder.summary import describe_environment
 
 REPORT_VERSION = 1
@@ -35,7 +35,7 @@ def write_report(swept: Swept) -> dict[str, str]:
     record = build_record(swept)
     files = {
         "json": json.dumps(record, indent=1, allow_nan=False) + "\n",
-        "csv": build_csv(swept.rows, find_front(embeddable(swept), swept.full)),
+        "csv": build_csv(swept.rows, find_front(competing(swept), swept.full)),
         "html": render_page(swept, build_config(swept.study.config, swept.choice.row)),
     }
     for kind, text in files.items():
@@ -45,9 +45,9 @@ def write_report(swept: Swept) -> dict[str, str]:
     return {kind: store.child(f"report.{kind}") for kind in files}
 
 
-def embeddable(swept: Swept) -> list[Row]:
-    """List the rows that can be run as they are, those of other models too."""
-    return [row for row in swept.rows if row.can_be_embedded]
+def competing(swept: Swept) -> list[Row]:
+    """List the rows that can be run as they are at a cost that is known, those of other models too."""
+    return [row for row in swept.rows if row.competes]
 
 
 def build_record(swept: Swept) -> dict[str, Any]:
@@ -106,6 +106,8 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
     if row is None or config.source is None:
         return ""
     embedding = config.embedding.model_dump(mode="json", exclude_unset=True) | {"depth": row.setting.depth, "dim": row.setting.dim}
+    if row.setting.float8:
+        embedding["float8"] = True
     quantization = QUANTIZATION[row.setting.precision]
     if quantization != "none":
         embedding["quantization"] = quantization
@@ -121,7 +123,8 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
         sections["chunking"] = config.chunking.model_dump(mode="json", exclude_unset=True)
     sections["embedding"] = embedding
     if config.compute.model_fields_set:
-        sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True)
+        # around float8 all is bfloat16, whatever the others were measured in
+        sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True, exclude={"dtype"} if row.setting.float8 else None)
     sections["output"] = {"uri": f"{config.output.uri.rstrip('/')}-table"}
     sections["gate"] = {
         "report": f"{config.output.uri.rstrip('/')}/report.json",
@@ -138,10 +141,11 @@ def _floor(row: Row) -> float:
 
 def print_report(swept: Swept, files: dict[str, str], console: Console) -> None:
     """Show the front, the full model and the recommended setting, and where the rest is."""
-    front = find_front(embeddable(swept), swept.full)
+    front = find_front(competing(swept), swept.full)
     chosen = swept.choice.row
     shown = [row for row in swept.rows if row in front or row == swept.full or row == chosen]
     shown += [row for row in swept.rows if row.setting.model != swept.reference.model and row not in shown and row.can_be_embedded]
+    shown += [row for row in swept.rows if row.setting == replace(swept.reference, float8=True) and row not in shown]
     table = Table(title=f"{swept.reference.model}: settings that no other is both cheaper and better than", title_justify="left", box=None)
     for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost"):
         table.add_column(name, justify="left" if name in ("", "setting") else "right", no_wrap=True)
@@ -154,6 +158,8 @@ def print_report(swept: Swept, files: dict[str, str], console: Console) -> None:
         console.print(f"recommended: {chosen.setting.label()}: {swept.choice.why}")
     else:
         console.print(swept.choice.why)
+    if is_emulated(swept):
+        console.print(EMULATED)
     console.print(f"report: {files['html']} (also .json, .csv)", soft_wrap=True)
 
 
@@ -163,8 +169,8 @@ def table_cells(row: Row, swept: Swept) -> list[str]:
     mark = "→" if row == swept.choice.row else ""
     name = row.setting.label() if row.setting.model == swept.reference.model else f"{row.setting.model} {row.setting.label()}"
     bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
-    speed = f"{cost.speedup:.2f} ×" if cost.speedup else ""
-    usd = "" if cost.usd is None else show_usd(cost.usd)
+    speed = f"{cost.speedup:.2f} ×" if cost.speedup and not cost.is_emulated else ""
+    usd = "" if cost.usd is None or cost.is_emulated else show_usd(cost.usd)
     share = show_share(kept.share) if kept else "–"
     return [
         mark,
@@ -172,8 +178,8 @@ def table_cells(row: Row, swept: Swept) -> list[str]:
         share,
         bounds,
         speed,
-        f"{cost.tokens_per_second:,.0f}",
-        show_seconds(cost.seconds),
+        show_rate(cost),
+        show_time(cost),
         show_bytes(cost.index_bytes),
         usd,
     ]

@@ -54,6 +54,11 @@ class Row:
         """Whether `embed` and `search` run it as it is: raw layers are searched by their like, calibrated ones by the full model."""
         return self.setting.query_side == ("full" if self.setting.exit == "calibrated" else "same")
 
+    @property
+    def competes(self) -> bool:
+        """Whether it can be embedded so, and what that takes is known: where float8 is emulated, only its quality is."""
+        return self.can_be_embedded and not self.cost.is_emulated
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -124,7 +129,7 @@ def find_front(rows: Sequence[Row], reference: Row) -> list[Row]:
 
 def choose_row(rows: Sequence[Row], reference: Row, pick: PickConfig) -> Choice:
     """Pick the cheapest setting that keeps enough, or the best that can be paid."""
-    able = [row for row in rows if row.kept and row.can_be_embedded and row.setting.model == reference.setting.model]
+    able = [row for row in rows if row.kept and row.competes and row.setting.model == reference.setting.model]
     least = pick.min_quality if pick.min_quality is not None or pick.budget_usd is not None else MIN_QUALITY
     good = [row for row in able if least is None or (row.kept and row.kept.floor >= least)]
     paid = [row for row in able if pick.budget_usd is None or (row.cost.usd is not None and row.cost.usd <= pick.budget_usd)]

@@ -1,7 +1,7 @@
 """One sweep: every text is run once and tapped at every depth; scores, speeds and costs of the whole grid become one report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from embedder.model.calibration import Calibration
@@ -58,7 +58,9 @@ def run_sweep(study: Study, report: Report) -> Swept:
         token_ids = tokenize(study.whole_texts, model.resolved, model.resolved.spec)
         corpora[name] = estimate_corpus(study, len(token_ids), len(token_ids.flatten()))
         report(f"{name}: timing {len(model.depths)} depths", 0, 0)
-        encoders = load_encoders(model, machine, study.calibration if model is study.model else None)
+        encoders = load_encoders(model, machine, study.calibration if model is main else None)
+        if config.grid.float8 and model is main:
+            encoders |= load_encoders(in_float8(main), machine.around_float8(), study.calibration)
         speeds = measure_speeds(encoders, token_ids, machine.token_budget)
         costs |= price_model(grid, name, speeds, corpora[name], prices)
     for api in apis:
@@ -77,11 +79,18 @@ def open_apis(study: Study, cache: Cache, report: Report) -> "list[Api]":
     return [Api(each, cache, report) for each in study.apis]
 
 
+def in_float8(model: Model) -> Model:
+    """Give the same model with its layers in float8."""
+    return replace(model, resolved=replace(model.resolved, spec=model.resolved.spec.model_copy(update={"float8": True})))
+
+
 def build_grid(study: Study, transformers: Mapping[str, Transformer], apis: "Sequence[Api]", exits: Mapping[int, CalibratedExit]) -> Grid:
-    """List the views of all models, the model's own first."""
+    """List the views of all models, the model's own first, and then those with its layers in float8."""
     main, wanted = study.model, study.config.grid
     rotation_WW = study.calibration.rotation_WW if study.calibration else None
     views = view_model(transformers[main.name], main.depths, main.dims, wanted, exits, rotation_WW)
+    if wanted.float8:
+        views += view_model(transformers[main.name].in_float8(), main.depths, main.dims, wanted, exits, rotation_WW)
     for rival in study.rivals:
         views += [View(transformers[rival.name], depth, rival.dims, ("same",)) for depth in rival.depths]
     views += [View(api, 0, api.dims, ("same",)) for api in apis]
@@ -119,10 +128,12 @@ def load_encoders(model: Model, machine: Machine, calibration: Calibration | Non
     encoders: dict[Leaving, Encoder] = {}
     for depth in model.depths:
         cut = spec.model_copy(update={"depth": depth})
-        encoders[depth, "native"] = Encoder.load(cut, machine.device, machine.dtype, None, machine.layout, machine.backend)
+        encoders[Leaving(depth, "native", spec.float8)] = Encoder.load(
+            cut, machine.device, machine.dtype, None, machine.layout, machine.backend
+        )
         if calibration and depth in maps:
             leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[depth, "calibrated"] = Encoder.load(
+            encoders[Leaving(depth, "calibrated", spec.float8)] = Encoder.load(
                 leaving, machine.device, machine.dtype, calibration, machine.layout, machine.backend
             )
     return encoders
@@ -141,7 +152,7 @@ def estimate_corpus(study: Study, num_chunks: int, num_tokens: int) -> Corpus:
 def price_model(grid: Grid, name: str, speeds: Mapping[Leaving, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
     """Price all rows of one model: depth decides the time, dim and precision the index."""
     return {
-        setting: project(speeds[setting.depth, setting.exit], corpus, setting.bytes_per_vector, prices)
+        setting: project(speeds[Leaving(setting.depth, setting.exit, setting.float8)], corpus, setting.bytes_per_vector, prices)
         for setting in grid.settings()
         if setting.model == name
     }

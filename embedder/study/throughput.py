@@ -17,11 +17,14 @@ from transformers import BertConfig, BertModel
 
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
+from embedder.model.float8 import check_device, use_float8
 from embedder.model.loading import DTYPES
 from embedder.model.pooling import Head
 from embedder.spec import EmbeddingSpec
 
 MOST_TOKENS = 512
+FLOAT8 = "float8"
+"""Of the layers' linear modules, everything else in bfloat16."""
 PROFILES = ("64", "512", "mixed")
 """Tokens of every text; mixed is log-normal with a mean of 128, cut at 512."""
 
@@ -48,11 +51,13 @@ class Throughput:
     """Share of the tokens computed."""
     tokens_per_second: float
     mfu: float
-    """Arithmetic of the layers done a second, beside what a large matrix product reaches on the same device."""
+    """Arithmetic of the layers done a second, beside what a large matrix product, for float8 one in bfloat16, reaches on the device."""
 
 
 def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName) -> Encoder:
     """Build a BERT of random weights with mean pooling."""
+    if dtype == FLOAT8:
+        check_device(device)
     config = BertConfig(
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.layers,
@@ -61,7 +66,7 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         max_position_embeddings=MOST_TOKENS,
     )
     model: Any = BertModel(config, add_pooling_layer=False)
-    model = model.to(DTYPES[dtype]).eval().requires_grad_(False)
+    model = model.to(around(dtype)).eval().requires_grad_(False)
     spec = EmbeddingSpec(
         model="random",
         revision=None,
@@ -78,7 +83,15 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         dim=shape.hidden_size,
         normalize=True,
     )
-    return Encoder(model, Head(nn.Sequential(), spec), None, spec.pooling, torch.device(device), layout)
+    encoder = Encoder(model, Head(nn.Sequential(), spec), None, spec.pooling, torch.device(device), layout)
+    if dtype == FLOAT8:
+        use_float8(encoder.layers)
+    return encoder
+
+
+def around(dtype: str) -> torch.dtype:
+    """Give what all but linear modules compute in."""
+    return torch.bfloat16 if dtype == FLOAT8 else DTYPES[dtype]
 
 
 def draw_lengths(profile: str, num_tokens: int, seed: int = 0) -> np.ndarray:
@@ -99,7 +112,7 @@ def flops_of(shape: Shape, lengths: np.ndarray) -> float:
 def measure_matrix_rate(device: str, dtype: str) -> float:
     """Give the operations a second of a large square matrix product, the best of five."""
     size = 8192 if torch.device(device).type == "cuda" else 1024
-    left = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
+    left = torch.randn(size, size, device=device, dtype=around(dtype))
     seconds = []
     for _ in range(6):
         started = time.perf_counter()

@@ -12,6 +12,7 @@ from embedder.actors import check_probe
 from embedder.errors import ConfigError, ModelError
 from embedder.model.files import locate_model
 from embedder.preparation import prepare_run
+from embedder.query import QueryEncoder
 from embedder.run import run_embed
 from embedder.storage import Store
 from tests.integration.conftest import Site, documents, sentences
@@ -126,6 +127,22 @@ def test_another_spec_is_refused_by_its_differences_and_swapped_when_told_to(sit
     assert vectors_of(site.rows()).shape[1] == 32
     assert vectors_of(site.rows(version=0)).shape[1] == 384
     assert site.embed(embedding={"depth": 3, "dim": 32}).did_nothing
+
+
+def test_a_table_in_float8_takes_no_exact_vectors_and_is_searched_by_exact_queries(
+    local_site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(local_site)
+    coarse = {"embedding": {"float8": True}, "compute": {"dtype": "auto"}}
+    local_site.embed(**coarse)
+    assert any("is emulated on a CPU" in message for message in caplog.messages)
+    with pytest.raises(ConfigError, match=r"float8: True → False.*output.replace"):
+        prepare_run(local_site.config())
+    assert local_site.embed(**coarse).did_nothing
+    rows = local_site.rows()
+    exact_ND = QueryEncoder.from_table(local_site.table_uri).encode_passages([row["text"] for row in rows])
+    cosines_N = (exact_ND * vectors_of(rows)).sum(axis=1)
+    assert 0.98 < cosines_N.min() < cosines_N.max() < 0.9999
 
 
 def test_parts_of_a_run_that_died_before_its_commit_are_adopted(local_site: Site) -> None:

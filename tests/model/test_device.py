@@ -25,6 +25,23 @@ def test_a_gpu_gives_the_vectors_of_a_cpu(family: str, tiny_models: Callable[[st
     assert (half.padded_tokens == len(ids.flatten())) == FAMILIES[family].packed, "auto packs in half precision"
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_gpu_gives_the_vectors_of_float8_that_a_cpu_emulates(
+    family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]
+) -> None:
+    """Near the exact ones, and nearer to the emulated: what both lose is the same, but for sums in another order."""
+    model = tiny_models(family)
+    ids = model.tokenize(texts)
+    exact, emulated = (model.load(dtype, float8=dtype == "auto", depth=1).encode(ids, 512).vectors_ND for dtype in ("float32", "auto"))
+    encoder = Encoder.load(model.resolve(float8=True, depth=1).spec, "cuda")
+    found = encoder.encode(ids, 512)
+    cosines = (found.vectors_ND * exact).sum(axis=1)
+    assert cosines.min() >= 0.985
+    assert (found.vectors_ND * emulated).sum(axis=1).mean() > cosines.mean()
+    assert (found.padded_tokens == len(ids.flatten())) == FAMILIES[family].packed, "auto packs around float8 too"
+    assert encoder.weight_bytes < Encoder.load(model.resolve(depth=1).spec, "cuda", "bfloat16").weight_bytes
+
+
 def test_packed_asked_for_by_name_is_checked_and_kept(tiny_model: TinyModel, texts: list[str]) -> None:
     ids, spec = tiny_model.tokenize(texts), tiny_model.resolve().spec
     packed, padded = (Encoder.load(spec, "cuda", "bfloat16", layout=layout).encode(ids, 512).vectors_ND for layout in ("packed", "padded"))

@@ -316,6 +316,6 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
     strict = config.model_copy(
         update={"gate": GateConfig(report=str(report_of(turned)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
     )
-    with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated} keeps"):
+    with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated}, float8 False keeps"):
         check_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))
     check_gate(strict, spec if high.setting.rotated else spec.model_copy(update={"rotation": None}))

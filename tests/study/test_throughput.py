@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from embedder.model.float8 import Float8Linear
 from embedder.study.throughput import PROFILES, SHAPES, Shape, build_random_encoder, draw_lengths, flops_of, measure_throughput
 
 TINY = Shape(2, 32, 2)
@@ -24,6 +26,14 @@ def test_mixed_lengths_are_128_on_average() -> None:
     assert lengths.mean() == pytest.approx(128, rel=0.05)
     assert lengths.max() == 512
     assert draw_lengths("64", 640).tolist() == [64] * 10
+
+
+def test_float8_is_of_the_layers_and_measured_beside_bfloat16() -> None:
+    encoder = build_random_encoder(TINY, "cpu", "float8", "packed")
+    assert {type(module) for module in encoder.layers.modules()} >= {Float8Linear}
+    assert not any(isinstance(module, torch.nn.Linear) for module in encoder.layers.modules())
+    found = measure_throughput(encoder, TINY, "float8", 2048, 1024, 1)
+    assert all(each.tokens_per_second > 0 and each.mfu > 0 and each.padding == 0 for each in found)
 
 
 def test_every_profile_is_measured_and_packing_pads_nothing() -> None:
