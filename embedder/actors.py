@@ -19,6 +19,7 @@ from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.model.weighing import Weighing
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
+from embedder.places import BusyClock, Places
 from embedder.quantization import quantize
 from embedder.schema import CHUNKS
 from embedder.spec import EmbeddingSpec
@@ -46,10 +47,14 @@ class Pool:
     reader_cpus: float
     layout: Layout = "auto"
     backend: Backend = "auto"
+    initial: int | None = None
+    """Actors to begin with, where the cluster has room for more than the fewest already."""
+    calls: int = 1
+    """Units in an actor at a time: of two, one is made ready or packed up while the device is at the other."""
 
 
 class EncoderActor:
-    """Holds the model; only the token budget ever changes, and only down."""
+    """Holds the model; only the token budget ever changes, and only down. Takes `pool.calls` units at a time, each from a thread."""
 
     def __init__(self, job: Job, pool: Pool) -> None:
         with collected_rarely():
@@ -65,24 +70,29 @@ class EncoderActor:
         self.spec, self.ranges = job.spec, job.ranges
         self.folder, self.max_attempts = folder_of(job), job.max_attempts
         self.attempts = Attempts.listed(self.folder)
+        self.places, self.clock = Places(pool.calls), BusyClock()
 
     def __call__(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks; the token ids have done their work and go.
 
         The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
-        the documents that do it.
+        the documents that do it, and with no other beside it that might be what kills the worker.
         """
         encoded: dict[str, Any] = dict(row) | {"codes": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
         if row["chunks"] is None:
             return encoded
-        started = time.perf_counter()
         chunks = from_ipc(row["chunks"])
-        attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
-        if attempt > self.max_attempts:
-            chunks, result, killers = self.encode_carefully(row["name"], chunks)
-        else:
-            result, killers = self.encode(chunks), []
-        seconds = time.perf_counter() - started
+        result: Encoded | None = None
+        killers: list[int] = []
+        with self.places.one():
+            attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
+            started = time.perf_counter()
+            if attempt <= self.max_attempts:
+                result = self.encode(chunks)
+        if result is None:
+            with self.places.all():
+                chunks, result, killers = self.encode_carefully(row["name"], chunks)
+        seconds = self.clock.count(started)
         stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
@@ -96,7 +106,7 @@ class EncoderActor:
         """Embed chunks; a budget that was too large for the device's memory is not tried again."""
         token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
         result = self.encoder.encode(token_ids, self.token_budget)
-        self.token_budget = result.token_budget
+        self.token_budget = min(self.token_budget, result.token_budget)
         return result
 
     def encode_carefully(self, name: str, chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:

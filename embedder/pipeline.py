@@ -39,6 +39,8 @@ API_ACTORS = 4
 """Requests in flight at a time, of some seconds each, where the settings do not say."""
 API_ACTOR_CPUS = 0.1
 """It waits."""
+GPU_CALLS = 2
+"""Units in an actor on a GPU at a time. With one, a device that takes a second for a unit of 8,192 documents waits 0.1 s for the next."""
 
 Step = TypeVar("Step")
 
@@ -121,9 +123,13 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
         if compute.backend == "openvino":
             raise ConfigError("compute.backend=openvino: runs on CPUs, and compute.device=auto takes the cluster's GPUs; set it to cpu")
         held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
-        actors = compute.actors or (1, max(1, int(num_gpus / held)))
+        fitting = int(num_gpus / held)
+        actors = compute.actors or (1, max(1, fitting))
+        # all at once: Ray itself adds one at a time, each once the one before has loaded its model
+        initial, calls = min(actors[1], max(actors[0], fitting)), GPU_CALLS
         threads = max(1, int(cpus))
     else:
+        initial, calls = None, 1
         if not node_cpus and compute.actors is None:
             raise ConfigError(
                 "compute.actors: the cluster has no worker yet by which to choose; set it, as [1, 8], and compute.device to cuda "
@@ -139,7 +145,7 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
     budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)
     # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
-    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend)
+    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend, initial, calls)
 
 
 def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
@@ -196,9 +202,7 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
         .map(
             TapActor,
             fn_constructor_args=(tapping, pool),
-            compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus or None,
+            **ask_for(pool),
         )
     )
     for row in iterate(graph):
@@ -238,12 +242,22 @@ def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Data
         .map(
             actor,
             fn_constructor_args=arguments,
-            compute=ActorPoolStrategy(min_size=pool.actors[0], max_size=pool.actors[1]),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus or None,
+            **ask_for(pool),
         )
         .map(write_unit, fn_args=(job,), num_cpus=pool.reader_cpus / 4)
     )
+
+
+def ask_for(pool: Pool) -> dict[str, Any]:
+    """Say to Ray how many actors there are to be, what each holds, and how many calls each takes at a time."""
+    actors = ActorPoolStrategy(
+        min_size=pool.actors[0],
+        max_size=pool.actors[1],
+        initial_size=pool.initial,
+        max_concurrent_calls_per_actor=pool.calls,
+        enable_true_multi_threading=pool.calls > 1,
+    )
+    return {"compute": actors, "num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
 
 
 def choose_actor(job: Job, pool: Pool) -> tuple[type[Any], tuple[Any, ...]]:

@@ -1,6 +1,9 @@
 """The pipeline without Ray: what runs on which nodes, and what the encoder's actor does with a unit that took its worker down."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +16,10 @@ from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
-from embedder.pipeline import EncoderActor, lay_out_pool
+from embedder.pipeline import EncoderActor, ask_for, lay_out_pool
+from embedder.places import BusyClock, Places
+from embedder.stages import to_ipc
+from embedder.work import Stats
 
 
 class DeathError(Exception):
@@ -85,6 +91,40 @@ def test_an_actor_that_lost_its_node_cannot_take_the_place_of_another_ones_reade
 def test_gpus_that_are_still_to_come_are_asked_for() -> None:
     pool = lay_out_pool(ComputeConfig(device="cuda", actors=(1, 8)), [HEAD])
     assert (pool.device, pool.actors, pool.num_gpus, pool.num_cpus, pool.reader_cpus) == ("cuda", (1, 8), 1.0, 1.0, 0.99)
+
+
+@pytest.mark.parametrize(("asked", "num_gpus", "initial"), [(None, 4.0, 4), ((1, 8), 4.0, 4), ((2, 2), 4.0, 2), ((1, 8), 0.0, 1)])
+def test_every_gpu_that_is_there_gets_its_actor_at_once(asked: tuple[int, int] | None, num_gpus: float, initial: int) -> None:
+    pool = lay_out_pool(ComputeConfig(device="cuda", actors=asked), [HEAD, {"CPU": 16.0, "GPU": num_gpus}])
+    assert pool.initial == initial
+    assert ask_for(pool)["compute"].initial_size == initial
+
+
+def test_a_gpu_has_its_next_unit_at_hand_and_a_cpu_that_would_share_its_cores_has_not() -> None:
+    on_gpu, on_cpu = (lay_out_pool(ComputeConfig(device=device), [HEAD, {"CPU": 16.0, "GPU": 1.0}]) for device in ("cuda", "cpu"))
+    assert (on_gpu.calls, on_cpu.calls) == (2, 1)
+    asked = ask_for(on_gpu)["compute"]
+    assert (asked.max_concurrent_calls_per_actor, asked.enable_true_multi_threading) == (2, True)
+
+
+def test_a_unit_that_took_its_worker_down_too_often_is_taken_apart_with_no_other_beside_it(tmp_path: Path) -> None:
+    folder, alone = Folder(str(tmp_path), {}), []
+
+    class Watched(DoomedActor):
+        def encode(self, chunks: pa.Table) -> Encoded:
+            alone.append(self.places._free._value == 0 and self.places._taking_all.locked())
+            return super().encode(chunks)
+
+    for _ in range(2):
+        Attempts(folder).begin("suspect")
+    actor = Watched(folder, set())
+    actor.places, actor.clock, actor.attempts = Places(2), BusyClock(), Attempts.listed(folder)
+    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
+    chunks = pa.table({"document": pa.array([0, 1], pa.int32()), "token_ids": pa.array([[1], [2]])})
+    given = {name: actor({"name": name, "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats()))}) for name in ("sound", "suspect")}
+    assert [each["attempt"] for each in given.values()] == [1, 3]
+    assert alone == [False, True, True], "a sound unit as a whole, the documents of a suspect one each"
+    assert given["sound"]["codes"] == given["suspect"]["codes"]
 
 
 def test_a_cluster_without_any_worker_is_not_guessed_at() -> None:

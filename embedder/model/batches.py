@@ -14,6 +14,7 @@ from torch import Tensor
 from embedder.model.attention import PACKED, Segments
 from embedder.model.families import find_family, first_position, is_causal
 from embedder.model.packing import plan_packed, plan_padded
+from embedder.model.results import Encoded
 
 LayoutName = Literal["padded", "packed"]
 
@@ -154,6 +155,25 @@ class PackedBatch:
     def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
         """Add up each segment, one way after the other."""
         return torch.stack([self.sum_tokens(hidden * weights.unsqueeze(-1)) for weights in weights_P], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Batches that a device was given, and may still be at."""
+
+    sorted_NW: Tensor  # noqa: N815
+    """Rows in the order of the batches."""
+    batches: Sequence[np.ndarray]
+    """Which rows each holds."""
+    padded_tokens: int
+    token_budget: int
+
+    def fetch(self) -> Encoded:
+        """Wait for the device, the only time that anything does, and put the rows in the order they were given in."""
+        rows_NW = np.empty(self.sorted_NW.shape, dtype=np.float32)
+        if self.batches:
+            rows_NW[np.concatenate(self.batches)] = self.sorted_NW.cpu().numpy()
+        return Encoded(rows_NW, self.padded_tokens, self.token_budget)
 
 
 class PaddedLayout:

@@ -5,6 +5,7 @@ python -m tests.integration.made_up_gpus FOLDER FLAG…     (flags as for jobs.e
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,16 @@ def prepare(row: Row, job: Job) -> Iterator[dict[str, Any]]:
 
 
 class Encode(EncoderActor):
+    inside = 0
+
     def __call__(self, row: Row) -> dict[str, Any]:
+        """Note the call, and that it had another one beside it."""
         note("encode")
+        self.inside += 1
+        time.sleep(0.2)  # as long as a device takes, for the next call to come
+        if self.inside == 2:
+            note("side-by-side")
+        self.inside -= 1
         return super().__call__(row)
 
 

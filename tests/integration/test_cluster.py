@@ -104,7 +104,7 @@ def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, reposi
             run.stop()
         gpu_node, cpu_node = (worker.node_id for worker in workers)
     noted = [path.name.split() for path in notes.iterdir()]
-    assert {stage for stage, *_ in noted} == {"read", "encode", "write"}
+    assert {stage for stage, *_ in noted} == {"read", "encode", "side-by-side", "write"}
     assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "encode"} == {(gpu_node, "0")}
     assert len([stage for stage, *_ in noted if stage == "encode"]) == 2  # processes
     assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "read"} == {(cpu_node, "none")}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedder.actors import check_probe
+from embedder.actors import Pool, check_probe
+from embedder.config import ComputeConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.files import locate_model
+from embedder.pipeline import choose_pool
 from embedder.preparation import prepare_run
 from embedder.query import QueryEncoder
 from embedder.run import run_embed
@@ -56,6 +58,25 @@ def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     reference = SentenceTransformer(str(locate_model(local_site.model, None)[0]), device="cpu")
     wanted_ND = reference.encode([row["text"] for row in rows], normalize_embeddings=True)
     assert (vectors_of(rows) * wanted_ND).sum(axis=1).min() > 0.99999
+
+
+def test_an_actor_with_two_units_at_a_time_gives_the_same_table(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(local_site)
+    local_site.embed(source={"rows_per_unit": 2})
+    expected = local_site.rows()
+    pools = []
+
+    def choose(compute: ComputeConfig, is_api: bool) -> Pool:
+        pools.append(dataclasses.replace(choose_pool(compute, is_api), calls=2))
+        return pools[-1]
+
+    monkeypatch.setattr("embedder.run.choose_pool", choose)
+    summary = local_site.embed(source={"rows_per_unit": 2}, output={"replace": True, "store_text": False})
+    rows = local_site.rows()
+    assert len(pools) == 1
+    assert summary.stats.documents == 36
+    assert [(row["doc_id"], row["chunk"]) for row in rows] == [(row["doc_id"], row["chunk"]) for row in expected]
+    np.testing.assert_allclose(vectors_of(rows), vectors_of(expected), atol=1e-6)
 
 
 def test_a_second_run_does_nothing(site: Site) -> None:

@@ -1,6 +1,7 @@
 """Leaving at a shallow depth by a fitted map: the encoder does what the arithmetic says, on states that one pass tapped."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def test_one_pass_gives_the_raw_exits_and_the_full_vectors_too(family: str, tiny
     np.testing.assert_allclose(tapped.full_NW, model.load().encode(ids, 512).vectors_ND, atol=1e-5)
     norms = np.linalg.norm(tapped.states_NF.reshape(len(texts), -1, 64), axis=2)
     np.testing.assert_allclose(norms, 1, atol=1e-5)
+
+
+def test_threads_may_share_an_encoder_whatever_it_taps(tiny_model: TinyModel, texts: list[str], artifact: str) -> None:
+    spec, ids = tiny_model.resolve(depth=2, calibration=artifact).spec, tiny_model.tokenize(texts)
+    leaving = Encoder.load(spec, dtype="float32", calibration=calibrate(tiny_model))
+    whole = tiny_model.load()
+    calls = [
+        lambda: leaving.encode(ids, 32).vectors_ND,
+        lambda: whole.tap_exits(ids, 32, LAYERS, DEPTHS, WEIGHING).states_NF,
+        lambda: whole.tap(ids, 32, (1, 3))[3],
+    ]
+    expected = [call() for call in calls]
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda number: calls[number % 3](), range(60)))
+    for number, rows in enumerate(found):
+        np.testing.assert_allclose(rows, expected[number % 3], atol=1e-5)
 
 
 def test_an_artifact_comes_back_as_it_was_written(tiny_model: TinyModel, artifact: str) -> None:
