@@ -13,7 +13,7 @@ from embedder.spec import API, Exit, Quantization
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "padded", "packed"]
-Backend = Literal["auto", "torch", "openvino"]
+Backend = Literal["auto", "torch", "compiled", "openvino"]
 
 CPU_TOKENS = 1_024
 """Token budget on a CPU, where each core has a batch of its own: bfloat16 on 2 cores runs 1.2 x faster than at 4,096 with torch, and 1.06 x
@@ -178,7 +178,7 @@ class ComputeConfig(Section):
     layout: Layout = "auto"
     """packed: sequences end to end, nothing padded; padded: side by side; auto: packed on cuda in half precision, but for MPNet."""
     backend: Backend = "auto"
-    """What runs the layers: torch, or on a CPU openvino (extra); auto: openvino where it is installed and agrees with torch."""
+    """What runs the layers: torch, torch compiled, or on a CPU openvino (extra); auto: openvino where it is there and agrees with torch."""
     actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """Fewest and most encoder actors; left out: one for each GPU, or one for each CPU node."""
     num_gpus: Annotated[float, Field(gt=0)] | None = None

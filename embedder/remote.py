@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "rotate", "float8", "exit", "pooling", "layer_norm")
 """What only somebody who holds the weights can choose."""
-_OF_DEVICES = {"device": ("auto", "cpu"), "dtype": ("auto",), "layout": ("auto",)}
+_OF_DEVICES = {"device": ("auto", "cpu"), "dtype": ("auto",), "layout": ("auto",), "backend": ("auto", "torch")}
 """What an API leaves nothing to choose of, with the values that say nothing."""
 _OF_ENCODERS = ("token_budget", "num_gpus", "tokens_per_second", "price_per_device_hour_usd")
 

@@ -1,6 +1,6 @@
 """Measure the encoder alone with random weights, on a bare machine: torch, transformers, numpy, pyarrow and pydantic are enough.
 
-python -m jobs.throughput bert-large [--depth 12] [--device cuda] [--dtype float8] [--layout packed] [--tokens 2000000] [--json]
+python -m jobs.throughput bert-large [--depth 12] [--device cuda] [--dtype float8] [--layout packed] [--backend compiled] [--json]
 """
 
 import argparse
@@ -22,18 +22,19 @@ def main() -> int:
     asked.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float8"], default="bfloat16",
                        help="float8: of the layers' linear modules, all else in bfloat16; MFU is beside a product in bfloat16")  # fmt: skip
     asked.add_argument("--layout", choices=["padded", "packed"], default="packed")
+    asked.add_argument("--backend", choices=["torch", "compiled"], default="torch")
     asked.add_argument("--tokens", type=int, default=2_000_000, help="about so many a round")
     asked.add_argument("--token_budget", type=int, default=65_536)
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--json", action="store_true")
     chosen = asked.parse_args()
     shape = replace(SHAPES[chosen.model], layers=chosen.depth or SHAPES[chosen.model].layers)
-    encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout)
+    encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout, chosen.backend == "compiled")
     found = measure_throughput(encoder, shape, chosen.dtype, chosen.tokens, chosen.token_budget, chosen.rounds)
     if chosen.json:
         print(json.dumps({**vars(chosen), "shape": asdict(shape), "profiles": [asdict(each) for each in found]}))
         return 0
-    print(f"{chosen.model}, {shape.layers} x {shape.hidden_size}, {chosen.dtype}, {chosen.layout}, on {chosen.device}")
+    print(f"{chosen.model}, {shape.layers} x {shape.hidden_size}, {chosen.dtype}, {chosen.layout}, {chosen.backend}, on {chosen.device}")
     if chosen.dtype == "float8":
         print("MFU is beside a matrix product in bfloat16")
     for each in found:

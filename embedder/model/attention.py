@@ -4,6 +4,7 @@ T = tokens of all sequences of a batch, A = attention heads, K = heads of keys a
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,8 +22,6 @@ class Segments:
 
     offsets_S: Tensor  # noqa: N815
     """int32, on the device: the first token of each sequence, and the end of the last."""
-    bounds: tuple[int, ...]
-    """The same on the host."""
     longest: int
     is_causal: bool
 
@@ -43,9 +42,32 @@ def attend_packed(
 
     A sliding window reaches `sliding_window` - 1 tokens back, and as many ahead where attention is not causal.
     """
-    window = choose_window(sliding_window, segments.is_causal)
-    attend = attend_on_device if query_1ATE.is_cuda else attend_by_segment
-    return attend(query_1ATE, key_1KTE, value_1KTE, segments, scaling, window), None
+    attended: Tensor = attend(
+        query_1ATE, key_1KTE, value_1KTE, segments.offsets_S, segments.longest, segments.is_causal, scaling, sliding_window
+    )
+    return attended, None
+
+
+@torch.library.custom_op("embedder::attend", mutates_args=())
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets_S: Tensor,
+    longest: int,
+    is_causal: bool,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Attend where the tensors are. To whoever compiles a layer this is one step, however many sequences there are."""
+    segments, window = Segments(offsets_S, longest, is_causal), choose_window(sliding_window, is_causal)
+    run = attend_on_device if query.is_cuda else attend_by_segment
+    return run(query, key, value, segments, scaling, window)
+
+
+@attend.register_fake
+def _(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 def choose_window(sliding_window: int | None, is_causal: bool) -> tuple[int, int]:
@@ -80,7 +102,7 @@ def attend_by_segment(
 ) -> Tensor:
     """Attend by one sequence after the other, on any device and in any dtype."""
     attended = []
-    for start, stop in zip(segments.bounds[:-1], segments.bounds[1:], strict=True):
+    for start, stop in pairwise(segments.offsets_S.tolist()):
         query, key, value = (states[:, :, start:stop] for states in (query_1ATE, key_1KTE, value_1KTE))
         mask_LL = window_mask(stop - start, window).to(query.device) if max(window) >= 0 else None
         shares_keys = query.shape[1] != key.shape[1]

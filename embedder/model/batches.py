@@ -233,9 +233,7 @@ class PackedLayout:
         offsets_S = np.concatenate([[0], np.cumsum(lengths)])
         positions_T = np.arange(offsets_S[-1]) - np.repeat(offsets_S[:-1], lengths)
         ids_T = values[np.repeat(starts, lengths) + positions_T].astype(np.int64)
-        segments = Segments(
-            move(offsets_S.astype(np.int32), self._device), tuple(offsets_S.tolist()), int(lengths[0]), is_causal=self._is_causal
-        )
+        segments = Segments(move(offsets_S.astype(np.int32), self._device), int(lengths[0]), is_causal=self._is_causal)
         return PackedBatch(
             move(ids_T[None], self._device),
             move(positions_T[None].astype(np.int64) + self._first_position, self._device),

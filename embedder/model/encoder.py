@@ -30,7 +30,7 @@ from embedder.model.float8 import use_float8
 from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head
-from embedder.model.probing import LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
+from embedder.model.probing import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.rotation import Floats
 from embedder.model.runtime import set_threads
@@ -91,10 +91,11 @@ class Encoder:
         chosen_dtype = resolve_dtype(dtype, device, recipe.family, spec.float8)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, leave = load_way_out(spec, recipe, calibration, rotation_WW)
-        if resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8) == "openvino":
+        chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
+        if chosen_backend == "openvino":
             model = load_layers(spec, recipe, calibration, torch.float32)
             exact = cls(model, head, leave, spec.pooling, torch.device(device))
-            converted = agree_on_backend(exact, partial(exact.converted, chosen_dtype), backend)
+            converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
         model = load_layers(spec, recipe, calibration, chosen_dtype)
@@ -103,7 +104,15 @@ class Encoder:
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
         if spec.float8:  # after layouts agreed: it makes more of a last bit than the two may differ by
             use_float8(encoder.layers)
+        if chosen_backend == "compiled":
+            agree_on_backend(encoder.probe_rows(), encoder.compile_layers, backend, FLOAT8_COSINE if spec.float8 else LAYOUT_COSINE)
         return encoder
+
+    def compile_layers(self) -> "Encoder":
+        """Have torch compile the layers: one for all, since they share their code, for any number of sequences and tokens."""
+        for layer in self.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)  # hooks, by which layers are tapped, stay outside
+        return self
 
     def converted(self, dtype: torch.dtype) -> "Encoder":
         """Give this encoder with its layers and pooling run by OpenVINO, a batch a stream; the head, and all taps, stay torch's."""

@@ -23,7 +23,7 @@ from embedder.spec import FinalNorm
 
 logger = logging.getLogger(__name__)
 
-BackendName = Literal["torch", "openvino"]
+BackendName = Literal["torch", "compiled", "openvino"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
@@ -61,7 +61,7 @@ def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: L
     if float8:
         if backend == "openvino":
             raise ConfigError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
-        return "torch"
+        return "compiled" if backend == "compiled" else "torch"
     if backend != "auto":
         check_backend(backend)
         return backend

@@ -21,6 +21,8 @@ LAYOUT_PROBE_TOKENS = (300, 16, 3, 64)
 """Neighbours of other lengths, one longer than a window of ModernBERT or of a bidirectional Gemma 3."""
 LAYOUT_COSINE = 0.999
 """Least cosine of a vector packed to the same padded: a token that sees a neighbour, or misses its own, costs far more."""
+FLOAT8_COSINE = 0.99
+"""Least cosine between two ways to compute around float8, which makes more of a last bit."""
 
 logger = logging.getLogger("embedder")
 
@@ -70,18 +72,22 @@ def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
     )
 
 
-def agree_on_backend(expected: Probed, convert: Callable[[], Encoding], asked: Backend) -> Encoding | None:
-    """Give the converted encoder if it gives torch's vectors; else refuse where it was asked for, or warn and give None."""
+def agree_on_backend(
+    expected_ND: np.ndarray, convert: Callable[[], Encoding], asked: Backend, least: float = LAYOUT_COSINE
+) -> Encoding | None:
+    """Give the converted encoder if it gives torch's vectors of the probe; else refuse where it was asked for, or warn and give None."""
     try:
         converted = convert()
-        cosine = least_cosine(converted.probe_rows(), expected.probe_rows())
-        fault = f"a probe's vector has a cosine of {cosine:.4f} to torch's ({LAYOUT_COSINE})"
-        if cosine >= LAYOUT_COSINE:
+        cosine = least_cosine(converted.probe_rows(), expected_ND)
+        fault = f"a probe's vector has a cosine of {cosine:.4f} to torch's ({least})"
+        if cosine >= least:
             return converted
-    except ModelError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ModelError, RuntimeError) as error:  # what a converter or compiler raises of its own
         fault = str(error)
-    if asked == "openvino":
-        raise ModelError(f"compute.backend=openvino: {fault}; choose auto or torch")
+    if asked != "auto":
+        raise ModelError(f"compute.backend={asked}: {fault}; choose auto or torch")
     logger.warning("compute.backend=auto: openvino: %s; going on with torch, which is slower", fault)
     return None
 

@@ -244,8 +244,10 @@ class CalibrateConfig(Section):
         given += [name for name in ("quantization", "rotate", "float8") if getattr(self.embedding, name) not in ("none", False)]
         if given:
             raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
-        if self.compute.backend == "openvino":
-            raise ValueError("compute.backend=openvino: a sample is tapped by torch; leave it out, and set it in the embed run")
+        if self.compute.backend in ("openvino", "compiled"):
+            raise ValueError(
+                f"compute.backend={self.compute.backend}: a sample is tapped by torch; leave it out, and set it in the embed run"
+            )
         if self.calibrate.method == "distill" and not self.calibrate.depths:
             raise ValueError("calibrate.depths: distill trains each depth for itself; name those that are wanted")
         if self.calibrate.method == "distill" and not self.embedding.normalize:

@@ -54,7 +54,7 @@ class Throughput:
     """Arithmetic of the layers done a second, beside what a large matrix product, for float8 one in bfloat16, reaches on the device."""
 
 
-def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName) -> Encoder:
+def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName, is_compiled: bool = False) -> Encoder:
     """Build a BERT of random weights with mean pooling."""
     if dtype == FLOAT8:
         check_device(device)
@@ -86,7 +86,7 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
     encoder = Encoder(model, Head(nn.Sequential(), spec), None, spec.pooling, torch.device(device), layout)
     if dtype == FLOAT8:
         use_float8(encoder.layers)
-    return encoder
+    return encoder.compile_layers() if is_compiled else encoder
 
 
 def around(dtype: str) -> torch.dtype:

@@ -17,7 +17,7 @@ WINDOWS = [(None, False), (None, True), (5, False), (5, True), (1, True)]
 
 def segments(is_causal: bool = False, device: str = "cpu") -> Segments:
     bounds = [sum(LENGTHS[:number]) for number in range(len(LENGTHS) + 1)]
-    return Segments(torch.tensor(bounds, dtype=torch.int32, device=device), tuple(bounds), max(LENGTHS), is_causal)
+    return Segments(torch.tensor(bounds, dtype=torch.int32, device=device), max(LENGTHS), is_causal)
 
 
 def states(heads: int = 4, key_heads: int = 2, **options: Any) -> tuple[Tensor, Tensor, Tensor]:

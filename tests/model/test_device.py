@@ -1,6 +1,7 @@
 """On a GPU (pytest -m gpu): what everything else here proves on a CPU."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,3 +53,19 @@ def test_packed_asked_for_by_name_is_checked_and_kept(tiny_model: TinyModel, tex
 def test_a_budget_is_found_from_free_memory(tiny_model: TinyModel) -> None:
     encoder = Encoder.load(tiny_model.resolve().spec, "cuda", "bfloat16")
     assert LEAST_TOKENS <= encoder.find_token_budget(0.01) <= encoder.find_token_budget() <= MOST_TOKENS
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_compiled_layers_give_the_same(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
+    model = tiny_models(family)
+    ids, spec = model.tokenize(texts), model.resolve().spec
+    plain, compiled = (Encoder.load(spec, "cuda", "bfloat16", backend=backend) for backend in ("torch", "compiled"))
+    assert (plain.encode(ids, 512).vectors_ND * compiled.encode(ids, 512).vectors_ND).sum(axis=1).min() >= 0.999
+
+
+def test_threads_share_a_device(tiny_model: TinyModel, texts: list[str]) -> None:
+    encoder, ids = Encoder.load(tiny_model.resolve().spec, "cuda", "bfloat16"), tiny_model.tokenize(texts)
+    expected_ND = encoder.encode(ids, 64).vectors_ND
+    with ThreadPoolExecutor(2) as threads:
+        for vectors_ND in threads.map(lambda _: encoder.encode(ids, 64).vectors_ND, range(20)):
+            np.testing.assert_allclose(vectors_ND, expected_ND, atol=1e-5)

@@ -1,0 +1,107 @@
+"""Layers compiled by torch give what they give as they are, for every family and in both layouts, without being compiled ever again."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from embedder.config import Layout
+from embedder.errors import ModelError
+from embedder.model.encoder import Encoder
+from embedder.model.families import FAMILIES
+from embedder.model.loading import resolve_backend
+from tests.model.conftest import CONFIGS, TinyModel
+from tests.model.test_exits import calibrate
+
+pytestmark = [
+    pytest.mark.real,  # a compiler, seconds a model
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # torch's compiler is the one that uses it
+]
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    """Each test compiles for itself."""
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def load(model: TinyModel, layout: Layout = "packed", **embedding: Any) -> Encoder:
+    return Encoder.load(model.resolve(**embedding).spec, dtype="float32", layout=layout, backend="compiled")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_gives_the_same_compiled(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
+    model = tiny_models(family)
+    ids = model.tokenize(texts)
+    layout: Layout = "packed" if FAMILIES[family].packed else "padded"
+    np.testing.assert_allclose(load(model, layout).encode(ids, 512).vectors_ND, model.load().encode(ids, 512).vectors_ND, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_padded_batches_give_the_same_too(tiny_model: TinyModel, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    expected_ND = tiny_model.load().encode(ids, 64).vectors_ND
+    np.testing.assert_allclose(load(tiny_model, "padded").encode(ids, 64).vectors_ND, expected_ND, atol=1e-5)
+
+
+def test_batches_of_any_shape_run_what_was_compiled_when_the_model_was_loaded(tiny_model: TinyModel, texts: list[str]) -> None:
+    encoder, ids = load(tiny_model), tiny_model.tokenize(texts)
+    compiled = counters["stats"]["unique_graphs"]
+    assert 0 < compiled <= 2, "once for all layers, and at most once more for lengths that differ"
+    for token_budget in (16, 33, 64, 128, 200, 512):
+        for first in range(0, len(ids) - 2, 3):
+            encoder.encode(ids[first:], token_budget)
+    assert counters["stats"]["unique_graphs"] <= 2
+    assert not counters["graph_break"]
+
+
+def test_a_calibrated_exit_taps_compiled_layers(tiny_model: TinyModel, texts: list[str], tmp_path: Path) -> None:
+    calibration, ids = calibrate(tiny_model), tiny_model.tokenize(texts)
+    leaving = {"exit": "calibrated", "calibration": calibration.fingerprint, "depth": 2}
+    spec = tiny_model.resolve().spec.model_copy(update=leaving)
+    plain, compiled = (
+        Encoder.load(spec, dtype="float32", calibration=calibration, layout="packed", backend=backend) for backend in ("torch", "compiled")
+    )
+    np.testing.assert_allclose(compiled.encode(ids, 128).vectors_ND, plain.encode(ids, 128).vectors_ND, atol=1e-5)
+
+
+def test_layers_in_float8_are_compiled_as_they_are(tiny_model: TinyModel, texts: list[str]) -> None:
+    spec, ids = tiny_model.resolve(float8=True).spec, tiny_model.tokenize(texts)
+    plain, compiled = (Encoder.load(spec, layout="packed", backend=backend) for backend in ("torch", "compiled"))
+    cosines = (plain.encode(ids, 128).vectors_ND * compiled.encode(ids, 128).vectors_ND).sum(axis=1)
+    assert cosines.min() >= 0.98
+
+
+def test_auto_does_not_compile() -> None:
+    assert resolve_backend("auto", "cuda", torch.bfloat16, "packed") == "torch"
+    assert resolve_backend("compiled", "cuda", torch.bfloat16, "packed") == "compiled"
+
+
+def test_layers_that_come_out_wrong_are_refused(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda states, *rest, **named: forward(states.roll(1, -1), *rest, **named))
+    with pytest.raises(ModelError, match=r"compute\.backend=compiled: a probe's vector .* to torch's \(0\.999\); choose auto"):
+        load(tiny_model)
+
+
+def test_a_machine_without_a_compiler_is_told_so(minilm: str, tmp_path: Path) -> None:
+    code = (
+        "from embedder.config import *; from embedder.model.resolve import resolve_model; from embedder.model.encoder import Encoder\n"
+        "from embedder.errors import ModelError\n"
+        f"spec = resolve_model(EmbeddingConfig(model={minilm!r}, depth=1), ChunkingConfig()).spec\n"
+        "try: Encoder.load(spec, dtype='float32', backend='compiled')\n"
+        "except ModelError as error: print(error)"
+    )
+    environment = os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+    assert told.startswith("compute.backend=compiled: ")
+    assert "No working C++ compiler" in told
