@@ -50,6 +50,7 @@ def test_everything_needed_to_run_and_to_test_is_pinned() -> None:
 
 
 def test_the_tests_run_with_the_pinned_versions() -> None:
-    installed = {canonicalize_name(each.metadata["Name"]): each.version.partition("+")[0] for each in metadata.distributions()}
+    found = reversed([*metadata.distributions()])  # the first on the path counts: setuptools, once imported, adds copies of its own
+    installed = {canonicalize_name(each.metadata["Name"]): each.version.partition("+")[0] for each in found}
     differ = {name: (PINS[name], installed[name]) for name in needed_names("test") if name in installed and installed[name] != PINS[name]}
     assert differ == {}, "pinned, installed; pip install -c deploy/constraints.txt -e '.[test]', or pin what was tested"
