@@ -57,7 +57,7 @@ class Machine:
 
     def around_float8(self) -> "Machine":
         """Give what computes around layers in float8, whatever the others compute in."""
-        return replace(self, dtype="bfloat16", backend="torch")
+        return replace(self, dtype="bfloat16", backend="compiled" if self.backend == "compiled" else "torch")
 
 
 def choose_machine(compute: ComputeConfig) -> Machine:
