@@ -1,6 +1,6 @@
-"""Rows of token ids → batches on the device, padded side by side or packed end to end; both know how to be run and summed.
+"""Rows of token ids → batches on the device, padded side by side or packed end to end; both know how to be run and pooled.
 
-B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size.
+B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size, P = poolings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,14 +42,25 @@ class Batch(Protocol):
     def places(self) -> Tensor:
         """How far each token is from its sequence's first, laid out likewise."""
 
+    @property
+    def places_left(self) -> Tensor:
+        """How far each token is from its sequence's last."""
+
+    @property
+    def padding(self) -> Tensor:
+        """True where a token is none of a sequence's own."""
+
     def inputs(self) -> Mapping[str, Any]:
         """Give what the model is called with."""
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
 
-    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
-        """Add them up once for each way of weighing, laid out as the tokens are, in float32: (B, P, H)."""
+    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        """Average them by each query's attention, softmax(query · state + bias), in float32: (B, P, H).
+
+        The bias is (B, P, L) where a batch is padded, padding included, and (1, P, T) where it is packed.
+        """
 
 
 class BatchLayout(Protocol):
@@ -96,6 +107,16 @@ class PaddedBatch:
         """Count along each row, padding included."""
         return torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device).expand_as(self.ids_BL)
 
+    @property
+    def places_left(self) -> Tensor:
+        """Count back along each row."""
+        return self.lengths_B.unsqueeze(-1) - 1 - self.places
+
+    @property
+    def padding(self) -> Tensor:
+        """What fills up rows."""
+        return torch.zeros_like(self.ids_BL, dtype=torch.bool) if self.mask_BL is None else ~self.mask_BL
+
     def inputs(self) -> Mapping[str, Any]:
         """Give ids and mask."""
         return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
@@ -106,12 +127,11 @@ class PaddedBatch:
             hidden = hidden * self.mask_BL.unsqueeze(-1)
         return hidden.sum(dim=1, dtype=torch.float32)
 
-    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
-        """Add up along each row, all ways in one product."""
-        weights_BPL = torch.stack(tuple(weights_P), dim=1)
-        if self.mask_BL is not None:
-            weights_BPL = weights_BPL * self.mask_BL.unsqueeze(1)
-        return torch.bmm(weights_BPL, hidden.float())
+    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        """Attend along each row, by all queries in one product."""
+        states_BLH = hidden.float()
+        logits_BPL = torch.baddbmm(bias, queries_PH.expand(states_BLH.shape[0], -1, -1), states_BLH.transpose(1, 2))
+        return torch.bmm(logits_BPL.softmax(dim=-1), states_BLH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +163,38 @@ class PackedBatch:
         """Count anew in each segment."""
         return self.positions_1T - self.positions_1T[:, :1]  # families differ in where they start to count
 
+    @property
+    def places_left(self) -> Tensor:
+        """Count back in each segment."""
+        return self._spread(self.lengths_B) - 1 - self.places
+
+    @property
+    def padding(self) -> Tensor:
+        """Nothing."""
+        return torch.zeros_like(self.ids_1T, dtype=torch.bool)
+
     def inputs(self) -> Mapping[str, Any]:
         """Give ids, positions that start again with each sequence, and the bounds that attention keeps to."""
         return {"input_ids": self.ids_1T, "position_ids": self.positions_1T, "segments": self.segments}
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up each segment."""
-        # unsafe leaves out a check of the lengths, for which the host would wait for the device
-        return torch.segment_reduce(hidden[0].float(), "sum", lengths=self.lengths_B, unsafe=True)
+        return self._reduce(hidden[0].float(), "sum")
 
-    def weigh_tokens(self, hidden: Tensor, weights_P: Sequence[Tensor]) -> Tensor:
-        """Add up each segment, one way after the other."""
-        return torch.stack([self.sum_tokens(hidden * weights.unsqueeze(-1)) for weights in weights_P], dim=1)
+    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        """Attend within each segment, by one query after the other."""
+        states_TH = hidden[0].float()
+        logits_TP = states_TH @ queries_PH.T + bias[0].T
+        weights_TP = torch.exp(logits_TP - self._spread(self._reduce(logits_TP.detach(), "max")))
+        sums_BPH = torch.stack([self._reduce(states_TH * weights_T.unsqueeze(-1), "sum") for weights_T in weights_TP.unbind(-1)], dim=1)
+        return sums_BPH / self._reduce(weights_TP, "sum").unsqueeze(-1)
+
+    def _reduce(self, values_TX: Tensor, how: str) -> Tensor:
+        # unsafe leaves out a check of the lengths, for which the host would wait for the device
+        return torch.segment_reduce(values_TX, how, lengths=self.lengths_B, unsafe=True)
+
+    def _spread(self, values_BX: Tensor) -> Tensor:
+        return values_BX.repeat_interleave(self.lengths_B, dim=0, output_size=self.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)

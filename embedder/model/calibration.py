@@ -23,11 +23,11 @@ from embedder.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 
-FORMAT = 4
+FORMAT = 5
 """Raised when an artifact of before could be misread.
 
 2: maps also read the mean weighted by token; 3: that weighted by place; 4: in the place of both, the means of learned queries;
-and there is a rotation.
+and there is a rotation; 5: what a token counts has no bounds.
 """
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"

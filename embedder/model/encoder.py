@@ -34,7 +34,7 @@ from embedder.model.probing import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TO
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.rotation import Floats
 from embedder.model.runtime import set_threads
-from embedder.model.taps import LayerPooler, tap_layers
+from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
 from embedder.model.weighing import Weighing
 from embedder.spec import EmbeddingSpec, Pooling
 
@@ -187,7 +187,7 @@ class Encoder:
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
-        pool = self._pool_layer if weighing is None else self._exit_pooler(weighing)
+        pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
         width = len(depths) * (1 if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
         with self._turn, self._tapped(depths, pool) as forward:
             queued = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0])
@@ -201,7 +201,7 @@ class Encoder:
         pool = self._exit_pooler(weighing)
         block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
         width = len(layers) * block
-        with self._turn, self._tapped(layers, pool) as forward:
+        with self._turn, self._tapped(layers, pool()) as forward:
 
             def finish(batch: Batch) -> Tensor:
                 states_BF, hidden = forward(batch)
@@ -217,8 +217,8 @@ class Encoder:
     def _exit_pooler(self, weighing: Weighing) -> ExitPooler:
         return ExitPooler(self._pooling, weighing).to(self._device)
 
-    def _pool_layer(self, _depth: int, hidden: Tensor, batch: Batch) -> Tensor:
-        return self._pool(hidden, batch)
+    def _layer_pooler(self, batch: Batch) -> PoolLayer:
+        return lambda _depth, hidden: self._pool(hidden, batch)
 
     @contextmanager
     def _pooled(self) -> Iterator[Forward]:
@@ -228,7 +228,7 @@ class Encoder:
         elif self._exit is None:
             yield lambda batch: self._pool(self._hidden(batch), batch)
         else:
-            with self._tapped(self._exit.layers, self._exit.pool) as forward:
+            with self._tapped(self._exit.layers, self._exit.pool()) as forward:
                 yield lambda batch: forward(batch)[0]
 
     @contextmanager

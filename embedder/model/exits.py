@@ -12,20 +12,22 @@ from torch.nn import functional
 
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
-from embedder.model.pooling import POOLERS
-from embedder.model.weighing import LEAD_TOKENS, MOST_LOGIT, NUM_QUERIES, Weighing
+from embedder.model.taps import LayerPooler, PoolLayer
+from embedder.model.weighing import LEAD_TOKENS, NUM_QUERIES, Weighing
 from embedder.spec import Pooling
 
 Floats = npt.NDArray[np.float32]
 
 NUM_POOLINGS = 2 + NUM_QUERIES
+NEVER = -1e9
+"""Added to what a token counts the exponential of."""
 
 
 class ExitPooler(nn.Module):
     """Pools the states of a layer that a map reads, side by side: the mean, the token that gathers the text, two learned means.
 
-    A learned mean is attention with a fixed query: what the softmax divides by is left out, since pooled states are made
-    length 1. Queries belong to a layer and not to a depth, so one pass serves every exit.
+    All of them are attention with a fixed query. The first two ask nothing of a state: one sees every token alike, the other sees
+    one token alone. Queries belong to a layer and not to a depth, so one pass serves every exit.
     """
 
     def __init__(self, pooling: Pooling, weighing: Weighing) -> None:
@@ -37,22 +39,24 @@ class ExitPooler(nn.Module):
         self.register_buffer("log_rarity_V", torch.from_numpy(weighing.log_rarity_V))
         self.queries_TQX = nn.Parameter(torch.from_numpy(weighing.queries_TQX.copy()), requires_grad=False)
 
-    def forward(self, layer: int, hidden: Tensor, batch: Batch) -> Tensor:
-        """Give (B, P·H); learned means are of no certain length."""
-        states = hidden.float()
-        weights_LQ = torch.exp(self.logits(layer, states, batch).clamp(-MOST_LOGIT, MOST_LOGIT))
-        sums_BPH = batch.weigh_tokens(states, (torch.ones_like(weights_LQ[..., 0]), *weights_LQ.unbind(-1)))
-        mean_BH = sums_BPH[:, 0] / batch.lengths_B.unsqueeze(-1)
-        return torch.cat([mean_BH, POOLERS[self.gathering](states, batch), sums_BPH[:, 1:].flatten(1)], dim=1)
+    def forward(self) -> LayerPooler:
+        """Give what pools a batch's states, layer by layer, by the queries as they are now: (B, P·H) of each."""
+        queries_TPX = functional.pad(self.queries_TQX, (0, 2, NUM_POOLINGS - NUM_QUERIES, 0))
+        queries_TPX[..., -2] = NEVER
+        queries_TPX[:, 1, -1] = NEVER
+        by_state_TPH, by_token_TPX = queries_TPX[..., :-5], queries_TPX[..., -5:]
 
-    def logits(self, layer: int, states: Tensor, batch: Batch) -> Tensor:
-        """Give the logarithm of what each token counts, by query: (…, L, Q)."""
-        queries_QX = self.queries_TQX[layer]
-        by_state_QH, (by_rarity_Q, by_place_Q, constant_Q) = queries_QX[:, :-3], queries_QX[:, -3:].T
-        rarity_L = self.log_rarity_V[batch.token_ids].unsqueeze(-1)
-        place_L = batch.places.unsqueeze(-1) / LEAD_TOKENS
-        logits_LQ: Tensor = states @ by_state_QH.T + rarity_L * by_rarity_Q + place_L * by_place_Q + constant_Q
-        return logits_LQ
+        def read(batch: Batch) -> PoolLayer:
+            bias = torch.unflatten(by_token_TPX.flatten(0, 1) @ self.read(batch), 1, by_token_TPX.shape[:2])
+            return lambda layer, hidden: batch.attend(by_state_TPH[layer], bias[:, layer], hidden).flatten(1)
+
+        return read
+
+    def read(self, batch: Batch) -> Tensor:
+        """Give what queries read of a token besides its state: rarity, place, one, whether it is padding, and not the gathering one."""
+        rarity_L, places_L = self.log_rarity_V[batch.token_ids], batch.places
+        apart_L = batch.places_left if self.gathering == "last" else places_L
+        return torch.stack((rarity_L, places_L / LEAD_TOKENS, torch.ones_like(rarity_L), batch.padding, apart_L != 0), dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:

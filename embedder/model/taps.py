@@ -13,20 +13,23 @@ from torch import Tensor, nn
 
 from embedder.model.batches import Batch
 
-LayerPooler = Callable[[int, Tensor, Batch], Tensor]
-"""A layer's depth, its states and the batch → what is kept of them."""
+PoolLayer = Callable[[int, Tensor], Tensor]
+"""A layer's depth and its states → what is kept of them."""
+LayerPooler = Callable[[Batch], PoolLayer]
+"""A batch → what pools its states; what all layers need to know of its tokens is read once."""
 
 
 class Taps(threading.local):
     """What one thread's batch has given so far: on a CPU, batches run side by side."""
 
-    def __init__(self) -> None:
-        self.batch: Batch | None = None
+    def __init__(self, pooler: LayerPooler) -> None:
+        self.pooler = pooler
+        self.pool: PoolLayer | None = None
         self.pooled: dict[int, Tensor] = {}
 
     def start(self, batch: Batch) -> None:
         """Forget the batch before and take up another."""
-        self.batch, self.pooled = batch, {}
+        self.pool, self.pooled = self.pooler(batch), {}
 
     def collect(self, depths: Sequence[int]) -> Tensor:
         """Give the batch's pooled states side by side, of shape (B, T·H)."""
@@ -34,13 +37,13 @@ class Taps(threading.local):
 
 
 @contextmanager
-def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pool: LayerPooler, depths: Sequence[int]) -> Iterator[Taps]:
+def tap_layers(layers: nn.ModuleList, final_norm: nn.Module, pooler: LayerPooler, depths: Sequence[int]) -> Iterator[Taps]:
     """Hook the layers: the state after each tapped one goes through the final norm and is pooled. Depth 0 is what the first is given."""
-    taps = Taps()
+    taps = Taps(pooler)
 
     def tap(depth: int, hidden: Tensor) -> None:
-        assert taps.batch is not None, "a batch is started before it is run"
-        taps.pooled[depth] = pool(depth, final_norm(hidden), taps.batch)
+        assert taps.pool is not None, "a batch is started before it is run"
+        taps.pooled[depth] = taps.pool(depth, final_norm(hidden))
 
     def before_first(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tap(0, args[0] if args else kwargs["hidden_states"])

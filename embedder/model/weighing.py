@@ -16,8 +16,6 @@ LEAD_TOKENS = 20
 """By the starting query for the beginning, a token so far from it counts 1/e of what the first does."""
 LEAST_RARITY = 0.1
 """Added to a rarity before its log: a token that every text holds counts 1% of the rarest, and not nothing."""
-MOST_LOGIT = 20.0
-"""Either way: the lightest token counts e⁻⁴⁰ of the heaviest, and sums over any text stay within float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from embedder.model.families import find_family
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
-from embedder.model.taps import tap_layers
+from embedder.model.taps import PoolLayer, tap_layers
 from embedder.model.weighing import Weighing
 from embedder.spec import EmbeddingSpec
 from embedder.study.config import DistillSettings
@@ -141,16 +141,18 @@ class Student(nn.Module):
         path = self.family.final_norm
         final_norm = self.model.get_submodule(path) if path else nn.Identity()
         layers: Any = self.model.get_submodule(self.family.layers)
-        with tap_layers(layers, final_norm, self._pool, self.layers) as taps:
+        with tap_layers(layers, final_norm, self._read, self.layers) as taps:
             taps.start(batch)
             self.model(**batch.inputs())
             states_BF = taps.collect(self.layers)
         return normalise_states(states_BF, int(self.model.config.hidden_size))
 
-    def _pool(self, layer: int, hidden: Tensor, batch: Batch) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):  # which would sum up in bfloat16
-            pooled_BF: Tensor = self.pool(layer, hidden, batch)
-        return pooled_BF
+    def _read(self, batch: Batch) -> PoolLayer:
+        off = torch.autocast(batch.lengths_B.device.type, enabled=False)  # which would sum up in bfloat16
+        with off:
+            pool: PoolLayer = self.pool()(batch)
+        undisturbed: PoolLayer = off(pool)
+        return undisturbed
 
     def exit_map(self) -> ExitMap:
         """Fold the correction into the map."""

@@ -140,7 +140,7 @@ class Student(nn.Module):
         path = self.family.final_norm
         final_norm = self.model.get_submodule(path) if path else nn.Identity()
         layers: Any = self.model.get_submodule(self.family.layers)
-        with tap_layers(layers, final_norm, self.pool, self.features.tapped) as taps:
+        with tap_layers(layers, final_norm, self.pool(), self.features.tapped) as taps:
             taps.start(batch)
             self.model(**batch.inputs())
             states_BF = taps.collect(self.features.tapped)

@@ -167,8 +167,8 @@ def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) 
 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
     description = Path(artifact, DESCRIPTION)
-    description.write_text(description.read_text().replace('"format": 4', '"format": 3'))
-    with pytest.raises(ConfigError, match="format 3, expected 4; make it anew"):
+    description.write_text(description.read_text().replace('"format": 5', '"format": 4'))
+    with pytest.raises(ConfigError, match="format 4, expected 5; make it anew"):
         load_calibration(artifact)
 
 
