@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ def start_ray() -> None:
     if not ray.is_initialized() and address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with muted_stderr():
+        with held_stderr():
             ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
         atexit.register(ray.shutdown)  # goes before Ray's own, which first sleeps for the sake of logs that are not shown here
     elif not ray.is_initialized():
@@ -87,17 +88,20 @@ def start_ray() -> None:
 
 
 @contextmanager
-def muted_stderr() -> Iterator[None]:
-    """Keep Ray's native code from announcing its own log level; failures to start are raised, not printed."""
+def held_stderr() -> Iterator[None]:
+    """Keep Ray's native code from announcing its own log level; what others write meanwhile comes out afterwards."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            sys.stderr.writelines(line for line in held.read().decode(errors="replace").splitlines(True) if "Set ray log level" not in line)
 
 
 def choose_pool(compute: ComputeConfig, is_api: bool = False) -> Pool:

@@ -58,13 +58,12 @@ class Prepared:
         return self.table is not None and not self.plan.keep and not (self.same_space and self.table.schema.equals(self.schema))
 
 
-def prepare_run(config: EmbedConfig) -> Prepared:
-    """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found."""
+def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = lambda _: None) -> Prepared:
+    """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found.
+
+    `begin` is called as soon as it is clear that there is work, shards and no table yet, and before the model is looked at.
+    """
     problems: list[str] = []
-    model = _collect(problems, lambda: resolve(config))
-    if model:
-        spec = model.spec
-        _collect(problems, lambda: check_gate(config, spec))
     _collect(problems, lambda: check_backend(config.compute.backend))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     listing = _collect(problems, lambda: list_source(config, table))
@@ -72,6 +71,12 @@ def prepare_run(config: EmbedConfig) -> Prepared:
     if listing:
         columns = table.schema if table else None
         metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, columns))
+    if table is None and not problems:
+        begin(config)
+    model = _collect(problems, lambda: resolve(config))
+    if model:
+        spec = model.spec
+        _collect(problems, lambda: check_gate(config, spec))
     if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
         changes = "; ".join(table.spec.differences(model.spec))
         problems.append(

@@ -6,11 +6,13 @@ import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from types import MappingProxyType
 
-from embedder.config import SourceConfig
+from embedder.config import EmbedConfig, SourceConfig
 from embedder.errors import CommitError, SourceError
 from embedder.logs import about, log_about
 from embedder.masking import mask_secrets
@@ -75,6 +77,14 @@ class Outcome:
             encoder_busy_share=self.encoder_busy_share or other.encoder_busy_share,
             actors=max(self.actors, other.actors),
         )  # fmt: skip
+
+
+def begin_run(config: EmbedConfig) -> None:
+    """Start Ray while a thread imports what looking at a model takes: seconds each, and each on a core of its own."""
+    with ThreadPoolExecutor(1) as beside:
+        if not config.embedding.is_api:
+            beside.submit(import_module, "transformers.models.auto.tokenization_auto")  # a failure comes again where it is used
+        start_ray()
 
 
 def run_embed(prepared: Prepared) -> Summary:

@@ -13,7 +13,7 @@ from embedder.notices import Ending, notified
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.recut import check_cuts, run_cuts
-from embedder.run import run_embed
+from embedder.run import begin_run, run_embed
 from embedder.settings import dump_config, load_config, run_job
 
 ACTIONS = ("dry-run", "print-config", "json")
@@ -32,9 +32,10 @@ def embed(args: Sequence[str], ending: Ending) -> int:
     if "print-config" in invocation.actions:
         print(dump_config(invocation.config), end="")
         return 0
-    prepared = prepare_run(invocation.config)
+    is_dry = "dry-run" in invocation.actions
+    prepared = prepare_run(invocation.config) if is_dry else prepare_run(invocation.config, begin_run)
     check_cuts(invocation.config, prepared.spec)
-    if "dry-run" in invocation.actions:
+    if is_dry:
         preview = preview_run(prepared)
         print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
         return 0

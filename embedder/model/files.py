@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig
 
 from embedder.errors import ModelError
 from embedder.model.checksum import TOKENIZER_FILES, compute_checksum
@@ -77,6 +76,8 @@ def read_recipe(folder: Path) -> ModelRecipe:
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
     family = find_family(raw.get("model_type"))
+    from transformers import AutoConfig  # brings torch: seconds, which what was refused above is spared
+
     config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
     _refuse_ignored_names(raw, config, family)
     limit = position_limit(config)

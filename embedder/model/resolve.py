@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
-from transformers import AutoTokenizer
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
@@ -76,6 +75,8 @@ def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """Load the Rust tokenizer behind AutoTokenizer, without truncation and padding."""
+    from transformers import AutoTokenizer  # brings torch: seconds
+
     loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not loaded.is_fast:
         raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")

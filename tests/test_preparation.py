@@ -1,0 +1,62 @@
+"""What takes seconds begins beside the rest of the preparation, once there is something to do it for."""
+
+from pathlib import Path
+
+import pytest
+
+from embedder.config import EmbedConfig
+from embedder.errors import ConfigError
+from embedder.output.table import Change, commit_table
+from embedder.preparation import prepare_run
+from embedder.work import Part, PartName, Stats
+from tests.integration.conftest import Corpus, Site, documents
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def site(tmp_path: Path, minilm: str) -> Site:
+    site = Site(Corpus(str(tmp_path / "corpus")), str(tmp_path / "table"), minilm)
+    site.corpus.put("a.jsonl", documents(0, 5))
+    return site
+
+
+@pytest.fixture
+def begun() -> list[EmbedConfig]:
+    return []
+
+
+def test_a_first_run_begins_once(site: Site, begun: list[EmbedConfig]) -> None:
+    config = site.config()
+    prepare_run(config, begun.append)
+    assert begun == [config]
+
+
+def test_it_begins_before_the_model_is_looked_at(site: Site, begun: list[EmbedConfig]) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        prepare_run(site.config(embedding={"model": "./nowhere"}), begun.append)
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize(
+    "sections", [{"source": {"id_column": "nothing"}}, {"source": {"uri": "nowhere"}}, {"compute": {"backend": "openvino"}}], ids=str
+)
+def test_nothing_begins_for_settings_that_are_refused(
+    site: Site, begun: list[EmbedConfig], sections: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedder.model.backends.has_openvino", lambda: False)
+    with pytest.raises(ConfigError):
+        prepare_run(site.config(**sections), begun.append)
+    assert not begun
+
+
+def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: list[EmbedConfig]) -> None:
+    prepared = prepare_run(site.config())
+    parts = [Part(str(PartName(task.key, task.version, 0, 5, True)), 5, 1_000, Stats(documents=5, chunks=5)) for task in prepared.plan.read]
+    for part in parts:
+        Path(site.table_uri).mkdir(exist_ok=True)
+        Path(site.table_uri, part.name).touch()
+    info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
+    commit_table(site.table_uri, {}, Change(tuple(parts), (), prepared.schema, info), None)
+    assert prepare_run(site.config(), begun.append).plan.is_empty
+    assert not begun
