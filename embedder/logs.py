@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -55,6 +57,23 @@ def complain(text: str) -> None:
         return
     record = logger.makeRecord(logger.name, logging.CRITICAL, "", 0, text, (), None)
     print(JsonFormatter().format(record), file=sys.stderr)
+
+
+@contextmanager
+def held_stderr(unwanted: str) -> Iterator[None]:
+    """Hold back what anything in this process, native code too, writes to stderr; lines without `unwanted` come out afterwards."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            sys.stderr.writelines(line for line in held.read().decode(errors="replace").splitlines(True) if unwanted not in line)
 
 
 class JsonFormatter(logging.Formatter):

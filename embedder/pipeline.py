@@ -9,12 +9,9 @@ import json
 import logging
 import os
 import signal
-import sys
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +25,7 @@ from ray.util.metrics import Counter, Gauge
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import CPU_TOKENS, ComputeConfig
 from embedder.errors import ConfigError, EmbedderError
+from embedder.logs import held_stderr
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.results import ExitStates
 from embedder.planning import Plan
@@ -44,6 +42,8 @@ GPU_CALLS = 2
 """Units in an actor on a GPU at a time. With one, a device that takes a second for a unit of 8,192 documents waits 0.1 s for the next."""
 
 Step = TypeVar("Step")
+Stage = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function or an actor's class, and what it is called or made with besides rows."""
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Ray appends to whatever a worker raises how to make Ray repeat it."""
@@ -73,7 +73,7 @@ def start_ray() -> None:
     if not ray.is_initialized() and address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with held_stderr():
+        with held_stderr("Set ray log level"):
             ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
         atexit.register(ray.shutdown)  # goes before Ray's own, which first sleeps for the sake of logs that are not shown here
     elif not ray.is_initialized():
@@ -85,23 +85,6 @@ def start_ray() -> None:
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row
     context.raise_original_map_exception = True  # else what a worker raised comes back as text in a traceback, its class lost
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it also raises
-
-
-@contextmanager
-def held_stderr() -> Iterator[None]:
-    """Keep Ray's native code from announcing its own log level; what others write meanwhile comes out afterwards."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            sys.stderr.writelines(line for line in held.read().decode(errors="replace").splitlines(True) if "Set ray log level" not in line)
 
 
 def choose_pool(compute: ComputeConfig, is_api: bool = False) -> Pool:
@@ -203,11 +186,7 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
     graph = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(tokenize_documents, fn_args=(tapping.spec, tapping.tokenizer_json), num_cpus=pool.reader_cpus)
-        .map(
-            TapActor,
-            fn_constructor_args=(tapping, pool),
-            **ask_for(pool),
-        )
+        .map(TapActor, fn_constructor_args=(tapping, pool), **ask_for(pool))
     )
     for row in iterate(graph):
         full_NW = np.frombuffer(row["full"], np.float32).reshape(-1, tapping.spec.dim)
@@ -238,17 +217,16 @@ def iterate(graph: Dataset) -> Iterator[Row]:
 
 def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Dataset:
     """Lay out the three stages, without running them."""
-    rows = [task_row(task, plan) for task in tasks]
-    actor, arguments = choose_actor(job, pool)
+    return connect([task_row(task, plan) for task in tasks], (prepare_units, (job,)), choose_actor(job, pool), (write_unit, (job,)), pool)
+
+
+def connect(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Dataset:
+    """Connect what makes rows of one, an actor, and what ends each row."""
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .flat_map(prepare_units, fn_args=(job,), num_cpus=pool.reader_cpus)
-        .map(
-            actor,
-            fn_constructor_args=arguments,
-            **ask_for(pool),
-        )
-        .map(write_unit, fn_args=(job,), num_cpus=pool.reader_cpus / 4)
+        .flat_map(read[0], fn_args=read[1], num_cpus=pool.reader_cpus)
+        .map(embed[0], fn_constructor_args=embed[1], **ask_for(pool))
+        .map(write[0], fn_args=write[1], num_cpus=pool.reader_cpus / 4)
     )
 
 

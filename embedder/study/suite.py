@@ -10,9 +10,10 @@ from embedder.progress import align
 from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.study.grid_price import measure_grid_price
 from embedder.study.growth import measure_growth, plot_growth
+from embedder.study.start import measure_start
 from embedder.study.taps import benchmark_exits
 
-PartName = Literal["encoder", "depths", "exits", "grid", "job", "growth"]
+PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth"]
 Figures = tuple[dict[str, Any], str]
 
 
@@ -28,7 +29,7 @@ class Benchmark:
     """Rounds of which the median is reported, after one of warm-up."""
     token_budget: int = CPU_TOKENS
     parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
-    """What is measured; growth besides runs the whole job over ever larger corpora, for some minutes."""
+    """What is measured; start and growth besides run the whole job, over few texts and over ever larger corpora, for some minutes."""
     peer_python: str | None = None
     """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -71,6 +72,12 @@ def measure_job(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
     return asdict(job), align(job.rows())
 
 
+def measure_short(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare a run over the first texts with what Ray and imports take by themselves."""
+    start = measure_start(chosen.model, documents[: chosen.texts], chosen.rounds)
+    return asdict(start), align(start.rows())
+
+
 def measure_sizes(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
     """Run the whole job over corpora of growing size."""
     found = measure_growth(chosen.model, chosen.growth_depth, chosen.growth_documents)
@@ -83,6 +90,7 @@ PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "exits": measure_exits,
     "grid": measure_grid,
     "job": measure_job,
+    "start": measure_short,
     "growth": measure_sizes,
 }
 

@@ -1,0 +1,111 @@
+"""A short run beside the same graph whose stages only import → what the job itself adds to what Ray and imports take.
+
+python -m embedder.study.start: the graph that only imports.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedder.config import ComputeConfig, EmbedConfig
+from embedder.demo import Document
+from embedder.errors import EmbedderError
+from embedder.model.backends import has_openvino
+from embedder.pipeline import choose_pool, connect, iterate
+from embedder.run import begin_run
+from embedder.stages import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Medians over rounds, in seconds from a process's start to its end."""
+
+    documents: int
+    seconds: float
+    """Of the job."""
+    floor_seconds: float
+    """Of Ray's start and end, a graph of the same shape, and what the job imports, on the workers too."""
+    ours_seconds: float
+    """The median difference of the two, run one after the other."""
+    rounds: tuple[tuple[float, float], ...]
+    """The job and the floor, by round."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Lay out the figures for a person."""
+        low, high = min(job for job, _ in self.rounds), max(job for job, _ in self.rounds)
+        return [
+            (f"{self.documents:,} documents", f"{self.seconds:5.1f} s, median of {len(self.rounds)} from {low:.1f} to {high:.1f}"),
+            ("Ray and imports alone", f"{self.floor_seconds:5.1f} s"),
+            ("ours", f"{self.ours_seconds:5.1f} s, {self.ours_seconds / self.seconds:.0%} of the whole"),
+        ]
+
+
+def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Start:
+    """Run the job as a user does and the floor, in turn, after one round that is not counted."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [json.dumps({"id": each.id, "text": f"{each.title} {each.text}"}) for each in documents]
+        Path(folder, "corpus.jsonl").write_text("\n".join(lines))
+        for number in range(rounds + 1):
+            flags = [f"--source.uri={folder}/corpus.jsonl", "--source.id_column=id", f"--embedding.model={model}"]
+            job = time_module("jobs.embed", *flags, f"--output.uri={folder}/table-{number}")
+            floor = time_module("embedder.study.start")
+            if number:
+                found.append((job, floor))
+    return Start(
+        len(documents),
+        statistics.median(job for job, _ in found),
+        statistics.median(floor for _, floor in found),
+        statistics.median(job - floor for job, floor in found),
+        tuple(found),
+    )
+
+
+def time_module(module: str, *args: str) -> float:
+    """Run a module as a process of its own; gives the seconds that it took."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EmbedderError(f"{module} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    return time.perf_counter() - started
+
+
+class ImportingActor:
+    """Imports what an encoder of this machine does."""
+
+    def __init__(self) -> None:
+        import embedder.model.encoder
+
+        if has_openvino():
+            import embedder.model.openvino  # noqa: F401
+
+    def __call__(self, row: Row) -> Row:
+        """Pass a row on."""
+        return row
+
+
+def pass_one(row: Row) -> Iterator[Row]:
+    """Pass a row on, as a task of one unit."""
+    yield row
+
+
+def pass_on(row: Row) -> Row:
+    """Pass a row on."""
+    return row
+
+
+def run_floor() -> None:
+    """Start what a run starts, and send one row through it."""
+    begin_run(EmbedConfig.model_validate({"source": {"uri": "none"}, "embedding": {"model": "none"}, "output": {"uri": "no table"}}))
+    rows = [{"number": 0}]
+    assert list(iterate(connect(rows, (pass_one, ()), (ImportingActor, ()), (pass_on, ()), choose_pool(ComputeConfig())))) == rows
+
+
+if __name__ == "__main__":
+    run_floor()

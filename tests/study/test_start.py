@@ -1,0 +1,31 @@
+"""What a short run adds to Ray's start and to imports: real processes, in turn."""
+
+import pytest
+
+from embedder.demo import Document
+from embedder.errors import EmbedderError
+from embedder.study.start import Start, measure_start, time_module
+
+DOCUMENTS = [Document(id=f"m.f{n}", title=f"f{n}()", text=f"Do the {n}th thing.", module="m", kind="function", url="") for n in range(3)]
+
+
+def test_figures_are_laid_out_with_their_range() -> None:
+    start = Start(200, 14.0, 11.5, 2.8, ((13.0, 11.0), (14.0, 11.2), (16.0, 12.0)))
+    assert start.rows() == [
+        ("200 documents", " 14.0 s, median of 3 from 13.0 to 16.0"),
+        ("Ray and imports alone", " 11.5 s"),
+        ("ours", "  2.8 s, 20% of the whole"),
+    ]
+
+
+def test_a_process_that_fails_is_not_a_figure() -> None:
+    with pytest.raises(EmbedderError, match=r"exit code 1: .*No module named"):
+        time_module("embedder.no_such_module")
+
+
+@pytest.mark.ray
+def test_the_job_and_its_floor_are_both_run(minilm: str) -> None:
+    start = measure_start(minilm, DOCUMENTS, 1)
+    ((job, floor),) = start.rounds
+    assert (start.documents, start.seconds, start.floor_seconds, start.ours_seconds) == (3, job, floor, job - floor)
+    assert min(job, floor) > 1, "neither is less than Ray's start"
