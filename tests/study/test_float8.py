@@ -73,15 +73,11 @@ def test_every_setting_is_tried_both_ways(swept: Swept) -> None:
     assert coarse.cost.model_bytes < (find_row(swept, False).cost.model_bytes or 0)
 
 
-@pytest.mark.parametrize(
-    ("depth", "dim", "leaving", "query_side"), [(6, 64, "native", "same"), (3, 384, "native", "same"), (3, 384, "calibrated", "full")]
-)
-def test_a_row_scores_what_documents_in_float8_and_exact_queries_do(
-    swept: Swept, depth: int, dim: int, leaving: str, query_side: str
-) -> None:
+@pytest.mark.parametrize(("depth", "leaving", "query_side"), [(6, "native", "same"), (3, "native", "same"), (3, "calibrated", "full")])
+def test_a_row_scores_what_documents_in_float8_and_exact_queries_do(swept: Swept, depth: int, leaving: str, query_side: str) -> None:
     [dataset] = swept.study.datasets
     assert isinstance(dataset, Retrieval)
-    asked: dict[str, Any] = {"depth": depth, "dim": dim, "float8": True}
+    asked: dict[str, Any] = {"depth": depth, "float8": True}
     embedding = swept.study.config.embedding.model_copy(update=asked | ({} if leaving == "calibrated" else {"calibration": None}))
     resolved = resolve_model(embedding, swept.study.config.chunking)
     assert resolved.spec.exit == leaving
@@ -91,7 +87,8 @@ def test_a_row_scores_what_documents_in_float8_and_exact_queries_do(
         for encoder, texts in zip(encoders, (dataset.queries, dataset.documents), strict=True)
     )
     expected = score_retrieval(rank_documents(queries, documents, "float32", 100), dataset)[NDCG].mean()
-    row = find_row(swept, True, depth, dim, leaving, query_side)
+    row = find_row(swept, True, depth, leaving=leaving, query_side=query_side)
+    # at fewer dims bfloat16's own noise, which is another on another processor, swaps ranks and hides what this tells apart
     assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=2e-3)
     assert row.can_be_embedded
 
