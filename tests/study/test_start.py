@@ -4,7 +4,7 @@ import pytest
 
 from embedder.demo import Document
 from embedder.errors import EmbedderError
-from embedder.study.start import Start, measure_start, time_module
+from embedder.study.start import Start, measure_start, run_floor, time_module
 
 DOCUMENTS = [Document(id=f"m.f{n}", title=f"f{n}()", text=f"Do the {n}th thing.", module="m", kind="function", url="") for n in range(3)]
 
@@ -24,6 +24,12 @@ def test_a_process_that_fails_is_not_a_figure() -> None:
 
 
 @pytest.mark.ray
+def test_the_floor_sends_a_row_through_a_graph_of_the_jobs_shape(ray_session: None) -> None:
+    run_floor()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_job_and_its_floor_are_both_run(minilm: str) -> None:
     start = measure_start(minilm, DOCUMENTS, 1)
     ((job, floor),) = start.rounds
