@@ -83,7 +83,7 @@ class Site:
             "source": {"uri": self.corpus.uri, "id_column": "id", "metadata_columns": ["topic", "meta.url"], "rows_per_unit": 10},
             "chunking": {"max_tokens": 64, "overlap_tokens": 8},
             "embedding": {"model": self.model},
-            "compute": {"dtype": "float32"},
+            "compute": {"dtype": "float32", "backend": "torch"},
             "output": {"uri": self.table_uri},
         }
         for name, section in sections.items():

@@ -53,7 +53,7 @@ def test_a_corpus_becomes_a_table(site: Site) -> None:
 
 def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     fill(local_site)
-    local_site.embed()
+    local_site.embed(compute={"backend": "auto"})  # OpenVINO, where it is installed
     rows = local_site.rows()
     reference = SentenceTransformer(str(locate_model(local_site.model, None)[0]), device="cpu")
     wanted_ND = reference.encode([row["text"] for row in rows], normalize_embeddings=True)

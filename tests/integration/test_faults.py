@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from embedder.errors import CommitError, StorageError
 from embedder.output.table import read_table
-from tests.integration.conftest import Site, documents
+from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.ray
 
@@ -22,6 +23,7 @@ def start(site: Site, repository: str, *more: str) -> subprocess.Popen[str]:
         f"--source.uri={site.corpus.uri}", "--source.id_column=id", "--source.metadata_columns", "topic", "meta.url",
         "--source.rows_per_unit=10",
         "--chunking.max_tokens=64", "--chunking.overlap_tokens=8", f"--embedding.model={site.model}", "--compute.dtype=float32",
+        "--compute.backend=torch",
         f"--output.uri={site.table_uri}",
     ]  # fmt: skip
     return subprocess.Popen(
@@ -40,42 +42,48 @@ def wait_for_parts(site: Site, process: subprocess.Popen[str], count: int) -> No
     pytest.fail(f"no {count} parts: {process.communicate()}")
 
 
-def check_whole(site: Site, undisturbed: list[dict]) -> None:
+def check_whole(site: Site, undisturbed: Site) -> None:
     """Compare with the table of a run that nothing happened to."""
     rows = site.rows()
     plain = [{name: value for name, value in row.items() if name != "embedding"} for row in rows]
-    assert plain == [{name: value for name, value in row.items() if name != "embedding"} for row in undisturbed]
-    np.testing.assert_allclose([row["embedding"] for row in rows], [row["embedding"] for row in undisturbed], atol=1e-5)
+    assert plain == [{name: value for name, value in row.items() if name != "embedding"} for row in undisturbed.rows()]
+    np.testing.assert_allclose([row["embedding"] for row in rows], [row["embedding"] for row in undisturbed.rows()], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, minilm: str, ray_session: None) -> Site:
+    """A corpus, and the table of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    site = Site(Corpus(f"{folder}/corpus"), f"{folder}/table", minilm)
+    for number in range(3):
+        site.corpus.put(f"{number}.jsonl", [*documents(100 * number, 90), "{bad", {"id": "blank", "text": " "}])
+    site.embed()
+    return site
 
 
 @pytest.fixture
-def undisturbed(local_site: Site) -> list[dict]:
-    """Fill the corpus; give the rows of an undisturbed run, whose table is then moved away."""
-    for number in range(3):
-        local_site.corpus.put(f"{number}.jsonl", [*documents(100 * number, 90), "{bad", {"id": "blank", "text": " "}])
-    local_site.embed()
-    rows = local_site.rows()
-    Path(local_site.table_uri).rename(f"{local_site.table_uri}-undisturbed")
-    return rows
+def disturbed(undisturbed: Site, tmp_path: Path) -> Site:
+    """The same corpus, and no table yet."""
+    return replace(undisturbed, table_uri=str(tmp_path / "table"))
 
 
-def test_a_driver_killed_again_and_again_loses_nothing(local_site: Site, undisturbed: list[dict], repository: str) -> None:
+def test_a_driver_killed_again_and_again_loses_nothing(disturbed: Site, undisturbed: Site, repository: str) -> None:
     for count in (2, 9, 17):
-        process = start(local_site, repository)
-        wait_for_parts(local_site, process, count)
+        process = start(disturbed, repository)
+        wait_for_parts(disturbed, process, count)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert read_table(local_site.table_uri, {}) is None, "nothing half is published"
+        assert read_table(disturbed.table_uri, {}) is None, "nothing half is published"
     # while workers of the last one may still write
-    summary = local_site.embed()
+    summary = disturbed.embed()
     assert summary.version == 0
-    check_whole(local_site, undisturbed)
-    assert len(local_site.quarantine()) == 6
+    check_whole(disturbed, undisturbed)
+    assert len(disturbed.quarantine()) == 6
 
 
-def test_a_terminated_run_exits_143_and_the_next_one_goes_on(local_site: Site, undisturbed: list[dict], repository: str) -> None:
-    process = start(local_site, repository)
-    wait_for_parts(local_site, process, 3)
+def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str) -> None:
+    process = start(disturbed, repository)
+    wait_for_parts(disturbed, process, 3)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     _, errors = process.communicate(timeout=30)
@@ -83,19 +91,19 @@ def test_a_terminated_run_exits_143_and_the_next_one_goes_on(local_site: Site, u
     assert process.returncode == 143, errors
     assert "finished parts are kept" in errors
     assert "Traceback" not in errors
-    local_site.embed()
-    check_whole(local_site, undisturbed)
+    disturbed.embed()
+    check_whole(disturbed, undisturbed)
 
 
-def test_of_two_runs_at_once_the_table_holds_everything_once(local_site: Site, undisturbed: list[dict], repository: str) -> None:
-    runs = [start(local_site, repository) for _ in range(2)]
+def test_of_two_runs_at_once_the_table_holds_everything_once(disturbed: Site, undisturbed: Site, repository: str) -> None:
+    runs = [start(disturbed, repository) for _ in range(2)]
     outcomes = [(*run.communicate(timeout=240), run.returncode) for run in runs]
     codes = sorted(code for _, _, code in outcomes)
     assert codes[0] == 0, outcomes
     if codes[1]:
         assert codes[1] == 1
         assert any("another run" in errors for _, errors, _ in outcomes), outcomes
-    check_whole(local_site, undisturbed)
+    check_whole(disturbed, undisturbed)
 
 
 def test_a_source_that_lost_most_of_its_documents_is_not_followed_without_insisting(local_site: Site) -> None:

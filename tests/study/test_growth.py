@@ -30,8 +30,8 @@ def test_bars_are_as_long_as_the_figures() -> None:
 
 @pytest.mark.ray
 def test_a_real_job_says_how_busy_its_encoder_was_and_what_its_driver_took(minilm: str) -> None:
-    (found,) = measure_growth(minilm, 1, [2_500])
-    assert (found.documents, found.chunks >= 2_500) == (2_500, True)
+    (found,) = measure_growth(minilm, 1, [750])
+    assert (found.documents, found.chunks >= 750) == (750, True)
     assert 0 < found.encoder_busy_share <= 1
     assert found.driver_peak_bytes > 50_000_000
 
