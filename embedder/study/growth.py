@@ -1,8 +1,6 @@
 """Corpora of growing size, each embedded by a job of its own → whether speed and memory stay as they are while the corpus grows."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.demo import Document, read_documents
-from embedder.errors import EmbedderError
 from embedder.progress import align
+from embedder.study.timing import run_module
 
 SHARD_DOCUMENTS = 5_000
 UNIT_DOCUMENTS = 250
@@ -65,11 +63,7 @@ def embed_in_a_process(model: str, depth: int, folder: Path) -> Growth:
         f"--embedding.depth={depth}",
         f"--output.uri={folder}/table",
     ]
-    command = [sys.executable, "-m", "jobs.embed", *flags, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EmbedderError(f"jobs.embed ended with exit code {done.returncode}: {done.stderr[-2000:]}")
-    run = json.loads(done.stdout)
+    run = json.loads(run_module("jobs.embed", *flags, "--json"))
     return Growth(
         documents=run["stats"]["documents"],
         chunks=run["stats"]["chunks"],

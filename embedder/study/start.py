@@ -5,8 +5,6 @@ python -m embedder.study.start: the graph that only imports.
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +13,11 @@ from pathlib import Path
 
 from embedder.config import ComputeConfig, EmbedConfig
 from embedder.demo import Document
-from embedder.errors import EmbedderError
 from embedder.model.backends import has_openvino
 from embedder.pipeline import choose_pool, connect, iterate
 from embedder.run import begin_run
 from embedder.stages import Row
+from embedder.study.timing import run_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,7 @@ def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Sta
 def time_module(module: str, *args: str) -> float:
     """Run a module as a process of its own; gives the seconds that it took."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EmbedderError(f"{module} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    run_module(module, *args)
     return time.perf_counter() - started
 
 

@@ -1,9 +1,13 @@
 """Contenders → rates and ratios that a machine which slows down does not change: run in turn, compared within a round."""
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from embedder.errors import EmbedderError
 
 Run = Callable[[], object]
 
@@ -42,3 +46,11 @@ def compare(contenders: Mapping[str, Run], num_tokens: int, rounds: int) -> list
         )
         for name, taken in seconds.items()
     ]
+
+
+def run_module(module: str, *args: str) -> str:
+    """Run a module as a process of its own; gives what it printed."""
+    done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EmbedderError(f"{module} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
