@@ -29,6 +29,10 @@ from embedder.work import Stats
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
 
+CONVERSION_BYTES = 250_000
+"""What OpenVINO takes longer to convert than it embeds faster. For MiniLM on two cores that is 1.5 to 3 s for a seventh less time, so
+some 400,000 bytes of text; a larger model takes longer to convert, and gives back more a byte."""
+
 logger = logging.getLogger("embedder")
 
 
@@ -51,6 +55,10 @@ class Pool:
     """Actors to begin with, where the cluster has room for more than the fewest already."""
     calls: int = 1
     """Units in an actor at a time: of two, one is made ready or packed up while the device is at the other."""
+
+    def suited_to(self, source_bytes: int) -> "Pool":
+        """Leave layers to torch where so few bytes are to be read that converting a model takes longer than it gives back."""
+        return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
 
 
 class EncoderActor:

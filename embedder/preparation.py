@@ -10,7 +10,7 @@ from embedder.config import EmbedConfig
 from embedder.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.gate import check_gate
 from embedder.model.backends import check_backend
-from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
 from embedder.planning import Plan, choose_bucket_bits, group_shards, plan_work
@@ -61,7 +61,8 @@ class Prepared:
 def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = lambda _: None) -> Prepared:
     """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found.
 
-    `begin` is called as soon as it is clear that there is work, shards and no table yet, and before the model is looked at.
+    `begin` is called as soon as it is clear that there is work, shards and no table yet, and nothing that is quick to see is wrong;
+    before the model is looked at closely, which takes seconds.
     """
     problems: list[str] = []
     _collect(problems, lambda: check_backend(config.compute.backend))
@@ -71,7 +72,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     if listing:
         columns = table.schema if table else None
         metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, columns))
-    if table is None and not problems:
+    if table is None and not problems and not looks_wrong(config.embedding):
         begin(config)
     model = _collect(problems, lambda: resolve(config))
     if model:

@@ -130,7 +130,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     """Run the pipeline over the plan's tasks, showing progress, and check that nothing is missing."""
     config, plan, table = prepared.config, prepared.plan, prepared.table
     start_ray()
-    pool = choose_pool(config.compute, prepared.spec.is_api)
+    pool = choose_pool(config.compute, prepared.spec.is_api).suited_to(sum(task.size_bytes for task in plan.read))
     if prepared.spec.float8 and pool.device == "cpu":
         logger.warning(EMULATED)  # workers say so where nobody reads it
     price = config.compute.price_per_device_hour_usd

@@ -160,3 +160,11 @@ def ray_session(request: pytest.FixtureRequest) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_session: None) -> str:
+    """Where another process finds that Ray."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)

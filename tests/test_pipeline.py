@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.actors import Pool, choose_token_budget
-from embedder.config import ComputeConfig
+from embedder.config import Backend, ComputeConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
@@ -105,6 +105,13 @@ def test_a_gpu_has_its_next_unit_at_hand_and_a_cpu_that_would_share_its_cores_ha
     assert (on_gpu.calls, on_cpu.calls) == (2, 1)
     asked = ask_for(on_gpu)["compute"]
     assert (asked.max_concurrent_calls_per_actor, asked.enable_true_multi_threading) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "source_bytes", "backend"), [("auto", 249_999, "torch"), ("auto", 250_000, "auto"), ("openvino", 1, "openvino")]
+)
+def test_a_model_is_not_converted_for_a_corpus_too_small_to_give_it_back(asked: Backend, source_bytes: int, backend: Backend) -> None:
+    assert lay_out_pool(ComputeConfig(backend=asked), [{"CPU": 2.0}]).suited_to(source_bytes).backend == backend
 
 
 def test_a_unit_that_took_its_worker_down_too_often_is_taken_apart_with_no_other_beside_it(tmp_path: Path) -> None:

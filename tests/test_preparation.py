@@ -32,17 +32,26 @@ def test_a_first_run_begins_once(site: Site, begun: list[EmbedConfig]) -> None:
     assert begun == [config]
 
 
-def test_it_begins_before_the_model_is_looked_at(site: Site, begun: list[EmbedConfig]) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
-        prepare_run(site.config(embedding={"model": "./nowhere"}), begun.append)
+def test_it_begins_before_the_model_is_looked_at_closely(site: Site, begun: list[EmbedConfig]) -> None:
+    with pytest.raises(ConfigError, match="positions for"):
+        prepare_run(site.config(chunking={"max_tokens": 10_000}), begun.append)
     assert len(begun) == 1
 
 
 @pytest.mark.parametrize(
-    "sections", [{"source": {"id_column": "nothing"}}, {"source": {"uri": "nowhere"}}, {"compute": {"backend": "openvino"}}], ids=str
+    "sections",
+    [
+        {"source": {"id_column": "nothing"}},
+        {"source": {"uri": "nowhere"}},
+        {"compute": {"backend": "openvino"}},
+        {"embedding": {"model": "./nowhere"}},
+        {"embedding": {"depth": 7}},
+        {"embedding": {"dim": 385}},
+    ],
+    ids=str,
 )
 def test_nothing_begins_for_settings_that_are_refused(
-    site: Site, begun: list[EmbedConfig], sections: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    site: Site, begun: list[EmbedConfig], sections: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedder.model.backends.has_openvino", lambda: False)
     with pytest.raises(ConfigError):

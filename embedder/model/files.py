@@ -69,6 +69,25 @@ def locate_model(model: str, revision: str | None) -> tuple[Path, str | None]:
     return snapshot, snapshot.name
 
 
+def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None]:
+    """Read a model's layers and components from its plain files, without the import of seconds that `read_recipe` takes.
+
+    None is what they do not say by its usual name, or what only the hub could say. Raises ModelError as the full reading would.
+    """
+    if model.startswith((PACKAGE, ".", "/", "~")) or Path(model).is_dir():
+        folder, _ = locate_model(model, revision)
+    else:
+        try:
+            folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        except _HUB_ERRORS:
+            return None, None
+    layout = read_layout(folder)
+    raw = read_json(layout.transformer_folder / "config.json")
+    find_family(raw.get("model_type"))
+    hidden_size = raw.get("hidden_size")
+    return raw.get("num_hidden_layers"), _check_widths(layout, hidden_size) if hidden_size else None
+
+
 def read_recipe(folder: Path) -> ModelRecipe:
     """Read a folder in sentence-transformers layout, or of a bare transformer; what it asks for and is not supported is refused."""
     layout = read_layout(folder)

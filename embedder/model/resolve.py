@@ -9,7 +9,7 @@ from tokenizers.normalizers import Lowercase, Sequence
 from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
-from embedder.model.files import ModelRecipe, locate_model, read_recipe
+from embedder.model.files import ModelRecipe, locate_model, peek_model, read_recipe
 from embedder.model.rotation import Floats, digest_array
 from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, FinalNorm
@@ -38,6 +38,17 @@ class ResolvedModel:
     def rotation_WW(self) -> Floats | None:  # noqa: N802
         """What turns this spec's vectors before the cut, None if nothing does."""
         return self.calibration.rotation_WW if self.calibration and self.spec.rotation else None
+
+
+def looks_wrong(embedding: EmbeddingConfig) -> bool:
+    """Tell early and cheaply whether `resolve_model` will refuse the model, the depth or the dim; what it says of them is for it to say."""
+    if embedding.is_api:
+        return False
+    try:
+        num_layers, width = peek_model(embedding.model, embedding.revision)
+    except ModelError:
+        return True
+    return any(asked and most and asked > most for asked, most in ((embedding.depth, num_layers), (embedding.dim, width)))
 
 
 def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:

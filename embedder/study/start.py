@@ -13,7 +13,6 @@ from pathlib import Path
 
 from embedder.config import ComputeConfig, EmbedConfig
 from embedder.demo import Document
-from embedder.model.backends import has_openvino
 from embedder.pipeline import choose_pool, connect, iterate
 from embedder.run import begin_run
 from embedder.stages import Row
@@ -73,13 +72,10 @@ def time_module(module: str, *args: str) -> float:
 
 
 class ImportingActor:
-    """Imports what an encoder of this machine does."""
+    """Imports what an encoder does that is not converted for OpenVINO, as none is for a short run."""
 
     def __init__(self) -> None:
-        import embedder.model.encoder
-
-        if has_openvino():
-            import embedder.model.openvino  # noqa: F401
+        import embedder.model.encoder  # noqa: F401
 
     def __call__(self, row: Row) -> Row:
         """Pass a row on."""

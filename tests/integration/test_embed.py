@@ -20,6 +20,8 @@ from embedder.storage import Store
 from tests.integration.conftest import Site, documents, sentences
 
 pytestmark = pytest.mark.ray
+on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+"""For several runs whose outcome a local disk would not change."""
 
 
 def vectors_of(rows: list[dict]) -> np.ndarray:
@@ -53,7 +55,7 @@ def test_a_corpus_becomes_a_table(site: Site) -> None:
 
 def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     fill(local_site)
-    local_site.embed(compute={"backend": "auto"})  # OpenVINO, where it is installed
+    local_site.embed(compute={"backend": "openvino"})
     rows = local_site.rows()
     reference = SentenceTransformer(str(locate_model(local_site.model, None)[0]), device="cpu")
     wanted_ND = reference.encode([row["text"] for row in rows], normalize_embeddings=True)
@@ -105,6 +107,7 @@ def test_the_table_follows_added_changed_and_removed_shards(site: Site) -> None:
     assert site.embed().did_nothing
 
 
+@on_s3
 def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Site) -> None:
     good = documents(0, 2)
     site.corpus.put("a.jsonl", [good[0], {"id": "null", "text": None}, {"id": "blank", "text": " \n"}, "{not json", {"id": "n", "text": 3},
@@ -123,6 +126,7 @@ def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Sit
     assert site.quarantine() == [], "the quarantine follows the source too"
 
 
+@on_s3
 def test_a_shard_that_breaks_keeps_its_previous_rows_until_it_is_whole_again(site: Site) -> None:
     fill(site)
     site.embed()
@@ -139,6 +143,7 @@ def test_a_shard_that_breaks_keeps_its_previous_rows_until_it_is_whole_again(sit
     assert {row["doc_id"] for row in site.rows()} == {document["id"] for document in [*documents(50, 30), *documents(12, 24)]}
 
 
+@on_s3
 def test_another_spec_is_refused_by_its_differences_and_swapped_when_told_to(site: Site) -> None:
     fill(site)
     site.embed()
@@ -248,6 +253,7 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
         check_probe(np.roll(probe, 1), list(probe), "advice")
 
 
+@on_s3
 def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
     fill(site)
     site.embed()

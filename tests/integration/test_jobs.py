@@ -1,6 +1,7 @@
 """The commands as a user types them: exit codes, what stands on stdout, and what is refused before anything is read."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ def corpus(tmp_path: Path) -> Corpus:
     return corpus
 
 
-def run(repository: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *args], cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+def run(repository: str, *args: str, ray_address: str = "local") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_ADDRESS": ray_address}
+    command = [sys.executable, "-m", *args]
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def flags(tmp_path: Path, minilm: str) -> list[str]:
@@ -52,9 +55,11 @@ def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, rep
     assert hits[0]["score"] > hits[1]["score"]
 
 
-def test_a_broken_shard_ends_in_exit_1_and_says_which(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+def test_a_broken_shard_ends_in_exit_1_and_says_which(
+    tmp_path: Path, corpus: Corpus, minilm: str, repository: str, ray_address: str
+) -> None:
     corpus.put_bytes("broken.parquet", b"PAR1 not really")
-    done = run(repository, "jobs.embed", *flags(tmp_path, minilm))
+    done = run(repository, "jobs.embed", *flags(tmp_path, minilm), ray_address=ray_address)
     assert done.returncode == 1
     assert "broken.parquet" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

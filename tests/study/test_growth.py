@@ -29,6 +29,7 @@ def test_bars_are_as_long_as_the_figures() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_real_job_says_how_busy_its_encoder_was_and_what_its_driver_took(minilm: str) -> None:
     (found,) = measure_growth(minilm, 1, [750])
     assert (found.documents, found.chunks >= 750) == (750, True)
