@@ -35,7 +35,7 @@ rehearse: $(VENV)/.server ## Rehearse a schedule: four nightly refreshes of a co
 
 test: lint ## Run what CI runs: lint, types, import contracts, all tests but slow ones and those that need a GPU
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not s3 and not gpu and not slow"
-	@$(BIN)/python -m pytest -q -m "(ray or s3) and not gpu and not slow"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(ray or s3) and not gpu and not slow"
 
 test-slow: $(VENV)/.test ## Run the slow tests: deaths of workers, chaos, histories of edits, loads killed midway, whole studies
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

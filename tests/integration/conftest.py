@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,9 @@ from embedder.preparation import prepare_run
 from embedder.run import run_embed
 from embedder.storage import Store
 from embedder.summary import Summary
+
+on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+"""For several runs whose outcome a local disk would not change."""
 
 WORDS = ("river", "engine", "violin", "harbor", "lantern", "proof", "granite", "orchard", "copper", "whale", "signal", "bread")
 
@@ -106,6 +110,18 @@ class Site:
     def quarantine(self) -> list[dict[str, Any]]:
         """All quarantined records."""
         return open_delta(f"{self.table_uri}/_quarantine", {}).to_pyarrow_table().to_pylist()
+
+
+def fill(site: Site) -> None:
+    """Three shards of different formats, 36 documents."""
+    site.corpus.put("a.jsonl.gz", documents(0, 12))
+    site.corpus.put("b.parquet", documents(12, 12))
+    site.corpus.put("deep/c.jsonl", documents(24, 12))
+
+
+def vectors_of(rows: list[dict]) -> np.ndarray:
+    """Their vectors, as one array of [rows, dim]."""
+    return np.array([row["embedding"] for row in rows], np.float32)
 
 
 @pytest.fixture

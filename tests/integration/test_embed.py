@@ -1,4 +1,4 @@
-"""The main job on real files, real Ray, the real model, and a real S3 server: the table follows its source."""
+"""The main job on real files, real Ray, the real model, and a real S3 server: a corpus becomes a table."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,24 +15,9 @@ from embedder.model.files import locate_model
 from embedder.pipeline import choose_pool
 from embedder.preparation import prepare_run
 from embedder.query import QueryEncoder
-from embedder.run import run_embed
-from embedder.storage import Store
-from tests.integration.conftest import Site, documents, sentences
+from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 pytestmark = pytest.mark.ray
-on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
-"""For several runs whose outcome a local disk would not change."""
-
-
-def vectors_of(rows: list[dict]) -> np.ndarray:
-    return np.array([row["embedding"] for row in rows], np.float32)
-
-
-def fill(site: Site) -> None:
-    """Three shards of different formats, 36 documents."""
-    site.corpus.put("a.jsonl.gz", documents(0, 12))
-    site.corpus.put("b.parquet", documents(12, 12))
-    site.corpus.put("deep/c.jsonl", documents(24, 12))
 
 
 def test_a_corpus_becomes_a_table(site: Site) -> None:
@@ -81,32 +66,6 @@ def test_an_actor_with_two_units_at_a_time_gives_the_same_table(local_site: Site
     np.testing.assert_allclose(vectors_of(rows), vectors_of(expected), atol=1e-6)
 
 
-def test_a_second_run_does_nothing(site: Site) -> None:
-    fill(site)
-    site.embed()
-    prepared = prepare_run(site.config())
-    assert prepared.plan.is_empty
-    summary = run_embed(prepared)
-    assert summary.did_nothing
-    assert "nothing to do" in summary.text()
-    assert site.delta().version() == 0
-
-
-def test_the_table_follows_added_changed_and_removed_shards(site: Site) -> None:
-    fill(site)
-    site.embed()
-    before = site.rows()
-    site.corpus.remove("b.parquet")
-    site.corpus.put("a.jsonl.gz", [*documents(0, 11), documents(90, 1)[0]])
-    site.corpus.put("new.jsonl", documents(40, 3))
-    summary = site.embed()
-    ids = {row["doc_id"] for row in site.rows()}
-    assert ids == {document["id"] for document in [*documents(0, 11), *documents(90, 1), *documents(24, 12), *documents(40, 3)]}
-    assert summary.version == 1
-    assert site.rows(version=0) == before, "readers of the old version keep it"
-    assert site.embed().did_nothing
-
-
 @on_s3
 def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Site) -> None:
     good = documents(0, 2)
@@ -124,23 +83,6 @@ def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Sit
     site.corpus.put("a.jsonl", good)
     site.embed()
     assert site.quarantine() == [], "the quarantine follows the source too"
-
-
-@on_s3
-def test_a_shard_that_breaks_keeps_its_previous_rows_until_it_is_whole_again(site: Site) -> None:
-    fill(site)
-    site.embed()
-    site.corpus.put("a.jsonl.gz", documents(50, 30))
-    whole = Store(f"{site.corpus.uri}/a.jsonl.gz")
-    with whole.open_input() as file:
-        data = file.read()
-    site.corpus.put_bytes("a.jsonl.gz", data[: len(data) // 2])
-    summary = site.embed()
-    assert [("a.jsonl.gz" in why) for why in summary.failures.values()] == [True]
-    assert {f"d{number}" for number in range(36)} <= {row["doc_id"] for row in site.rows()}
-    site.corpus.put_bytes("a.jsonl.gz", data)
-    assert not site.embed().failures
-    assert {row["doc_id"] for row in site.rows()} == {document["id"] for document in [*documents(50, 30), *documents(12, 24)]}
 
 
 @on_s3
@@ -171,37 +113,6 @@ def test_a_table_in_float8_takes_no_exact_vectors_and_is_searched_by_exact_queri
     assert 0.98 < cosines_N.min() < cosines_N.max() < 0.9999
 
 
-def test_parts_of_a_run_that_died_before_its_commit_are_adopted(local_site: Site) -> None:
-    fill(local_site)
-    first = local_site.embed()
-    before = local_site.rows()
-    table = Store(local_site.table_uri)
-    parts = {found.uri: found.version for found in table.list_folder()}
-    table.fs.rm(f"{table.path}/_delta_log", recursive=True)
-    summary = local_site.embed()
-    assert summary.parts_adopted == first.parts_added
-    assert summary.stats.documents == 0, "nothing was read"
-    assert {found.uri: found.version for found in table.list_folder()} == parts
-    assert local_site.rows() == before
-
-
-def test_only_missing_units_of_a_dead_run_are_embedded(local_site: Site) -> None:
-    local_site.corpus.put("a.jsonl", documents(0, 35))
-    local_site.embed()
-    before = local_site.rows()
-    table = Store(local_site.table_uri)
-    table.fs.rm(f"{table.path}/_delta_log", recursive=True)
-    parts = sorted(table.list_folder(), key=lambda found: found.uri)
-    Store(parts[1].uri).remove()
-    local_site.embed()
-    after = sorted(table.list_folder(), key=lambda found: found.uri)
-    assert [found.uri for found in after] == [found.uri for found in parts]
-    assert [found.version == old.version for found, old in zip(after, parts, strict=True)] == [True, False, True, True]
-    rows = local_site.rows()
-    assert [row["doc_id"] for row in rows] == [row["doc_id"] for row in before]
-    np.testing.assert_allclose(vectors_of(rows), vectors_of(before), atol=1e-5)
-
-
 def test_results_do_not_depend_on_units_batches_layouts_or_actors(
     local_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -228,14 +139,6 @@ def test_without_chunking_a_document_is_one_row_and_a_cut_one_is_counted(local_s
     assert summary.stats.truncated == sum(len(document["text"].split()) > 30 for document in documents(0, 10)) == 8
 
 
-def test_an_empty_shard_is_remembered(local_site: Site) -> None:
-    local_site.corpus.put("a.jsonl", documents(0, 3))
-    local_site.corpus.put("empty.jsonl.gz", [])
-    local_site.embed()
-    assert {row["doc_id"] for row in local_site.rows()} == {"d0", "d1", "d2"}
-    assert local_site.embed().did_nothing
-
-
 def test_ids_default_to_the_place_of_the_record(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 2))
     local_site.embed(source={"id_column": None})
@@ -251,41 +154,6 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
     check_probe(probe, list(probe), "advice")
     with pytest.raises(ModelError, match=r"cosine of -?0\."):
         check_probe(np.roll(probe, 1), list(probe), "advice")
-
-
-@on_s3
-def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
-    fill(site)
-    site.embed()
-    before = {row["doc_id"]: row["embedding"] for row in site.rows() if row["chunk"] == 0}
-    edited = documents(12, 12)
-    edited[3] |= {"text": "entirely new words"}
-    edited[5] |= {"topic": "another topic"}
-    site.corpus.put("b.parquet", [documents(99, 1)[0], *edited])
-    summary = site.embed()
-    assert summary.stats.documents - summary.stats.reused == 2
-    rows = {row["doc_id"]: row for row in site.rows() if row["chunk"] == 0}
-    assert {name for name in before if rows[name]["embedding"] != before[name]} == {"d15"}, "the rest bit for bit"
-    assert rows["d17"]["topic"] == "another topic"
-    assert [row["doc_id"] for row in site.rows() if row["shard"].endswith("b.parquet") and row["chunk"] == 0][:2] == ["d99", "d12"]
-    for row in site.rows():
-        if row["doc_id"] not in ("d15", "d99"):
-            assert documents(int(row["doc_id"][1:]), 1)[0]["text"][row["start_char"] : row["end_char"]] == row["text"]
-
-
-def test_moved_shards_and_other_columns_cost_the_encoder_nothing(local_site: Site) -> None:
-    fill(local_site)
-    local_site.embed()
-    before = vectors_of(local_site.rows())
-    local_site.corpus.remove("a.jsonl.gz")
-    local_site.corpus.put("a-moved.jsonl", documents(0, 12))
-    assert local_site.embed().stats.reused == 12 + 24, "the bucket that changed is read, and its documents are known"
-    moved = local_site.embed(source={"metadata_columns": ["topic"], "rows_per_unit": 7}, output={"store_text": False})
-    assert moved.stats.reused == moved.stats.documents == 36
-    assert moved.stats.tokens == 0
-    rows = local_site.rows()
-    assert "meta_url" not in rows[0]
-    assert np.array_equal(vectors_of(rows), before)
 
 
 def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Site) -> None:
@@ -305,46 +173,3 @@ def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Si
     assert summary.stats.documents == 6, "the large shard is not read again"
     assert summary.parts_kept == 1
     assert len({row["doc_id"] for row in local_site.rows()}) == 3005
-
-
-def doc_ids(site: Site) -> set[str]:
-    return {row["doc_id"] for row in site.rows()}
-
-
-def numbered(*numbers: int) -> set[str]:
-    return {f"d{number}" for number in numbers}
-
-
-def test_small_shards_go_on_without_those_that_cannot_be_read(local_site: Site) -> None:
-    local_site.corpus.put("a.jsonl", documents(0, 12))
-    local_site.corpus.put("e.jsonl", documents(40, 7))
-    for name in ("b.parquet", "d.jsonl.gz"):
-        local_site.corpus.put_bytes(name, b"PAR1 not really")
-    first = local_site.embed()
-    [why] = first.failures.values()
-    assert all(any(f"/{name}: " in line for line in why.splitlines()) for name in ("b.parquet", "d.jsonl.gz"))
-    assert (first.version, doc_ids(local_site)) == (0, numbered(*range(12), *range(40, 47)))
-    again = local_site.embed()
-    assert (again.version, again.stats.documents, list(again.failures.values())) == (None, 0, [why])
-    local_site.corpus.put("b.parquet", documents(20, 5))
-    mended = local_site.embed()
-    [why] = mended.failures.values()
-    assert "b.parquet" not in why
-    assert (mended.version, mended.stats.documents, mended.stats.reused) == (1, 24, 19)
-    assert doc_ids(local_site) == numbered(*range(12), *range(20, 25), *range(40, 47))
-
-
-def test_a_small_shard_whose_rows_the_table_has_keeps_its_bucket_when_it_breaks(local_site: Site) -> None:
-    local_site.corpus.put("a.jsonl", documents(0, 3))
-    local_site.corpus.put("e.jsonl.gz", documents(40, 7))
-    local_site.embed()
-    before = doc_ids(local_site)
-    local_site.corpus.put("a.jsonl", documents(0, 4))
-    local_site.corpus.put_bytes("e.jsonl.gz", b"\x1f\x8b cut off")
-    held = local_site.embed()
-    assert (held.version, next(iter(held.failures.values())).count("e.jsonl.gz")) == (None, 1)
-    assert doc_ids(local_site) == before
-    local_site.corpus.remove("e.jsonl.gz")
-    gone = local_site.embed(output={"max_removed_fraction": 1.0})
-    assert (gone.version, gone.failures) == (1, {})
-    assert doc_ids(local_site) == numbered(*range(4))
