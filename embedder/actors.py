@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
 
 CONVERSION_BYTES = 250_000
-"""What OpenVINO takes longer to convert than it embeds faster. For MiniLM on two cores that is 1.5 to 3 s for a seventh less time, so
-some 400,000 bytes of text; a larger model takes longer to convert, and gives back more a byte."""
+"""Below, converting a model for OpenVINO takes longer than it gives back. For MiniLM on two cores it takes 1.5 to 3 s and gives back
+a seventh of the time: 400,000 bytes of text or more, a quarter of them compressed. Larger models take longer, and give back more a byte."""
 
 logger = logging.getLogger("embedder")
 

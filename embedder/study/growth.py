@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.demo import Document, read_documents
+from embedder.model.backends import has_openvino
 from embedder.progress import align
 from embedder.study.timing import run_module
 
@@ -61,6 +62,7 @@ def embed_in_a_process(model: str, depth: int, folder: Path) -> Growth:
         f"--source.rows_per_unit={UNIT_DOCUMENTS}",
         f"--embedding.model={model}",
         f"--embedding.depth={depth}",
+        f"--compute.backend={'openvino' if has_openvino() else 'torch'}",  # also for a corpus that auto finds too small for it
         f"--output.uri={folder}/table",
     ]
     run = json.loads(run_module("jobs.embed", *flags, "--json"))
