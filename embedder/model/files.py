@@ -84,8 +84,8 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
     layout = read_layout(folder)
     raw = read_json(layout.transformer_folder / "config.json")
     find_family(raw.get("model_type"))
-    hidden_size = raw.get("hidden_size")
-    return raw.get("num_hidden_layers"), _check_widths(layout, hidden_size) if hidden_size else None
+    num_layers, hidden_size = (raw[name] if isinstance(raw.get(name), int) else None for name in ("num_hidden_layers", "hidden_size"))
+    return num_layers, hidden_size and _check_widths(layout, hidden_size)
 
 
 def read_recipe(folder: Path) -> ModelRecipe:

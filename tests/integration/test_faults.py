@@ -83,8 +83,8 @@ def test_a_driver_killed_again_and_again_loses_nothing(disturbed: Site, undistur
     assert len(disturbed.quarantine()) == 6
 
 
-def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
-    process = start(disturbed, repository, ray_address)
+def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str) -> None:
+    process = start(disturbed, repository)
     wait_for_parts(disturbed, process, 3)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()

