@@ -11,15 +11,15 @@ from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
 pytestmark = pytest.mark.ray
 
 
-def test_a_second_run_does_nothing(site: Site) -> None:
-    fill(site)
-    site.embed()
-    prepared = prepare_run(site.config())
+def test_a_second_run_does_nothing(local_site: Site) -> None:
+    fill(local_site)
+    local_site.embed()
+    prepared = prepare_run(local_site.config())
     assert prepared.plan.is_empty
     summary = run_embed(prepared)
     assert summary.did_nothing
     assert "nothing to do" in summary.text()
-    assert site.delta().version() == 0
+    assert local_site.delta().version() == 0
 
 
 def test_the_table_follows_added_changed_and_removed_shards(site: Site) -> None:
