@@ -1,8 +1,6 @@
 """One embed run: make the table match the source. First run, resume, refresh and nothing to do are this one path."""
 
 import logging
-import resource
-import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +14,7 @@ from embedder.config import EmbedConfig, SourceConfig
 from embedder.errors import CommitError, SourceError
 from embedder.logs import about, log_about
 from embedder.masking import mask_secrets
+from embedder.memory import peak_bytes
 from embedder.metrics import measure
 from embedder.model.backends import EMULATED
 from embedder.model.rotation import keep_rotation
@@ -33,8 +32,6 @@ from embedder.storage import Store, map_threads
 from embedder.summary import Summary, describe_environment
 from embedder.work import Part, PartName, Stats, Task
 
-MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-"""What the operating system counts a process's memory in."""
 MOST_INDEXED_ROWS = 5_000_000
 """Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""
 
@@ -279,6 +276,6 @@ def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove:
         source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.unread),
         actors=outcome.actors,
         encoder_busy_share=outcome.encoder_busy_share,
-        driver_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES,
+        driver_peak_bytes=peak_bytes(),
         failures=outcome.failures,
     )

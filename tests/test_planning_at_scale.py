@@ -6,7 +6,6 @@ python -m tests.test_planning_at_scale FOLDER prints where time and memory go.
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from fsspec import AbstractFileSystem
 
 from embedder.config import EmbedConfig
+from embedder.memory import peak_bytes
 from embedder.output.table import Change, commit_table, read_table
 from embedder.planning import SMALL_SHARD_BYTES
 from embedder.preparation import Prepared, prepare_run
@@ -65,8 +65,7 @@ class Clock:
         """Measure a block."""
         started = time.process_time()
         yield
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.spent[name] = (round(time.process_time() - started, 2), peak_bytes)
+        self.spent[name] = (round(time.process_time() - started, 2), peak_bytes())
 
 
 def parts_of(tasks: tuple[Task, ...]) -> list[Part]:
