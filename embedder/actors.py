@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
 
 CONVERSION_BYTES = 250_000
-"""Below, converting a model for OpenVINO takes longer than it gives back. For MiniLM on two cores it takes 1.5 to 3 s and gives back
-a seventh of the time: 400,000 bytes of text or more, a quarter of them compressed. Larger models take longer, and give back more a byte."""
+"""Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s; a seventh less time from
+then on makes up for it after some 400,000 bytes of text, a quarter as many compressed. Larger models take longer, and gain more a byte."""
 
 logger = logging.getLogger("embedder")
 
