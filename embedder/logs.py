@@ -61,7 +61,10 @@ def complain(text: str) -> None:
 
 @contextmanager
 def held_stderr(unwanted: str) -> Iterator[None]:
-    """Hold back what anything in this process, native code too, writes to stderr; lines without `unwanted` come out afterwards."""
+    """Hold back what anything in this process, native code too, writes to stderr; lines without `unwanted` come out afterwards.
+
+    Nothing else is lost, but what another thread writes in the moment they come out may stand before them.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
