@@ -33,11 +33,12 @@ _VECTOR_LEAF = "embedding.list.element"
 
 def assemble_rows(documents: pa.Table, chunks: pa.Table, codes_NX: Codes, store_text: bool) -> pa.Table:
     """DOCUMENTS, CHUNKS (token_ids not needed) and the codes of one vector a chunk → the table's rows, in the order of the chunks."""
-    rows = documents.take(chunks["document"])
+    # not the text: of a long document each of its many chunks would take a copy of all of it
+    rows = documents.drop_columns(["text"]).take(chunks["document"])
     columns: dict[str, Any] = {"doc_id": rows["doc_id"]}
     columns |= {name: chunks[name] for name in LEADING.names[1:]}
     if store_text:
-        columns["text"] = slice_texts(rows["text"], chunks)
+        columns["text"] = slice_texts(documents["text"], chunks)
     columns |= {name: rows[name] for name in ("content_hash", "shard", "row")}
     metadata = pa.schema([field for field in documents.schema if field.name not in DOCUMENTS.names])
     columns |= {name: rows[name] for name in metadata.names}
@@ -45,12 +46,12 @@ def assemble_rows(documents: pa.Table, chunks: pa.Table, codes_NX: Codes, store_
     return pa.table(columns).cast(table_schema(metadata, store_text, quantization_of(codes_NX)))
 
 
-def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.Array:
-    """Cut each chunk's text out of its document's, by code points."""
+def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.ChunkedArray:
+    """Cut each chunk's text out of its document's, by code points; `document` is a text's position."""
     if pc.max(chunks["num_chunks"]).as_py() in (None, 1) and not pc.any(chunks["truncated"]).as_py():
-        return texts
-    spans = zip(texts.to_pylist(), chunks["start_char"].to_pylist(), chunks["end_char"].to_pylist(), strict=True)
-    return pa.array([text[start:end] for text, start, end in spans], pa.string())
+        return texts.take(chunks["document"])
+    documents, spans = texts.to_pylist(), zip(*(chunks[name].to_pylist() for name in ("document", "start_char", "end_char")), strict=True)
+    return pa.chunked_array([pa.array([documents[document][start:end] for document, start, end in spans], pa.string())])
 
 
 def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Folder") -> Part:

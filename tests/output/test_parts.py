@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -28,6 +29,20 @@ def test_text_is_left_out_when_it_is_not_stored() -> None:
     rows = assemble_rows(make_documents(), make_chunks(), make_vectors(6), store_text=False)
     assert rows.schema.names[:7] == ["doc_id", "chunk", "num_chunks", "start_char", "end_char", "num_tokens", "content_hash"]
     assert rows.schema.names[-1] == "embedding"
+
+
+@pytest.mark.parametrize("store_text", [True, False])
+def test_a_text_of_megabytes_is_not_copied_for_each_of_its_chunks(store_text: bool) -> None:
+    text = "word " * 600_000
+    starts = list(range(0, len(text), 1_000))
+    repeated = {"document": 0, "num_chunks": len(starts), "num_tokens": 3, "truncated": False, "token_ids": [1, 2, 3]}
+    columns = {name: [value] * len(starts) for name, value in repeated.items()}
+    columns |= {"chunk": list(range(len(starts))), "start_char": starts, "end_char": [start + 1_000 for start in starts]}
+    chunks = pa.table({name: columns[name] for name in CHUNKS.names}, schema=CHUNKS)
+    # 3,000 copies of it would be 9 GB, and Arrow's columns of text end at 2
+    rows = assemble_rows(make_documents((text,)), chunks, make_vectors(len(starts)), store_text)
+    assert rows.num_rows == len(starts)
+    assert not store_text or "".join(rows["text"].to_pylist()) == text
 
 
 def test_vectors_come_back_bit_for_bit() -> None:
