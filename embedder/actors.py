@@ -111,9 +111,12 @@ class EncoderActor:
         }
 
     def encode(self, chunks: pa.Table) -> Encoded:
-        """Embed chunks; a budget that was too large for the device's memory is not tried again."""
+        """Embed chunks; a budget that was too large for the device's memory is not tried again. A device that fails ends the worker."""
+        from embedder.model.runtime import ending_with_its_device
+
         token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
-        result = self.encoder.encode(token_ids, self.token_budget)
+        with ending_with_its_device():
+            result = self.encoder.encode(token_ids, self.token_budget)
         self.token_budget = min(self.token_budget, result.token_budget)
         return result
 

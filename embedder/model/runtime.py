@@ -1,8 +1,34 @@
-"""How many CPU threads the encoder computes with: Ray gives a worker one, whatever the machine has."""
+"""What an encoder's process computes with: the threads it has, and a device that may fail."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from embedder.retries import brief
+
+DEVICE_FAILED = 70
+"""Exit status of a worker whose device failed: EX_SOFTWARE of sysexits.h."""
+
+logger = logging.getLogger("embedder")
+
 
 def set_threads(num_threads: int) -> None:
-    """Set the threads of every later matrix product of the calling thread."""
+    """Set the threads of every later matrix product of the calling thread, of which Ray gives a worker one, whatever the machine has."""
     torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def ending_with_its_device() -> Iterator[None]:
+    """End the process if its device fails (an illegal access, a failed assertion, broken memory) while the block runs.
+
+    CUDA gives such an error to every later call of the process too. Raised, it would end the whole run; a worker that is gone is
+    replaced, and what it had in hand is tried again and taken apart, like what kills a worker in any other way.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        logger.critical("the device failed (%s); this worker ends, and another one takes over", brief(error))
+        os._exit(DEVICE_FAILED)

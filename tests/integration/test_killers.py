@@ -9,8 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
 from embedder import stages
+from embedder.actors import Pool
 from embedder.model.resolve import resolve_model
 from embedder.model.results import Encoded
 from embedder.pipeline import EncoderActor
@@ -31,6 +33,21 @@ class FragileActor(EncoderActor):
         if pc.any(pc.equal(chunks["token_ids"].combine_chunks().flatten(), TOKEN)).as_py():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode(chunks)
+
+
+class FailingDeviceActor(EncoderActor):
+    """Has a device that fails at the word."""
+
+    def __init__(self, job: Job, pool: Pool) -> None:
+        super().__init__(job, pool)
+        encode = self.encoder.encode
+
+        def fail(token_ids: pa.ListArray, token_budget: int) -> Encoded:
+            if pc.any(pc.equal(token_ids.flatten(), TOKEN)).as_py():
+                raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+            return encode(token_ids, token_budget)
+
+        self.encoder.encode = fail
 
 
 def fragile_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
@@ -61,14 +78,15 @@ def put_documents(site: Site) -> set[str]:
     return {f"d{number}" for number in (*range(22), *range(30, 55))}
 
 
-def test_a_document_that_kills_the_encoder_is_quarantined_and_all_others_are_embedded(
-    local_site: Site, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("actor", [FragileActor, FailingDeviceActor])
+def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_others_are_embedded(
+    local_site: Site, monkeypatch: pytest.MonkeyPatch, actor: type[EncoderActor]
 ) -> None:
     ids = put_documents(local_site)
     config = local_site.config()
     tokenizer = load_tokenizer(resolve_model(config.embedding, config.chunking).tokenizer_json)
     assert tokenizer.encode(WORD, add_special_tokens=False).ids == [TOKEN]
-    monkeypatch.setattr("embedder.pipeline.EncoderActor", FragileActor)
+    monkeypatch.setattr("embedder.pipeline.EncoderActor", actor)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert {row["doc_id"] for row in local_site.rows()} == ids
     assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
