@@ -10,18 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.collector import collected_rarely
 from embedder.config import Backend, Layout
-from embedder.errors import ModelError
+from embedder.errors import EmbedderError, ModelError
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.model.weighing import Weighing
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places
 from embedder.quantization import quantize
-from embedder.schema import CHUNKS
+from embedder.schema import CHUNKS, Reason
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
 from embedder.work import Stats
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 CONVERSION_BYTES = 250_000
 """Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s; a seventh less time from
 then on makes up for it after some 400,000 bytes of text, a quarter as many compressed. Larger models take longer, and gain more a byte."""
+
+MOST_BROKEN = 16
+"""Documents of a unit, none of which has a vector of numbers: beyond, it is the model that fails and not the documents."""
+
+Floats = npt.NDArray[np.float32]
 
 logger = logging.getLogger("embedder")
 
@@ -61,10 +67,41 @@ class Pool:
         return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
 
 
-class EncoderActor:
+class Actor:
+    """Begins once a worker, and is then called with one row after the other.
+
+    What it refuses to begin with it raises at its first row. Raised while Ray makes the actor, Ray would begin again some times and
+    then give a report that buries the reason.
+    """
+
+    _refusal: EmbedderError | None = None
+
+    def __init__(self, *args: Any) -> None:
+        try:
+            self.begin(*args)
+        except EmbedderError as error:
+            self._refusal = error
+
+    def __call__(self, row: Row) -> dict[str, Any]:
+        """Give what becomes of a row."""
+        if self._refusal:
+            raise self._refusal
+        return self.answer(row)
+
+    def begin(self, *args: Any) -> None:
+        """Load what every row needs."""
+        raise NotImplementedError
+
+    def answer(self, row: Row) -> dict[str, Any]:
+        """Give what becomes of a row."""
+        raise NotImplementedError
+
+
+class EncoderActor(Actor):
     """Holds the model; only the token budget ever changes, and only down. Takes `pool.calls` units at a time, each from a thread."""
 
-    def __init__(self, job: Job, pool: Pool) -> None:
+    def begin(self, job: Job, pool: Pool) -> None:
+        """Load the model, and see that it gives the table's vectors."""
         with collected_rarely():
             from embedder.model.encoder import Encoder
             from embedder.model.runtime import set_threads
@@ -74,19 +111,20 @@ class EncoderActor:
             self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
         self.token_budget = choose_token_budget(self.encoder, pool)
         self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe, "check the versions of torch and transformers")
+        check_probe(self.probe, job.probe, "check weights, dtype, and the versions of torch and transformers")
         self.spec, self.ranges = job.spec, job.ranges
         self.folder, self.max_attempts = folder_of(job), job.max_attempts
         self.attempts = Attempts.listed(self.folder)
         self.places, self.clock = Places(pool.calls), BusyClock()
 
-    def __call__(self, row: Row) -> dict[str, Any]:
+    def answer(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks; the token ids have done their work and go.
 
         The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
         the documents that do it, and with no other beside it that might be what kills the worker.
         """
-        encoded: dict[str, Any] = dict(row) | {"codes": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
+        nothing: dict[str, Any] = {"codes": None, "given_up": [], "reasons": [], "attempt": 0}
+        encoded: dict[str, Any] = dict(row) | nothing | {"probe": self.probe.tobytes()}
         if row["chunks"] is None:
             return encoded
         chunks = from_ipc(row["chunks"])
@@ -102,11 +140,13 @@ class EncoderActor:
                 chunks, result, killers = self.encode_carefully(row["name"], chunks)
         seconds = self.clock.count(started)
         stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
+        chunks, vectors_ND, broken = drop_broken(row["name"], chunks, result.vectors_ND)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
-            "codes": quantize(result.vectors_ND, self.spec.quantization, self.ranges).tobytes(),
+            "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
             "stats": json.dumps(asdict(stats)),
-            "killers": killers,
+            "given_up": [*killers, *broken],
+            "reasons": [str(Reason.KILLS_ENCODER)] * len(killers) + [str(Reason.NOT_FINITE)] * len(broken),
             "attempt": attempt,
         }
 
@@ -145,6 +185,21 @@ class EncoderActor:
         return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
 
 
+def drop_broken(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa.Table, Floats, list[int]]:
+    """Leave out documents of which a vector has a component that is no number, and give them; ModelError if all of many are such."""
+    document = chunks["document"].to_numpy()
+    broken = np.unique(document[~np.isfinite(vectors_ND).all(axis=1)])
+    if not len(broken):
+        return chunks, vectors_ND, []
+    if len(broken) >= MOST_BROKEN and len(broken) == len(np.unique(document)):
+        raise ModelError(
+            f"embedding: the vectors of all {len(broken)} documents of one unit ({name}) hold NaN or infinity; check the model's weights, "
+            "and where compute.dtype is float16, set it to bfloat16 or float32"
+        )
+    kept_N = ~np.isin(document, broken)
+    return chunks.filter(pa.array(kept_N)), vectors_ND[kept_N], broken.tolist()
+
+
 def choose_token_budget(encoder: "Encoder", pool: Pool) -> int:
     """Take the budget that was set, or what fits into the share of a GPU that the actor holds."""
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
@@ -163,10 +218,11 @@ class Tapping:
     weighing: Weighing
 
 
-class TapActor:
+class TapActor(Actor):
     """Holds the full model; gives what exits are fitted on, from one pass."""
 
-    def __init__(self, tapping: Tapping, pool: Pool) -> None:
+    def begin(self, tapping: Tapping, pool: Pool) -> None:
+        """Load the model."""
         with collected_rarely():
             from embedder.model.encoder import Encoder
             from embedder.model.runtime import set_threads
@@ -176,7 +232,7 @@ class TapActor:
         self.tapping = tapping
         self.token_budget = choose_token_budget(self.encoder, pool)
 
-    def __call__(self, row: Row) -> dict[str, Any]:
+    def answer(self, row: Row) -> dict[str, Any]:
         """Replace a unit's chunks by their states."""
         token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
         wanted = self.tapping

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedder.actors import Actor
 from embedder.errors import ModelError
 from embedder.model.api import ApiEncoded, ApiEncoder
 from embedder.quantization import quantize
@@ -25,17 +26,19 @@ MOST_REFUSED = 16
 logger = logging.getLogger("embedder")
 
 
-class ApiActor:
+class ApiActor(Actor):
     """Holds a connection; stands where the encoder of a model that runs here would."""
 
-    def __init__(self, job: Job) -> None:
+    def begin(self, job: Job) -> None:
+        """Ask the server for a first vector, and see that it is the table's."""
         self.spec, self.encoder = job.spec, ApiEncoder(job.spec)
         self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe, "the model behind the API is another one than before")
 
-    def __call__(self, row: Row) -> dict[str, Any]:
+    def answer(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks. A document of which the API refuses a chunk goes to the quarantine."""
-        encoded: dict[str, Any] = dict(row) | {"codes": None, "killers": [], "attempt": 0, "probe": self.probe.tobytes()}
+        nothing: dict[str, Any] = {"codes": None, "given_up": [], "reasons": [], "attempt": 0}
+        encoded: dict[str, Any] = dict(row) | nothing | {"probe": self.probe.tobytes()}
         if row["chunks"] is None:
             return encoded
         started = time.perf_counter()
@@ -51,8 +54,8 @@ class ApiActor:
             "chunks": to_ipc(chunks.filter(pa.array(keep_N)).drop_columns(["token_ids"])),
             "codes": quantize(result.vectors_ND[keep_N], self.spec.quantization, None).tobytes(),
             "stats": json.dumps(asdict(stats)),
-            "killers": refused,
-            "reason": str(Reason.REFUSED_BY_API),
+            "given_up": refused,
+            "reasons": [str(Reason.REFUSED_BY_API)] * len(refused),
         }
 
     def find_refused(self, name: str, chunks: pa.Table, result: ApiEncoded) -> list[int]:

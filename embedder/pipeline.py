@@ -9,11 +9,15 @@ import json
 import logging
 import os
 import signal
+import string
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -150,7 +154,8 @@ class Reporter:
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         kinds = {"counter": Counter, "gauge": Gauge}
-        self._labels = dict(labels)
+        # Ray takes ASCII only, and an address may hold more
+        self._labels = {name: quote(value, safe=string.printable) for name, value in labels.items()}
         self._metrics = {metric.name: kinds[metric.kind](metric.name, metric.meaning, (*RUN_LABELS, *metric.labels)) for metric in METRICS}
         self._told: defaultdict[tuple[str, ...], float] = defaultdict(float)
 
@@ -207,10 +212,14 @@ def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool
 
 
 def iterate(graph: Dataset) -> Iterator[Row]:
-    """Run a graph and give its rows as they come; what a worker raises comes out as it was raised there."""
+    """Run a graph and give its rows as they come; what a worker raises comes out as it was raised there.
+
+    Ray says on stdout when a worker dies, whatever its log settings; stdout is for what a job was asked for.
+    """
     try:
-        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+        with redirect_stdout(sys.stderr):
+            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from batch.to_pylist()
     except RayError as error:
         raise find_cause(error) from error
 

@@ -77,6 +77,7 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
     METADATA_TYPE = "metadata_type"
     KILLS_ENCODER = "kills_encoder"
+    NOT_FINITE = "not_finite"
     REFUSED_BY_API = "refused_by_api"
 
 

@@ -24,7 +24,7 @@ from embedder.output.reuse import PreviousParts, index_parts, take_reusable
 from embedder.output.vectors import Codes, column_codes, from_bytes
 from embedder.planning import Plan
 from embedder.quantization import Ranges
-from embedder.schema import CHUNKS, QUARANTINE, Reason
+from embedder.schema import CHUNKS, QUARANTINE
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.rows import EXCERPT_CHARS
 from embedder.spec import EmbeddingSpec
@@ -138,7 +138,9 @@ def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> di
 
 
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None, advice: str) -> None:
-    """Refuse what embeds and no longer gives the table's probe vector."""
+    """Refuse what embeds and gives no numbers, or no longer the table's probe vector."""
+    if not np.isfinite(probe_D).all():
+        raise ModelError(f"embedding: the probe's vector holds NaN or infinity; {advice}")
     if expected is None:
         return
     wanted_D = np.asarray(expected, dtype=np.float32)
@@ -146,7 +148,7 @@ def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | No
     if not cosine >= PROBE_COSINE:
         raise ModelError(
             f"embedding: the probe's vector has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} is the same space); "
-            f"{advice}, or swap the table with --output.replace true"
+            f"{advice}, or embed into another output.uri"
         )
 
 
@@ -204,9 +206,8 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
     documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
     chunks, codes_NX = merge_reused(row, job)
     stats = Stats(**json.loads(row["stats"]))
-    if row["killers"]:
-        reason = row.get("reason") or str(Reason.KILLS_ENCODER)
-        documents, quarantined, chunks = give_up(row["killers"], reason, documents, quarantined, chunks)
+    if row["given_up"]:
+        documents, quarantined, chunks = give_up(row["given_up"], row["reasons"], documents, quarantined, chunks)
         stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
@@ -219,15 +220,15 @@ def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
 
 
 def give_up(
-    killers: Sequence[int], reason: str, documents: pa.Table, quarantined: pa.Table, chunks: pa.Table
+    given_up: Sequence[int], reasons: Sequence[str], documents: pa.Table, quarantined: pa.Table, chunks: pa.Table
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Move documents that cannot be encoded, of which there are no chunks, to the quarantine."""
-    killed = documents.take(pa.array(killers))
-    columns: dict[str, Any] = {name: killed[name] for name in ("shard", "row", "doc_id")}
-    columns["reason"] = [reason] * killed.num_rows
-    columns["excerpt"] = pc.utf8_slice_codeunits(killed["text"], 0, EXCERPT_CHARS)
+    """Move documents that cannot be encoded, of which there are no chunks, to the quarantine, each with its reason."""
+    moved = documents.take(pa.array(given_up))
+    columns: dict[str, Any] = {name: moved[name] for name in ("shard", "row", "doc_id")}
+    columns["reason"] = list(reasons)
+    columns["excerpt"] = pc.utf8_slice_codeunits(moved["text"], 0, EXCERPT_CHARS)
     quarantined = pa.concat_tables([quarantined, pa.table(columns).select(QUARANTINE.names).cast(QUARANTINE)])
-    kept = np.setdiff1d(np.arange(documents.num_rows), killers)
+    kept = np.setdiff1d(np.arange(documents.num_rows), given_up)
     owner = pa.array(np.searchsorted(kept, chunks["document"].to_numpy()).astype(np.int32))
     return documents.take(pa.array(kept)), quarantined, chunks.set_column(0, CHUNKS.field("document"), owner)
 

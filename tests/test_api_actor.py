@@ -55,8 +55,8 @@ def test_a_refused_document_leaves_with_all_its_chunks(server: ApiServer, tmp_pa
     server.refused_word = "forbidden"
     encoded = ApiActor(job)(row)
     kept = from_ipc(encoded["chunks"])
-    assert encoded["killers"] == [1]
-    assert encoded["reason"] == "refused_by_api"
+    assert encoded["given_up"] == [1]
+    assert encoded["reasons"] == ["refused_by_api"]
     assert set(kept["document"].to_pylist()) == {0, 2, 3}
     vectors = np.frombuffer(encoded["codes"], np.float32).reshape(-1, 16)
     whole = from_ipc(row["chunks"]).filter(pa.array([number != 1 for number in from_ipc(row["chunks"])["document"].to_pylist()]))
@@ -85,7 +85,8 @@ def test_a_unit_that_is_on_storage_is_passed_on_and_an_empty_one_asks_nothing(se
     assert len(server.requests) == asked
 
 
-def test_another_model_under_the_same_name_is_refused(server: ApiServer, tmp_path: Path) -> None:
+def test_another_model_under_the_same_name_is_refused_at_the_first_row(server: ApiServer, tmp_path: Path) -> None:
     server.reset()
+    actor = ApiActor(make_job(server, tmp_path, probe=(1.0, *[0.0] * 15)))
     with pytest.raises(ModelError, match=r"cosine of .* to the table's .*the model behind the API is another one than before"):
-        ApiActor(make_job(server, tmp_path, probe=(1.0, *[0.0] * 15)))
+        actor({"name": "unit", "chunks": None})

@@ -1,6 +1,7 @@
 """The pipeline without Ray: what runs on which nodes, and what the encoder's actor does with a unit that took its worker down."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,14 @@ import pytest
 from embedder.actors import Pool, choose_token_budget
 from embedder.config import Backend, ComputeConfig
 from embedder.errors import ConfigError, ModelError
+from embedder.metrics import Sample
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
-from embedder.pipeline import EncoderActor, ask_for, lay_out_pool
+from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool
 from embedder.places import BusyClock, Places
-from embedder.stages import to_ipc
+from embedder.stages import Row, check_probe, from_ipc, to_ipc
 from embedder.work import Stats
 
 
@@ -154,3 +156,54 @@ def test_a_budget_that_was_not_set_is_found_for_the_share_of_the_gpu(asked: int 
             return int(1000 * share)
 
     assert choose_token_budget(Shared(), Pool("cuda", "auto", asked, (1, 1), num_gpus, 1.0, 1, 1.0)) == found
+
+
+def make_row(documents: list[int]) -> Row:
+    chunks = pa.table({"document": pa.array(documents, pa.int32()), "token_ids": pa.array([[1]] * len(documents))})
+    return {"name": "unit", "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats()))}
+
+
+class BrokenActor(DoomedActor):
+    """Gives NaN for each document that it is told to."""
+
+    def encode(self, chunks: pa.Table) -> Encoded:
+        document = chunks["document"].to_numpy()
+        vectors_ND = np.where(np.isin(document, list(self.deadly)), np.nan, document).astype(np.float32)[:, None]
+        return Encoded(vectors_ND, chunks.num_rows, 64)
+
+
+def make_broken(folder: Folder, broken: set[int]) -> BrokenActor:
+    actor = BrokenActor(folder, broken)
+    actor.places, actor.clock, actor.attempts = Places(1), BusyClock(), Attempts.listed(folder)
+    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
+    return actor
+
+
+def test_a_document_with_a_vector_that_is_no_number_is_given_up_with_all_its_chunks(tmp_path: Path) -> None:
+    row = make_broken(Folder(str(tmp_path), {}), {1})(make_row([0, 1, 1, 2]))
+    assert (row["given_up"], row["reasons"]) == ([1], ["not_finite"])
+    assert from_ipc(row["chunks"])["document"].to_pylist() == [0, 2]
+    assert np.frombuffer(row["codes"], np.float32).tolist() == [0.0, 2.0]
+
+
+def test_a_model_that_gives_no_numbers_ends_the_run(tmp_path: Path) -> None:
+    actor = make_broken(Folder(str(tmp_path), {}), set(range(16)))
+    with pytest.raises(ModelError, match=r"all 16 documents of one unit \(unit\) hold NaN or infinity"):
+        actor(make_row(list(range(16))))
+    with pytest.raises(ModelError, match="the probe's vector holds NaN or infinity; advice"):
+        check_probe(np.array([np.nan], np.float32), None, "advice")
+
+
+def test_what_ray_says_while_a_graph_runs_is_not_said_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    class Graph:
+        def iter_batches(self, **_: object) -> Iterator[pa.Table]:
+            print("(raylet) A worker died")
+            yield pa.table({"number": [1, 2]})
+
+    assert [row["number"] for row in iterate(Graph())] == [1, 2]
+    print("figures")
+    assert capsys.readouterr() == ("figures\n", "(raylet) A worker died\n")
+
+
+def test_an_address_beyond_ascii_is_a_label_that_ray_takes() -> None:
+    Reporter({"table": "/home/müller/t#1", "run_id": "0"}).report([Sample("embedder_documents", 1.0)])

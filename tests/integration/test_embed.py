@@ -15,6 +15,7 @@ from embedder.model.files import locate_model
 from embedder.pipeline import choose_pool
 from embedder.preparation import prepare_run
 from embedder.query import QueryEncoder
+from embedder.run import run_embed
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 pytestmark = pytest.mark.ray
@@ -154,6 +155,12 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
     check_probe(probe, list(probe), "advice")
     with pytest.raises(ModelError, match=r"cosine of -?0\."):
         check_probe(np.roll(probe, 1), list(probe), "advice")
+    local_site.corpus.put("b.jsonl", documents(2, 2))
+    prepared = prepare_run(local_site.config())
+    assert prepared.table is not None
+    other = dataclasses.replace(prepared.table, info={**prepared.table.info, "probe": (-probe).tolist()})
+    with pytest.raises(ModelError, match=r"^embedding: the probe's vector has a cosine of -1\.0000 [^\n]*embed into another output\.uri$"):
+        run_embed(dataclasses.replace(prepared, table=other))
 
 
 def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Site) -> None:
