@@ -15,6 +15,7 @@ from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
 from embedder.planning import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.schema import table_schema
+from embedder.source.apart import refuse_own_source
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards
 from embedder.spec import EmbeddingSpec, digest
@@ -66,6 +67,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     """
     problems: list[str] = []
     _collect(problems, lambda: check_backend(config.compute.backend))
+    _collect(problems, lambda: refuse_own_source(config))
     table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
     listing = _collect(problems, lambda: list_source(config, table))
     metadata = None

@@ -1,5 +1,6 @@
 """The Arrow tables that pass between stages. A stage is a function from one of these to the next."""
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import pyarrow as pa
@@ -63,6 +64,31 @@ LEADING = pa.schema(
 )
 RESERVED = frozenset({*LEADING.names, "text", "content_hash", "shard", "row", "embedding"})
 """Names of the table's own columns, which no metadata column may take."""
+
+
+def name_columns(keys: Sequence[str]) -> dict[str, str]:
+    """Name the columns of metadata keys, a dot as an underscore; ValueError if two keys would have one column."""
+    named = {key.replace(".", "_"): key for key in keys}
+    lost = sorted(set(keys) - set(named.values()))
+    if lost:
+        name = lost[0].replace(".", "_")
+        raise ValueError(
+            f"{lost[0]} and {named[name]} would both be column {name}; name them apart, e.g. {{{name}: {named[name]}, {name}_2: {lost[0]}}}"
+        )
+    return named
+
+
+def check_metadata_names(columns: Mapping[str, str]) -> None:
+    """Refuse names of the table's own columns, and two that differ in case alone, which a Delta table takes for one: ValueError."""
+    taken = sorted(name for name in columns if name.lower() in RESERVED)
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} is a column of the table itself; give it another name, e.g. {{source_{taken[0]}: {columns[taken[0]]}}}"
+        )
+    first: dict[str, str] = {}
+    for name in columns:
+        if first.setdefault(name.lower(), name) != name:
+            raise ValueError(f"{first[name.lower()]} and {name} are one column to a Delta table; name them apart by more than case")
 
 
 class Reason(StrEnum):

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from embedder.config import NonEmpty, Section
+from embedder.addresses import NonEmpty
+from embedder.config import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
 """A name that every store takes as it stands."""
