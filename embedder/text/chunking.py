@@ -90,11 +90,12 @@ class Chunker:
         return text if self.spec.chunking else text[: find_cut(text, self.seams, 0, size)]
 
     def _add_document(self, chunks: _Chunks, document: int, text: str, head: str, encoded: Encoding | Tokens) -> None:
-        is_whole = len(head) == len(self.spec.prompt) + len(text)
-        if len(encoded) <= self.room and not is_whole:
-            longer = self._head(self.spec.prompt + text, 4 * len(head) + self.spec.max_tokens)
-            self._add_document(chunks, document, text, *next(encode_texts(self.tokenizer, self.seams, [longer])))
-        elif len(encoded) <= self.room:
+        size = HEAD_CHARS_PER_TOKEN * self.spec.max_tokens
+        while len(encoded) <= self.room and len(head) < len(self.spec.prompt) + len(text):
+            size = 4 * max(size, len(head))  # of the head alone it might stay what it is: its end may be the last seam of the text
+            head = self._head(self.spec.prompt + text, size)
+            _, encoded = next(encode_texts(self.tokenizer, self.seams, [head]))
+        if len(encoded) <= self.room:
             chunks.add(document, [(0, len(text))], False, [[self.before, _ids_of(encoded), self.after]])
         else:
             tokens = read_tokens(encoded, head) if isinstance(encoded, Encoding) else encoded
