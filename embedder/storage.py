@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.errors import StorageError
+from embedder.links import follow_link
 from embedder.retries import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
 
 Options = Mapping[str, Any]
@@ -26,6 +27,7 @@ READ_BLOCK_BYTES = 8 << 20
 """One ranged request for 8 MiB: large enough to hide an object store's latency, small against a worker's memory."""
 
 PROBE_PREFIX = "_writable-"
+WILDCARDS = "*?["
 
 _S3_CONFIG: Mapping[str, Any] = {
     "retries": {"total_max_attempts": 1},
@@ -88,7 +90,8 @@ class Store:
 
     def list_files(self) -> list[Found]:
         """List the file, the folder's files at any depth, or what the glob matches, in order of uri; [] if nothing is there."""
-        find = self.fs.glob if any(character in self.path for character in "*?[") else self.fs.find
+        fs = _Linked() if self.is_local else self.fs
+        find = fs.glob if any(character in self.path for character in WILDCARDS) else fs.find
         with explained(self.uri, "list"):
             found = patiently(lambda: find(self.path, detail=True), self.uri)
         infos = (info for info in found.values() if info["type"] == "file")
@@ -172,6 +175,14 @@ class Store:
         return Found(self._uri(info["name"]), version, size, to_seconds(changed))
 
 
+class _Linked(LocalFileSystem):  # type: ignore[misc]
+    """Local disk whose links are listed as what they lead to."""
+
+    def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
+        infos = [follow_link(info, self.info) for info in super().ls(path, detail=True)]
+        return infos if detail else [info["name"] for info in infos]
+
+
 def to_seconds(moment: Any) -> float | None:
     """Read a modification time as the filesystems give it: seconds, a datetime, or ISO text."""
     if isinstance(moment, str):
@@ -232,7 +243,8 @@ def explained(uri: str, verb: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{uri}: not found; check the path, the bucket's name and the region") from error
+        problem = f"a link to {Path(uri).readlink()}, which is not there" if Path(uri).is_symlink() else "not found"
+        raise StorageError(f"{uri}: {problem}; check the path, the bucket's name and the region") from error
     except PermissionError as error:
         raise StorageError(
             f"{uri}: not allowed to {verb} it ({brief(error)}); check the credentials in the environment and their rights"

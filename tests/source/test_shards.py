@@ -1,8 +1,11 @@
+import os
+
 import pytest
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, SourceError
 from embedder.source.shards import Encoding, list_shards, shard_format
+from embedder.storage import Store
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
@@ -66,6 +69,47 @@ def test_a_file_or_glob_of_unknown_format_is_refused(write_file, tmp_path, uri):
     write_file("notes.docx", "x")
     with pytest.raises(ConfigError, match=r"^source.uri='.*docx': unknown format '.docx'.*known are .parquet .jsonl .* set source.format$"):
         list_shards(SourceConfig(uri=f"{tmp_path}/{uri}"))
+
+
+def test_links_are_read_as_what_they_lead_to_and_an_edit_of_it_is_seen(write_file, tmp_path):
+    target = write_file("real/a.jsonl", [{"text": "x"}])
+    write_file("src/b.jsonl", [])
+    (tmp_path / "src" / "a.jsonl").symlink_to("../real/a.jsonl")
+    (tmp_path / "src" / "dir").symlink_to("../real")
+
+    def listed(uri="src"):
+        return {shard.uri.removeprefix(f"{tmp_path}/src/"): shard for shard in list_shards(SourceConfig(uri=f"{tmp_path}/{uri}")).shards}
+
+    before = listed()
+    assert list(before) == ["a.jsonl", "b.jsonl", "dir/a.jsonl"]
+    assert list(listed("src/*")) == ["a.jsonl", "b.jsonl"]
+    assert list(listed("src/*/*.jsonl")) == ["dir/a.jsonl"]
+    assert list(listed("src/a.jsonl")) == ["a.jsonl"]
+    assert {before[name].version for name in ("a.jsonl", "dir/a.jsonl")} == {Store(str(target)).info().version}
+    assert before["a.jsonl"].size_bytes == target.stat().st_size
+    os.utime(target, (1, 1))
+    after = listed()
+    assert [name for name in after if after[name].version != before[name].version] == ["a.jsonl", "dir/a.jsonl"]
+
+
+def test_links_that_lead_round_in_circles_end(write_file, tmp_path):
+    write_file("src/a/a.jsonl", [])
+    write_file("src/b/b.jsonl", [])
+    for link, target in (("up", ".."), ("a/self", "."), ("a/b", "../b"), ("b/a", "../a")):
+        (tmp_path / "src" / link).symlink_to(target)
+    names = [shard.uri.removeprefix(f"{tmp_path}/src/") for shard in list_shards(SourceConfig(uri=f"{tmp_path}/src")).shards]
+    assert names == ["a/a.jsonl", "a/b/b.jsonl", "b/a/a.jsonl", "b/b.jsonl"]
+
+
+def test_a_link_that_leads_nowhere_is_a_shard_that_cannot_be_read_unless_its_name_says_nothing(write_file, tmp_path, read):
+    for name in ("a.jsonl", "dir", ".#b.jsonl"):
+        (tmp_path / name).symlink_to("nowhere")
+    write_file("c.jsonl", [{"text": "x"}])
+    listing = list_shards(SourceConfig(uri=str(tmp_path)))
+    assert [shard.uri for shard in listing.shards] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/c.jsonl"]
+    assert listing.ignored == (f"{tmp_path}/dir",)
+    with pytest.raises(SourceError, match=r"a.jsonl: a link to nowhere, which is not there; check the path"):
+        read(tmp_path)
 
 
 def test_nothing_there_is_refused(tmp_path, write_file):
