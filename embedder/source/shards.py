@@ -74,6 +74,8 @@ def list_shards(source: SourceConfig) -> Listing:
     if ignored and (is_file or _is_glob(store.path)):
         where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {_KNOWN}")
+    if strange := [each.uri for each in known if not _is_utf8(each.uri)]:
+        raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, rename them: {', '.join(map(repr, strange[:8]))}")
     if not known:
         raise EmptySourceError(f"source.uri={source.uri!r}: no file has a known suffix (found: {_suffixes(ignored)}); {_KNOWN}")
     return Listing(tuple(known), tuple(ignored))
@@ -88,6 +90,15 @@ def _is_hidden(uri: str, root: str) -> bool:
     while _is_glob(root):
         root = root.rpartition("/")[0]
     return any(part.startswith((".", "_")) for part in uri.removeprefix(root).split("/"))
+
+
+def _is_utf8(uri: str) -> bool:
+    """Local disk allows names of any bytes; Python gives those that are no text as lone surrogates, which nothing can store."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _suffix(uri: str) -> str:

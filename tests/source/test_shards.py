@@ -112,6 +112,15 @@ def test_a_link_that_leads_nowhere_is_a_shard_that_cannot_be_read_unless_its_nam
         read(tmp_path)
 
 
+def test_a_name_that_is_not_utf_8_is_refused_unless_it_says_nothing(write_file, tmp_path):
+    write_file("a.jsonl", [])
+    (tmp_path / os.fsdecode(b"caf\xe9.bak")).touch()
+    assert len(list_shards(SourceConfig(uri=str(tmp_path))).ignored) == 1
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).touch()
+    with pytest.raises(ConfigError, match=r"^source.uri='.*': names that are not UTF-8, rename them: '.*/caf\\udce9.jsonl'$"):
+        list_shards(SourceConfig(uri=str(tmp_path)))
+
+
 def test_nothing_there_is_refused(tmp_path, write_file):
     with pytest.raises(ConfigError, match=r"source.uri='.*/nowhere': no file is there"):
         list_shards(SourceConfig(uri=str(tmp_path / "nowhere")))
