@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from embedder.config import SourceConfig
 from embedder.errors import ConfigError, SourceError, StorageError
 from embedder.source.delimited import read_header
-from embedder.source.delta_types import is_id, is_text, parse_type, to_delta_type
+from embedder.source.delta_types import can_be_fields, is_id, is_text, parse_type, to_delta_type
 from embedder.source.jsonl import get_key, sample_jsonl
 from embedder.source.parquet import find_field, read_footer
 from embedder.source.shards import Encoding, ShardFormat, shard_format
@@ -164,7 +164,7 @@ def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
         return pa.list_(infer_type([each for value in present for each in value], depth + 1))
     if kinds == {dict} and depth < MOST_NESTED:
         names = list(dict.fromkeys(name for value in present for name in value))
-        if 0 < len(names) <= MOST_FIELDS:
+        if 0 < len(names) <= MOST_FIELDS and can_be_fields(names):
             return pa.struct([(name, infer_type([value.get(name) for value in present], depth + 1)) for name in names])
     if kinds == {int}:
         return pa.int64() if all(-(2**63) <= value < 2**63 for value in present) else pa.string()

@@ -1,7 +1,7 @@
 """Types of metadata: names in a config → Arrow, and any Arrow type → the one that a Delta table holds."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.types as is_
@@ -66,6 +66,15 @@ def is_id(type_: pa.DataType) -> bool:
     return is_text(type_) or is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
 
 
+def can_be_fields(names: Sequence[str]) -> bool:
+    """Say whether a Delta table can hold a struct of these fields: it takes names that differ in case alone for one."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return len({name.lower() for name in names}) == len(names)
+
+
 def to_delta_type(type_: pa.DataType) -> pa.DataType:
     """Give the type that a Delta table holds these values in, all the way down; ConfigError if there is none."""
     if type_ in _WIDENED:
@@ -83,6 +92,8 @@ def _any(type_: pa.DataType, checks: tuple[Callable[[pa.DataType], bool], ...]) 
 def _to_struct(type_: pa.StructType) -> pa.DataType:
     if type_.num_fields == 0:
         raise ConfigError(f"{type_} has no fields, which a Delta table cannot hold; leave it out")
+    if not can_be_fields([field.name for field in type_]):
+        raise ConfigError(f"{type_} has fields of one name but for case, which a Delta table cannot hold; leave it out")
     return pa.struct([pa.field(field.name, to_delta_type(field.type)) for field in type_])
 
 

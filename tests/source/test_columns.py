@@ -136,6 +136,8 @@ def test_the_first_parquet_shard_stands_for_all(write_file, inspect, tmp_path):
         ([[1], [2.5]], pa.list_(pa.float64())),
         ([{"a": 1}, {"b": [{"c": None}]}], pa.struct([("a", pa.int64()), ("b", pa.list_(pa.struct([("c", pa.null())])))])),
         ([{}], pa.string()),
+        ([{"\ud800": 1}], pa.string()),
+        ([{"A": 1}, {"a": 2}], pa.string()),
         ([{str(number): 1 for number in range(65)}], pa.string()),
     ],
 )

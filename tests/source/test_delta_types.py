@@ -42,7 +42,15 @@ def test_types_become_what_a_delta_table_holds(type_, kept):
 
 @pytest.mark.parametrize(
     "type_",
-    [pa.time32("s"), pa.duration("s"), pa.month_day_nano_interval(), pa.decimal256(50, 2), pa.list_(pa.time64("us")), pa.struct([])],
+    [
+        pa.time32("s"),
+        pa.duration("s"),
+        pa.month_day_nano_interval(),
+        pa.decimal256(50, 2),
+        pa.list_(pa.time64("us")),
+        pa.struct([]),
+        pa.struct([("A", pa.int8()), ("a", pa.int8())]),
+    ],
 )
 def test_types_without_a_counterpart_are_refused_by_name(type_):
     with pytest.raises(ConfigError, match=r"Delta table"):

@@ -146,3 +146,10 @@ def test_windows_line_ends_and_a_missing_last_newline_are_read(write_file, read)
 def test_quarantine_excerpts_name_what_was_met(write_file, read):
     got = read(write_file("a.jsonl", [{"text": {"a": 1}}, {"text": "x"}]), text_columns="text")
     assert json.loads(got.quarantined["excerpt"][0].as_py()) == {"a": 1}
+
+
+def test_keys_that_no_column_can_have_are_kept_as_text_or_quarantined(write_file, read):
+    path = write_file("a.jsonl", [{"text": "x", "m": {"A": 1, "a": 2}}, {"text": "y", "m": {"\ud800": 1}}])
+    got = read(path, metadata_columns=["m"])
+    assert got.documents["m"].to_pylist() == ['{"A": 1, "a": 2}']
+    assert got.reasons == [(1, "metadata_type")]
