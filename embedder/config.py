@@ -169,7 +169,8 @@ class ComputeConfig(Section):
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     """CPUs an actor holds, and its threads on device cpu; left out: the node's, less what reading needs."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    """Times that a unit may take its worker down, over all runs, before it is taken apart and the documents at fault are quarantined."""
+    """Times that a unit may take its encoder down, over all runs, before it is taken apart and the documents at fault are quarantined; or,
+    within one run, its reader, before its shard is reported."""
     tokens_per_second: Annotated[float, Field(gt=0)] | None = None
     """Rate of one encoder actor, by which a dry run is priced; left out: that of the table's last run."""
     price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None

@@ -142,6 +142,7 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
         calibration_uri=config.embedding.calibration,
         ranges=prepared.model.ranges,
         probe=tuple(probe) if probe else None,
+        run_id=run_id,
         previous=index_reusable(prepared),
     )
     tasks = [each for tasks in map_threads(lambda task: sliced(task, config.source), list(plan.read)) for each in tasks]

@@ -56,6 +56,7 @@ class Job:
     """Of int8, which part footers carry too: a file found alone can be read."""
     probe: tuple[float, ...] | None
     """The table's probe vector, if it has one: an encoder that gives another one is refused."""
+    run_id: str
     previous: PreviousParts | None = None
     """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
 
@@ -68,7 +69,8 @@ def task_row(task: Task, plan: Plan) -> dict[str, Any]:
 def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
     """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row.
 
-    While a unit is made its first row is marked: one that took its worker down too often is not tried again in this run.
+    While a unit is made its first row is marked: one that took its worker down too often is not tried again in this run. Only
+    deaths of this run count: clusters that are lost one after another have the same shards in hand, the largest, each time.
     """
     task, done = Task.from_json(row["task"]), frozenset(row["done"])
     begun = {name.rsplit("-", 2 if name.endswith("-last.parquet") else 1)[0] for name in done}
@@ -78,7 +80,8 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
         units = stream_units(task, done, row["previous"], job)
         while True:
             name = f"{task.key}-{task.version}-{first_row:012d}"
-            number = 0 if name in begun else attempts.begin(f"{name}.read")
+            mark = f"{name}.read.{job.run_id}"
+            number = 0 if name in begun else attempts.begin(mark)
             try:
                 if number > job.max_attempts:
                     raise SourceError(
@@ -92,7 +95,8 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
                 yield _prepared(task.key, error=reason, broken=json.dumps(sorted(broken)))
                 return
             finally:
-                attempts.end(f"{name}.read", number)
+                attempts.end(mark, number)
+                attempts.forget_listed(f"{name}.read")
             if prepared is None:
                 return
             yield prepared

@@ -36,7 +36,7 @@ def make_job(server: ApiServer, folder: Path, probe: tuple[float, ...] | None = 
     embedding = EmbeddingConfig(model="openai:mini", base_url=server.url, dim=16, prompt="passage: ")
     spec = resolve_api(embedding, ChunkingConfig(max_tokens=30)).spec
     source, output = SourceConfig(uri="in"), OutputConfig(uri=str(folder))
-    return Job(source, output, spec, "", pa.schema([]), 3, None, None, probe)
+    return Job(source, output, spec, "", pa.schema([]), 3, None, None, probe, "r1")
 
 
 def make_row(texts: list[str], job: Job) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Attempts:
         return self._failed.get(name, 0)
 
     def begin(self, name: str) -> int:
-        """Mark an attempt; give its number, counted from 1 over all workers and runs."""
+        """Mark an attempt; give its number, counted from 1 over all workers, and all runs that call it so."""
         number = self.failed(name) + 1
         while not self._mark(name, number).write_once(b""):
             number += 1
@@ -50,6 +50,11 @@ class Attempts:
         """Remove the marks of an attempt that its worker survived, and of those before it."""
         for each in range(1, number + 1):
             self._mark(name, each).remove()
+
+    def forget_listed(self, prefix: str) -> None:
+        """Remove all marks of names that begin so, if any were there when marks were listed: no request where none was."""
+        if any(name.startswith(prefix) for name in self._failed):
+            self.forget(prefix)
 
     def forget(self, prefix: str) -> None:
         """Remove all marks of names that begin so, listed anew."""

@@ -1,0 +1,79 @@
+"""What a reader does with a shard that took its worker down, or whose worker was taken from it."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from embedder import stages
+from embedder.config import OutputConfig, SourceConfig
+from embedder.output.attempts import ATTEMPTS_FOLDER
+from embedder.source.shards import list_shards
+from embedder.spec import EmbeddingSpec
+from embedder.stages import Job, prepare_units
+from embedder.work import Task
+
+MAX_ATTEMPTS = 3
+
+
+class DeathError(BaseException):
+    """Stands for the death of the worker: of that nothing is tidied up."""
+
+
+def die(_: int) -> None:
+    raise DeathError
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(5)))
+    return Task("0123456789abcdef", "0" * 32, list_shards(SourceConfig(uri=str(tmp_path / "a.jsonl"))).shards)
+
+
+def make_job(folder: Path, run_id: str) -> Job:
+    spec = EmbeddingSpec(
+        model="openai:x", base_url="http://x", revision=None, model_checksum="", depth=0, final_norm="none", pooling="mean",
+        layer_norm=False, prompt="", query_prompt="", max_tokens=30, chunking=True, overlap_tokens=0, dim=8, normalize=True,
+    )  # fmt: skip
+    source, output = SourceConfig(uri="in", rows_per_unit=2), OutputConfig(uri=str(folder / "table"))
+    return Job(source, output, spec, "", pa.schema([]), MAX_ATTEMPTS, None, None, None, run_id)
+
+
+def read(task: Task, job: Job) -> tuple[int, str | None]:
+    """Give the units that come, and the error in the last row."""
+    rows = list(prepare_units({"task": task.to_json(), "done": [], "previous": []}, job))
+    return len(rows), rows[-1]["error"]
+
+
+def die_reading(task: Task, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin, and let the worker die in the first unit: its mark stays."""
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "stream_units", lambda *_: map(die, [0]))
+        patch.setattr(stages.Attempts, "end", lambda *_: None)
+        patch.setattr(stages.Attempts, "forget", lambda *_: None)
+        with pytest.raises(DeathError):
+            read(task, job)
+
+
+def marks(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "table" / ATTEMPTS_FOLDER).glob("*")]
+
+
+def test_a_shard_that_was_in_hand_when_cluster_after_cluster_was_lost_is_read(tmp_path: Path, task: Task, monkeypatch) -> None:
+    for number in range(MAX_ATTEMPTS + 1):
+        die_reading(task, make_job(tmp_path, f"run{number}"), monkeypatch)
+    assert len(marks(tmp_path)) == MAX_ATTEMPTS + 1
+    assert read(task, make_job(tmp_path, "last")) == (3, None)
+    assert marks(tmp_path) == [], "those of the runs that died are gone too"
+
+
+def test_a_shard_that_takes_its_reader_down_too_often_in_one_run_is_reported(tmp_path: Path, task: Task, monkeypatch) -> None:
+    job = make_job(tmp_path, "run")
+    for _ in range(MAX_ATTEMPTS):
+        die_reading(task, job, monkeypatch)
+    count, error = read(task, job)
+    assert count == 1
+    assert error is not None
+    assert "reading on from row 0 took its worker down 3 times" in error
+    assert marks(tmp_path) == [], "the next run tries anew"
