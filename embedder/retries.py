@@ -18,6 +18,8 @@ _FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 20.0
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _BUSY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 """409 is S3's answer when a conditional write meets another one in flight: the next try is told which of them won."""
+_DAMAGED_ON_THE_WAY = {"RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch"}
+"""S3's codes for a body that stalled or did not come whole: of status 400, as what is refused for good."""
 _BROKEN = {
     "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError",
     "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "APIConnectionError",
@@ -55,6 +57,8 @@ def is_transient(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, _FINAL):
             return False
+        if _code_of(cause) in _DAMAGED_ON_THE_WAY:
+            return True
         status = _status_of(cause)
         if status is not None:
             return status in _BUSY_STATUS
@@ -62,6 +66,12 @@ def is_transient(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
+
+
+def _code_of(error: BaseException) -> str | None:
+    """Find S3's own code in botocore's response, which s3fs keeps as the cause of what it translates."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
 
 
 def _status_of(error: BaseException) -> int | None:

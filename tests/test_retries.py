@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import s3fs.errors
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from embedder import retries
@@ -18,6 +19,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def from_s3fs(error: ClientError) -> Exception:
+    translated: Exception = s3fs.errors.translate_boto_error(error)
+    return translated
+
+
 class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say `code`, aiohttp `status`
     status_code = 503
 
@@ -27,6 +33,8 @@ class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say
     [
         answer(503, "SlowDown"), answer(429), answer(500), answer(409, "ConditionalRequestConflict"), ConnectionResetError("reset"),
         TimeoutError(), EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x"), AzureLikeError(),
+        answer(400, "RequestTimeout"), answer(400, "BadDigest"), answer(400, "XAmzContentSHA256Mismatch"),
+        *(from_s3fs(answer(400, code)) for code in ("RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch")),
         caused(OSError(5, "busy"), answer(429)), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
     ],
     ids=repr,
@@ -39,6 +47,7 @@ def test_busy_stores_and_broken_connections_pass(error: Exception) -> None:
     "error",
     [
         answer(403, "AccessDenied"), answer(404, "NoSuchBucket"), answer(301, "PermanentRedirect"), answer(400), answer(412),
+        from_s3fs(answer(400, "InvalidDigest")),
         caused(PermissionError("no"), answer(503)), FileNotFoundError("gone"), NoCredentialsError(), OSError(28, "No space left"),
         ValueError("a bug"), OSError("Generic S3 error - Server returned non-2xx status code: 403 Forbidden"),
     ],
