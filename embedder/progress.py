@@ -44,6 +44,9 @@ class Meter:
         self._finished_bytes = 0
         self._finished_text = 0
         self._open_text: defaultdict[str, int] = defaultdict(int)
+        self._rows: defaultdict[str, int] = defaultdict(int)
+        """Landed, of tasks that have not ended: units, and slices of a shard, land in no order."""
+        self._ends: dict[str, int] = {}
         compressed = sum(shard.size_bytes for task in tasks for shard in task.shards if shard.uri.endswith(_COMPRESSED))
         self._guess = 1.0 - 0.65 * compressed / self._source_bytes
         """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
@@ -60,19 +63,27 @@ class Meter:
         self.bytes_written += part.size_bytes
         self._first_landing = self._first_landing or (time.monotonic(), self.total)
         self._last_landing = time.monotonic()
+        if name.key not in self._left:  # a slice of a shard whose other slice failed
+            self._finished_text += part.stats.text_bytes
+            return
         self._open_text[name.key] += part.stats.text_bytes
+        self._rows[name.key] += name.stop_row - name.first_row
         if name.last:
-            self.finish(name.key)
+            self._ends[name.key] = name.stop_row
+        if self._rows[name.key] == self._ends.get(name.key):
+            self._finish(name.key)
 
     def fail(self, key: str) -> None:
         """Count a task as one that could not be read to its end."""
         self.failed += 1
-        self.finish(key)
+        self._finish(key)
 
-    def finish(self, key: str) -> None:
+    def _finish(self, key: str) -> None:
         """Count a task as read to its end, or given up."""
         self._finished_bytes += self._left.pop(key, 0)
         self._finished_text += self._open_text.pop(key, 0)
+        self._rows.pop(key, None)
+        self._ends.pop(key, None)
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,36 @@
+"""What is told of a run's progress holds in whatever order units land."""
+
+import itertools
+
+import pytest
+
+from embedder.progress import Meter
+from embedder.work import Part, PartName, Shard, Stats, Task
+
+TASKS = [Task(number * 16, "1" * 32, (Shard(f"{number}.jsonl", "v", 100),)) for number in "01"]
+UNITS = ((0, 10, False), (10, 20, False), (20, 30, True))
+
+
+def land(meter: Meter, task: Task, unit: tuple[int, int, bool]) -> None:
+    meter.land(Part(str(PartName(task.key, task.version, *unit)), 10, 1000, Stats(documents=10, text_bytes=30)))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(UNITS)))
+def test_a_shard_is_done_when_all_of_its_units_landed_in_whatever_order(order: tuple[tuple[int, int, bool], ...]) -> None:
+    meter = Meter(TASKS, None)
+    shares = []
+    for unit in order:
+        land(meter, TASKS[0], unit)
+        shares.append(round(meter.share, 2))
+    assert shares == [0.15, 0.3, 0.5]
+    assert not meter._open_text, "nothing is kept of a shard that is done"
+    land(meter, TASKS[1], UNITS[0])
+    assert meter.share == pytest.approx(0.5 + 0.3 * 100 / 90 / 2), "a byte of text was 100 / 90 bytes of the source"
+
+
+def test_a_slice_that_lands_after_another_one_failed_leaves_nothing_open() -> None:
+    meter = Meter(TASKS, None)
+    meter.fail(TASKS[0].key)
+    land(meter, TASKS[0], UNITS[2])
+    assert not meter._open_text
+    assert meter.share == 0.5
