@@ -5,6 +5,7 @@ already has keep their bucket as it is: without them it would lose these rows.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,13 +33,16 @@ def spare_buckets(prepared: Prepared, broken: Mapping[str, Collection[str]]) -> 
     if prepared.replaces:
         return None  # swapped as a whole or not at all
     committed = prepared.table.parts if prepared.table else []
+    parts: defaultdict[str, list[str]] = defaultdict(list)
+    for name in committed:
+        if name.key in broken:
+            parts[name.key].append(str(name))
     tasks = []
     for task in prepared.plan.read:
         shards = [shard for shard in task.shards if shard.uri not in broken.get(task.key, ())]
         if not shards or len(shards) == len(task.shards):
             continue
-        parts = [str(name) for name in committed if name.key == task.key]
-        if holds_rows(parts, broken[task.key], Folder(prepared.config.output.uri, prepared.config.output.storage_options)):
+        if holds_rows(parts[task.key], broken[task.key], Folder(prepared.config.output.uri, prepared.config.output.storage_options)):
             continue
         [smaller] = group_shards(shards, layout_of(prepared.config, prepared.spec, prepared.metadata), prepared.bucket_bits)
         tasks.append(smaller)

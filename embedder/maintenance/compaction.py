@@ -11,7 +11,7 @@ from embedder.output.parts import Folder, encode_batches, encode_parquet, read_b
 from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.progress import align
 from embedder.schema import QUARANTINE
-from embedder.storage import Options
+from embedder.storage import Options, map_threads
 from embedder.work import Part, PartName, Stats
 
 
@@ -92,7 +92,7 @@ def _merge(run: Sequence[PartName]) -> Iterator[tuple[PartName, ...]]:
 def merge_parts(names: Sequence[PartName], state: TableState, folder: Folder) -> Part:
     """Write what these parts hold as one, once, its quarantine file first; footers are kept but for the stats, which are summed."""
     merged = PartName(names[0].key, names[0].version, names[0].first_row, names[-1].stop_row, names[-1].last)
-    footers = [read_footer(folder.part(str(name)))[1] for name in names]
+    footers = map_threads(lambda name: read_footer(folder.part(str(name)))[1], list(names))
     stats = sum((Stats(**footer["stats"]) for footer in footers), Stats())
     if stats.quarantined:
         with_rejects = [name for name, footer in zip(names, footers, strict=True) if footer["stats"]["quarantined"]]

@@ -188,11 +188,13 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
 def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[str]]:
     """Put parts together to groups of about GROUP_ROWS."""
     group: list[str] = []
+    held = 0
     for name in names:
         group.append(name)
-        if sum(rows[each] for each in group) >= GROUP_ROWS:
+        held += rows[name]
+        if held >= GROUP_ROWS:
             yield group
-            group = []
+            group, held = [], 0
     if group:
         yield group
 
