@@ -1,6 +1,8 @@
 """The spec of a table, read from its log as plain JSON: what a query needs to know, without a Delta reader."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,9 @@ from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store
 
 INFO_KEY = "embedder"
-"""Key of the run record in a commit's metadata. The newest one holds the spec of the table's vectors."""
+"""Key of the run record in a commit's metadata. It holds the spec of the table's vectors."""
+
+_COMMIT = re.compile(r"/(\d{20})\.json$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,15 @@ def read_spec(uri: str, options: Options) -> EmbeddingSpec:
 
 
 def read_record(uri: str, options: Options) -> Record:
-    """Read the newest run's record, or, where records were cleaned up, what the checkpoint keeps of it: the spec."""
+    """Read the record of the newest version, or, where records were cleaned up, what the checkpoint keeps of it: the spec."""
     log = Store(Store(uri, options).child("_delta_log"), options)
     names = sorted((found.uri for found in log.list_folder()), reverse=True)
     if not names:
         raise StorageError(f"{uri}: no table there; make one with jobs.embed")
-    for name in (each for each in names if each.endswith(".json") and each.rsplit("/", 1)[-1][:20].removesuffix(".json").isdigit()):
-        info = _info_of_commit(Store(name, options))
-        if info is not None:
-            return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
+    newest = next((int(found[1]) for found in map(_COMMIT.search, names) if found), -1)
+    info = find_info(uri, options, newest)
+    if info is not None:
+        return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
     for name in (each for each in names if ".checkpoint" in each and each.endswith(".parquet")):
         with Store(name, options).open_input() as file:
             actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
@@ -47,10 +51,40 @@ def read_record(uri: str, options: Options) -> Record:
     raise StorageError(f"{uri}: a Delta table that embedder did not write; give one that jobs.embed made")
 
 
-def _info_of_commit(commit: Store) -> dict[str, Any] | None:
-    with commit.open_input() as file:
-        for line in file:
-            info = json.loads(line).get("commitInfo", {}).get(INFO_KEY)
-            if isinstance(info, dict) and "spec" in info:
-                return dict(info)
+def find_info(uri: str, options: Options, version: int) -> Mapping[str, Any] | None:
+    """Find the run record that holds at a version, from its commit back; a commit that restored a version leads to that one.
+
+    None where there is none, or it was cleaned up. (Of a version that is not the newest, DeltaTable.history gives the newer commits too.)
+    """
+    log, restored = Store(Store(uri, options).child("_delta_log"), options), None
+    while version >= 0:
+        commit = Store(log.child(f"{version:020d}.json"), options)
+        if commit.info() is None:
+            break
+        entry = _read_entry(commit)
+        info = entry.get(INFO_KEY)
+        if isinstance(info, dict) and "spec" in info:
+            return info
+        if entry.get("operation") == "RESTORE":
+            version = restored = _restored_version(uri, version, entry)
+        else:
+            version -= 1
+    if restored is not None:
+        raise StorageError(f"{uri}: version {restored} was restored, whose run record is no longer in the log; restore a later one")
     return None
+
+
+def _read_entry(commit: Store) -> dict[str, Any]:
+    with commit.open_input() as file:
+        actions = (json.loads(line) for line in file if b'"commitInfo"' in line)
+        return next((dict(action["commitInfo"]) for action in actions if "commitInfo" in action), {})
+
+
+def _restored_version(uri: str, version: int, entry: Mapping[str, Any]) -> int:
+    target = str(entry.get("operationParameters", {}).get("version"))
+    if not target.isdigit() or int(target) >= version:
+        raise StorageError(
+            f"{uri}: version {version} restored the table as of a time, which does not say whose vectors these are; "
+            "restore it by number: DeltaTable(uri).restore(VERSION)"
+        )
+    return int(target)

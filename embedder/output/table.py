@@ -15,15 +15,12 @@ from deltalake.transaction import AddAction, RemoveAction, create_table_with_add
 
 from embedder.errors import CommitError, VersionGoneError
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
-from embedder.output.record import INFO_KEY
+from embedder.output.record import INFO_KEY, find_info
 from embedder.retries import brief, patiently
 from embedder.schema import QUARANTINE
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Options, Store, delta_options, map_threads
 from embedder.work import Part, PartName
-
-FIRST_COMMITS = 10
-"""Nearly always the newest commit has a record; only other tools' commits have none."""
 
 MAINTENANCE_KEY = "maintenance"
 """Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""
@@ -45,7 +42,7 @@ class TableState:
     sizes: Mapping[str, int]
     schema: pa.Schema
     info: Mapping[str, Any]
-    """The run record of the newest commit that has one."""
+    """The run record that holds at this version: of its commit, or of the newest before that has one."""
     run_number: int
 
     @property
@@ -94,7 +91,7 @@ def read_table(uri: str, options: Options) -> TableState | None:
 
 def _read_state(uri: str, options: Options) -> TableState:
     delta = open_delta(uri, options)
-    info = find_record(delta)
+    info = find_info(uri, options, delta.version())
     if info is None:
         raise CommitError(
             f"{uri}: a Delta table that embedder did not write (no run record in its log); choose another output.uri, or, if another "
@@ -112,17 +109,6 @@ def _read_state(uri: str, options: Options) -> TableState:
         info=info,
         run_number=delta.transaction_version(_APP_ID) or 0,
     )
-
-
-def find_record(delta: DeltaTable) -> Mapping[str, Any] | None:
-    """Find the newest run record, from the newest commit back; of a long log only as much is read as is needed."""
-    limit = FIRST_COMMITS
-    while True:
-        entries = delta.history(limit)
-        record = next((entry[INFO_KEY] for entry in entries if isinstance(entry.get(INFO_KEY), dict)), None)
-        if record is not None or len(entries) < limit:
-            return record
-        limit *= 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from embedder.changes import read_changes
 from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.output.parts import Folder
+from embedder.output.record import find_info
 from embedder.output.table import list_committed, open_delta, read_table
 from embedder.progress import align
 from embedder.quantization import Ranges, read_ranges
@@ -92,7 +93,11 @@ def read_version(uri: str, options: Options, number: int | None = None) -> Versi
     rows = dict(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True))
     schema = pa.schema(delta.schema().to_arrow())
     by_name = {each: rows[each] for each in sorted(map(str, names))}
-    return Version(uri, options, number, str(delta.metadata().id), state.spec, schema, by_name, read_ranges(state.info.get("ranges")))
+    info = state.info if number == state.version else find_info(uri, options, number)
+    if info is None:
+        raise VersionGoneError(f"{uri}: version {number} has no run record any more, its log was cleaned up; load a later version")
+    spec, ranges = EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges"))
+    return Version(uri, options, number, str(delta.metadata().id), spec, schema, by_name, ranges)
 
 
 def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:

@@ -1,6 +1,7 @@
 """The table is plain Delta: one commit changes it, of two writers one wins, and everybody can read it."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from embedder.errors import CommitError
-from embedder.output.table import FIRST_COMMITS, Change, commit_table, read_table, sync_quarantine
+from embedder.errors import CommitError, StorageError
+from embedder.output.record import read_record
+from embedder.output.table import Change, commit_table, read_table, sync_quarantine
 from embedder.schema import table_schema
 from embedder.spec import EmbeddingSpec
 from embedder.work import Part
@@ -100,6 +102,51 @@ def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Calla
         read_table(uri, {})
 
 
+def test_a_table_restored_after_another_tool_rewrote_its_files_is_as_before(uri: str, write_unit: Callable[..., Part]) -> None:
+    parts = tuple(write_unit(key=key * 16) for key in "ab")
+    commit_table(uri, {}, change(parts), None)
+    DeltaTable(uri).optimize.compact()
+    DeltaTable(uri).restore(0)
+    state = read_table(uri, {})
+    assert state is not None
+    assert (set(state.rows), state.spec) == ({part.name for part in parts}, SPEC)
+
+
+def test_a_table_restored_to_before_a_swap_is_of_the_space_it_had_then(uri: str, write_unit: Callable[..., Part]) -> None:
+    old, new, other = write_unit(key="a" * 16), write_unit(key="b" * 16), SPEC.model_copy(update={"depth": 3})
+    commit_table(uri, {}, change((old,)), None)
+    commit_table(uri, {}, change((new,), spec=other, replaces=True), read_table(uri, {}))
+    for version, spec in ((0, SPEC), (1, other), (3, SPEC)):  # the last one restores a version that was itself restored
+        DeltaTable(uri).restore(version)
+        state = read_table(uri, {})
+        assert state is not None
+        assert state.spec == read_record(uri, {}).spec == spec
+    DeltaTable(uri).alter.set_table_description("another tool")
+    assert read_record(uri, {}).spec == SPEC
+
+
+def test_a_table_restored_as_of_a_time_is_refused_until_it_is_restored_by_number(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(key="a" * 16),)), None)
+    before = datetime.now(UTC)
+    commit_table(uri, {}, change((write_unit(key="b" * 16),)), read_table(uri, {}))
+    DeltaTable(uri).restore(before)
+    for read in (read_table, read_record):
+        with pytest.raises(StorageError, match=r"version 2 restored the table as of a time.*restore\(VERSION\)"):
+            read(uri, {})
+    DeltaTable(uri).restore(0)
+    assert read_record(uri, {}).spec == SPEC
+
+
+def test_a_restored_version_whose_record_was_cleaned_up_is_refused(uri: str, write_unit: Callable[..., Part]) -> None:
+    commit_table(uri, {}, change((write_unit(),)), None)
+    DeltaTable(uri).alter.set_table_description("another tool")
+    DeltaTable(uri).restore(0)
+    DeltaTable(uri).create_checkpoint()
+    Path(uri, "_delta_log", f"{0:020d}.json").unlink()
+    with pytest.raises(StorageError, match=r"version 0 was restored, whose run record is no longer in the log; restore a later one"):
+        read_record(uri, {})
+
+
 def test_quarantined_records_follow_their_parts(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new = write_unit(key="a" * 16, quarantined=2), write_unit(key="b" * 16, quarantined=1)
     commit_table(uri, {}, change((old,)), None)
@@ -156,7 +203,7 @@ def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part],
 
 def test_the_run_record_is_found_behind_many_commits_of_other_tools(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(uri, {}, change((write_unit(),)), None)
-    for number in range(FIRST_COMMITS + 2):
+    for number in range(12):
         DeltaTable(uri).alter.set_table_description(f"{number}")
     state = read_table(uri, {})
     assert state is not None

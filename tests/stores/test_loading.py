@@ -105,6 +105,16 @@ def test_another_space_is_refused_by_name_and_replaced_on_demand(loader: Loader)
     assert_in_step(other, version)
 
 
+def test_a_version_from_before_a_swap_is_loaded_as_of_the_space_it_was_made_in(loader: Loader) -> None:
+    loader.table.follow(corpus_of(2))
+    loader.table.follow(corpus_of(3))
+    other = loader.table.of_space(depth=1)
+    newest = other.follow(corpus_of(2, salt="other"))
+    loader.load(version=1)
+    assert_in_step(loader, 1)
+    assert read_version(other.uri, {}, newest).spec == other.spec
+
+
 def test_another_table_is_refused_although_its_space_is_equal(loader: Loader, tmp_path: Any) -> None:
     loader.table.follow(corpus_of(1))
     loader.load()
