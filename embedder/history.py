@@ -116,10 +116,10 @@ def lay_out(events: Sequence[Event]) -> str:
 
 
 def _columns(event: Event) -> tuple[str, ...]:
-    figures, stats = event.figures, event.figures.get("stats")
-    if stats is None:
+    figures = event.figures
+    if "documents_reused" not in figures:  # no run, or one of jobs.recut before it noted what it did
         return (str(event.version), event.published, event.kind, *[""] * 9)
-    cost = figures.get("cost_usd")
+    stats, cost = figures["stats"], figures.get("cost_usd")
     embedded = stats["documents"] - stats["quarantined"] - stats["reused"]
     counts = (
         embedded,

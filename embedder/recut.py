@@ -3,9 +3,10 @@
 The set difference of `planning` again: each part of the parent has one part here, whose name says what it was made from.
 """
 
+import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pydantic import model_validator
 
 from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
 from embedder.errors import ConfigError
+from embedder.masking import mask_secrets
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.rotation import digest_array, keep_rotation, read_rotation
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
@@ -63,14 +65,18 @@ class Recut:
     """What was done."""
 
     uri: str
+    started: str
     parent_version: int
     version: int | None
     """Published; None if there was nothing to do."""
     parts_added: int
     parts_kept: int
     parts_removed: int
+    documents_reused: int
+    """Documents of the parent, quarantined ones included: none was read or embedded."""
     rows: int
     bytes_added: int
+    seconds: float
 
     def text(self) -> str:
         """Say it in one line."""
@@ -83,7 +89,7 @@ class Recut:
 
 def run_recut(config: RecutConfig) -> Recut:
     """Bring the table in step with the newest version of its parent, in one commit."""
-    output = config.output
+    output, started, clock = config.output, datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     parent, table = read_parent(config.parent), read_table(output.uri, output.storage_options)
     cut = plan_cut(parent.spec, output)
     schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
@@ -97,21 +103,24 @@ def run_recut(config: RecutConfig) -> Recut:
     if rotation_WW is not None:
         keep_rotation(rotation_WW, output.uri, output.storage_options)
     add = map_threads(lambda name: recut_part(made_from[name], name, cut, schema, folders), missing, NUM_THREADS)
-    version = None
-    if add or remove or table is None or replaces:
-        change = Change(tuple(add), remove, schema, record_of(cut, parent, config.parent), replaces)
-        version = commit_table(output.uri, output.storage_options, change, table)
-    sync_quarantine(output.uri, output.storage_options)
-    return Recut(
+    done = Recut(
         uri=output.uri,
+        started=started,
         parent_version=parent.version,
-        version=version,
+        version=None,
         parts_added=len(add),
         parts_kept=len(made_from) - len(add),
         parts_removed=len(table.rows) if table and replaces else len(remove),
+        documents_reused=sum(name.stop_row - name.first_row for name in parent.parts),
         rows=sum(parent.rows.values()),
         bytes_added=sum(part.size_bytes for part in add),
+        seconds=time.perf_counter() - clock,
     )
+    if add or remove or table is None or replaces:
+        change = Change(tuple(add), remove, schema, record_of(cut, parent, config, done), replaces)
+        done = replace(done, version=commit_table(output.uri, output.storage_options, change, table))
+    sync_quarantine(output.uri, output.storage_options)
+    return done
 
 
 def check_cuts(config: EmbedConfig, spec: EmbeddingSpec) -> None:
@@ -238,17 +247,19 @@ def cut_tables(part: Store, cut: Cut, schema: pa.Schema) -> Iterator[pa.Table]:
         yield table.set_column(place, schema.field(place), cut.apply(column_codes(table["embedding"]))).cast(schema)
 
 
-def record_of(cut: Cut, parent: TableState, config: TableConfig) -> dict[str, object]:
-    """Give the run record: the spec, and what the vectors were made from."""
+def record_of(cut: Cut, parent: TableState, config: RecutConfig, done: Recut) -> dict[str, object]:
+    """Give the run record: the spec, what the vectors were made from, and the figures that a run's record has."""
+    figures = ("started", "parts_added", "parts_kept", "parts_removed", "documents_reused", "rows", "bytes_added", "seconds")
     return {
         "run_id": uuid.uuid4().hex[:12],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "space_id": cut.spec.space_id,
         "spec": cut.spec.model_dump(),
         "ranges": cut.ranges.record() if cut.ranges else None,
         "bucket_bits": parent.info["bucket_bits"],
         "probe": None,
-        "parent": {"uri": config.uri, "version": parent.version},
-        "stats": asdict(Stats()),
+        "parent": {"uri": config.parent.uri, "version": parent.version},
+        "stats": asdict(Stats()),  # of what was read and embedded
+        **{name: getattr(done, name) for name in figures},
+        "config": mask_secrets(config.model_dump(mode="json")),
         "environment": describe_environment(),
     }

@@ -13,6 +13,7 @@ from embedder.history import lay_out, read_history
 from embedder.maintenance.compaction import compact_table
 from embedder.output.table import Change, commit_table, open_delta, read_table
 from embedder.output.upkeep import write_checkpoint
+from embedder.recut import RecutConfig, run_recut
 from embedder.revision import read_revision
 from embedder.summary import Summary
 from embedder.work import Stats
@@ -87,6 +88,33 @@ def test_another_space_is_told_by_its_differences_and_a_swap_is_one_run(table: M
     events = read_history(table.uri, {}, 20)
     assert [event.kind for event in events] == ["describe", "run", "run"]
     assert f"depth: {SPEC.depth} → {SPEC.depth - 1}" in events[1].changes[0]
+
+
+def test_a_recut_says_what_it_did_and_one_of_before_it_could_is_a_line_of_its_own(table: MadeTable) -> None:
+    table.follow(CORPUS)
+    uri = f"{table.uri}-cut"
+    config = RecutConfig.model_validate({"parent": {"uri": table.uri}, "output": {"uri": uri, "dim": 2}})
+    run_recut(config)
+    state = read_table(uri, {})
+    assert state is not None
+    earlier = {name: state.info[name] for name in ("spec", "space_id", "bucket_bits", "parent", "stats", "environment")}
+    commit_table(uri, {}, Change((), (), state.schema, earlier), state)
+    table.follow(EDITED)
+    done = run_recut(config)
+    newest, old, first = read_history(uri, {}, 20)
+    assert [event.kind for event in (newest, old, first)] == ["run"] * 3
+    assert (newest.figures["documents_reused"], newest.figures["rows"], newest.figures["parts_kept"]) == (4, len(table.rows()), 2)
+    assert (newest.figures["parts_added"], newest.figures["bytes_added"]) == (done.parts_added, done.bytes_added)
+    assert newest.figures["seconds"] > 0
+    assert "rows" not in old.figures
+    lines = lay_out([newest, old, first]).splitlines()
+    columns = [line.split() for line in lines if "run" in line.split()]
+    assert [each[:1] + each[3:9] for each in columns] == [
+        ["2", "run", "0", "4", "0", "0", "0"],
+        ["1", "run"],
+        ["0", "run", "0", "4", "0", "0", "0"],
+    ]
+    assert f"config {first.config_digest}" in lines[-1]
 
 
 def test_another_tools_commit_is_named_after_what_it_did(table: MadeTable) -> None:
