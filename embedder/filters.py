@@ -226,7 +226,7 @@ def convert(kind: str, token: str, wanted: pa.DataType) -> Value | None:
         if pa.types.is_boolean(wanted):
             return None if kind != "name" else token.lower() == "true"
         if pa.types.is_integer(wanted):
-            return None if number is None else int(number) if re.fullmatch(r"[-+]?\d+", number) else float(number)
+            return None if number is None else _to_integer(number, wanted)
         if pa.types.is_floating(wanted):
             return None if number is None else float(number)
         if pa.types.is_date(wanted):
@@ -237,6 +237,16 @@ def convert(kind: str, token: str, wanted: pa.DataType) -> Value | None:
     except ValueError:
         return None
     return None
+
+
+def _to_integer(number: str, wanted: pa.DataType) -> int | float | None:
+    """Read a number to be held beside integers; None beyond what their type holds, of which stores think differently."""
+    value = int(number) if re.fullmatch(r"[-+]?\d+", number) else float(number)
+    bits = wanted.bit_width
+    low, stop = (-(1 << bits - 1), 1 << bits - 1) if pa.types.is_signed_integer(wanted) else (0, 1 << bits)
+    if not low <= value < stop:
+        return None
+    return int(value) if int(value) == value else value
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -268,7 +278,9 @@ def passes(where: Filter, rows: pa.RecordBatch) -> np.ndarray:
     elif isinstance(where, Has):
         mask = _lists_holding(column, where)
     elif isinstance(where, OneOf):
-        among = pc.is_in(column, value_set=pa.array(where.values, column.type))
+        # a float beside integers is none of them, and would be cut to one
+        values = [each for each in where.values if not (isinstance(each, float) and pa.types.is_integer(column.type))]
+        among = pc.is_in(column, value_set=pa.array(values, column.type))
         mask = pc.and_(pc.invert(among) if where.negated else among, pc.is_valid(column))
     else:
         mask = _KERNELS[where.operator](column, _scalar(where.value, column.type))

@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("seen", pa.timestamp("us", "UTC")),
         ("day", pa.date32()),
         ("tags", pa.list_(pa.string())),
+        ("counts", pa.list_(pa.uint8())),
         ("odd name", pa.string()),
         ("embedding", pa.list_(pa.float32())),
     ]
@@ -34,6 +35,8 @@ DUCKDB = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
         ("topic = 'it''s'", Compare("topic", "=", "it's")),
         ("year >= -3", Compare("year", ">=", -3)),
         ("year < 2.5", Compare("year", "<", 2.5)),
+        ("year in (2e3, 2001.5)", OneOf("year", (2000, 2001.5))),
+        ("year <= 9223372036854775807", Compare("year", "<=", 2**63 - 1)),
         ("weight <> 1e3", Compare("weight", "!=", 1000.0)),
         ("good == TRUE", Compare("good", "=", True)),
         ("seen > '2020-01-02'", Compare("seen", ">", datetime(2020, 1, 2, tzinfo=UTC))),
@@ -56,9 +59,13 @@ def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("toppic = 'x'", "no column 'toppic'; there are topic, year, weight, good, seen, day, tags, odd name"),
+        ("toppic = 'x'", "no column 'toppic'; there are topic, year, weight, good, seen, day, tags, counts, odd name"),
         ("embedding is null", "no column 'embedding'"),
         ("year = 'x'", "'x' is no value for column year, which is int64"),
+        ("year > 9223372036854775808", "9223372036854775808 is no value for column year, which is int64"),
+        ("year < 1e30 or topic = 'x'", "1e30 is no value for column year, which is int64"),
+        ("counts has 256", "256 is no value for column counts, which is list<item: uint8>"),
+        ("not counts has -1", "-1 is no value for column counts"),
         ("topic = 3", "3 is no value for column topic, which is string"),
         ("seen > 'yesterday'", "'yesterday' is no value for column seen"),
         ("tags = 'x'", "tags is list<item: string>; ask it with tags has 'x'"),
@@ -99,7 +106,7 @@ tests = st.one_of(
     *[st.builds(Compare, st.just(name), operators, each) for name, each in values.items()],
     st.builds(Compare, st.just("good"), st.sampled_from(["=", "!="]), st.booleans()),
     st.builds(Compare, st.just("seen"), operators, st.just(datetime(2020, 6, 1, tzinfo=UTC))),
-    st.builds(OneOf, st.just("year"), st.lists(st.sampled_from([1, 3]), min_size=1).map(tuple), st.booleans()),
+    st.builds(OneOf, st.just("year"), st.lists(st.sampled_from([1, 2.5, 3]), min_size=1).map(tuple), st.booleans()),
     st.builds(IsNull, st.sampled_from(["topic", "tags", "seen"]), st.booleans()),
     st.builds(Has, st.just("tags"), st.sampled_from(["a", "c", "d"]), st.booleans()),
 )
