@@ -13,14 +13,13 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
+from embedder.cutting import Cut, plan_cut
 from embedder.errors import ConfigError
 from embedder.masking import mask_secrets
-from embedder.model.calibration import Calibration, RangeKey, load_calibration
-from embedder.model.rotation import digest_array, keep_rotation, read_rotation
+from embedder.model.rotation import keep_rotation, read_rotation
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.output.vectors import column_codes, vector_column
-from embedder.quantization import Floats, Ranges, cut_vectors, quantize
+from embedder.output.vectors import column_codes
 from embedder.schema import VECTORS
 from embedder.spec import EmbeddingSpec, digest
 from embedder.storage import Store, map_threads
@@ -42,22 +41,6 @@ class RecutConfig(Section):
         if self.parent.uri.rstrip("/") == self.output.uri.rstrip("/"):
             raise ValueError(f"output.uri={self.output.uri!r} is the parent itself; choose another folder")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What a table's vectors become."""
-
-    spec: EmbeddingSpec
-    ranges: Ranges | None = None
-    turn_WW: Floats | None = None  # noqa: N815
-    """What the parent's vectors are turned by, where they were not when they were made."""
-
-    def apply(self, vectors_NW: Floats) -> pa.Array:
-        """Turn, cut, give length 1 again where the space has it, quantize: the vector column of the new table."""
-        turned_NW = vectors_NW if self.turn_WW is None else vectors_NW @ self.turn_WW
-        cut_ND = cut_vectors(turned_NW, self.spec.dim, self.spec.normalize)
-        return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,67 +131,6 @@ def read_parent(parent: TableConfig) -> TableState:
             "give a table with quantization none"
         )
     return state
-
-
-def plan_cut(parent: EmbeddingSpec, output: CutTableConfig) -> Cut:
-    """Give the spec that embedding with these settings would have: equal vectors, equal space."""
-    dim = output.dim or parent.dim
-    if dim > parent.dim:
-        raise ConfigError(f"output.dim={dim}: the parent's vectors have {parent.dim} components; choose 1 to {parent.dim}")
-    if dim == parent.dim and output.quantization == "none" and not output.rotate:
-        raise ConfigError(f"output.dim={dim}: the parent holds these very vectors; set a smaller dim, a quantization or rotate")
-    if output.quantization == "binary" and dim % 8:
-        raise ConfigError(f"output.dim={dim}: binary packs eight components into a byte; choose a multiple of 8")
-    spec = parent.model_copy(update={"dim": dim, "quantization": output.quantization})
-    needed = {"quantization=int8": output.quantization == "int8", "rotate=true": output.rotate}
-    asked = [name for name, is_asked in needed.items() if is_asked]
-    if output.calibration is None:
-        if asked:
-            raise ConfigError(f"output.{asked[0]}: needs an artifact of jobs.calibrate; set output.calibration")
-        return Cut(spec)
-    where = f"output.calibration={output.calibration!r}"
-    if not asked:
-        raise ConfigError(f"{where}: has no effect without quantization int8 or rotate; leave it out")
-    calibration = load_calibration(output.calibration)
-    check_fits(calibration, spec, where)
-    spec = spec.model_copy(update={"calibration": calibration.fingerprint})
-    turn_WW = find_axes(calibration, parent, where) if output.rotate else None
-    if turn_WW is not None:
-        spec = spec.model_copy(update={"rotation": digest_array(turn_WW)})
-    return Cut(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, turn_WW)
-
-
-def check_fits(calibration: Calibration, spec: EmbeddingSpec, where: str) -> None:
-    """Refuse an artifact that the parent's vectors have nothing to do with."""
-    if spec.calibration not in (None, calibration.fingerprint):
-        raise ConfigError(f"{where}: is not the artifact that the parent was made with ({spec.calibration}); give that one")
-    differences = calibration.differences(spec)
-    if differences:
-        raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
-
-
-def find_axes(calibration: Calibration, parent: EmbeddingSpec, where: str) -> Floats:
-    """Find what turns the parent's vectors, which are to be whole and of the full model's space."""
-    if parent.rotation is not None:
-        raise ConfigError("output.rotate=true: the parent's vectors are turned already; leave it out")
-    if calibration.rotation_WW is None:
-        raise ConfigError(f"output.rotate=true: {where} holds no rotation; make it anew with jobs.calibrate")
-    width = len(calibration.rotation_WW)
-    if parent.dim != width:
-        raise ConfigError(f"output.rotate=true: the parent's vectors have {parent.dim} of {width} components; give a table of whole ones")
-    if parent.exit == "native" and parent.depth < calibration.full_depth:
-        raise ConfigError(
-            f"output.rotate=true: the axes are the full model's, and the parent's vectors those of depth {parent.depth} with a native exit"
-        )
-    return calibration.rotation_WW
-
-
-def find_ranges(calibration: Calibration, spec: EmbeddingSpec, where: str) -> Ranges:
-    """Find the ranges of vectors of this spec."""
-    ranges = calibration.ranges.get(RangeKey.of(spec))
-    if ranges is None:
-        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
-    return ranges
 
 
 def must_replace(table: TableState, spec: EmbeddingSpec, schema: pa.Schema, output: CutTableConfig) -> bool:

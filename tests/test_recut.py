@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.config import CutTableConfig, EmbedConfig
+from embedder.cutting import plan_cut
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.rotation import digest_array, read_rotation
@@ -14,7 +15,7 @@ from embedder.model.weighing import start_weighing
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.quantization import Ranges, to_int8
-from embedder.recut import RecutConfig, check_cuts, plan_cut, run_recut
+from embedder.recut import RecutConfig, check_cuts, run_recut
 from tests.tables import DIM, Corpus, MadeTable
 from tests.test_spec import SPEC
 
