@@ -1,5 +1,6 @@
 """Settings and the model's own files → the resolved spec and a tokenizer that CPU workers rebuild without transformers."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
-    """Load a model's tokenizer, lower-casing if the files say so."""
-    tokenizer = open_tokenizer(recipe.transformer_folder)
+    """Load a model's tokenizer, lower-casing if the files say so; it gives no id that the model has no row for."""
+    tokenizer = _fit_vocabulary(open_tokenizer(recipe.transformer_folder), recipe.vocab_size)
     if recipe.lower_case:
         tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
     return tokenizer
@@ -94,6 +95,27 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     tokenizer: Tokenizer = loaded.backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _fit_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """Take out added tokens that the model has no row for, so that spelling one is text like any other; refuse other ids beyond its rows.
+
+    EmbeddingGemma, a model of text, is published with an `<image_soft_token>`.
+    """
+    ids = tokenizer.get_vocab()
+    if max(ids.values()) >= vocab_size:
+        written = json.loads(tokenizer.to_str())
+        written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < vocab_size]
+        tokenizer = Tokenizer.from_str(json.dumps(written))
+        ids = tokenizer.get_vocab()
+    around = tokenizer.encode("")  # special tokens, which a template gives ids of its own
+    for token, number in (*ids.items(), *zip(around.tokens, around.ids, strict=True)):
+        if number >= vocab_size:
+            raise ModelError(
+                f"tokenizer.json: token {token!r} has id {number}, but the model has embeddings for ids 0 to {vocab_size - 1} "
+                "(config.json: vocab_size); give the tokenizer that the model was saved with"
+            )
     return tokenizer
 
 

@@ -99,6 +99,38 @@ def test_the_tokenizer_neither_truncates_nor_pads_and_gives_the_ids_of_transform
     assert [encoding.ids for encoding in tokenizer.encode_batch(texts)] == expected
 
 
+def test_a_token_without_an_embedding_is_refused_by_name(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, folder)
+    written = json.loads((folder / "tokenizer.json").read_text())
+    written["model"]["vocab"]["zebra"] = 64
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    [line] = refuse(model=str(folder))
+    assert "tokenizer.json: token 'zebra' has id 64, but the model has embeddings for ids 0 to 63 (config.json: vocab_size)" in line
+    written["model"]["vocab"]["zebra"] = 63
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig())
+    written["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [5000]
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    [line] = refuse(model=str(folder))
+    assert "token '[CLS]' has id 5000" in line
+
+
+def test_a_text_that_spells_an_added_token_without_an_embedding_is_plain_text(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model.folder, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = tokenizer.get_vocab_size()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert rows in tokenizer.encode("the <image> cat").ids
+    ours = Tokenizer.from_str(resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig()).tokenizer_json)
+    assert ours.encode("the <image> cat").ids == tokenizer.encode("the < image > cat").ids
+    assert ours.encode("the [SEP] cat").ids == tokenizer.encode("the [SEP] cat").ids, "the others stay what they are"
+
+
 def test_do_lower_case_is_part_of_the_tokenizer(tiny_model: Any, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(tiny_model.folder, folder)
