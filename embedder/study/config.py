@@ -23,7 +23,8 @@ class GridConfig(Section):
     dims: Annotated[tuple[Positive, ...], OneOrMore] = ()
     """Leading components kept; left out: the full width and four halvings of it. The full width is always tried too."""
     precisions: Annotated[tuple[Precision, ...], OneOrMore] = ("float32", "int8", "binary", "binary_rescored")
-    """How a stored component is kept; binary_rescored finds with bits and orders the best by the float query."""
+    """How a stored component is kept; binary_rescored finds with bits and orders the best by the float query.
+    float32 is always tried too."""
     query_sides: Annotated[tuple[QuerySide, ...], OneOrMore] = ("same", "full")
     """Queries embedded as the documents are, or by the full model; never in float8."""
     float8: bool = False

@@ -94,7 +94,7 @@ def build_grid(study: Study, transformers: Mapping[str, Transformer], apis: "Seq
     for rival in study.rivals:
         views += [View(transformers[rival.name], depth, rival.dims, ("same",)) for depth in rival.depths]
     views += [View(api, 0, api.dims, ("same",)) for api in apis]
-    return Grid(tuple(views), wanted.precisions)
+    return Grid(tuple(views), tuple(dict.fromkeys(("float32", *wanted.precisions))))  # what all is compared with is float32
 
 
 def score_grid(study: Study, grid: Grid, report: Report) -> list[Scored]:

@@ -24,7 +24,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.study.cache import Cache
 from embedder.study.candidates import tokenize
-from embedder.study.config import SweepConfig
+from embedder.study.config import GridConfig, SweepConfig
 from embedder.study.datasets import Retrieval
 from embedder.study.metrics import NDCG, score_retrieval
 from embedder.study.preparation import prepare_study
@@ -171,6 +171,15 @@ def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) ->
     wrong = config.model_copy(update={"gate": GateConfig(report=str(tmp_path / "other.json"))})
     with pytest.raises(ConfigError, match=r"not a report of jobs\.sweep"):
         check_gate(wrong, spec)
+
+
+def test_a_sweep_of_bits_alone_is_measured_by_the_full_model_too(swept: Swept) -> None:
+    config = swept.study.config
+    bits = config.model_copy(update={"grid": GridConfig(depths=(6,), dims=(384,), precisions=("binary", "binary_rescored"))})
+    found = run_sweep(prepare_study(bits), quiet)
+    assert [row.setting.precision for row in found.rows] == ["float32", "binary", "binary_rescored"]
+    assert found.full.kept is not None
+    assert found.full.kept.share == 1
 
 
 def test_what_was_run_once_is_not_run_again(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
