@@ -253,6 +253,8 @@ class GateConfig(Section):
     """report.json of a sweep of this model and source."""
     min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
     """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+    rescored: bool = False
+    """Of binary: judge it as searches find that order what bits found by the float query, as jobs.search does and no store by itself."""
 
 
 class EmbedConfig(Section):

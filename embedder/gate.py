@@ -27,7 +27,12 @@ def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     problems = [*_other_space(report["spec"], spec), *_other_source(report["source"], config)]
     if problems:
         raise ConfigError(f"gate.report={gate.report!r}: of another run ({'; '.join(problems)}); sweep this one, or leave the gate out")
-    wanted = {"model": report["reference"]["model"], "depth": spec.depth, "dim": spec.dim, "precision": _PRECISIONS[spec.quantization]}
+    if gate.rescored and spec.quantization != "binary":
+        raise ConfigError(
+            f"gate.rescored=true: bits are rescored, and embedding.quantization={spec.quantization!r}; leave one of the two out"
+        )
+    precision = "binary_rescored" if gate.rescored else _PRECISIONS[spec.quantization]
+    wanted = {"model": report["reference"]["model"], "depth": spec.depth, "dim": spec.dim, "precision": precision}
     wanted |= {"exit": spec.exit, "query_side": "full" if spec.exit == "calibrated" else "same"}
     wanted |= {"rotated": spec.rotation is not None, "float8": spec.float8}
     rows = [row for row in report["rows"] if all((_LATER | row["setting"])[name] == value for name, value in wanted.items())]
@@ -69,4 +74,7 @@ def _other_source(swept: dict[str, Any] | None, config: EmbedConfig) -> list[str
 
 def _recommended(report: dict[str, Any]) -> str:
     setting = report["choice"]["setting"]
-    return "none" if setting is None else f"depth {setting['depth']}, dim {setting['dim']}, {setting['precision']}"
+    if setting is None:
+        return "none"
+    precision = "binary with gate.rescored true" if setting["precision"] == "binary_rescored" else setting["precision"]
+    return f"depth {setting['depth']}, dim {setting['dim']}, {precision}"

@@ -207,6 +207,8 @@ def _config(embed_yaml: str) -> str:
     note = "Save it as a file, check <code>output.uri</code>, and run <code>python -m jobs.embed FILE</code>."
     if "calibration:" in embed_yaml:
         note += " It needs what <code>python -m jobs.calibrate</code> fits on the corpus, at <code>embedding.calibration</code>."
+    if "rescored: true" in embed_yaml:
+        note += " Searches have to rescore: <code>jobs.search</code> over the table does, a store needs <code>--rescore</code>."
     return f"<section><h2>The config to run</h2><p>{note}</p><pre>{html.escape(embed_yaml)}</pre></section>"
 
 

@@ -130,6 +130,8 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
         "report": f"{config.output.uri.rstrip('/')}/report.json",
         "min_quality": min(config.pick.min_quality or MIN_QUALITY, _floor(row)),
     }
+    if row.setting.precision == "binary_rescored":
+        sections["gate"]["rescored"] = True
     return yaml.safe_dump(mask_secrets(sections), sort_keys=False, allow_unicode=True)
 
 

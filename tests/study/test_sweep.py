@@ -139,6 +139,13 @@ def test_the_config_to_paste_is_one_that_embed_takes(swept: Swept) -> None:
     assert config.gate == GateConfig(report=str(report_of(swept)), min_quality=config.gate.min_quality if config.gate else 1)
 
 
+def test_the_config_of_every_row_passes_its_own_gate(swept: Swept) -> None:
+    for row in swept.rows:
+        if row.can_be_embedded and row.setting.precision != "int8":  # which needs a calibration
+            config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, row)))
+            check_gate(config, resolve_model(config.embedding, config.chunking).spec)
+
+
 def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[EmbedConfig, Any]:
     assert swept.study.config.source is not None
     config = EmbedConfig.model_validate(
