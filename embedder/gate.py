@@ -8,9 +8,7 @@ from embedder.errors import ConfigError, StorageError
 from embedder.spec import EmbeddingSpec
 from embedder.storage import Store
 
-_SWEPT = frozenset(
-    {"model", "revision", "depth", "dim", "query_prompt", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"}
-)
+_SWEPT = frozenset({"model", "revision", "depth", "dim", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"})
 """Fields of a spec that a report covers several of, or that name no other space."""
 _LATER = {"rotated": False, "float8": False}
 """Fields of a row's setting that came later, by what all rows meant before."""
@@ -24,7 +22,7 @@ def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     if gate is None:
         return
     report = _read_report(gate.report)
-    problems = [*_other_space(report["spec"], spec), *_other_source(report["source"], config)]
+    problems = [*_other_space(report["spec"], spec), *_other_calibration(report, spec), *_other_source(report["source"], config)]
     if problems:
         raise ConfigError(f"gate.report={gate.report!r}: of another run ({'; '.join(problems)}); sweep this one, or leave the gate out")
     if gate.rescored and spec.quantization != "binary":
@@ -63,6 +61,15 @@ def _other_space(swept: dict[str, Any], spec: EmbeddingSpec) -> list[str]:
     mine = spec.model_dump(mode="json")
     names = [name for name in swept if name in mine and name not in _SWEPT]
     return [f"{name}: {swept[name]!r} → {mine[name]!r}" for name in names if swept[name] != mine[name]]
+
+
+def _other_calibration(report: dict[str, Any], spec: EmbeddingSpec) -> list[str]:
+    """Compare what vectors go through; int8 is measured by ranges of the sweep's own, whatever artifact a run takes them from."""
+    needed = {"calibration": spec.calibration} if spec.exit == "calibrated" else {"rotation": spec.rotation} if spec.rotation else {}
+    if needed and "calibration" not in report:
+        return ["an older sweep, which does not name the calibration it measured"]
+    swept = report.get("calibration") or {}
+    return [f"{name}: {swept.get(name)!r} → {mine!r}" for name, mine in needed.items() if swept.get(name) != mine]
 
 
 def _other_source(swept: dict[str, Any] | None, config: EmbedConfig) -> list[str]:

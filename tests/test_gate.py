@@ -16,13 +16,15 @@ SPEC = EmbeddingSpec(
     query_prompt="", max_tokens=256, chunking=True, overlap_tokens=0, dim=384, normalize=True,
 )  # fmt: skip
 SETTING = {"model": "m", "depth": 6, "dim": 384, "precision": "float32", "exit": "native", "query_side": "same"}
+CALIBRATED = SPEC.model_copy(update={"depth": 3, "exit": "calibrated", "query_depth": 6, "calibration": "abc", "rotation": None})
 FLOORS: list[tuple[float, dict[str, Any]]] = [(1.0, {}), (0.8, {"precision": "binary"}), (0.98, {"precision": "binary_rescored"})]
+FLOORS += [(1.0, {"depth": 3, "exit": "calibrated", "query_side": "full"}), (1.0, {"rotated": True}), (1.0, {"precision": "int8"})]
 
 
 def check(folder: Path, spec: EmbeddingSpec, gate: dict[str, Any] | None = None, **report: Any) -> None:
     """Put a run of this spec to a report that recommends bits, rescored."""
     rows = [{"setting": SETTING | setting, "kept": {"floor": floor}} for floor, setting in FLOORS]
-    record = {"spec": SPEC.model_dump(), "source": None, "reference": SETTING, "rows": rows, "choice": {"setting": rows[-1]["setting"]}}
+    record = {"spec": SPEC.model_dump(), "source": None, "reference": SETTING, "rows": rows, "choice": {"setting": rows[2]["setting"]}}
     (folder / "report.json").write_text(json.dumps(record | report))
     sections = {"source": {"uri": "corpus"}, "embedding": {"model": "m"}, "output": {"uri": "out"}}
     config = EmbedConfig.model_validate(sections | {"gate": {"report": str(folder / "report.json")} | (gate or {})})
@@ -38,3 +40,28 @@ def test_bits_are_judged_as_they_will_be_searched(tmp_path: Path) -> None:
         check(tmp_path, bits, {"rescored": True, "min_quality": 0.99})
     with pytest.raises(ConfigError, match=r"gate\.rescored=true: bits are rescored, and embedding\.quantization='none'"):
         check(tmp_path, SPEC, {"rescored": True})
+
+
+def test_a_report_says_nothing_of_another_calibration_than_it_measured(tmp_path: Path) -> None:
+    turned = SPEC.model_copy(update={"calibration": "abc", "rotation": "r"})
+    measured = {"calibration": "abc", "rotation": "r"}
+    for spec in (CALIBRATED, turned, turned.model_copy(update={"calibration": "of the same axes"})):
+        check(tmp_path, spec, calibration=measured)
+    with pytest.raises(ConfigError, match="of another run \\(calibration: 'other' → 'abc'\\)"):
+        check(tmp_path, CALIBRATED, calibration=measured | {"calibration": "other"})
+    with pytest.raises(ConfigError, match="of another run \\(rotation: 'other' → 'r'\\)"):
+        check(tmp_path, turned, calibration=measured | {"rotation": "other"})
+    with pytest.raises(ConfigError, match="of another run \\(calibration: None → 'abc'\\)"):
+        check(tmp_path, CALIBRATED, calibration=None)
+    check(tmp_path, SPEC.model_copy(update={"quantization": "int8", "calibration": "abc"}), calibration=None)
+
+
+def test_a_report_of_before_speaks_for_settings_that_need_no_calibration(tmp_path: Path) -> None:
+    check(tmp_path, SPEC)
+    with pytest.raises(ConfigError, match="an older sweep, which does not name the calibration it measured\\); sweep this one"):
+        check(tmp_path, CALIBRATED)
+
+
+def test_a_report_says_nothing_of_another_prompt_of_queries(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="of another run \\(query_prompt: '' → 'query: '\\)"):
+        check(tmp_path, SPEC.model_copy(update={"query_prompt": "query: "}))

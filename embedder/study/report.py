@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from embedder.masking import mask_secrets
+from embedder.model.calibration import Calibration
+from embedder.model.rotation import digest_array
 from embedder.spec import Quantization
 from embedder.storage import Store
 from embedder.study.config import Precision, SweepConfig
@@ -60,6 +62,7 @@ def build_record(swept: Swept) -> dict[str, Any]:
         "environment": describe_environment(),
         "config": mask_secrets(config.model_dump(mode="json")),
         "spec": study.model.resolved.spec.model_dump(),
+        "calibration": name_calibration(study.calibration),
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
         "machine": asdict(swept.machine),
         "corpus": asdict(swept.corpus),
@@ -74,6 +77,14 @@ def build_record(swept: Swept) -> dict[str, Any]:
         "embed": build_config(config, chosen),
         "rows": [build_row(row) for row in swept.rows],
     }
+
+
+def name_calibration(calibration: Calibration | None) -> dict[str, str | None] | None:
+    """Name, as specs do, the artifact whose exits and rotation were tried."""
+    if calibration is None:
+        return None
+    rotation_WW = calibration.rotation_WW
+    return {"calibration": calibration.fingerprint, "rotation": None if rotation_WW is None else digest_array(rotation_WW)}
 
 
 def build_row(row: Row) -> dict[str, Any]:

@@ -326,6 +326,8 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
     ]  # fmt: skip
     assert plain.kept is not None
     assert row.kept is not None
+    with pytest.raises(ConfigError, match=r"of another run \(rotation: "):
+        check_gate(config, spec.model_copy(update={"rotation": "of another"}))
     low, high = sorted((plain, row), key=lambda each: each.kept.floor if each.kept else 0)
     assert low.kept is not None
     assert high.kept is not None
