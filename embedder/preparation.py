@@ -88,7 +88,8 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
         )
     if problems or model is None or listing is None or metadata is None:
         raise ConfigError("\n".join(problems))
-    bits = int(table.info["bucket_bits"]) if table else choose_bucket_bits(listing.shards)
+    keeps = table is not None and table.spec.space_id == model.spec.space_id
+    bits = int(table.info["bucket_bits"]) if table and keeps else choose_bucket_bits(listing.shards)
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
     stored = Folder(config.output.uri, config.output.storage_options).list_parts()
     committed = table.parts if table else []

@@ -7,7 +7,7 @@ import pytest
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
 from embedder.output.table import Change, commit_table
-from embedder.preparation import prepare_run
+from embedder.preparation import Prepared, prepare_run
 from embedder.work import Part, PartName, Stats
 from tests.integration.conftest import Corpus, Site, documents
 
@@ -59,13 +59,25 @@ def test_nothing_begins_for_settings_that_are_refused(
     assert not begun
 
 
-def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: list[EmbedConfig]) -> None:
-    prepared = prepare_run(site.config())
+def publish(site: Site, prepared: Prepared) -> None:
     parts = [Part(str(PartName(task.key, task.version, 0, 5, True)), 5, 1_000, Stats(documents=5, chunks=5)) for task in prepared.plan.read]
     for part in parts:
         Path(site.table_uri).mkdir(exist_ok=True)
         Path(site.table_uri, part.name).touch()
     info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
     commit_table(site.table_uri, {}, Change(tuple(parts), (), prepared.schema, info), None)
+
+
+def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: list[EmbedConfig]) -> None:
+    publish(site, prepare_run(site.config()))
     assert prepare_run(site.config(), begun.append).plan.is_empty
     assert not begun
+
+
+def test_how_many_buckets_there_are_stays_until_the_space_changes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(site, prepare_run(site.config()))
+    monkeypatch.setattr("embedder.planning.BUCKET_SHARDS", 1)
+    for number in range(1, 4):
+        site.corpus.put(f"{number}.jsonl", documents(5 * number, 5))
+    assert prepare_run(site.config()).bucket_bits == 0
+    assert prepare_run(site.config(embedding={"dim": 8}, output={"replace": True})).bucket_bits == 2
