@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.errors import ModelError
 from embedder.model.checksum import TOKENIZER_FILES, compute_checksum
-from embedder.model.families import Family, find_family, position_limit
+from embedder.model.families import Family, find_family, is_causal, position_limit
 from embedder.model.layout import Layout, Step, read_json, read_layout
 from embedder.spec import Pooling
 
@@ -99,6 +99,7 @@ def read_recipe(folder: Path) -> ModelRecipe:
 
     config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
     _refuse_ignored_names(raw, config, family)
+    _refuse_decoders(config)
     limit = position_limit(config)
     return ModelRecipe(
         folder=folder,
@@ -139,6 +140,13 @@ def _refuse_ignored_names(raw: dict[str, Any], config: Any, family: Family) -> N
     for other, name in (family.other_names or {}).items():
         if other in raw and raw[other] is not None and raw[other] != getattr(config, name):
             raise ModelError(f"config.json: {other}={raw[other]!r} is a name for remote code only; write it as {name}={raw[other]!r}")
+
+
+def _refuse_decoders(config: Any) -> None:
+    """Refuse an encoder turned decoder: its mask would be causal in some batches only, and a vector hang on its neighbours."""
+    asked = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
+    if asked and not is_causal(config):
+        raise ModelError(f"config.json: {' and '.join(asked)}=true is not supported for family {config.model_type!r}; give an encoder")
 
 
 def _check_widths(layout: Layout, hidden_size: int) -> int:

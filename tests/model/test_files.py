@@ -139,6 +139,15 @@ def test_names_of_remote_code_that_transformers_would_ignore_are_refused(tiny_mo
         read_recipe(tmp_path / "nomic")
 
 
+@pytest.mark.parametrize("name", ["is_decoder", "add_cross_attention"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert"])
+def test_an_encoder_turned_decoder_is_refused(family: str, name: str, tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny_models(family).folder, tmp_path / "copy")
+    edit(tmp_path / "copy" / "config.json", **{name: True})
+    with pytest.raises(ModelError, match=rf"config\.json: {name}=true is not supported for family '{family}'"):
+        read_recipe(tmp_path / "copy")
+
+
 @pytest.mark.parametrize(("family", "limit"), [("bert", 128), ("roberta", 128), ("mpnet", 128), ("distilbert", 128), ("qwen3", 128)])
 def test_the_position_limit_counts_only_positions_a_token_can_have(family: str, limit: int, tiny_models: Callable[[str], Any]) -> None:
     assert read_recipe(tiny_models(family).folder).position_limit == limit
