@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
@@ -11,12 +12,12 @@ import pyarrow.compute as pc
 from embedder.config import SourceConfig
 from embedder.errors import ConfigError, SourceError, StorageError
 from embedder.source.delimited import read_header
-from embedder.source.delta_types import can_be_fields, is_id, is_text, parse_type, to_delta_type
+from embedder.source.delta_types import can_be_fields, is_id, is_text, parse_type, to_delta_type, unify_types
 from embedder.source.jsonl import get_key, sample_jsonl
 from embedder.source.parquet import find_field, read_footer
 from embedder.source.shards import Encoding, ShardFormat, shard_format
 from embedder.source.streams import damage_explained
-from embedder.storage import Store
+from embedder.storage import Store, map_threads
 from embedder.work import Shard
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ _MISSING = object()
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What was seen of one format's shards."""
+    """What was seen of one shard, or of several together."""
 
     uri: str
     names: list[str]
@@ -49,12 +50,12 @@ def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Sche
     """Look at shards of each format. A type comes from `source.metadata_types`, else from `known` (an existing table), else from
     the shards. A ConfigError holds all problems, a line each. A shard that cannot be opened is passed over, for the run to report;
     SourceError if none at all can be."""
-    seen, problems = _look(source, shards)
-    problems += [problem for each in seen for problem in _check_columns(source, each)]
+    by_format, problems = _look(source, shards)
+    problems += [problem for seen in by_format for problem in _check_columns(source, seen)]
     fields = []
     for name, key in source.metadata_columns.items():
         try:
-            fields.append(pa.field(name, _choose_type(name, key, source, known, seen)))
+            fields.append(pa.field(name, _choose_type(name, key, source, known, [each for seen in by_format for each in seen])))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -62,7 +63,7 @@ def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Sche
     return pa.schema(fields)
 
 
-def _look(source: SourceConfig, shards: Sequence[Shard]) -> tuple[list[_Seen], list[str]]:
+def _look(source: SourceConfig, shards: Sequence[Shard]) -> tuple[list[list[_Seen]], list[str]]:
     by_format: dict[ShardFormat, list[tuple[Shard, Encoding]]] = {}
     for shard in shards:
         if encoding := shard_format(shard.uri, source.format):
@@ -70,17 +71,17 @@ def _look(source: SourceConfig, shards: Sequence[Shard]) -> tuple[list[_Seen], l
     problems = []
     if "text" in by_format and (source.id_column or source.metadata_columns):
         problems.append(_needs_columns(source, by_format["text"][0][0].uri))
-    seen: list[_Seen] = []
+    seen: list[list[_Seen]] = []
     failure: SourceError | None = None
     for format_, found in by_format.items():
         if format_ != "text":
             try:
-                seen += _LOOKS[format_](found, source)
+                seen.append(_LOOKS[format_](found, source))
             except ConfigError as error:
                 problems.append(str(error))
             except SourceError as error:
                 failure = failure or error
-    if failure and not seen and not problems:
+    if failure and not any(seen) and not problems:
         raise failure
     return seen, problems
 
@@ -100,40 +101,50 @@ def _open(shard: Shard, source: SourceConfig) -> Iterator[IO[bytes]]:
 
 
 def _read_some(
-    found: list[tuple[Shard, Encoding]], source: SourceConfig, read: Callable[[IO[bytes], Encoding], T], most: int
+    found: list[tuple[Shard, Encoding]], source: SourceConfig, read: Callable[[IO[bytes], Encoding], T]
 ) -> list[tuple[Shard, T]]:
-    """Read the first shards that can be, at least one and at most so many."""
-    results: list[tuple[Shard, T]] = []
-    failure: SourceError | None = None
-    for shard, encoding in found[:MOST_TRIED]:
+    """Read a few shards, spread over the list, and others for those that cannot be; SourceError if none can."""
+    num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
+    spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})
+    others = [each for index, each in enumerate(found[:MOST_TRIED]) if index not in spread]
+    ordered = [*(found[index] for index in spread), *others][:MOST_TRIED]
+
+    def try_one(tried: tuple[Shard, Encoding]) -> tuple[Shard, T] | SourceError:
         try:
-            with _open(shard, source) as file:
-                results.append((shard, read(file, encoding)))
+            with _open(tried[0], source) as file:
+                return tried[0], read(file, tried[1])
         except SourceError as error:
-            failure = failure or error
-        if len(results) == most:
-            break
-    if failure and not results:
-        raise failure
+            return error
+
+    results: list[tuple[Shard, T]] = []
+    failures: list[SourceError] = []
+    while ordered and len(results) < num_sampled:
+        now, ordered = ordered[: num_sampled - len(results)], ordered[num_sampled - len(results) :]
+        for result in map_threads(try_one, now):
+            (failures if isinstance(result, SourceError) else results).append(result)
+    if not results:
+        raise failures[0]
     return results
 
 
 def _look_at_parquet(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
-    [(shard, schema)] = _read_some(found, source, lambda file, _: read_footer(file)[0], 1)
-    return [_Seen(shard.uri, schema.names, lambda key: (find_field(schema, key) or (None, None))[1])]
+    schemas = _read_some(found, source, lambda file, _: read_footer(file)[0])
+    return [_Seen(shard.uri, schema.names, partial(_column_type, schema)) for shard, schema in schemas]
+
+
+def _column_type(schema: pa.Schema, key: str) -> pa.DataType | None:
+    found = find_field(schema, key)
+    return found[1] if found else None
 
 
 def _look_at_csv(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
-    [(shard, header)] = _read_some(found, source, lambda file, encoding: read_header(file, encoding.compression), 1)
-    return [_Seen(shard.uri, header, lambda key: pa.string() if key in header else None, is_typed=False)]
+    headers = _read_some(found, source, lambda file, encoding: read_header(file, encoding.compression))
+    return [_Seen(shard.uri, names, dict.fromkeys(names, pa.string()).get, is_typed=False) for shard, names in headers]
 
 
 def _look_at_jsonl(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
-    """Sample shards spread over the list; ones that are empty say nothing."""
-    num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
-    spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})
-    ordered = [found[index] for index in spread] + [each for index, each in enumerate(found) if index not in spread]
-    samples = _read_some(ordered, source, lambda file, encoding: sample_jsonl(file, encoding.compression, SAMPLE), num_sampled)
+    """Take what the sampled shards hold together; ones that are empty say nothing."""
+    samples = _read_some(found, source, lambda file, encoding: sample_jsonl(file, encoding.compression, SAMPLE))
     records = [record for _, (objects, _) in samples for record in objects]
     num_lines = sum(num_sampled_lines for _, (_, num_sampled_lines) in samples)
     uri = samples[0][0].uri
@@ -173,19 +184,22 @@ def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
     return pa.null() if not kinds else pa.bool_() if kinds == {bool} else pa.string()
 
 
-def _check_columns(source: SourceConfig, seen: _Seen) -> Iterator[str]:
-    names = ", ".join([*seen.names[:_SHOWN], *(["…"] if len(seen.names) > _SHOWN else [])])
+def _check_columns(source: SourceConfig, seen: list[_Seen]) -> Iterator[str]:
+    """Tell what none of a format's shards has: one that differs from the others is left to the run to report."""
+    if not seen:
+        return
+    names = ", ".join([*seen[0].names[:_SHOWN], *(["…"] if len(seen[0].names) > _SHOWN else [])])
     wanted: list[tuple[str, Any, str, Callable[[pa.DataType], bool], str]] = []
     wanted += [("text_columns", list(source.text_columns), key, is_text, "text") for key in source.text_columns]
     if source.id_column:
         wanted.append(("id_column", source.id_column, source.id_column, is_id, "text or a number"))
     wanted += [("metadata_columns", [key], key, lambda _: True, "") for key in source.metadata_columns.values()]
     for setting, given, key, allows, expected in wanted:
-        type_ = seen.find_type(key)
-        if type_ is None:
-            yield f"source.{setting}={given!r}: {seen.uri} has no column {key!r} (found: {names})"
-        elif not allows(type_):
-            yield f"source.{setting}={given!r}: {seen.uri}: {key!r} is {type_}, not {expected}"
+        found = [(each.uri, type_) for each in seen if (type_ := each.find_type(key)) is not None]
+        if not found:
+            yield f"source.{setting}={given!r}: {seen[0].uri} has no column {key!r} (found: {names})"
+        elif not any(allows(type_) for _, type_ in found):
+            yield f"source.{setting}={given!r}: {found[0][0]}: {key!r} is {found[0][1]}, not {expected}"
 
 
 def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | None, seen: list[_Seen]) -> pa.DataType:
@@ -195,11 +209,11 @@ def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | N
     elif known is not None and name in known.names:
         chosen, whose = to_delta_type(known.field(name).type), "the table"
     else:
-        return _unify(name, key, found)
-    for uri, type_ in found.items():
-        if uri.endswith(".parquet") and not _can_cast(type_, chosen):
-            problem = f"{uri}: {key!r} is {type_}, which cannot become {chosen} ({whose})"
-            raise ConfigError(f"source.metadata_columns={[key]!r}: {problem}; set source.metadata_types")
+        return _unify(key, found)
+    columns = [(uri, type_) for uri, type_ in found.items() if uri.endswith(".parquet")]
+    if columns and not any(_can_cast(type_, chosen) for _, type_ in columns):
+        problem = f"{columns[0][0]}: {key!r} is {columns[0][1]}, which cannot become {chosen} ({whose})"
+        raise ConfigError(f"source.metadata_columns={[key]!r}: {problem}; set source.metadata_types")
     return chosen
 
 
@@ -211,18 +225,19 @@ def _declared(name: str, source: SourceConfig) -> pa.DataType:
         raise ConfigError(f"source.metadata_types={{{name!r}: {given!r}}}: {error}") from error
 
 
-def _unify(name: str, key: str, found: dict[str, pa.DataType]) -> pa.DataType:
+def _unify(key: str, found: dict[str, pa.DataType]) -> pa.DataType:
+    uris: dict[pa.DataType, str] = {}
     try:
-        types = {uri: to_delta_type(type_) for uri, type_ in found.items() if type_ != pa.null()}
+        for uri, type_ in found.items():
+            if type_ != pa.null():
+                uris.setdefault(to_delta_type(type_), uri)
     except ConfigError as error:
         raise ConfigError(f"source.metadata_columns={[key]!r}: {error}") from error
     try:
-        schemas = [pa.schema([(name, type_)]) for type_ in types.values()] or [pa.schema([(name, pa.string())])]
-        unified = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        each = ", ".join(f"{type_} in {uri}" for uri, type_ in types.items())
+        return unify_types(list(found.values()))
+    except ConfigError as error:
+        each = ", ".join(f"{type_} in {uri}" for type_, uri in uris.items())
         raise ConfigError(f"source.metadata_columns={[key]!r}: {key!r} is {each}; set source.metadata_types to one of them") from error
-    return to_delta_type(unified.field(name).type)
 
 
 def _can_cast(type_: pa.DataType, target: pa.DataType) -> bool:

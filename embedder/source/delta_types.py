@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.types as is_
@@ -38,10 +39,12 @@ _WIDENED: dict[pa.DataType, pa.DataType] = {
     pa.date64(): pa.date32(),
 }
 _SAME = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32, is_.is_decimal128)
+_NUMBERS = (is_.is_signed_integer, is_.is_floating, is_.is_decimal128)
 _STRINGS = (is_.is_string, is_.is_large_string, is_.is_string_view)
 _BINARIES = (is_.is_binary, is_.is_large_binary, is_.is_binary_view, is_.is_fixed_size_binary)
 _LISTS = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
 _SMALL_DECIMALS = (is_.is_decimal32, is_.is_decimal64)
+_JSON_SCALARS = (*_NUMBERS, is_.is_boolean, is_.is_string)
 
 
 def parse_type(name: str) -> pa.DataType:
@@ -66,6 +69,11 @@ def is_id(type_: pa.DataType) -> bool:
     return is_text(type_) or is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
 
 
+def is_any_list(type_: pa.DataType) -> bool:
+    """Say whether a column holds lists, in whichever layout."""
+    return _any(type_, _LISTS)
+
+
 def can_be_fields(names: Sequence[str]) -> bool:
     """Say whether a Delta table can hold a struct of these fields: it takes names that differ in case alone for one."""
     try:
@@ -83,6 +91,38 @@ def to_delta_type(type_: pa.DataType) -> pa.DataType:
         if _any(type_, matches):
             return convert(type_)
     raise ConfigError(f"{type_} has no counterpart in a Delta table; set source.metadata_types, or leave it out")
+
+
+def unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
+    """Give the Delta type that holds the values of all these, as `infer_type` would of the values: null gives way to anything, structs
+    have the fields of all, numbers widen and next to text become it. ConfigError if there is none."""
+    present = [type_ for type_ in types if not is_.is_null(type_)]
+    found = list(dict.fromkeys(map(to_delta_type, present)))
+    if len(found) <= 1:
+        return found[0] if found else pa.string()
+    for matches, unify in _UNIFIED:
+        if all(_any(type_, matches) for type_ in present):
+            return to_delta_type(unify(present))
+    if set(found) == {pa.date32(), TIMESTAMP}:
+        return TIMESTAMP
+    if all(_any(type_, _JSON_SCALARS) for type_ in found) and any(not _any(type_, _NUMBERS) for type_ in found):
+        return pa.string()
+    try:
+        unified = pa.unify_schemas([pa.schema([("", type_)]) for type_ in found], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise ConfigError(f"no type holds all of {', '.join(map(str, found))}") from error
+    return to_delta_type(unified.field(0).type)
+
+
+def _unify_structs(types: list[pa.StructType]) -> pa.DataType:
+    by_name: dict[str, list[pa.DataType]] = {}
+    for field in (field for type_ in types for field in type_):
+        by_name.setdefault(field.name, []).append(field.type)
+    return pa.struct([(name, unify_types(each)) for name, each in by_name.items()])
+
+
+def _unify_maps(types: list[pa.MapType]) -> pa.DataType:
+    return pa.map_(unify_types([type_.key_type for type_ in types]), unify_types([type_.item_type for type_ in types]))
 
 
 def _any(type_: pa.DataType, checks: tuple[Callable[[pa.DataType], bool], ...]) -> bool:
@@ -113,4 +153,9 @@ _CONVERTED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], _Convert], ..
     ((is_.is_dictionary, is_.is_run_end_encoded), lambda type_: to_delta_type(type_.value_type)),
     ((is_.is_struct,), _to_struct),
     ((is_.is_map,), lambda type_: pa.map_(to_delta_type(type_.key_type), to_delta_type(type_.item_type))),
+)
+_UNIFIED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], Callable[[list[Any]], pa.DataType]], ...] = (
+    (_LISTS, lambda types: pa.list_(unify_types([type_.value_type for type_ in types]))),
+    ((is_.is_struct,), _unify_structs),
+    ((is_.is_map,), _unify_maps),
 )

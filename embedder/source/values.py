@@ -10,11 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as is_
 
+from embedder.source.delta_types import is_any_list
+
 Convert = Callable[[Any], Any]
 Refuse = Callable[[int, object], None]
 """Called with the position of a value that does not fit, and the value or its text."""
 
 MISFITS = (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
+_SILENT = (
+    (is_.is_timestamp, is_.is_date),
+    (is_.is_integer, is_.is_boolean),
+    (is_.is_floating, is_.is_boolean),
+    (is_.is_floating, is_.is_decimal),
+    (is_.is_decimal, is_.is_floating),
+)
+"""From what to what pyarrow casts values that it cannot keep, all others it refuses; a float may be kept in fewer digits."""
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -49,6 +59,8 @@ def cast_column(column: pa.Array, type_: pa.DataType, refuse: Refuse) -> pa.Arra
 
 
 def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
+    if _loses(column, type_):
+        raise pa.ArrowInvalid(f"{type_} cannot hold all of a value")
     if _has_list_view(column.type):
         # the cast from list views in pyarrow 26 gives arrays that are not valid
         return pa.array(column.to_pylist(), type_)
@@ -71,6 +83,22 @@ def _describe(value: pa.Array) -> object:
         return value[0].as_py()
     except UnicodeError:
         return "bytes that are not UTF-8"
+
+
+def _loses(column: pa.Array, type_: pa.DataType) -> bool:
+    """Say whether a cast would drop something without a word: a struct's field, or what no cast back brings again."""
+    if column.type == type_:
+        return False
+    if is_.is_struct(column.type) and is_.is_struct(type_):
+        places = [(values, type_.get_field_index(field.name)) for field, values in zip(column.type, column.flatten(), strict=True)]
+        return any(values.null_count < len(values) if at < 0 else _loses(values, type_.field(at).type) for values, at in places)
+    if is_any_list(column.type) and is_any_list(type_):
+        return _loses(column.flatten(), type_.value_type)
+    if is_.is_map(column.type) and is_.is_map(type_):
+        return _loses(column.items, type_.item_type)
+    if any(source(column.type) and target(type_) for source, target in _SILENT):
+        return not column.cast(type_).cast(column.type).equals(column)
+    return False
 
 
 def _has_list_view(type_: pa.DataType) -> bool:

@@ -1,5 +1,4 @@
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from embedder.config import SourceConfig
@@ -114,10 +113,23 @@ def test_a_shard_that_cannot_be_opened_is_a_source_error(write_file, inspect):
         inspect()
 
 
-def test_the_first_parquet_shard_stands_for_all(write_file, inspect, tmp_path):
-    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
-    write_file("b.parquet", b"never opened")
-    assert inspect() == pa.schema([])
+def test_parquet_types_are_those_of_a_few_shards_spread_over_all(write_file, inspect):
+    null = pa.nulls(1)
+    columns = [{"n": null, "s": [{"x": 1}]}, {"n": [1], "s": null}, {"n": [1], "s": [{"y": "a"}]}, {"n": ["not opened"]}, {"n": [1.5]}]
+    for number, held in enumerate(columns):
+        write_file(f"{number}.parquet", pa.table({"text": ["x"], **held}))
+    assert inspect(metadata_columns=["n", "s"]) == pa.schema(
+        [("n", pa.float64()), ("s", pa.struct([("x", pa.int64()), ("y", pa.string())]))]
+    )
+
+
+def test_a_parquet_column_that_a_sampled_shard_lacks_or_has_in_another_type_is_left_to_the_run(write_file, inspect):
+    write_file("a.parquet", pa.table({"body": ["x"]}))
+    write_file("b.parquet", pa.table({"text": ["x"], "n": [["a"]]}))
+    write_file("c.parquet", pa.table({"text": [1], "n": [1]}))
+    with pytest.raises(ConfigError, match=r"'n' is list<.*> in .*b.parquet, int64 in .*c.parquet; set source.metadata_types"):
+        inspect(metadata_columns=["n"])
+    assert inspect(metadata_columns=["n"], metadata_types={"n": "int64"}) == pa.schema([("n", pa.int64())])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.errors import ConfigError
-from embedder.source.delta_types import is_id, is_text, parse_type, to_delta_type
+from embedder.source.delta_types import is_id, is_text, parse_type, to_delta_type, unify_types
 
 UTC = pa.timestamp("us", "UTC")
 
@@ -82,3 +82,46 @@ def test_what_can_be_text_and_what_can_be_an_id():
     assert not is_text(pa.binary())
     assert is_id(pa.decimal128(20, 0))
     assert not any(is_id(type_) for type_ in (pa.bool_(), pa.list_(pa.string()), pa.decimal128(20, 2), pa.timestamp("s")))
+
+
+def struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.struct(list(fields.items()))
+
+
+@pytest.mark.parametrize(
+    ("types", "unified"),
+    [
+        ([], pa.string()),
+        ([pa.null()], pa.string()),
+        ([pa.null(), pa.list_(pa.int8())], pa.list_(pa.int8())),
+        ([pa.list_(pa.null()), pa.large_list(pa.int64())], pa.list_(pa.int64())),
+        ([pa.int32(), pa.int64()], pa.int64()),
+        ([pa.int64(), pa.float32()], pa.float64()),
+        ([pa.uint64(), pa.int64()], pa.decimal128(20, 0)),
+        ([pa.date32(), pa.timestamp("ns")], UTC),
+        ([pa.int64(), pa.large_string()], pa.string()),
+        ([pa.bool_(), pa.int64()], pa.string()),
+        (
+            [struct(x=pa.int8(), z=pa.null()), struct(x=pa.int64(), y=pa.string()), struct(z=pa.list_(pa.date32()))],
+            struct(x=pa.int64(), z=pa.list_(pa.date32()), y=pa.string()),
+        ),
+        ([pa.map_(pa.string(), pa.int8()), pa.map_(pa.string(), pa.float64())], pa.map_(pa.string(), pa.float64())),
+    ],
+)
+def test_one_type_holds_the_values_of_several(types, unified):
+    assert unify_types(types) == unified
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        [pa.int64(), pa.list_(pa.int64())],
+        [struct(x=pa.int64()), struct(x=pa.list_(pa.int64()))],
+        [struct(x=pa.int64()), struct(X=pa.int64())],
+        [UTC, pa.string()],
+        [pa.decimal128(38, 10), pa.decimal128(38, 2)],
+    ],
+)
+def test_types_that_cannot_meet_are_refused(types):
+    with pytest.raises(ConfigError):
+        unify_types(types)

@@ -120,6 +120,13 @@ def test_metadata_becomes_what_a_delta_table_holds(write_file, read):
     assert int(got["big"][0].as_py()) == 2**64 - 1
 
 
+def test_a_value_that_is_more_than_the_tables_type_holds_is_quarantined(write_file, read):
+    path = write_file("a.parquet", pa.table({"text": ["x", "y"], "m": [{"x": 1, "y": None}, {"x": 1, "y": 2}]}))
+    got = read(path, pa.schema([("m", pa.struct([("x", pa.int64())]))]), metadata_columns=["m"])
+    assert got.documents["m"].to_pylist() == [{"x": 1}]
+    assert got.reasons == [(1, "metadata_type")]
+
+
 @pytest.mark.parametrize("length", [0, 3, 4, 100, 0.3, 0.7, -1, -4, -9])
 def test_a_cut_off_shard_is_a_source_error(write_file, read, length):
     path = write_file("a.parquet", [{"text": f"text {number}"} for number in range(200)])

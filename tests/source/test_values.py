@@ -54,6 +54,37 @@ def test_times_finer_than_a_microsecond_are_cut_and_nothing_else_is():
     assert told == [1.5]
 
 
+X = pa.struct([("x", pa.int64())])
+XY = pa.struct([("x", pa.int64()), ("y", pa.int64())])
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "target"),
+    [
+        ([datetime(2024, 1, 1), None, datetime(2024, 1, 1, 5)], pa.timestamp("us"), pa.date32()),
+        ([{"x": 1, "y": None}, None, {"x": 1, "y": 2}], XY, X),
+        ([[], [{"x": 1, "y": None}], [None, {"y": 2}]], pa.list_(XY), pa.list_(X)),
+        ([[], [{"x": 1, "y": None}], [None, {"y": 2}]], pa.list_view(XY), pa.list_(X)),
+        ([[("k", {"x": 1})], None, [("k", {"y": 2})]], pa.map_(pa.string(), XY), pa.map_(pa.string(), X)),
+        (
+            [{"x": datetime(2024, 1, 1)}, None, {"x": datetime(2024, 1, 1, 5)}],
+            pa.struct([("x", TIMESTAMP)]),
+            pa.struct([("x", pa.date32())]),
+        ),
+        ([0, 1, 2], pa.int64(), pa.bool_()),
+        ([0.5, 1.0, 0.375], pa.float64(), pa.decimal128(10, 2)),
+        ([Decimal(2**53), None, Decimal(2**53 + 1)], pa.decimal128(20, 0), pa.float64()),
+        ([1, None, 2**53 + 1], pa.int64(), pa.float64()),
+        ([1.0, None, float("nan")], pa.float64(), pa.int64()),
+    ],
+)
+def test_a_value_of_which_a_part_would_be_lost_is_refused_and_its_neighbours_are_kept(values, type_, target):
+    told = []
+    column = cast_column(pa.array(values, type_), target, lambda position, value: told.append(position))
+    assert (told, len(column), column.null_count) == ([2], 3, 2 if values[1] is None else 1)
+    assert column.type == target
+
+
 @pytest.mark.parametrize("view", [pa.list_view(pa.int8()), pa.large_list_view(pa.int8())])
 def test_list_views_become_lists(view):
     column = cast_column(pa.array([[1, 2], None, [], [3]], view), pa.list_(pa.int8()), pytest.fail)
