@@ -138,8 +138,10 @@ def _column_type(schema: pa.Schema, key: str) -> pa.DataType | None:
 
 
 def _look_at_csv(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:
+    """Take the headers of the sampled shards; ones that are empty say nothing."""
     headers = _read_some(found, source, lambda file, encoding: read_header(file, encoding.compression))
-    return [_Seen(shard.uri, names, dict.fromkeys(names, pa.string()).get, is_typed=False) for shard, names in headers]
+    named = [(shard.uri, names) for shard, names in headers if names is not None]
+    return [_Seen(uri, names, dict.fromkeys(names, pa.string()).get, is_typed=False) for uri, names in named]
 
 
 def _look_at_jsonl(found: list[tuple[Shard, Encoding]], source: SourceConfig) -> list[_Seen]:

@@ -36,17 +36,17 @@ class _Lines:
             yield text
 
 
-def read_header(file: IO[bytes], compression: str | None) -> list[str]:
-    """Read the names of the columns; [] from an empty file, or one whose first line is no header."""
+def read_header(file: IO[bytes], compression: str | None) -> list[str] | None:
+    """Read the names of the columns; None from an empty file, [] from one whose first line is no header."""
     parser = csv.reader(iter(_Lines(read_lines(read_blocks(file, compression)))), strict=True)
     try:
-        return next((names for names in parser if names), [])
+        return next((names for names in parser if names), None)
     except csv.Error:
         return []
 
 
 def read_csv(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    """Read records under a header. A row is a record's number: blank lines are no records and are not counted."""
+    """Read records under a header; an empty file has none. A row is a record's number: blank lines are no records and are not counted."""
     csv.field_size_limit(FIELD_CHARS)
     lines = _Lines(read_lines(read_blocks(file, reading.compression)))
     parser = csv.reader(iter(lines), strict=True)
@@ -54,6 +54,8 @@ def read_csv(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
         header = next((names for names in parser if names), [])
     except csv.Error as error:
         raise SourceError(f"{reading.shard.uri}: no CSV header in its first line ({error}): {lines.record[:EXCERPT_CHARS]!r}") from error
+    if not header:
+        return
     getters = _getters(header, reading)
     batches = batch_by_size(_read_records(parser, lines))
     yield from to_rows((_to_records(batch, len(header)) for batch in batches), getters, reading)

@@ -83,7 +83,12 @@ def sample_documents(source: SourceConfig, listing: Listing, num_documents: int,
         sum(piece.size_bytes for piece, _ in pieces),
     )
     if not sample.documents.num_rows:
-        raise ConfigError(f"source.uri={source.uri!r}: none of {sample.records_read} records read can be embedded; check text_columns")
+        problem = (
+            f"none of {sample.records_read} records read can be embedded; check text_columns"
+            if sample.records_read
+            else "no record is there"
+        )
+        raise ConfigError(f"source.uri={source.uri!r}: {problem}")
     return sample
 
 

@@ -57,7 +57,7 @@ def test_a_large_field_is_read(write_file, read):
     assert read(write_file("a.csv.zst", f'text\n"{text}"\n')).texts == [text]
 
 
-@pytest.mark.parametrize("content", ["id,body\n1,x\n", "", "text,text\nx,y\n"])
+@pytest.mark.parametrize("content", ["id,body\n1,x\n", "text,text\nx,y\n"])
 def test_a_shard_without_the_column_is_a_source_error(write_file, read, content):
     write_file("a.csv", "id,text\n1,x\n")
     write_file("b.csv", content)
@@ -68,3 +68,13 @@ def test_a_shard_without_the_column_is_a_source_error(write_file, read, content)
 def test_a_header_that_cannot_be_parsed_is_a_source_error(write_file, read):
     with pytest.raises(SourceError, match=r"a.csv: no CSV header"):
         read(write_file("a.csv", '"id"x,text\n1,x\n'), pa.schema([]))
+
+
+@pytest.mark.parametrize("names", [("a.csv",), ("b.csv",), ("a.csv", "b.csv")])
+@pytest.mark.parametrize("content", ["", "\n\r\n"])
+def test_an_empty_file_is_a_shard_without_records_wherever_it_stands(write_file, read, tmp_path, names, content):
+    for name in ("a.csv", "b.csv"):
+        write_file(name, content if name in names else "id,text\n1,x\n")
+    got = read(tmp_path, id_column="id", metadata_columns=["id"])
+    assert got.texts == ["x"] * (2 - len(names))
+    assert not got.reasons

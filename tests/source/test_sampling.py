@@ -96,3 +96,6 @@ def test_a_source_without_any_text_is_refused(write_shard: WriteShard, tmp_path:
     write_shard([{"id": "1", "text": " "}], "a.jsonl")
     with pytest.raises(ConfigError, match="none of 1 records read can be embedded"):
         draw(tmp_path, 20)
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(ConfigError, match="no record is there"):
+        draw(tmp_path, 20)
