@@ -80,6 +80,11 @@ class Store:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     @property
+    def is_glob(self) -> bool:
+        """Whether the path is a pattern; one that is there on local disk as it is written is none."""
+        return any(character in self.path for character in WILDCARDS) and not (self.is_local and Path(self.path).exists())
+
+    @property
     def uri(self) -> str:
         """The absolute uri: a plain path on local disk, protocol and all elsewhere."""
         return self._uri(self.path)
@@ -91,7 +96,7 @@ class Store:
     def list_files(self) -> list[Found]:
         """List the file, the folder's files at any depth, or what the glob matches, in order of uri; [] if nothing is there."""
         fs = _Linked() if self.is_local else self.fs
-        find = fs.glob if any(character in self.path for character in WILDCARDS) else fs.find
+        find = fs.glob if self.is_glob else fs.find
         with explained(self.uri, "list"):
             found = patiently(lambda: find(self.path, detail=True), self.uri)
         infos = (info for info in found.values() if info["type"] == "file")

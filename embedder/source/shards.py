@@ -7,7 +7,7 @@ from typing import Literal
 
 from embedder.config import Format, SourceConfig
 from embedder.errors import ConfigError, EmptySourceError
-from embedder.storage import Store
+from embedder.storage import WILDCARDS, Store
 from embedder.work import Shard
 
 ShardFormat = Literal["parquet", "jsonl", "csv", "text"]
@@ -58,9 +58,11 @@ def list_shards(source: SourceConfig) -> Listing:
     EmptySourceError if there is no shard at all.
     """
     store = Store(source.uri, source.storage_options)
-    listed = store.list_files()
+    listed, root = store.list_files(), store.uri
+    while store.is_glob and any(character in root for character in WILDCARDS):
+        root = root.rpartition("/")[0]
     is_file = len(listed) == 1 and listed[0].uri == store.uri
-    found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, store.uri)]
+    found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, root)]
     if not found:
         passed_over = f" ({len(listed)} whose names start with . or _ are passed over)" if listed else ""
         raise EmptySourceError(f"source.uri={source.uri!r}: no file is there{passed_over}; give a folder, glob or file that has some")
@@ -71,7 +73,7 @@ def list_shards(source: SourceConfig) -> Listing:
             known.append(Shard(each.uri, each.version, each.size_bytes))
         else:
             ignored.append(each.uri)
-    if ignored and (is_file or _is_glob(store.path)):
+    if ignored and (is_file or store.is_glob):
         where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {_KNOWN}")
     if strange := [each.uri for each in known if not _is_utf8(each.uri)]:
@@ -81,14 +83,8 @@ def list_shards(source: SourceConfig) -> Listing:
     return Listing(tuple(known), tuple(ignored))
 
 
-def _is_glob(path: str) -> bool:
-    return any(character in path for character in "*?[")
-
-
 def _is_hidden(uri: str, root: str) -> bool:
     """Look at the components below the root only: a folder may itself lie in a hidden one."""
-    while _is_glob(root):
-        root = root.rpartition("/")[0]
     return any(part.startswith((".", "_")) for part in uri.removeprefix(root).split("/"))
 
 

@@ -64,6 +64,25 @@ def test_a_single_file_and_a_glob_name_their_files(write_file, tmp_path):
     assert [shard.uri for shard in list_shards(SourceConfig(uri=f"{tmp_path}/*.jsonl")).shards] == [f"{tmp_path}/b.jsonl"]
 
 
+def test_a_path_that_is_there_as_it_is_written_is_no_glob(write_file, tmp_path):
+    for name in (
+        "data [2024]/a.jsonl",
+        "data [2024]/b?.jsonl",
+        "data [2024]/_c.jsonl",
+        "data [2024]/README",
+        "data 2/d.jsonl",
+        "[e].jsonl",
+    ):
+        write_file(name, [])
+
+    def listed(uri):
+        return [shard.uri.removeprefix(f"{tmp_path}/") for shard in list_shards(SourceConfig(uri=f"{tmp_path}/{uri}")).shards]
+
+    assert listed("data [2024]") == ["data [2024]/a.jsonl", "data [2024]/b?.jsonl"]
+    assert listed("[e].jsonl") == ["[e].jsonl"]
+    assert listed("data ?/*") == ["data 2/d.jsonl"]
+
+
 @pytest.mark.parametrize("uri", ["notes.docx", "*.docx"])
 def test_a_file_or_glob_of_unknown_format_is_refused(write_file, tmp_path, uri):
     write_file("notes.docx", "x")
