@@ -27,6 +27,7 @@ from tokenizers import Encoding, Tokenizer
 
 _SENTENCE_ENDS = ".!?。！？"
 _WORDS = ("Alpha", "beta9", "x", "7", "été", "слово", "文字", "한국어", "שלום")
+_MAYBE_SEAM = re.compile(rf"(?<=[\w{_SENTENCE_ENDS}])[ \n](?=\w)")
 _CROSSING = re.compile(rf"[^\W_▁][▁ ]|[{_SENTENCE_ENDS}][▁ ]")
 
 
@@ -95,10 +96,10 @@ def _is_plain(character: str) -> bool:
 
 def find_cut(text: str, seams: tuple[Seam, ...], start: int, size: int) -> int:
     """Find where to cut `text[start:]`: after at most `size` characters, or at the next seam, or at the end of the text."""
-    if len(text) - start <= size:
+    if not seams or len(text) - start <= size:
         return len(text)
-    before = max((_last_seam(text, seam, start, start + size) for seam in seams), default=start)
-    return before if before > start else min((_next_seam(text, seam, start + size) for seam in seams), default=len(text))
+    before = max(_last_seam(text, seam, start, start + size) for seam in seams)
+    return before if before > start else _next_cut(text, seams, start + size)
 
 
 def _last_seam(text: str, seam: Seam, start: int, stop: int) -> int:
@@ -108,11 +109,11 @@ def _last_seam(text: str, seam: Seam, start: int, stop: int) -> int:
     return at + seam.cut if at > 0 else start
 
 
-def _next_seam(text: str, seam: Seam, start: int) -> int:
-    at = text.find(seam.separator, start)
-    while at >= 0 and not _is_seam(text, at):
-        at = text.find(seam.separator, at + 1)
-    return at + seam.cut if at >= 0 else len(text)
+def _next_cut(text: str, seams: tuple[Seam, ...], start: int) -> int:
+    """Look for all seams at once: where one kind never holds, a search for it alone would read all that is left, for each piece."""
+    cuts = {seam.separator: seam.cut for seam in seams}
+    places = (match.start() for match in _MAYBE_SEAM.finditer(text, start))
+    return next((at + cuts[text[at]] for at in places if text[at] in cuts and _is_seam(text, at)), len(text))
 
 
 def _is_seam(text: str, at: int) -> bool:

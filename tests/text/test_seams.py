@@ -1,8 +1,11 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
+from embedder.text import seams
 from embedder.text.seams import Seam, find_cut, find_seams, split_text
 from embedder.text.tokenizing import read_tokens
 from tests.text.texts import texts
@@ -28,6 +31,39 @@ def test_prose_is_cut_into_pieces_of_the_size_asked_for(style: str) -> None:
     spans = list(split_text(text, find_seams(build_tokenizer(style)), 500))
     assert max(stop - start for start, stop in spans) <= 500
     assert len(spans) < 2.2 * len(text) / 500
+
+
+_KINDS = ((Seam(" ", 0), Seam("\n", 1)), (Seam(" ", 0), Seam("\n", 0)), (Seam(" ", 1),), (Seam("\n", 0),), ())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text("ab9_²½é\u0301漢ﬁ.!。, \n\t", max_size=40),
+    kinds=st.sampled_from(_KINDS),
+    start=st.integers(0, 20),
+    size=st.integers(1, 20),
+)
+def test_a_cut_is_at_the_last_seam_within_the_size_or_else_at_the_first_after_it(
+    text: str, kinds: tuple[Seam, ...], start: int, size: int
+) -> None:
+    cuts = {at: at + kind.cut for kind in kinds for at, one in enumerate(text) if one == kind.separator and seams._is_seam(text, at)}
+    within = [cut for at, cut in cuts.items() if start < at < start + size]
+    after = [cut for at, cut in cuts.items() if at >= start + size]
+    expected = len(text) if len(text) <= start + size else max(within, default=min(after, default=len(text)))
+    assert find_cut(text, kinds, start, size) == expected
+
+
+@pytest.mark.parametrize("kinds", _KINDS[:2])
+@pytest.mark.parametrize(("between", "separator"), [(" ", "\n"), ("\n", " ")])
+def test_splitting_looks_at_no_place_again_for_each_piece(
+    kinds: tuple[Seam, ...], between: str, separator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: Counter[int] = Counter()
+    is_seam = seams._is_seam
+    monkeypatch.setattr(seams, "_is_seam", lambda text, at: looks.update([at]) or is_seam(text, at))
+    text = separator.join(["x" + f"²{between}" * 100 + "y"] * 60)
+    assert len(list(split_text(text, kinds, 150))) == 60
+    assert max(looks.values()) <= 3
 
 
 def test_a_text_without_a_seam_is_not_cut() -> None:
