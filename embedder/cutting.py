@@ -29,29 +29,29 @@ class Cut:
         return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 
-def plan_cut(parent: EmbeddingSpec, output: CutTableConfig) -> Cut:
-    """Give the spec that embedding with these settings would have: equal vectors, equal space."""
+def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output") -> Cut:
+    """Give the spec that embedding with these settings would have: equal vectors, equal space. `place` is where they stand."""
     dim = output.dim or parent.dim
     if dim > parent.dim:
-        raise ConfigError(f"output.dim={dim}: the parent's vectors have {parent.dim} components; choose 1 to {parent.dim}")
+        raise ConfigError(f"{place}.dim={dim}: the parent's vectors have {parent.dim} components; choose 1 to {parent.dim}")
     if dim == parent.dim and output.quantization == "none" and not output.rotate:
-        raise ConfigError(f"output.dim={dim}: the parent holds these very vectors; set a smaller dim, a quantization or rotate")
+        raise ConfigError(f"{place}.dim={dim}: the parent holds these very vectors; set a smaller dim, a quantization or rotate")
     if output.quantization == "binary" and dim % 8:
-        raise ConfigError(f"output.dim={dim}: binary packs eight components into a byte; choose a multiple of 8")
+        raise ConfigError(f"{place}.dim={dim}: binary packs eight components into a byte; choose a multiple of 8")
     spec = parent.model_copy(update={"dim": dim, "quantization": output.quantization})
     needed = {"quantization=int8": output.quantization == "int8", "rotate=true": output.rotate}
     asked = [name for name, is_asked in needed.items() if is_asked]
     if output.calibration is None:
         if asked:
-            raise ConfigError(f"output.{asked[0]}: needs an artifact of jobs.calibrate; set output.calibration")
+            raise ConfigError(f"{place}.{asked[0]}: needs an artifact of jobs.calibrate; set {place}.calibration")
         return Cut(spec)
-    where = f"output.calibration={output.calibration!r}"
+    where = f"{place}.calibration={output.calibration!r}"
     if not asked:
         raise ConfigError(f"{where}: has no effect without quantization int8 or rotate; leave it out")
     calibration = load_calibration(output.calibration)
     check_fits(calibration, spec, where)
     spec = spec.model_copy(update={"calibration": calibration.fingerprint})
-    turn_WW = find_axes(calibration, parent, where) if output.rotate else None
+    turn_WW = find_axes(calibration, parent, where, f"{place}.rotate=true") if output.rotate else None
     if turn_WW is not None:
         spec = spec.model_copy(update={"rotation": digest_array(turn_WW)})
     return Cut(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, turn_WW)
@@ -66,18 +66,18 @@ def check_fits(calibration: Calibration, spec: EmbeddingSpec, where: str) -> Non
         raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
 
 
-def find_axes(calibration: Calibration, parent: EmbeddingSpec, where: str) -> Floats:
+def find_axes(calibration: Calibration, parent: EmbeddingSpec, where: str, asked: str) -> Floats:
     """Find what turns the parent's vectors, which are to be whole and of the full model's space."""
     if parent.rotation is not None:
-        raise ConfigError("output.rotate=true: the parent's vectors are turned already; leave it out")
+        raise ConfigError(f"{asked}: the parent's vectors are turned already; leave it out")
     if calibration.rotation_WW is None:
-        raise ConfigError(f"output.rotate=true: {where} holds no rotation; make it anew with jobs.calibrate")
+        raise ConfigError(f"{asked}: {where} holds no rotation; make it anew with jobs.calibrate")
     width = len(calibration.rotation_WW)
     if parent.dim != width:
-        raise ConfigError(f"output.rotate=true: the parent's vectors have {parent.dim} of {width} components; give a table of whole ones")
+        raise ConfigError(f"{asked}: the parent's vectors have {parent.dim} of {width} components; give a table of whole ones")
     if parent.exit == "native" and parent.depth < calibration.full_depth:
         raise ConfigError(
-            f"output.rotate=true: the axes are the full model's, and the parent's vectors those of depth {parent.depth} with a native exit"
+            f"{asked}: the axes are the full model's, and the parent's vectors those of depth {parent.depth} with a native exit"
         )
     return calibration.rotation_WW
 

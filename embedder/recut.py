@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
-from pydantic import model_validator
 
 from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
 from embedder.cutting import Cut, plan_cut
-from embedder.errors import ConfigError
+from embedder.errors import ConfigError, EmbedderError
 from embedder.masking import mask_secrets
 from embedder.model.rotation import keep_rotation, read_rotation
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
@@ -35,12 +34,6 @@ class RecutConfig(Section):
 
     parent: TableConfig
     output: CutTableConfig
-
-    @model_validator(mode="after")
-    def _another_folder(self) -> "RecutConfig":
-        if self.parent.uri.rstrip("/") == self.output.uri.rstrip("/"):
-            raise ValueError(f"output.uri={self.output.uri!r} is the parent itself; choose another folder")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +66,10 @@ class Recut:
 def run_recut(config: RecutConfig) -> Recut:
     """Bring the table in step with the newest version of its parent, in one commit."""
     output, started, clock = config.output, datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-    parent, table = read_parent(config.parent), read_table(output.uri, output.storage_options)
-    cut = plan_cut(parent.spec, output)
+    parent = read_parent(config.parent)
+    cut, table = check_cut(config, parent.spec)
     schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
-    replaces = table is not None and must_replace(table, cut.spec, schema, output)
+    replaces = table is not None and not (table.spec.space_id == cut.spec.space_id and table.schema.equals(schema))
     made_from = {str(child_name(name, cut.spec)): str(name) for name in parent.parts}
     have = set(table.rows) if table and not replaces else set()
     missing, remove = [name for name in made_from if name not in have], tuple(sorted(have - made_from.keys()))
@@ -106,18 +99,56 @@ def run_recut(config: RecutConfig) -> Recut:
     return done
 
 
+def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output") -> tuple[Cut, TableState | None]:
+    """Plan a cut and read the table that is to hold it; refuse one that is not to be overwritten. `where` is where the settings stand."""
+    output = config.output
+    if place_of(output) == place_of(config.parent):
+        raise ConfigError(f"{where}.uri={output.uri!r} is the parent itself; choose another folder")
+    cut, table = plan_cut(parent, output, where), read_table(output.uri, output.storage_options)
+    if table and table.spec.space_id != cut.spec.space_id and not output.replace:
+        changes = "; ".join(table.spec.differences(cut.spec))
+        raise ConfigError(
+            f"{where}.uri={output.uri!r}: the table holds another space ({changes}); "
+            f"choose another {where}.uri, or swap all of it with --output.replace true"
+        )
+    return cut, table
+
+
+def place_of(table: TableConfig | CutTableConfig) -> str:
+    """Say where a table is, however its uri was written."""
+    return Store(table.uri, table.storage_options).place
+
+
 def check_cuts(config: EmbedConfig, spec: EmbeddingSpec) -> None:
-    """Refuse what cannot be made of the vectors of a run that is about to begin."""
-    for cut in config.output.cuts:
-        if spec.quantization != "none":
-            raise ConfigError(f"output.cuts: {cut.uri!r} cannot be made from {spec.quantization} codes; set embedding.quantization to none")
-        plan_cut(spec, cut)
+    """Refuse what cannot be made of the vectors of a run that is about to begin; ConfigError holds every problem found."""
+    problems: list[str] = []
+    places: set[str] = set()
+    for number, each in enumerate(list_cuts(config)):
+        where = f"output.cuts[{number}]"
+        try:
+            if spec.quantization != "none":
+                raise ConfigError(f"{where}: cannot be made from {spec.quantization} codes; set embedding.quantization to none")
+            if place_of(each.output) in places:
+                raise ConfigError(f"{where}.uri={each.output.uri!r} is that of another cut; choose another folder")
+            check_cut(each, spec, where)
+            places.add(place_of(each.output))
+        except EmbedderError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def list_cuts(config: EmbedConfig) -> list[RecutConfig]:
+    """Give the recut of each table that is cut from a run's; a run told to replace its table has them follow it to another space."""
+    output = config.output
+    parent = TableConfig(uri=output.uri, storage_options=output.storage_options)
+    cuts = (each.model_copy(update={"replace": each.replace or output.replace}) for each in output.cuts)
+    return [RecutConfig(parent=parent, output=each) for each in cuts]
 
 
 def run_cuts(config: EmbedConfig) -> list[Recut]:
     """Bring the tables that are cut from a run's table in step with it."""
-    parent = TableConfig(uri=config.output.uri, storage_options=config.output.storage_options)
-    return [run_recut(RecutConfig(parent=parent, output=cut)) for cut in config.output.cuts]
+    return [run_recut(each) for each in list_cuts(config)]
 
 
 def read_parent(parent: TableConfig) -> TableState:
@@ -131,17 +162,6 @@ def read_parent(parent: TableConfig) -> TableState:
             "give a table with quantization none"
         )
     return state
-
-
-def must_replace(table: TableState, spec: EmbeddingSpec, schema: pa.Schema, output: CutTableConfig) -> bool:
-    """Say whether everything is swapped: another space, which has to be insisted on, or other columns."""
-    if table.spec.space_id != spec.space_id and not output.replace:
-        changes = "; ".join(table.spec.differences(spec))
-        raise ConfigError(
-            f"output.uri={output.uri!r}: the table holds another space ({changes}); "
-            "choose another output.uri, or swap all of it with --output.replace true"
-        )
-    return table.spec.space_id != spec.space_id or not table.schema.equals(schema)
 
 
 def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:

@@ -89,6 +89,11 @@ class Store:
         """The absolute uri: a plain path on local disk, protocol and all elsewhere."""
         return self._uri(self.path)
 
+    @property
+    def place(self) -> str:
+        """The one name that it has however it was written: on local disk, dots and links are followed."""
+        return os.path.realpath(self.path) if self.is_local else self.uri
+
     def child(self, name: str) -> str:
         """Give the uri of a file in this folder."""
         return f"{self.uri.rstrip('/')}/{name}"

@@ -15,8 +15,9 @@ from embedder.model.weighing import start_weighing
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.quantization import Ranges, to_int8
-from embedder.recut import RecutConfig, check_cuts, run_recut
+from embedder.recut import RecutConfig, check_cuts, run_cuts, run_recut
 from tests.tables import DIM, Corpus, MadeTable
+from tests.tables import SPEC as PARENT_SPEC
 from tests.test_spec import SPEC
 
 CORPUS: Corpus = {
@@ -176,14 +177,59 @@ def test_another_cut_on_the_same_table_needs_insisting(parent: MadeTable) -> Non
     assert DIM > 3
 
 
-def test_a_run_refuses_cuts_it_could_not_make_before_it_begins() -> None:
-    values = {"source": {"uri": "a"}, "embedding": {"model": "m"}, "output": {"uri": "b", "cuts": [{"uri": "c", "dim": 999}]}}
-    with pytest.raises(ConfigError, match=r"output.dim=999: the parent's vectors have 384 components"):
-        check_cuts(EmbedConfig.model_validate(values), SPEC)
+def run_with_cuts(uri: str, *cuts: dict[str, Any], **output: Any) -> EmbedConfig:
+    values = {"source": {"uri": "a"}, "embedding": {"model": "m"}, "output": {"uri": uri, "cuts": cuts, **output}}
+    return EmbedConfig.model_validate(values)
 
 
-def test_the_parent_itself_is_no_place_for_its_cut(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is the parent itself"):
-        RecutConfig.model_validate({"parent": {"uri": "a/"}, "output": {"uri": "a", "dim": 2}})
+def test_a_run_refuses_cuts_it_could_not_make_before_it_begins(parent: MadeTable) -> None:
+    recut(parent, dim=3)
+    cut = f"{parent.uri}-cut"
+    cuts = [
+        {"uri": "c", "dim": 999},
+        {"uri": parent.uri, "dim": 2},
+        {"uri": cut, "dim": 2},
+        {"uri": "d", "dim": 2},
+        {"uri": "d/", "dim": 1},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        check_cuts(run_with_cuts(f"{parent.uri}/", *cuts), PARENT_SPEC)
+    for line, message in zip(
+        str(caught.value).splitlines(),
+        [
+            "output.cuts[0].dim=999: the parent's vectors have 4 components",
+            f"output.cuts[1].uri={parent.uri!r} is the parent itself",
+            f"output.cuts[2].uri={cut!r}: the table holds another space (dim: 3 → 2); choose another output.cuts[2].uri, or swap",
+            "output.cuts[4].uri='d/' is that of another cut",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(message)
+    with pytest.raises(ConfigError, match=r"output.cuts\[0\]: cannot be made from binary codes; set embedding.quantization to none"):
+        check_cuts(run_with_cuts("b", {"uri": "c"}), SPEC.model_copy(update={"quantization": "binary"}))
+
+
+def test_cuts_follow_a_run_that_is_told_to_replace_its_table(parent: MadeTable) -> None:
+    recut(parent, dim=3)
+    cut = {"uri": f"{parent.uri}-cut", "dim": 2}
+    with pytest.raises(ConfigError, match=r"swap all of it with --output.replace true"):
+        run_cuts(run_with_cuts(parent.uri, cut))
+    config = run_with_cuts(parent.uri, cut, replace=True)
+    check_cuts(config, PARENT_SPEC)
+    assert [each.version is None for each in run_cuts(config)] == [False]
+    assert {len(row["embedding"]) for row in rows(cut["uri"]).values()} == {2}
+
+
+def test_the_parent_itself_is_no_place_for_its_cut_whatever_it_is_called(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(parent.uri).parent)
+    Path("link").symlink_to("parent")
+    before = rows(parent.uri)
+    for name in (f"{parent.uri}/", "parent", "./parent/../parent", "link", f"file://{parent.uri}"):
+        with pytest.raises(ConfigError, match=rf"output.uri='{name}' is the parent itself; choose another folder"):
+            run_recut(RecutConfig.model_validate({"parent": {"uri": parent.uri}, "output": {"uri": name, "dim": 2, "replace": True}}))
+    assert rows(parent.uri) == before
+
+
+def test_a_parent_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no table there; make one with jobs\.embed"):
         recut(MadeTable(str(tmp_path / "none")), dim=2)
