@@ -70,29 +70,33 @@ def run_recut(config: RecutConfig) -> Recut:
     cut, table = check_cut(config, parent.spec)
     schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
     replaces = table is not None and not (table.spec.space_id == cut.spec.space_id and table.schema.equals(schema))
-    made_from = {str(child_name(name, cut.spec)): str(name) for name in parent.parts}
-    have = set(table.rows) if table and not replaces else set()
-    missing, remove = [name for name in made_from if name not in have], tuple(sorted(have - made_from.keys()))
+    wanted = {child_name(name, cut.spec): name for name in parent.parts}
+    tasks = {(name.key, name.version) for name in wanted}
+    old = table.parts if table and not replaces else []
+    have = {(name.key, name.version) for name in old}
+    # by task, not by part: either table may have been compacted since
+    missing = [name for name in wanted if (name.key, name.version) not in have]
+    remove = tuple(str(name) for name in old if (name.key, name.version) not in tasks)
     folders = Folder(config.parent.uri, config.parent.storage_options), Folder(output.uri, output.storage_options)
     Store(output.uri, output.storage_options).check_writable()
     rotation_WW = cut.turn_WW if cut.turn_WW is not None else read_rotation(parent.spec, config.parent.uri, config.parent.storage_options)
     if rotation_WW is not None:
         keep_rotation(rotation_WW, output.uri, output.storage_options)
-    add = map_threads(lambda name: recut_part(made_from[name], name, cut, schema, folders), missing, NUM_THREADS)
+    add = map_threads(lambda name: recut_part(str(wanted[name]), str(name), cut, schema, folders), missing, NUM_THREADS)
     done = Recut(
         uri=output.uri,
         started=started,
         parent_version=parent.version,
         version=None,
         parts_added=len(add),
-        parts_kept=len(made_from) - len(add),
+        parts_kept=len(old) - len(remove),
         parts_removed=len(table.rows) if table and replaces else len(remove),
         documents_reused=sum(name.stop_row - name.first_row for name in parent.parts),
         rows=sum(parent.rows.values()),
         bytes_added=sum(part.size_bytes for part in add),
         seconds=time.perf_counter() - clock,
     )
-    if add or remove or table is None or replaces:
+    if add or remove or table is None or replaces or not is_made_from(table, config):
         change = Change(tuple(add), remove, schema, record_of(cut, parent, config, done), replaces)
         done = replace(done, version=commit_table(output.uri, output.storage_options, change, table))
     sync_quarantine(output.uri, output.storage_options)
@@ -111,7 +115,19 @@ def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output")
             f"{where}.uri={output.uri!r}: the table holds another space ({changes}); "
             f"choose another {where}.uri, or swap all of it with --output.replace true"
         )
+    if table and not output.replace and not is_made_from(table, config):
+        origin = f"is cut from {table.info['parent']['uri']!r}, not" if "parent" in table.info else "was embedded, not cut"
+        raise ConfigError(
+            f"{where}.uri={output.uri!r}: the table there {origin} from {config.parent.uri!r}; "
+            f"choose another {where}.uri, or swap all of it with --output.replace true"
+        )
     return cut, table
+
+
+def is_made_from(table: TableState, config: RecutConfig) -> bool:
+    """Say whether a table was cut from this parent, whatever name it had then."""
+    origin, options = table.info.get("parent"), config.parent.storage_options
+    return origin is not None and Store(origin["uri"], options).place == place_of(config.parent)
 
 
 def place_of(table: TableConfig | CutTableConfig) -> str:
@@ -199,7 +215,7 @@ def record_of(cut: Cut, parent: TableState, config: RecutConfig, done: Recut) ->
         "ranges": cut.ranges.record() if cut.ranges else None,
         "bucket_bits": parent.info["bucket_bits"],
         "probe": None,
-        "parent": {"uri": config.parent.uri, "version": parent.version},
+        "parent": {"uri": place_of(config.parent), "version": parent.version},
         "stats": asdict(Stats()),  # of what was read and embedded
         **{name: getattr(done, name) for name in figures},
         "config": mask_secrets(config.model_dump(mode="json")),

@@ -9,6 +9,7 @@ import pytest
 from embedder.config import CutTableConfig, EmbedConfig
 from embedder.cutting import plan_cut
 from embedder.errors import ConfigError
+from embedder.maintenance.compaction import compact_table
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.rotation import digest_array, read_rotation
 from embedder.model.weighing import start_weighing
@@ -70,6 +71,50 @@ def test_it_follows_its_parent_and_only_what_changed_is_cut(parent: MadeTable) -
     assert (made.version, made.parts_added, made.parts_removed) == (1, 1, 1)
     assert made.parts_kept > 0
     assert rows(f"{parent.uri}-cut").keys() == rows(parent.uri).keys()
+
+
+def test_a_compaction_of_either_table_is_nothing_to_recut(tmp_path: Path) -> None:
+    parent = MadeTable(str(tmp_path / "parent"), rows_per_unit=1)
+    parent.follow(CORPUS)
+    recut(parent, dim=2)
+    whole = rows(f"{parent.uri}-cut")
+    assert compact_table(f"{parent.uri}-cut", {}, 10_000_000).merges
+    assert recut(parent, dim=2).version is None
+    parent.follow({**CORPUS, "b": [("b1", "five six", None), ("b2", "seven", None)]})
+    made = recut(parent, dim=2)
+    assert (made.parts_added, made.parts_kept, made.parts_removed) == (2, 1, 1)
+    parent.follow(CORPUS)
+    assert compact_table(parent.uri, {}, 10_000_000).merges
+    recut(parent, dim=2)
+    assert recut(parent, dim=2).version is None
+    assert rows(f"{parent.uri}-cut") == whole
+
+
+def test_a_table_that_was_not_cut_from_this_parent_is_not_overwritten_unasked(parent: MadeTable, tmp_path: Path) -> None:
+    recut(parent, dim=2)
+    cut, other = f"{parent.uri}-cut", MadeTable(str(tmp_path / "other"))
+    other.follow({"c": [("c1", "eight", None)]})
+    before = rows(cut)
+
+    def from_other(uri: str, **output: Any) -> Any:
+        return run_recut(RecutConfig.model_validate({"parent": {"uri": other.uri}, "output": {"uri": uri, "dim": 2, **output}}))
+
+    with pytest.raises(ConfigError, match=rf"is cut from '{parent.uri}', not from '{other.uri}'.*--output.replace true"):
+        from_other(cut)
+    assert rows(cut) == before
+    from_other(cut, replace=True)
+    assert rows(cut).keys() == {("c1", 0)}
+    assert from_other(cut).version is None
+    # an equal copy elsewhere: nothing is made anew, and from now on it is the parent
+    Path(other.uri).rename(f"{other.uri}-moved")
+    other = MadeTable(f"{other.uri}-moved")
+    made = from_other(cut, replace=True)
+    assert (made.version is None, made.parts_added, made.parts_removed) == (False, 0, 0)
+    assert from_other(cut).version is None
+    embedded = MadeTable(str(tmp_path / "embedded"))
+    embedded.follow(CORPUS, record={"spec": PARENT_SPEC.model_copy(update={"dim": 2}).model_dump()})
+    with pytest.raises(ConfigError, match="the table there was embedded, not cut from"):
+        from_other(embedded.uri)
 
 
 def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
