@@ -32,8 +32,14 @@ class Answer:
     highlight: str | None
 
     def record(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
-        return {"score": self.hit.score, "highlight": self.highlight, **self.hit.row}
+        """Give it as JSON has it; a column that is named as one of ours is prefixed."""
+        record = {"score": self.hit.score, "highlight": self.highlight}
+        for name, value in self.hit.row.items():
+            free = name
+            while free in record:
+                free = f"metadata.{free}"
+            record[free] = value
+        return record
 
     def text(self, rank: int, emphasised: bool) -> str:
         """Lay it out: score, id, metadata, and the text from the sentence that answers best, or some words before it."""

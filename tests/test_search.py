@@ -1,14 +1,15 @@
 """Exact search: the best rows over many files whatever their order, of those that pass, on every storage."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedder.answers import BOLD, PLAIN, excerpt, split_sentences
+from embedder.answers import BOLD, PLAIN, Answer, excerpt, render, split_sentences
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import parse_filter
-from embedder.search import nearest_rows, open_dataset, open_table
+from embedder.search import Hit, nearest_rows, open_dataset, open_table
 from jobs.search import main
 from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
 
@@ -61,6 +62,15 @@ def test_an_empty_table_and_a_filter_that_nothing_passes_give_no_hits(tmp_path: 
 def test_the_job_asks_for_one_place_and_at_most_one_question(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="one question in quotes"):
         main(words)
+
+
+def test_a_column_named_score_takes_no_answers_score_and_is_not_lost() -> None:
+    row = {"doc_id": "a", "chunk": 0, "num_chunks": 1, "text": "One.", "score": 3.25, "highlight": "h", "metadata.score": 7}
+    answer = Answer(Hit(0.5, row), "One.")
+    ours, others = {"score": 0.5, "highlight": "One."}, {"metadata.score": 3.25, "metadata.highlight": "h", "metadata.metadata.score": 7}
+    kept = {name: row[name] for name in ("doc_id", "chunk", "num_chunks", "text")}
+    assert json.loads(render([answer], as_json=True, emphasised=False)) == [ours | kept | others]
+    assert answer.text(1, emphasised=False).splitlines()[:2] == ["1. 0.500  a", "   score 3.25 · highlight h · metadata.score 7"]
 
 
 def test_sentences_end_at_stops_and_lines() -> None:
