@@ -9,9 +9,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.errors import ModelError
-from embedder.model.checksum import TOKENIZER_FILES, compute_checksum
+from embedder.model.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.families import Family, find_family, is_causal, position_limit
-from embedder.model.layout import Layout, Step, read_json, read_layout
+from embedder.model.layout import Layout, Step, blaming, read_json, read_layout
 from embedder.spec import Pooling
 
 PACKAGE = "package:"
@@ -97,10 +97,14 @@ def read_recipe(folder: Path) -> ModelRecipe:
     family = find_family(raw.get("model_type"))
     from transformers import AutoConfig  # brings torch: seconds, which what was refused above is spared
 
-    config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
+    with blaming("config.json"):
+        config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
+        limit = position_limit(config)
     _refuse_ignored_names(raw, config, family)
     _refuse_decoders(config)
-    limit = position_limit(config)
+    for step in layout.steps:
+        if step.kind != "normalize":
+            list_weights(step.folder)
     return ModelRecipe(
         folder=folder,
         transformer_folder=layout.transformer_folder,
@@ -163,4 +167,5 @@ def _check_widths(layout: Layout, hidden_size: int) -> int:
 
 def _tokenizer_length(folder: Path) -> int | None:
     length = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    return int(length) if length else None
+    with blaming("tokenizer_config.json: model_max_length"):
+        return int(length) if length else None

@@ -4,7 +4,8 @@ Every key of these files is either honoured or refused by name; nothing is guess
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,18 @@ class Layout:
     query_prompt: str = ""
 
 
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Make one line, with the name of the file, of whatever a library raises at what it cannot use."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{name}: cannot be used ({type(error).__name__}: {reason}); give the model as it was saved") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a file that is not there reads as empty."""
     if not path.is_file():
@@ -88,12 +101,14 @@ def read_layout(folder: Path) -> Layout:
         raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; Transformer → Pooling comes first, each once")
     transformer_folder, pooling_folder = modules[0][1], modules[1][1]
     pooling, include_prompt = _read_pooling(pooling_folder)
-    max_seq_length, lower_case = _read_transformer(transformer_folder)
+    with blaming("sentence_*_config.json"):
+        max_seq_length, lower_case = _read_transformer(transformer_folder)
     steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
     # A closing Normalize is the spec's own `normalize`, which comes after the cut.
     while steps and steps[-1].kind == "normalize":
         steps.pop()
-    document_prompt, query_prompt = _read_prompts(folder)
+    with blaming("config_sentence_transformers.json"):
+        document_prompt, query_prompt = _read_prompts(folder)
     return Layout(
         transformer_folder=transformer_folder,
         pooling=pooling,
@@ -136,7 +151,7 @@ def _read_pooling(folder: Path) -> tuple[Pooling, bool]:
     name, config = f"{folder.name}/config.json", read_json(folder / "config.json")
     _refuse_unknown(name, config, {"pooling_mode", "include_prompt", *_OLD_POOLING_KEYS, *_WIDTH_KEYS})
     modes = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or "mean")
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = list(modes) if isinstance(modes, list | tuple) else [modes]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; supported is one of {', '.join(POOLINGS)}")
     return POOLINGS[modes[0]], bool(config.get("include_prompt", True))
@@ -160,7 +175,13 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
     lower_case = bool(config.pop("do_lower_case", False))
     config.pop("unpad_inputs", None)
     _refuse_unknown(name, {key: value for key, value in config.items() if value is not None}, ())
-    return length, lower_case
+    return length if length is None else _check_size(name, "max_seq_length", length), lower_case
+
+
+def _check_size(name: str, key: str, size: Any) -> int:
+    if not isinstance(size, int) or size < 1:
+        raise ModelError(f"{name}: {key}={size!r}: a whole number from 1 is expected")
+    return size
 
 
 def _read_step(kind: str, folder: Path) -> Step:
@@ -173,7 +194,8 @@ def _read_step(kind: str, folder: Path) -> Step:
         return Step("normalize", folder)
     if kind == "LayerNorm":
         _refuse_unknown(name, config, {"dimension"})
-        return Step("layer_norm", folder, config["dimension"], config["dimension"])
+        dimension = _check_size(name, "dimension", config.get("dimension"))
+        return Step("layer_norm", folder, dimension, dimension)
     if kind != "Dense":
         raise ModelError(f"modules.json: module {kind!r} is not supported; after pooling come Dense, LayerNorm, Normalize, Dropout")
     if not config.get("use_residual"):
@@ -182,7 +204,8 @@ def _read_step(kind: str, folder: Path) -> Step:
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if activation not in ACTIVATIONS:
         raise ModelError(f"{name}: activation_function={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
-    return Step("dense", folder, config["in_features"], config["out_features"], config.get("bias", True), ACTIVATIONS[activation])
+    in_features, out_features = (_check_size(name, key, config.get(key)) for key in ("in_features", "out_features"))
+    return Step("dense", folder, in_features, out_features, config.get("bias", True), ACTIVATIONS[activation])
 
 
 def _read_prompts(folder: Path) -> tuple[str, str]:

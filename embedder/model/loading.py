@@ -19,6 +19,7 @@ from embedder.model.calibration import ExitMap
 from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe
 from embedder.model.float8 import check_device
+from embedder.model.layout import blaming
 from embedder.spec import FinalNorm
 
 logger = logging.getLogger(__name__)
@@ -74,19 +75,21 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
     if not 1 <= depth <= recipe.num_layers:
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
-    with _quiet_transformers():
+    with _quiet_transformers(), blaming(recipe.folder.name):
         model, report = AutoModel.from_pretrained(
             recipe.transformer_folder,
             config=_cut_config(recipe, depth),
             dtype=dtype,
             attn_implementation=family.attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused by name below
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             **({"add_pooling_layer": False} if family.pooler else {}),
         )
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    misshapen = [f"{name}: {list(found)} in the file, {list(wanted)} by config.json" for name, found, wanted in report["mismatched_keys"]]
+    lacking = sorted(report["missing_keys"]) + sorted(misshapen)
     if lacking or report["error_msgs"]:
         named = ", ".join(lacking[:3]) or str(report["error_msgs"])
         raise ModelError(f"{recipe.folder.name}: the weights do not fit config.json ({named}, {len(lacking)} in all)")

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedder.errors import ModelError
 from embedder.model.batches import Batch
-from embedder.model.layout import Step
+from embedder.model.layout import Step, blaming
 from embedder.spec import EmbeddingSpec, Pooling
 
 Pooler = Callable[[Tensor, Batch], Tensor]
@@ -83,16 +82,11 @@ def finish_states(pooled_NH: npt.NDArray[np.float32], head: Head) -> npt.NDArray
 def _load_step(step: Step) -> nn.Module:
     if step.kind == "normalize":
         return Normalize()
-    path = step.folder / "model.safetensors"
-    if not path.is_file():
-        raise ModelError(f"{step.folder.name}: no model.safetensors; pickled weights are not loaded, convert them once")
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     modules: dict[str, nn.Module] = {"norm": nn.LayerNorm(step.in_features)}
     if step.kind == "dense":
         modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
-    try:
-        nn.ModuleDict(modules).load_state_dict(weights)
-    except RuntimeError as error:
-        raise ModelError(f"{step.folder.name}/model.safetensors: does not fit its config.json ({error})") from error
+    path = step.folder / "model.safetensors"
+    with blaming(f"{step.folder.name}/{path.name}"):
+        nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     activation: nn.Module = getattr(nn, step.activation)()
     return nn.Sequential(*modules.values(), activation)

@@ -11,6 +11,7 @@ from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError, ModelError
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files import ModelRecipe, locate_model, peek_model, read_recipe
+from embedder.model.layout import blaming
 from embedder.model.rotation import Floats, digest_array
 from embedder.quantization import Ranges
 from embedder.spec import EmbeddingSpec, FinalNorm
@@ -89,7 +90,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     """Load the Rust tokenizer behind AutoTokenizer, without truncation and padding."""
     from transformers import AutoTokenizer  # brings torch: seconds
 
-    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with blaming("tokenizer.json"):
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not loaded.is_fast:
         raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")
     tokenizer: Tokenizer = loaded.backend_tokenizer

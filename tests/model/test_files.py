@@ -132,6 +132,49 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
         read_recipe(folder)
 
 
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def index_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+
+
+def break_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+def add_dense(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text('{"in_features": 64, "out_features": 8}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (cut_weights, r"^model\.safetensors: cannot be used \(SafetensorError: .*not fully covered"),
+        (index_a_shard, r"model\.safetensors\.index\.json: model-1\.safetensors is not there \(1 of 1"),
+        (break_index, r"model\.safetensors\.index\.json: not valid JSON"),
+        (add_dense, r"no model\.safetensors in '2_Dense'"),
+        (lambda folder: edit(folder / "config.json", hidden_size="wide"), r"config\.json: cannot be used \(.*hidden_size"),
+        (lambda folder: edit(folder / "tokenizer_config.json", model_max_length="long"), r"model_max_length: cannot be used"),
+    ],
+)
+def test_files_that_cannot_be_loaded_are_refused_in_one_line_before_anything_is_read(
+    damage: Callable[[Path], None], named: str, folder: Path
+) -> None:
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    damage(folder)
+    with pytest.raises(ModelError, match=named) as refused:
+        read_recipe(folder)
+    assert "\n" not in str(refused.value)
+
+
 def test_names_of_remote_code_that_transformers_would_ignore_are_refused(tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
     shutil.copytree(tiny_models("nomic_bert").folder, tmp_path / "nomic")
     edit(tmp_path / "nomic" / "config.json", n_layer=4, n_embd=96)

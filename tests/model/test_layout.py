@@ -51,6 +51,7 @@ def test_old_and_new_pooling_keys_are_read(folder: Path, config: dict[str, Any],
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling cls \\+ mean"),
         ({"pooling_mode": ["mean", "lasttoken"]}, "pooling mean \\+ lasttoken"),
         ({"pooling_mode": "mean", "scale": 2}, "scale=2"),
+        ({"pooling_mode": None}, "pooling None"),
     ],
 )
 def test_other_poolings_are_refused_by_name(folder: Path, config: dict[str, Any], named: str) -> None:
@@ -68,6 +69,8 @@ def test_other_poolings_are_refused_by_name(folder: Path, config: dict[str, Any]
         ({"module_output_name": "scores"}, "output 'scores'"),
         ({"model_args": {"rope_scaling": 2}}, "rope_scaling=2"),
         ({"colour": "red"}, "colour='red'"),
+        ({"max_seq_length": "abc"}, "sentence_bert_config.json: max_seq_length='abc': a whole number from 1 is expected"),
+        ({"modality_config": 3}, "cannot be used"),
     ],
 )
 def test_other_transformer_settings_are_refused_by_name(folder: Path, config: dict[str, Any], named: str) -> None:
@@ -95,6 +98,8 @@ def test_a_tokenizer_argument_beats_max_seq_length(folder: Path) -> None:
         ("custom_st.Dense", {}, "custom_st.Dense.*no remote code"),
         ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
         ("Dense", {"in_features": 64, "out_features": 8, "use_residual": True}, "use_residual=True"),
+        ("Dense", {"out_features": 8}, "9_Extra/config.json: in_features=None: a whole number from 1 is expected"),
+        ("LayerNorm", {}, "9_Extra/config.json: dimension=None: a whole number from 1 is expected"),
         ("Dense", {"in_features": 64, "out_features": 8, "module_input_name": "token_embeddings"}, "sentence_embedding"),
     ],
 )

@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import shutil
 from typing import Any
 
 import pytest
@@ -38,10 +39,21 @@ def test_a_missing_weight_is_refused_by_name(tiny_model: Any, tmp_path: Any) -> 
         if path.is_file() and path.suffix != ".safetensors":
             (tmp_path / "cut" / path.name).write_bytes(path.read_bytes())
     weights = load_file(tiny_model.folder / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.weight"]
+    missing = weights.pop("encoder.layer.1.output.dense.weight")
     save_file(weights, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
     recipe = dataclasses.replace(read_recipe(tiny_model.folder), transformer_folder=tmp_path / "cut")
     with pytest.raises(ModelError, match=r"encoder\.layer\.1\.output\.dense\.weight, 1 in all"):
+        load_transformer(recipe, 2, "none", torch.float32)
+    save_file(weights | {"encoder.layer.1.output.dense.weight": missing[:10]}, tmp_path / "cut" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layer\.1\.output\.dense\.weight: \[10, 96\] in the file, \[64, 96\] by config\.json, 1 in all"):
+        load_transformer(recipe, 2, "none", torch.float32)
+
+
+def test_a_config_that_makes_no_model_is_refused_in_one_line(tiny_model: Any, tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text((tiny_model.folder / "config.json").read_text().replace('"gelu"', '"nonsense"'))
+    shutil.copy(tiny_model.folder / "model.safetensors", tmp_path)
+    recipe = dataclasses.replace(read_recipe(tiny_model.folder), transformer_folder=tmp_path)
+    with pytest.raises(ModelError, match=r"^model: cannot be used \(KeyError: 'nonsense'\); give the model as it was saved$"):
         load_transformer(recipe, 2, "none", torch.float32)
 
 

@@ -73,6 +73,13 @@ def test_what_the_files_do_not_allow_names_the_model(tiny_model: Any, tmp_path: 
     assert line.startswith(f"embedding.model='{tmp_path / 'copy'}': 1_Pooling/config.json: pooling max is not supported")
 
 
+def test_a_model_without_a_tokenizer_is_refused_in_one_line(tiny_model: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    [line] = refuse(model=str(tmp_path / "copy"))
+    assert "tokenizer.json: cannot be used (ValueError: Couldn't instantiate the backend tokenizer" in line
+
+
 def test_a_model_that_leaves_prompts_out_of_pooling_runs_without_prompts_only(tiny_model: Any, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(tiny_model.folder, folder)
