@@ -34,6 +34,9 @@ from embedder.text.rarity import weigh_tokens
 
 UNIT_DOCUMENTS = 256
 LEAST_DOCUMENTS = 100
+LEAST_HELD_OUT = 30
+"""Documents: of fewer, the ten nearest are most of those there are, and are found by any vectors."""
+LEAST_FITTED = 10
 FEW_ROWS = 2
 """Chunks for each feature of a map below which a larger sample would still help much."""
 LEAST_DIM = 32
@@ -161,8 +164,13 @@ def cut_sample(documents: pa.Table, settings: CalibrateSettings) -> tuple[list[p
     count = documents.num_rows
     if count < LEAST_DOCUMENTS:
         raise ConfigError(f"source: only {count} documents to fit on; at least {LEAST_DOCUMENTS} are needed")
+    held_out = max(LEAST_HELD_OUT, round(settings.held_out * count))
+    if count - held_out < LEAST_FITTED:
+        raise ConfigError(
+            f"calibrate.held_out={settings.held_out}: leaves {count - held_out} of {count} documents to fit on; "
+            f"hold out less, so that at least {LEAST_FITTED} are left, and better most of them"
+        )
     shuffled = documents.take(pa.array(np.random.default_rng(settings.seed).permutation(count)))
-    held_out = max(1, round(settings.held_out * count))
     held = [shuffled.slice(start, min(UNIT_DOCUMENTS, held_out - start)) for start in range(0, held_out, UNIT_DOCUMENTS)]
     return held + [shuffled.slice(start, UNIT_DOCUMENTS) for start in range(held_out, count, UNIT_DOCUMENTS)], len(held)
 

@@ -13,6 +13,8 @@ QuerySide = Literal["same", "full"]
 Positive = Annotated[int, Field(ge=1)]
 OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int) else value)
 """Of a list: a single value is a list of one, as a flag with one value gives it."""
+LEAST_STEP = 4
+"""Chunks that states are standardised over in one step of training."""
 
 
 class GridConfig(Section):
@@ -193,10 +195,16 @@ class AttentionSettings(Section):
     beginning. Memory holds a table of every two."""
     epochs: Positive = 3
     """Times that these are gone through."""
-    batch_chunks: Annotated[int, Field(ge=4)] = 32
+    batch_chunks: Annotated[int, Field(ge=LEAST_STEP)] = 32
     """Chunks of a step; memory holds the states of all their tokens at every layer read."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
     """Highest, of Adam, for the queries."""
+
+    @model_validator(mode="after")
+    def _chunks_for_a_step(self) -> "AttentionSettings":
+        if 0 < self.chunks < LEAST_STEP:
+            raise ValueError(f"chunks={self.chunks}: too few for one step; choose 0, which trains nothing, or {LEAST_STEP} and more")
+        return self
 
 
 class CalibrateSettings(Section):
@@ -214,7 +222,7 @@ class CalibrateSettings(Section):
     num_documents: Annotated[int, Field(ge=100)] = 20_000
     """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of these that nothing is fitted on: they choose the strength and say how good the maps are."""
+    """Share of these, but at least 30, that nothing is fitted on: they choose the strength and say how good the maps are."""
     strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge strengths to choose from."""
     seed: int = 0

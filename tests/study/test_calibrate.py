@@ -1,13 +1,16 @@
-"""The map of a depth is the one that comes nearest on chunks held out, and reads its own layers alone."""
+"""The map of a depth is the one that comes nearest on chunks held out, of which there are enough, and reads its own layers alone."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from embedder.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
-from embedder.study.calibrate import fit_exits
+from embedder.study.calibrate import cut_sample, fit_exits
+from embedder.study.config import CalibrateSettings
 from embedder.study.exits import Features, Sums, unit
 
 SIZE, NUM_FITTED = 8, 90
@@ -30,3 +33,15 @@ def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float
     assert (report.num_features, report.strength) == (2 * BLOCK, strength)
     vectors_NW = held_out.states_NF[:, : 2 * BLOCK] @ maps[1].weight_FW + maps[1].bias_W
     assert (unit(vectors_NW) * held_out.full_NW).sum(axis=1).mean() == pytest.approx(report.calibrated.cosine, abs=1e-5)
+
+
+def test_a_sample_of_which_too_little_is_left_to_fit_on_is_refused() -> None:
+    documents = pa.table({"row": range(100)})
+    with pytest.raises(ConfigError, match=r"calibrate\.held_out=0\.999: leaves 0 of 100 documents to fit on; hold out less"):
+        cut_sample(documents, CalibrateSettings(held_out=0.999))
+
+
+def test_enough_documents_are_held_out_for_ten_nearest_to_say_something() -> None:
+    units, num_held_out = cut_sample(pa.table({"row": range(300)}), CalibrateSettings(held_out=0.01))
+    assert (num_held_out, [len(unit) for unit in units]) == (1, [30, 256, 14])
+    assert sorted(pa.concat_tables(units)["row"].to_pylist()) == list(range(300))

@@ -1,6 +1,8 @@
-"""The settings of a study: a single value where a list is wanted is a list of one."""
+"""The settings of a study: a single value where a list is wanted is a list of one, and what no training could use is refused."""
 
-from embedder.study.config import CalibrateSettings, GridConfig, QualityConfig
+import pytest
+
+from embedder.study.config import AttentionSettings, CalibrateSettings, GridConfig, QualityConfig
 
 
 def test_one_value_is_a_list_of_one() -> None:
@@ -8,3 +10,10 @@ def test_one_value_is_a_list_of_one() -> None:
     assert QualityConfig.model_validate({"mteb": "SciFact"}).mteb == ("SciFact",)
     assert CalibrateSettings.model_validate({"depths": "6"}).depths == (6,)
     assert CalibrateSettings.model_validate({"depths": None}).depths is None
+
+
+def test_too_few_chunks_for_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="chunks=1: too few for one step; choose 0, which trains nothing, or 4 and more"):
+        AttentionSettings(chunks=1)
+    assert AttentionSettings(chunks=0).chunks == 0
+    assert AttentionSettings(chunks=4).chunks == 4
