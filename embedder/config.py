@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from embedder.addresses import Address, NonEmpty, TableAddress
 from embedder.remote import refuse_local_settings, refuse_run_settings
 from embedder.schema import check_metadata_names, name_columns
+from embedder.sections import Address, NonEmpty, Section, TableAddress
 from embedder.spec import API, Exit, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
@@ -17,12 +17,6 @@ Backend = Literal["auto", "torch", "compiled", "openvino"]
 CPU_TOKENS = 1_024
 """Token budget on a CPU, where each core has a batch of its own: bfloat16 on 2 cores runs 1.2 x faster than at 4,096 with torch, and 1.06 x
 than at 2,048 with OpenVINO; 512 gains nothing more."""
-
-
-class Section(BaseModel):
-    """What every section has in common: no unknown keys, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class SourceConfig(Section):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from embedder.config import CutTableConfig, EmbedConfig, Section, TableConfig
+from embedder.config import CutTableConfig, EmbedConfig, TableConfig
 from embedder.cutting import Cut, plan_cut
 from embedder.errors import ConfigError, EmbedderError
 from embedder.masking import mask_secrets
@@ -20,6 +20,7 @@ from embedder.output.parts import Folder, encode_batches, footer_of, read_batche
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.vectors import column_codes
 from embedder.schema import VECTORS
+from embedder.sections import Section
 from embedder.spec import EmbeddingSpec, digest
 from embedder.storage import Store, map_threads
 from embedder.summary import describe_environment

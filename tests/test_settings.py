@@ -98,6 +98,30 @@ def test_flags_take_lists_mappings_nulls_and_values_with_dashes() -> None:
     assert config.source.storage_options == {"anon": True}
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["embedding.depth", "compute.actors", "output.max_removed_fraction", "output.uri", "source.storage_options.anon", "source.format"],
+)
+def test_a_flag_whose_value_was_left_out_is_refused_unless_it_says_yes(flag: str) -> None:
+    assert problems_of(*NEEDED, f"--{flag}", "--embedding.rotate") == [f"--{flag}: no value given"]
+    assert load(*NEEDED, "--output.replace", "--embedding.layer_norm").output.replace is True
+
+
+def test_yes_is_no_number(file: Path) -> None:
+    file.write_text(
+        "source: {uri: in}\nembedding: {model: m, depth: yes}\noutput:\n  uri: out\n  max_removed_fraction: on\n"
+        "compute:\n  actors: true\n  num_cpus: off\n"
+    )
+    why = "is no number (YAML reads yes, no, on and off as true and false)"
+    assert problems_of(str(file), "--output.cuts", "[{uri: b, dim: true}]") == [
+        f"{file}:2: embedding.depth: true {why}",
+        f"{file}:7: compute.actors: true {why}",
+        f"{file}:8: compute.num_cpus: false {why}",
+        f"--output.cuts: output.cuts.0.dim: true {why}",
+        f"{file}:5: output.max_removed_fraction: true {why}",
+    ]
+
+
 def test_a_key_given_twice_is_refused(file: Path) -> None:
     file.write_text("source: {uri: in}\nembedding:\n  model: m\n  dim: 1\n  dim: 2\noutput: {uri: out}\n")
     assert problems_of(str(file)) == [f"{file}:5: key 'embedding.dim' stands there twice (first: {file}:4)"]

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from embedder.addresses import NonEmpty
-from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, Section, SourceConfig
+from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
+from embedder.sections import NonEmpty, Section
 from embedder.spec import API
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
