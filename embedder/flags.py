@@ -59,45 +59,62 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.
 
 def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name: str, texts: list[str]) -> Iterator[str]:
     """Put a flag's value at its path; it then is the flag that a problem there is reported for. Gives what is wrong with it already."""
-    path, kind = _locate(model, name)
+    path, kind, is_key = _locate(model, name)
+    flag = f"--{'.'.join(path)}"
     if not texts and kind is not None and not takes(kind, bool):
-        yield f"--{'.'.join(path)}: no value given"
+        yield f"{flag}: no value given"
         return
     target = values
-    for name in path[:-1]:
-        if not isinstance(target.get(name), dict):
-            target[name] = {}
-        target = target[name]
-    target[path[-1]] = _parse_flag(texts)
+    for size, key in enumerate(path[:-1], 1):
+        if target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+        if not isinstance(target, dict):
+            section = ".".join(path[:size])
+            where = next((places[path[:end]] for end in range(size, 0, -1) if path[:end] in places), flag)
+            yield f"{flag}: {section} is no mapping to which a key can be added (see {where}); give --{section} whole"
+            return
+    target[path[-1]] = _parse_flag(texts, is_key and takes(kind, Any))
     for place in [each for each in places if each[: len(path)] == path]:
         del places[place]
-    places[path] = f"--{'.'.join(path)}"
+    places[path] = flag
 
 
-def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any]:
-    """Give a flag's path, and the type of the setting that it is, or is a part of."""
-    path, kind = tuple(name.replace("-", "_").split(".")), None
+def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any, bool]:
+    """Give a flag's path, the type of the setting that it is or is a part of, and whether it is a key of a mapping there.
+
+    Hyphens stand for underscores in the names of settings; keys of a mapping are as they stand.
+    """
+    path: list[str] = []
+    kind, is_key = None, False
     section: type[BaseModel] | None = model
-    for part in path:
+    for part in name.split("."):
+        is_key = section is None
+        path.append(part if is_key else part.replace("-", "_"))
         if section is not None:
-            kind = section.model_fields[part].annotation if part in section.model_fields else None
+            kind = section.model_fields[path[-1]].annotation if path[-1] in section.model_fields else None
             section = section_type(kind)
-    return path, kind
+    return tuple(path), kind, is_key
 
 
-def _parse_flag(texts: list[str]) -> Any:
-    """Take text as it stands, for the model to convert; null, and YAML lists and mappings, are read as such."""
+def _parse_flag(texts: list[str], is_free: bool) -> Any:
+    """Take text as it stands, for the model to convert; what no model knows is free, and read as in a file."""
     if len(texts) != 1:
-        return texts or True
-    text = texts[0]
+        return [_parse_text(text, is_free) for text in texts] if is_free else texts or True
+    return _parse_text(texts[0], is_free)
+
+
+def _parse_text(text: str, is_free: bool) -> Any:
+    """Read null, and YAML lists and mappings, as such; free text also as true, false, a number or in quotes."""
     if text in ("null", "None"):
         return None
-    if text[:1] in ("[", "{"):
-        try:
-            return yaml.load(text, Loader)
-        except yaml.YAMLError:
-            return text
-    return text
+    if not is_free and text[:1] not in ("[", "{"):
+        return text
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, bool | int | float) or text[:1] in ("[", "{", "'", '"') else text
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:

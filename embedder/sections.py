@@ -47,6 +47,6 @@ class Section(BaseModel):
         return value
 
 
-def takes(annotation: Any, kind: type) -> bool:
+def takes(annotation: Any, kind: Any) -> bool:
     """Tell whether a setting's type has a kind of value in it: int | None has int."""
     return annotation is kind or any(takes(each, kind) for each in get_args(annotation))

@@ -13,6 +13,7 @@ from embedder.errors import ConfigError
 from embedder.masking import mask_secrets
 from embedder.recut import RecutConfig
 from embedder.settings import Terminated, dump_config, load_config, run_job
+from embedder.stores.config import LoadConfig
 from embedder.study.config import CalibrateConfig, SweepConfig
 
 ACTIONS = ("dry-run", "print-config", "json")
@@ -119,6 +120,38 @@ def test_yes_is_no_number(file: Path) -> None:
         f"{file}:8: compute.num_cpus: false {why}",
         f"--output.cuts: output.cuts.0.dim: true {why}",
         f"{file}:5: output.max_removed_fraction: true {why}",
+    ]
+
+
+def test_a_flag_into_a_mapping_keeps_its_key_and_is_read_as_in_a_file() -> None:
+    config = load(
+        *NEEDED, "--source.metadata-columns.my-col", "my-key", "--source.metadata_types.my-col", "int64",
+        "--source.storage-options.anon", "false", "--source.storage_options.client_kwargs.verify-all", "true",
+        "--source.storage_options.max_pools", "3", "--source.storage_options.key", "a: b #1", "--source.storage_options.pin", '"0123"',
+        "--source.storage_options.token", "null",
+    )  # fmt: skip
+    assert (config.source.metadata_columns, config.source.metadata_types) == ({"my-col": "my-key"}, {"my-col": "int64"})
+    assert config.source.storage_options == {
+        "anon": False, "client_kwargs": {"verify-all": True}, "max_pools": 3, "key": "a: b #1", "pin": "0123", "token": None
+    }  # fmt: skip
+
+
+def test_a_text_option_of_a_store_stays_one() -> None:
+    flags = ["--table.uri", "t", "--lance.uri", "l", "--lance.storage_options.allow_http", "true"]
+    lance = load_config(LoadConfig, flags).config.lance
+    assert lance is not None
+    assert lance.storage_options == {"allow_http": "true"}
+
+
+def test_a_key_for_what_is_no_mapping_is_refused_and_nothing_is_dropped(file: Path) -> None:
+    file.write_text("source:\n  uri: in\n  metadata_columns: [title]\nembedding: {model: m}\noutput: {uri: out}\n")
+    options = ["--source.storage_options", "{a: 1}", "--source.storage_options.a.b", "2"]
+    assert problems_of(str(file), "--source.metadata_columns.other", "url", "--output.uri.x", "y", *options) == [
+        f"--source.metadata_columns.other: source.metadata_columns is no mapping to which a key can be added (see {file}:3); "
+        "give --source.metadata_columns whole",
+        f"--output.uri.x: output.uri is no mapping to which a key can be added (see {file}:5); give --output.uri whole",
+        "--source.storage_options.a.b: source.storage_options.a is no mapping to which a key can be added (see --source.storage_options); "
+        "give --source.storage_options.a whole",
     ]
 
 
