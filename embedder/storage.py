@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.errors import StorageError
-from embedder.links import follow_link
+from embedder.local_disk import follow_link, link_once
 from embedder.retries import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
 
 Options = Mapping[str, Any]
@@ -49,7 +49,6 @@ _DELTA_RETRIES: Mapping[str, str] = {
 """delta-rs repeats what the server refused as busy, and gives up at once on a commit whose connection broke or an answer cut off midway."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Store:
         """
         with explained(self.uri, "write"):
             if self.is_local:
-                return _link_once(Path(self.path), data)
+                return link_once(Path(self.path), data)
             return patiently(lambda: self._create(data), self.uri)
 
     def _create(self, data: bytes) -> bool:
@@ -208,31 +207,6 @@ def _with_s3_retries(options: Options) -> Options:
 
     set_custom_error_handler(is_transient)
     return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
-
-
-def _link_once(path: Path, data: bytes) -> bool:
-    """Write a temporary neighbour, make it durable, then link it to its name: never half a file, never a second one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            # no hard links here: a rename is as atomic, and only a race between two writers is decided the other way
-            if path.exists():
-                return False
-            temporary.rename(path)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Callable[[int, int], bytes]:

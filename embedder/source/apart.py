@@ -1,6 +1,5 @@
 """A table apart from its source: parts that lie where shards are looked for would be read as documents by the next run."""
 
-import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -17,15 +16,10 @@ def refuse_own_source(config: EmbedConfig) -> None:
     problems = [
         f"{name}={table.uri!r}: lies in source.uri={config.source.uri!r}, the table would become its own source; choose another folder"
         for name, table in tables
-        if is_named(_steps(Store(f"{table.uri.rstrip('/')}/part.parquet", table.storage_options)), _steps(source))
+        if is_named(Store(f"{table.uri.rstrip('/')}/part.parquet", table.storage_options).place.split("/"), source.place.split("/"))
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _steps(store: Store) -> list[str]:
-    """Split an address at its slashes; on local disk the same file has one, whatever the links and dots on the way to it."""
-    return (os.path.realpath(store.path) if store.is_local else store.uri).strip("/").split("/")
 
 
 def is_named(file: Sequence[str], source: Sequence[str]) -> bool:
