@@ -16,15 +16,19 @@ def refuse_own_source(config: EmbedConfig) -> None:
     problems = [
         f"{name}={table.uri!r}: lies in source.uri={config.source.uri!r}, the table would become its own source; choose another folder"
         for name, table in tables
-        if is_named(Store(f"{table.uri.rstrip('/')}/part.parquet", table.storage_options).place.split("/"), source.place.split("/"))
+        if is_named(_steps(Store(f"{table.uri.rstrip('/')}/part.parquet", table.storage_options)), _steps(source), source.is_glob)
     ]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def is_named(file: Sequence[str], source: Sequence[str]) -> bool:
+def _steps(store: Store) -> list[str]:
+    return store.place.split("/")
+
+
+def is_named(file: Sequence[str], source: Sequence[str], is_glob: bool) -> bool:
     """Tell whether a source names a file: as a folder that it lies in at any depth, or by wildcards, of which `**` is any folders."""
-    if not any(character in step for step in source for character in "*?["):
+    if not is_glob:
         return list(file[: len(source)]) == list(source)
     return _matches(file, source)
 

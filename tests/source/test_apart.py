@@ -41,6 +41,14 @@ def test_a_table_within_its_source_is_refused(source: str, table: str, tmp_path:
         check(source.format(here=tmp_path), "apart", named)
 
 
+def test_a_folder_named_with_brackets_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data [2024]").mkdir()
+    with pytest.raises(ConfigError, match="the table would become its own source"):
+        check("data [2024]", "data [2024]/out")
+    check("data [2024]", "data 2/out")
+
+
 @pytest.mark.parametrize(
     ("source", "table"),
     [
