@@ -124,9 +124,12 @@ class Store:
                 return None
 
     @contextmanager
-    def open_input(self) -> Iterator[IO[bytes]]:
-        """Open for reading, seekable, ahead by blocks; a block that does not come, or not whole, is asked for again."""
-        kwargs = {} if self.is_local else {"cache_type": "readahead", "block_size": READ_BLOCK_BYTES}
+    def open_input(self, narrow: bool = False) -> Iterator[IO[bytes]]:
+        """Open for reading, seekable, ahead by blocks; a block that does not come, or not whole, is asked for again.
+
+        With `narrow` nothing is read ahead, for a reader of a few columns: pyarrow asks for each column chunk whole.
+        """
+        kwargs = {} if self.is_local else {"cache_type": "none" if narrow else "readahead", "block_size": READ_BLOCK_BYTES}
         with explained(self.uri, "read"), patiently(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
             if isinstance(file, AbstractBufferedFile):
                 file.cache.fetcher = _fetch_whole(file.cache.fetcher, file.size, self.uri)

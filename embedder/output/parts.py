@@ -163,7 +163,7 @@ def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Read a file in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
-    with store.open_input() as source:
+    with store.open_input(narrow=columns is not None) as source:
         for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
             yield pa.Table.from_batches([batch])
 

@@ -44,7 +44,7 @@ def read_record(uri: str, options: Options) -> Record:
     if info is not None:
         return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
     for name in (each for each in names if ".checkpoint" in each and each.endswith(".parquet")):
-        with Store(name, options).open_input() as file:
+        with Store(name, options).open_input(narrow=True) as file:
             actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
         for action in actions:
             return Record(EmbeddingSpec.model_validate_json(action["description"]), None)

@@ -88,13 +88,13 @@ def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: Pre
 
 
 def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:
-    with folder.part(name).open_input() as file:
+    with folder.part(name).open_input(narrow=True) as file:
         return pq.read_table(file, columns=list(columns))
 
 
 def _read_rows(folder: Folder, name: str, columns: Sequence[str], wanted: Int64s) -> pa.Table:
     """Take rows of a part by their numbers: one that was merged is much larger than what a unit asks of it."""
-    with folder.part(name).open_input() as source:
+    with folder.part(name).open_input(narrow=True) as source:
         file = pq.ParquetFile(source)
         sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)], np.int64)
         firsts = np.cumsum(sizes) - sizes

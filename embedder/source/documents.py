@@ -26,6 +26,9 @@ UNIT_TEXT_BYTES = 64 << 20
 """A unit ends with the record that brings its text to 64 MiB: what a worker holds in memory, a few times over."""
 SLICE_BYTES = 128 << 20
 """A slice of a large parquet shard holds at least 128 MiB: many seconds of reading, so that opening it does not count."""
+MOST_NARROW_GROUPS = 128
+"""Row groups of a slice, up to which the ids of those before it are fetched without what lies between: of groups below 1 MiB, a
+request for each takes longer than reading all."""
 
 READERS: dict[ShardFormat, Callable[[IO[bytes], Reading], Iterator[Rows]]] = {
     "parquet": read_parquet,
@@ -74,8 +77,10 @@ def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
         reading = Reading(shard, encoding.compression, source, metadata, task.row_groups, task.first_row if task.row_groups else 0)
         seen = SeenIds()
         if task.row_groups and task.row_groups[0] and source.id_column:
-            for ids in _explained(read_ids_before(file, reading), shard):
-                seen.claim(ids)
+            narrow = task.row_groups[1] - task.row_groups[0] <= MOST_NARROW_GROUPS
+            with Store(shard.uri, source.storage_options).open_input(narrow) as before:
+                for ids in _explained(read_ids_before(before, reading), shard):
+                    seen.claim(ids)
         for rows in _explained(READERS[encoding.format](file, reading), shard):
             yield check_rows(rows, reading, seen)
 

@@ -76,9 +76,10 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
 
 def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and nothing else of them."""
-    column = _find_columns(_open(file).schema_arrow, reading).id
+    shard = _open(file)
+    column = _find_columns(shard.schema_arrow, reading).id
     if column is not None and reading.row_groups:
-        for batch in _read_batches(_open(file), range(reading.row_groups[0]), [column.key]):
+        for batch in _read_batches(shard, range(reading.row_groups[0]), [column.key]):
             yield _ids(column.take(batch), {})
 
 

@@ -119,7 +119,8 @@ def _read_rows(
     """Give checked rows with the bytes on storage read so far: row groups in random order, any other format from its start."""
     read = READERS[encoding.format]
     try:
-        with Store(shard.uri, source.storage_options).open_input() as file, damage_explained(shard.uri):
+        narrow = encoding.format == "parquet"
+        with Store(shard.uri, source.storage_options).open_input(narrow) as file, damage_explained(shard.uri):
             if encoding.format != "parquet":
                 seen = SeenIds()
                 reading = Reading(shard, encoding.compression, source, metadata)
