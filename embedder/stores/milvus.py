@@ -37,7 +37,7 @@ _VECTORS: dict[Quantization, DataType] = {
     "binary": DataType.BINARY_VECTOR,
 }
 _INDEXES = {"auto": "AUTOINDEX", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "flat": "FLAT"}
-
+_KEYWORDS = frozenset({"and", "or", "not", "in", "like", "is", "null", "true", "false", "exists"})
 
 ERRORS = (MilvusException, OSError)
 
@@ -67,7 +67,13 @@ class MilvusStore:
         return Loaded.from_json(found[0]["loaded"]) if found else None
 
     def record(self, loaded: Loaded) -> None:
-        """Write the state by name, after what was written before it is flushed."""
+        """Write the state by name, after what was written before it is flushed; columns that no filter can name are refused."""
+        unnamed = [name for name in loaded.schema.names if not name.isidentifier() or name.lower() in _KEYWORDS]
+        if unnamed:
+            raise ConfigError(
+                f"{self.place}: no filter can name column {unnamed[0]!r}, names being letters, digits and _ and no keyword of Milvus; "
+                "embed it under another name: source.metadata_columns takes {new name: column}"
+            )
         if self.exists():
             self.client.flush(self.config.name)
         if not self.client.has_collection(STATE_NAME):
@@ -141,6 +147,7 @@ class MilvusStore:
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
         """Search by inner product, binary vectors by bits in common."""
+        self.client.load_collection(self.config.name)  # Lite lets go of it when a process ends
         binary = query_D.dtype == np.uint8
         fields = [field["name"] for field in self.client.describe_collection(self.config.name)["fields"]]
         found = self.client.search(
@@ -162,7 +169,7 @@ class MilvusStore:
 
 def field_options(field: pa.Field) -> dict[str, Any]:
     """Choose Milvus's type for a column; what has none goes as JSON."""
-    if pa.types.is_list(field.type) and (inner := _scalar_type(field.type.value_type)):
+    if inner := _element_type(field.type):
         return {"datatype": DataType.ARRAY, "element_type": inner, "max_capacity": MOST_ITEMS, **_length(inner), "nullable": True}
     kind = _scalar_type(field.type) or (DataType.TIMESTAMPTZ if pa.types.is_timestamp(field.type) else DataType.JSON)
     return {"datatype": kind, **_length(kind), "nullable": True}
@@ -176,6 +183,10 @@ def _length(kind: DataType) -> dict[str, int]:
     return {"max_length": MOST_BYTES} if kind == DataType.VARCHAR else {}
 
 
+def _element_type(arrow: pa.DataType) -> DataType | None:
+    return _scalar_type(arrow.value_type) if pa.types.is_list(arrow) else None
+
+
 def _scalar_type(arrow: pa.DataType) -> DataType | None:
     if pa.types.is_string(arrow) or pa.types.is_date(arrow):
         return DataType.VARCHAR
@@ -187,10 +198,13 @@ def _scalar_type(arrow: pa.DataType) -> DataType | None:
 
 
 def to_entities(rows: pa.Table) -> list[dict[str, Any]]:
-    """Give each row as Milvus takes it."""
+    """Give each row as Milvus takes it: no null in an ARRAY, and texts of at most MOST_BYTES."""
     vectors_ND = vectors_of(rows)
-    entities = to_payloads(rows.drop_columns(["embedding"]))
+    plain = rows.drop_columns(["embedding"])
+    arrays = [field.name for field in plain.schema if _element_type(field.type)]
+    entities = to_payloads(plain)
     for entity, vector_D in zip(entities, vectors_ND, strict=True):
+        entity |= {name: [each for each in entity[name] if each is not None] for name in arrays if entity[name] is not None}
         entity["embedding"] = vector_D.tobytes() if vector_D.dtype == np.uint8 else vector_D
         if len(entity.get("text") or "") > MOST_BYTES // 4:
             entity["text"] = entity["text"].encode()[:MOST_BYTES].decode(errors="ignore")

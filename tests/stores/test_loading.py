@@ -1,12 +1,15 @@
 """A store follows its table: everything once, then what changed, whatever was interrupted; one body over all stores."""
 
 import dataclasses
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.filters import parse_filter
@@ -103,6 +106,15 @@ def test_another_space_is_refused_by_name_and_replaced_on_demand(loader: Loader)
     assert "--replace" in str(caught.value)
     assert other.load(replaces=True).outcome == "loaded"
     assert_in_step(other, version)
+
+
+def test_a_process_that_did_not_load_a_store_searches_it(loader: Loader, tmp_path: Path) -> None:
+    loader.table.follow(corpus_of(1))
+    config = tmp_path / "load.yaml"
+    config.write_text(yaml.safe_dump({"table": {"uri": loader.table.uri}, **loader.section}))
+    subprocess.run([sys.executable, "-m", "jobs.load", str(config)], check=True, cwd=Path(__file__).parents[2])
+    with open_loaded(loader.config) as target:
+        assert len(target.find(np.array(vector_of("query"), np.float32), 5, None)) == 5
 
 
 def test_a_version_from_before_a_swap_is_loaded_as_of_the_space_it_was_made_in(loader: Loader) -> None:
