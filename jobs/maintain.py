@@ -31,8 +31,11 @@ def main(args: Sequence[str]) -> int:
     checked = check_table(uri, options, orders.deep)
     print(checked.text())
     if checked.faults and orders.repair and not orders.dry_run:
-        print(f"repair  {repair_table(uri, options, checked):,} parts left the table; run jobs.embed to make them anew")
-        return 0
+        num_parts = repair_table(uri, options, checked)
+        print(f"repair  {num_parts:,} parts left the table" + (f"; run {checked.made_by} to make them anew" if num_parts else ""))
+        checked = check_table(uri, options)
+        if checked.faults:
+            print(checked.text())
     return 1 if checked.faults else 0
 
 

@@ -33,6 +33,8 @@ class Checked:
     parts: int
     rows: int
     deep: bool
+    made_by: str
+    """The job that makes parts anew."""
     faults: tuple[Fault, ...]
 
     def text(self) -> str:
@@ -67,7 +69,8 @@ def check_table(uri: str, options: Options, deep: bool = False) -> Checked:
     if deep:
         broken = {fault.name for fault in faults}
         faults += [Fault(name, what) for name, what in check_rows(state.parts, state.spec, folder, broken)]
-    return Checked(state.version, len(state.rows), sum(state.rows.values()), deep, tuple(faults))
+    made_by = "jobs.recut" if "parent" in state.info else "jobs.embed"
+    return Checked(state.version, len(state.rows), sum(state.rows.values()), deep, made_by, tuple(faults))
 
 
 def list_storage(uri: str, options: Options) -> OnStorage:
@@ -144,7 +147,7 @@ def check_chains(names: Iterable[PartName]) -> Iterator[Fault]:
 
 
 def repair_table(uri: str, options: Options, checked: Checked) -> int:
-    """Take the tasks that have faults out of the table, and broken files off storage, so that the next embed makes them anew.
+    """Take the tasks that have faults out of the table, and broken files off storage, so that the next run makes them anew.
 
     Gives the number of parts that left; what is only wrong in the quarantine table is mended on the spot.
     """

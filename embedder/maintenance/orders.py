@@ -35,7 +35,7 @@ class Orders:
     deep: bool = False
     """With --check: read every row, too."""
     repair: bool = False
-    """With --check: take tasks with faults out of the table, and broken files off storage; the next embed makes them anew."""
+    """With --check: take tasks with faults out of the table, and broken files off storage; the next embed or recut makes them anew."""
     dry_run: bool = False
     """Only say what compact, vacuum and repair would do."""
 

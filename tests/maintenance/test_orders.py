@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedder.errors import ConfigError
 from embedder.maintenance.orders import Orders
+from embedder.model.rotation import digest_array, keep_rotation
 from embedder.output.table import read_table
+from embedder.recut import RecutConfig, run_recut
 from jobs.maintain import main
 from tests.maintenance.conftest import CORPUS
-from tests.tables import MadeTable
+from tests.tables import DIM, SPEC, MadeTable
 
 
 def test_orders_that_make_no_sense_are_refused_all_at_once() -> None:
@@ -45,3 +48,28 @@ def test_the_job_says_what_it_did_and_exits_1_on_faults_only(tmp_path: Path, cap
     assert f"{broken}  not on storage" in capsys.readouterr().out
     assert main([table.uri, "--check", "--repair"]) == 0
     assert main([table.uri, "--check"]) == 0
+
+
+def test_a_repair_that_leaves_a_fault_exits_1_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = MadeTable(str(tmp_path / "table"))
+    turned = SPEC.model_copy(update={"rotation": digest_array(np.eye(DIM, dtype=np.float32))})
+    table.follow(CORPUS, record={"spec": turned.model_dump()})
+    assert main([table.uri, "--check", "--repair"]) == 1
+    said = capsys.readouterr().out
+    assert "repair  0 parts left the table\n" in said
+    assert said.count(f"_rotation/{turned.rotation}") == 4  # the fault and its file, before and after
+    keep_rotation(np.eye(DIM, dtype=np.float32), table.uri, {})
+    assert main([table.uri, "--check", "--repair"]) == 0
+
+
+def test_a_repaired_cut_names_the_job_that_makes_it_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = MadeTable(str(tmp_path / "table"))
+    table.follow(CORPUS)
+    cut = f"{table.uri}-cut"
+    config = RecutConfig.model_validate({"parent": {"uri": table.uri}, "output": {"uri": cut, "dim": 2}})
+    made = run_recut(config)
+    next(Path(cut).glob("*.parquet")).unlink()
+    assert main([cut, "--check", "--repair"]) == 0
+    assert "left the table; run jobs.recut to make them anew" in capsys.readouterr().out
+    assert run_recut(config).rows == made.rows
+    assert main([cut, "--check", "--deep"]) == 0
