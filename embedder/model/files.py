@@ -33,6 +33,8 @@ class ModelRecipe:
     vocab_size: int
     width: int
     """Components after pooling and the modules behind it."""
+    dim: int
+    """Default; the width is the most that can be asked for."""
     has_final_norm: bool
     max_tokens: int
     """Default; `position_limit` is the most that can be asked for."""
@@ -105,6 +107,9 @@ def read_recipe(folder: Path) -> ModelRecipe:
     for step in layout.steps:
         if step.kind != "normalize":
             list_weights(step.folder)
+    width = _check_widths(layout, config.hidden_size)
+    if layout.truncate_dim and layout.truncate_dim > width:
+        raise ModelError(f"config_sentence_transformers.json: truncate_dim={layout.truncate_dim}: the model gives {width} components")
     return ModelRecipe(
         folder=folder,
         transformer_folder=layout.transformer_folder,
@@ -112,7 +117,8 @@ def read_recipe(folder: Path) -> ModelRecipe:
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        width=_check_widths(layout, config.hidden_size),
+        width=width,
+        dim=layout.truncate_dim or width,
         has_final_norm=family.final_norm is not None,
         max_tokens=min(limit, layout.max_seq_length or _tokenizer_length(layout.transformer_folder) or limit),
         position_limit=limit,

@@ -64,6 +64,7 @@ class Layout:
     module_folders: tuple[Path, ...] = ()
     document_prompt: str = ""
     query_prompt: str = ""
+    truncate_dim: int | None = None
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def read_layout(folder: Path) -> Layout:
     while steps and steps[-1].kind == "normalize":
         steps.pop()
     with blaming("config_sentence_transformers.json"):
-        document_prompt, query_prompt = _read_prompts(folder)
+        document_prompt, query_prompt, truncate_dim = _read_usage(folder)
     return Layout(
         transformer_folder=transformer_folder,
         pooling=pooling,
@@ -119,6 +120,7 @@ def read_layout(folder: Path) -> Layout:
         module_folders=tuple(path for _, path in modules[1:] if path.is_dir()),
         document_prompt=document_prompt,
         query_prompt=query_prompt,
+        truncate_dim=truncate_dim,
     )
 
 
@@ -208,10 +210,12 @@ def _read_step(kind: str, folder: Path) -> Step:
     return Step("dense", folder, in_features, out_features, config.get("bias", True), ACTIVATIONS[activation])
 
 
-def _read_prompts(folder: Path) -> tuple[str, str]:
-    """Give the document's and the query's prompt."""
-    config = read_json(folder / "config_sentence_transformers.json")
+def _read_usage(folder: Path) -> tuple[str, str, int | None]:
+    """Give the document's and the query's prompt and truncate_dim; sentence-transformers reads nothing else there that moves a vector."""
+    name = "config_sentence_transformers.json"
+    config = read_json(folder / name)
+    dim = config.get("truncate_dim")
     prompts: dict[str, str | None] = config.get("prompts") or {}
     default = prompts.get(config.get("default_prompt_name") or "")
     document = next((prompts[key] for key in ("document", "passage", "corpus") if key in prompts), default)
-    return document or "", prompts.get("query") or ""
+    return document or "", prompts.get("query") or "", dim if dim is None else _check_size(name, "truncate_dim", dim)

@@ -136,7 +136,7 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe:
         max_tokens=chunking.max_tokens or recipe.max_tokens,
         chunking=chunking.enabled,
         overlap_tokens=chunking.overlap_tokens,
-        dim=embedding.dim or recipe.width,
+        dim=embedding.dim or recipe.dim,
         normalize=embedding.normalize,
         float8=embedding.float8,
         quantization=embedding.quantization,

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.actors import Pool, Tapping
+from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
@@ -24,6 +25,7 @@ from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, ta
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
 from embedder.study.axes import CutReport, measure_cuts
+from embedder.study.candidates import width_of
 from embedder.study.collecting import Collected, Extremes, add_calibrated, add_mapped, add_turned, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
@@ -73,7 +75,7 @@ class Calibrated:
 
 def run_calibrate(config: CalibrateConfig) -> Calibrated:
     """Draw the sample, tap it in one pass, fit and measure; nothing is written."""
-    model = resolve_model(config.embedding, config.chunking)
+    model = resolve_whole(config.embedding, config.chunking)
     depths, dims = choose_depths(config.calibrate, model), choose_dims(config.calibrate, model)
     settings, source = config.calibrate, config.source
     sample = sample_documents(source, list_shards(source), settings.num_documents, settings.seed)
@@ -147,6 +149,12 @@ def choose_depths(settings: CalibrateSettings, model: ResolvedModel) -> tuple[in
     if depths[-1] > full:
         raise ConfigError(f"calibrate.depths={list(depths)}: {model.spec.model!r} has {full} layers; choose 1 to {full}")
     return depths
+
+
+def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
+    """Resolve a model with its vectors whole, whatever dim its own files say."""
+    model = resolve_model(embedding, chunking)
+    return replace(model, spec=model.spec.model_copy(update={"dim": width_of(model.spec)}))
 
 
 def choose_dims(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int, ...]:

@@ -131,7 +131,7 @@ class Transformer:
         self.tapped = tuple(sorted({*depths, *(layer for each in ways for layer in each.layers)}))
         self.weighing = ways[0].calibration.weighing if ways else None
         self._cache, self._report, self._exits = cache, report, exits
-        wide = resolved.spec.model_copy(update={"dim": _width_of(resolved.spec), "normalize": False})
+        wide = resolved.spec.model_copy(update={"dim": width_of(resolved.spec), "normalize": False})
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
 
     def in_float8(self) -> "Transformer":
@@ -238,5 +238,6 @@ def plan_blocks(lengths: npt.NDArray[np.int32], block_tokens: int) -> list[tuple
     return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
 
 
-def _width_of(spec: EmbeddingSpec) -> int:
+def width_of(spec: EmbeddingSpec) -> int:
+    """Give the components of the model's vectors before the cut."""
     return read_recipe(locate_model(spec.model, spec.revision)[0]).width

