@@ -27,9 +27,8 @@ class Ranges:
 
     @property
     def step_D(self) -> Floats:  # noqa: N802
-        """Width of a bin; 1 where a component never varied, so that nothing is divided by 0."""
-        span_D = self.high_D - self.low_D
-        steps_D: Floats = np.where(span_D > 0, span_D / np.float32(STEPS), np.float32(1)).astype(np.float32)
+        """Width of a bin; 0 where a component never varied, so that it comes back as it was."""
+        steps_D: Floats = (self.high_D - self.low_D) / np.float32(STEPS)
         return steps_D
 
     def record(self) -> dict[str, list[float]]:
@@ -50,7 +49,8 @@ def fit_ranges(vectors_ND: Floats) -> Ranges:
 
 def to_int8(vectors_ND: Floats, ranges: Ranges) -> npt.NDArray[np.int8]:
     """Give each component the number of its bin, -128 to 127; what lies outside the range falls into the outermost."""
-    bins_ND = np.floor((vectors_ND - ranges.low_D) / ranges.step_D)
+    steps_D = np.where(ranges.step_D > 0, ranges.step_D, np.float32(1))
+    bins_ND = np.floor((vectors_ND - ranges.low_D) / steps_D)
     codes_ND: npt.NDArray[np.int8] = (np.clip(bins_ND, 0, STEPS) - 128).astype(np.int8)
     return codes_ND
 
