@@ -84,10 +84,14 @@ def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scored:
 
 
 def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, seed: int) -> Scored:
-    """Compare with the full model, without labels: the cosine to its vectors, and how many of its nearest neighbours are kept."""
+    """Compare with the full model, without labels: the cosine to its vectors, and how many of its nearest neighbours are kept.
+
+    Where a document has no more others than neighbours, any vectors keep them all, and only the cosine is given.
+    """
     self_Q = np.sort(np.random.default_rng(seed).permutation(len(documents))[:num_probes])
     full_NW = grid.full.widths(documents, "document")
     full_ND = cut(full_NW, full_NW.shape[1])
+    has_others = len(documents) > NUM_NEIGHBOURS + 1
     expected_QK = find_neighbours(full_ND[self_Q], full_ND, "float32", NUM_NEIGHBOURS, self_Q)
     scores = {}
     for view in grid.views:
@@ -96,8 +100,9 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
         probes = {side: (turned_NW if side == "full" else documents_NW)[self_Q] for side in view.query_sides}
         in_same_space = view.candidate.name == grid.full.candidate.name
         for setting, probes_QD, stored_ND in _cuts(view, grid.precisions, probes, documents_NW):
-            shares_Q = share_of_neighbours(probes_QD, stored_ND, setting.precision, expected_QK, self_Q)
-            metrics = {OVERLAP: float(shares_Q.mean())}
+            metrics = {}
+            if has_others:
+                metrics[OVERLAP] = float(share_of_neighbours(probes_QD, stored_ND, setting.precision, expected_QK, self_Q).mean())
             if in_same_space:
                 metrics[COSINE] = float(cosine_pairs(stored_ND, turned_NW[:, : setting.dim]).mean())
             scores[setting] = Score(metrics)
