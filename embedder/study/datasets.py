@@ -20,6 +20,7 @@ from embedder.study.config import QualityConfig
 TOP = 100
 """Documents a query is answered with: what recall@100 looks at."""
 LEAST_QUERIES = 10
+KNOWN_ITEMS = "known items"
 _SHOWN = 5
 _SENTENCE = re.compile(r"(?P<first>\S.*?[.!?。!?])(?:\s+|(?<=[。!?]))(?P<rest>\S.*)", re.DOTALL)
 _MOST_QUERY_CHARS = 400
@@ -128,7 +129,7 @@ def make_known_items(documents: pa.Table, query_column: str | None, num_queries:
         raise ConfigError("\n".join(problems))
     names = tuple(f"{number}" for number in range(len(texts)))
     return Retrieval(
-        "known items",
+        KNOWN_ITEMS,
         tuple(rest for _, rest in split),
         names,
         tuple(split[number][0] for number in chosen),

@@ -27,6 +27,7 @@ from embedder.study.quality import cut
 from embedder.study.ranking import Floats, find_neighbours, rank_documents, share_of_neighbours, store_vectors
 
 NUM_NEIGHBOURS = 10
+FIDELITY = "fidelity"
 COSINE, OVERLAP = "cosine to full", "top-10 kept"
 
 
@@ -106,7 +107,7 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
             if in_same_space:
                 metrics[COSINE] = float(cosine_pairs(stored_ND, turned_NW[:, : setting.dim]).mean())
             scores[setting] = Score(metrics)
-    return Scored("fidelity", scores)
+    return Scored(FIDELITY, scores)
 
 
 def _by_side(view: View, full_QW: Floats, texts: Sequence[str], role: str = "query") -> dict[QuerySide, Floats]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
@@ -19,7 +20,8 @@ from embedder.spec import EmbeddingSpec
 from embedder.storage import Store
 from embedder.study.candidates import choose_machine
 from embedder.study.config import BaselineConfig, GridConfig, SweepConfig
-from embedder.study.datasets import Retrieval, Similarity, make_known_items, read_beir, read_similarity
+from embedder.study.datasets import KNOWN_ITEMS, Retrieval, Similarity, make_known_items, read_beir, read_similarity
+from embedder.study.evaluation import FIDELITY
 from embedder.study.grid import check_grid, choose_depths, choose_dims
 
 T = TypeVar("T")
@@ -161,9 +163,11 @@ def _resolve_rival(number: int, baseline: BaselineConfig, config: SweepConfig) -
 def _check_names(config: SweepConfig) -> list[str]:
     """Rows are named by their model, columns by their dataset."""
     models = [config.embedding.model, *(each.model for each in config.baselines)]
-    folders = [uri.rstrip("/").rpartition("/")[2] for uri in config.quality.beir]
+    quality = config.quality
+    sets = [PurePosixPath(uri).name for uri in quality.beir] + [PurePosixPath(uri).stem for uri in quality.sts]
+    sets += [*quality.mteb, KNOWN_ITEMS, FIDELITY]  # which are of the sweep's own
     problems = [f"baselines: {name!r} is there twice; each model is named once" for name in _repeated(models)]
-    return problems + [f"quality.beir: two folders are named {name!r}; rename one" for name in _repeated(folders)]
+    return problems + [f"quality: two sets are named {name!r}, as their folder or file is; rename one" for name in _repeated(sets)]
 
 
 def _repeated(names: Sequence[str]) -> list[str]:
