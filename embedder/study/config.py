@@ -1,5 +1,6 @@
 """The settings of the studies: what a sweep tries, on what, and how it picks; what a calibration fits."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -147,6 +148,14 @@ class SweepConfig(Section):
             raise ValueError("embedding.float8: a sweep tries it beside what it is compared with; set grid.float8")
         if self.grid.float8 and self.compute.backend == "openvino":
             raise ValueError("compute.backend=openvino: has no products in float8; leave it out, or grid.float8")
+        return self
+
+    @model_validator(mode="after")
+    def _output_apart_from_source(self) -> "SweepConfig":
+        if self.source is not None and PurePosixPath(self.output.uri).is_relative_to(self.source.uri.rstrip("/")):
+            raise ValueError(
+                f"output.uri={self.output.uri!r} lies in source.uri={self.source.uri!r}: report.csv would become a shard of the corpus"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.study.config import AttentionSettings, CalibrateSettings, GridConfig, QualityConfig
+from embedder.study.config import AttentionSettings, CalibrateSettings, GridConfig, QualityConfig, SweepConfig
 
 
 def test_one_value_is_a_list_of_one() -> None:
@@ -17,3 +17,11 @@ def test_too_few_chunks_for_a_step_are_refused() -> None:
         AttentionSettings(chunks=1)
     assert AttentionSettings(chunks=0).chunks == 0
     assert AttentionSettings(chunks=4).chunks == 4
+
+
+@pytest.mark.parametrize("output", ["corpus/sweep", "corpus", "corpus/"])
+def test_a_report_is_not_written_among_the_documents(output: str) -> None:
+    values = {"source": {"uri": "corpus/"}, "embedding": {"model": "m"}, "output": {"uri": output}}
+    with pytest.raises(ValueError, match=r"lies in source.uri='corpus/': report\.csv would become a shard"):
+        SweepConfig.model_validate(values)
+    SweepConfig.model_validate(values | {"output": {"uri": "corpus-sweep"}})
