@@ -15,7 +15,7 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 def _without_password(uri: str) -> str:
     """Refuse a password where it would stand in every row, record and log."""
     if has_password(uri):
-        raise ValueError("the address holds a password, which would stand in every row; credentials belong in the environment")
+        raise ValueError("the address holds a password or key, which would stand in every row; credentials belong in the environment")
     return uri
 
 

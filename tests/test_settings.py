@@ -10,7 +10,7 @@ import yaml
 
 from embedder.config import EmbedConfig
 from embedder.errors import ConfigError
-from embedder.masking import mask_secrets
+from embedder.masking import has_password, mask_secrets, mask_text
 from embedder.recut import RecutConfig
 from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.stores.config import LoadConfig
@@ -237,6 +237,48 @@ def test_no_secret_is_printed_whatever_is_asked_for(file: Path, broken: dict[str
     printed += capsys.readouterr().out + str(problems_of(str(file)))
     assert "***" in printed
     assert "hush" not in printed
+
+
+SECRET_TEXTS = [
+    "host=127.0.0.1 user=me password=hunter2 dbname=d",
+    "host=h password = 'hunter2 \\'hunter2' dbname=d",
+    "password=hunter2\\ hunter2&hunter2 host=h",
+    "host=h password=forgotten quotes hunter2",
+    "postgresql://u@h/d?sslmode=require&password=hunter2",
+    "postgresql://u:p@hunter2@h/d",
+    "https://h:6333/?api_key=hunter2#x",
+    "https://b.s3.amazonaws.com/k?X-Amz-Credential=hunter2&X-Amz-Signature=hunter2",
+    "az://c/k?sv=2024&sig=hunter2",
+]
+
+
+@pytest.mark.parametrize("text", SECRET_TEXTS)
+def test_a_secret_in_an_address_or_a_connection_string_is_not_printed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--table.uri", "t", "--pgvector.dsn", text]
+    printed = dump_config(load_config(LoadConfig, flags).config)
+    with pytest.raises(SystemExit):
+        load_config(LoadConfig, [*flags, "--help"])
+    with pytest.raises(ConfigError) as refused:
+        load_config(LoadConfig, ["--table.uri", "t", "--pgvector.name", text])
+    printed += capsys.readouterr().out + str(refused.value)
+    assert "***" in printed
+    assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize("uri", [text for text in SECRET_TEXTS if "://" in text])
+def test_a_source_whose_address_holds_a_secret_is_refused_without_showing_it(uri: str) -> None:
+    (problem,) = problems_of("--source.uri", uri, *NEEDED[2:])
+    assert problem.startswith("--source.uri: source.uri: the address holds a password or key")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://b/token=5/*.parquet", "https://h/v1?api-version=2&design=3", "s3://b/a@b/c:d", "host=h user=me", "Search: tokens of a key"],
+)
+def test_what_is_no_secret_is_shown(text: str) -> None:
+    assert mask_text(text) == text
+    assert not has_password(text)
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)

@@ -11,6 +11,7 @@ from lancedb.index import BTree, HnswSq, IvfFlat, IvfPq
 
 from embedder.errors import StorageError
 from embedder.filters import Filter
+from embedder.masking import mask_text
 from embedder.search import Hit
 from embedder.spec import Quantization
 from embedder.storage import delta_options
@@ -41,11 +42,12 @@ class LanceStore:
     """It stores int8 too, but its client turns every query into float32, which is then refused."""
 
     def __init__(self, config: LanceConfig) -> None:
-        self.config, self.place = config, f"{config.uri}: LanceDB table {config.name!r}"
+        self.config, self.place = config, f"{mask_text(config.uri)}: LanceDB table {config.name!r}"
         try:
             self.db = lancedb.connect(config.uri, storage_options=_storage_options(config))
         except (OSError, RuntimeError, ValueError) as error:
-            raise StorageError(f"{config.uri}: cannot be opened as a LanceDB database ({error}); check the path and credentials") from error
+            problem = f"{config.uri}: cannot be opened as a LanceDB database ({error}); check the path and credentials"
+            raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
         """Tell whether the table is there."""

@@ -13,6 +13,7 @@ from pymilvus.exceptions import MilvusException
 
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Compare, Filter, Group, Has, IsNull, Value
+from embedder.masking import mask_text
 from embedder.search import Hit
 from embedder.spec import Quantization
 from embedder.stores.config import MilvusConfig
@@ -48,11 +49,12 @@ class MilvusStore:
     quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
 
     def __init__(self, config: MilvusConfig) -> None:
-        self.config, self.place = config, f"{config.uri}: Milvus collection {config.name!r}"
+        self.config, self.place = config, f"{mask_text(config.uri)}: Milvus collection {config.name!r}"
         try:
             self.client = MilvusClient(config.uri, token=os.environ.get("MILVUS_TOKEN", ""))
         except (MilvusException, OSError) as error:
-            raise StorageError(f"{config.uri}: Milvus cannot be opened ({error}); is it running, or in use by another?") from error
+            problem = f"{config.uri}: Milvus cannot be opened ({error}); is it running, or in use by another?"
+            raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
         """Tell whether the collection is there."""

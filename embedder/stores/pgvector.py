@@ -1,6 +1,5 @@
 """PostgreSQL with pgvector: rows go in by binary COPY, vectors as bytes in pgvector's own format."""
 
-import re
 import struct
 import time
 import uuid
@@ -16,6 +15,7 @@ from psycopg.rows import dict_row
 
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Filter
+from embedder.masking import mask_text
 from embedder.search import Hit
 from embedder.spec import Quantization
 from embedder.stores.config import PgvectorConfig
@@ -62,7 +62,9 @@ class PgvectorStore:
         try:
             self.connection = psycopg.connect(config.dsn)
         except psycopg.Error as error:
-            raise StorageError(f"pgvector.dsn={_public(config.dsn)!r}: no connection ({_brief(error)}); check it and PGPASSWORD") from error
+            # libpq quotes a part of what it cannot take apart
+            reason = _brief(error) if isinstance(error, psycopg.OperationalError) else "not a connection string"
+            raise StorageError(f"pgvector.dsn={mask_text(config.dsn)!r}: no connection ({reason}); check it and PGPASSWORD") from error
         self.place = f"{self.connection.info.host}/{self.connection.info.dbname}: pgvector table {config.name!r}"
 
     def exists(self) -> bool:
@@ -252,8 +254,3 @@ def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:
 
 def _brief(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _public(dsn: str) -> str:
-    """Leave a password out."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@|(password\s*=\s*)\S+", r"\1\2***@" if "://" in dsn else r"\2***", dsn)

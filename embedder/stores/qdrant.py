@@ -11,6 +11,7 @@ from qdrant_client.http.exceptions import ApiException
 
 from embedder.errors import ConfigError, StorageError
 from embedder.filters import Compare, Filter, Group, IsNull, OneOf, Value
+from embedder.masking import mask_text
 from embedder.search import Hit
 from embedder.spec import Quantization
 from embedder.stores.config import QdrantConfig
@@ -35,7 +36,7 @@ class QdrantStore:
     quantizations: frozenset[Quantization] = frozenset({"none"})
 
     def __init__(self, config: QdrantConfig) -> None:
-        self.config, self.place = config, f"{config.url or config.path}: Qdrant collection {config.name!r}"
+        self.config, self.place = config, f"{mask_text(str(config.url or config.path))}: Qdrant collection {config.name!r}"
         self.is_local = config.path is not None
         try:
             if config.path is not None:
@@ -44,9 +45,8 @@ class QdrantStore:
                 self.client = QdrantClient(url=config.url, api_key=os.environ.get("QDRANT_API_KEY"))
             self.client.get_collections()
         except (ApiException, OSError, RuntimeError, ValueError) as error:
-            raise StorageError(
-                f"{config.url or config.path}: Qdrant cannot be opened ({error}); is it running, or in use by another?"
-            ) from error
+            problem = f"{config.url or config.path}: Qdrant cannot be opened ({error}); is it running, or in use by another?"
+            raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
         """Tell whether the collection is there."""

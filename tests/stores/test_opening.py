@@ -66,8 +66,16 @@ def test_a_missing_package_is_named_with_its_extra(kind: str, package: str, monk
         pass
 
 
-def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
-    dsn = "postgresql://me:secret@127.0.0.1:9/database?connect_timeout=1"
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:secret@127.0.0.1:9/database?connect_timeout=1",
+        "postgresql://me@127.0.0.1:9/database?connect_timeout=1&password=secret",
+        "host=127.0.0.1 port=9 connect_timeout=1 password=secret",
+        "host=127.0.0.1 password=a secret",
+    ],
+)
+def test_a_database_that_does_not_answer_is_named_without_its_password(dsn: str) -> None:
     config = LoadConfig.model_validate({"table": {"uri": "t"}, "pgvector": {"dsn": dsn}})
     with pytest.raises(StorageError, match="no connection") as caught, open_store(config):
         pass
