@@ -64,12 +64,15 @@ class DuckdbStore:
     def record(self, loaded: Loaded) -> None:
         """Write the state and commit."""
         if not self.writes:
-            self.connection.close()
-            self.connection, self.writes = self._connect(writes=True), True
-            self.connection.begin()
+            self._begin_writing()
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS {STATE_NAME} (name VARCHAR PRIMARY KEY, loaded VARCHAR NOT NULL)")
         self.connection.execute(f"INSERT OR REPLACE INTO {STATE_NAME} VALUES (?, ?)", [self.config.name, loaded.to_json()])
         self.connection.commit()
+        self.connection.begin()
+
+    def _begin_writing(self) -> None:
+        self.connection.close()
+        self.connection, self.writes = self._connect(writes=True), True
         self.connection.begin()
 
     def create(self, loaded: Loaded) -> None:
@@ -105,9 +108,11 @@ class DuckdbStore:
         """Build HNSW where it is asked for and missing; DuckDB keeps it up to date itself."""
         if self.config.index == "none":
             return "no index, exact search"
-        if self.writes:
-            name = quote_name(f"{self.config.name}_hnsw")
-            self.connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {self.table} USING HNSW (embedding) WITH (metric = 'ip')")
+        name = f"{self.config.name}_hnsw"
+        if not self.connection.execute("SELECT 1 FROM duckdb_indexes() WHERE index_name = ?", [name]).fetchall():
+            if not self.writes:
+                self._begin_writing()
+            self.connection.execute(f"CREATE INDEX {quote_name(name)} ON {self.table} USING HNSW (embedding) WITH (metric = 'ip')")
             self.connection.commit()
             self.connection.begin()
         return "index hnsw"

@@ -106,22 +106,26 @@ class LanceStore:
         return int(self._table().count_rows())
 
     def build_index(self) -> str:
-        """Index row ids and vectors once, then add new rows to what is there; files are compacted on the way."""
+        """Index row ids once, vectors where another index is there than asked for, and add new rows; files are compacted on the way."""
         table = self._table()
+        present = {column: index for index in table.list_indices() for column in index.columns}
+        built = next(
+            (kind for kind, each in _INDEXES.items() if "embedding" in present and present["embedding"].index_type == each.__name__), "none"
+        )
+        binary = table.schema.field("embedding").type.value_type == pa.uint8()
         kind = self.config.index
         if kind == "auto":
-            kind = "ivf_hnsw_sq" if table.count_rows() >= INDEXED_ROWS else "none"
-        present = {column for index in table.list_indices() for column in index.columns}
+            kind = built if built != "none" or table.count_rows() < INDEXED_ROWS else "ivf_hnsw_sq"
+        if binary and kind != "none":
+            kind = "ivf_flat"
         if ROW_ID not in present and table.count_rows():
             table.create_index(ROW_ID, config=BTree())
-        binary = table.schema.field("embedding").type.value_type == pa.uint8()
-        if kind != "none" and "embedding" not in present:
-            if binary:
-                table.create_index("embedding", config=IvfFlat(distance_type="hamming"))
-            else:
-                table.create_index("embedding", config=_INDEXES[kind](distance_type="dot"))
+        if kind == "none" != built:
+            table.drop_index(present["embedding"].name)
+        elif kind != built:
+            table.create_index("embedding", config=_INDEXES[kind](distance_type="hamming" if binary else "dot"))
         table.optimize(cleanup_older_than=KEPT_VERSIONS)
-        return "no index, exact search" if kind == "none" and "embedding" not in present else f"index {kind}"
+        return "no index, exact search" if kind == "none" else f"index {kind}"
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
         """Search by inner product, binary vectors by bits in common; the filter comes first."""

@@ -73,7 +73,7 @@ class Report:
         """Lay it out for a person."""
         at = f"version {self.version} of {self.uri}, {self.rows:,} rows"
         if self.outcome == "nothing to do":
-            return f"nothing to do: {self.place} holds {at}"
+            return f"nothing to do: {self.place} holds {at}; {self.index}"
         rows = [("store", self.place), ("table", at), ("written", f"{self.upserted:,} rows in {self.seconds:.1f} s")]
         if self.previous is not None:
             rows[1] = ("table", f"version {self.previous} → {at}")

@@ -105,13 +105,13 @@ class MilvusStore:
                 f"{self.place}: this Milvus refuses the columns ({error.message}); a server may take what Lite does not"
             ) from error
 
+    def _params(self, kind: str) -> dict[str, int]:
+        hnsw = {"M": self.config.m, "efConstruction": self.config.ef_construction}
+        return {"HNSW": hnsw, "IVF_FLAT": {"nlist": NUM_LISTS}}.get(kind, {})
+
     def _index(self, column: str, kind: str, metric: str) -> Any:
-        params: dict[str, Any] = {
-            "HNSW": {"M": self.config.m, "efConstruction": self.config.ef_construction},
-            "IVF_FLAT": {"nlist": NUM_LISTS},
-        }
         prepared = self.client.prepare_index_params()
-        prepared.add_index(column, index_type=kind, metric_type=metric, params=params.get(kind, {}))
+        prepared.add_index(column, index_type=kind, metric_type=metric, params=self._params(kind))
         return prepared
 
     def _search_params(self, top: int) -> dict[str, int]:
@@ -144,8 +144,22 @@ class MilvusStore:
         return int(found[0]["count(*)"])
 
     def build_index(self) -> str:
-        """Say which index there is; Milvus keeps it up to date itself."""
-        return f"index {self.client.describe_index(self.config.name, 'embedding')['index_type']}"
+        """Make another index if the settings name one, and say which there is; Milvus keeps it up to date itself."""
+        found = self.client.describe_index(self.config.name, "embedding")
+        kind = _INDEXES[self.config.index]
+        differs = found["index_type"] != kind or any(
+            str(found.get(name, value)) != str(value) for name, value in self._params(kind).items()
+        )
+        if self.config.index != "auto" and differs and self._is_float():
+            self.client.release_collection(self.config.name)
+            self.client.drop_index(self.config.name, "embedding")
+            self.client.create_index(self.config.name, self._index("embedding", kind, "IP"))
+            found = self.client.describe_index(self.config.name, "embedding")
+        return f"index {found['index_type']}"
+
+    def _is_float(self) -> bool:
+        fields = self.client.describe_collection(self.config.name)["fields"]
+        return any(field["name"] == "embedding" and field["type"] == DataType.FLOAT_VECTOR for field in fields)
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
         """Search by inner product, binary vectors by bits in common."""

@@ -118,11 +118,13 @@ class QdrantStore:
         return self.client.count(self.config.name, exact=True).count
 
     def build_index(self) -> str:
-        """Let the server build its graph, which it does on its own from here on."""
+        """Let the server build its graph, which it does on its own from here on, and anew where the settings changed."""
         if self.is_local:
             return "no index, exact search (local mode)"
         self.client.update_collection(
-            self.config.name, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=INDEXING_THRESHOLD_KB)
+            self.config.name,
+            optimizers_config=models.OptimizersConfigDiff(indexing_threshold=INDEXING_THRESHOLD_KB),
+            hnsw_config=models.HnswConfigDiff(m=self.config.m, ef_construct=self.config.ef_construction),
         )
         return f"index hnsw, {self.client.get_collection(self.config.name).status.value}"
 

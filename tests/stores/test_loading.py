@@ -16,6 +16,7 @@ from embedder.filters import parse_filter
 from embedder.search import nearest_rows, open_dataset, open_table
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
+from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.rows import row_id_of
 from embedder.stores.searching import open_loaded
 from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
@@ -125,6 +126,37 @@ def test_a_version_from_before_a_swap_is_loaded_as_of_the_space_it_was_made_in(l
     loader.load(version=1)
     assert_in_step(loader, 1)
     assert read_version(other.uri, {}, newest).spec == other.spec
+
+
+INDEXES: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "lance": [({"index": "ivf_flat"}, "index ivf_flat"), ({"index": "ivf_hnsw_sq"}, "index ivf_hnsw_sq"), ({"index": "none"}, "no index")],
+    "pgvector": [
+        ({"index": "ivfflat"}, "index ivfflat"),
+        ({"m": 8}, "index hnsw"),
+        ({"m": 9}, "index hnsw"),
+        ({"index": "none"}, "no index"),
+    ],
+    "milvus": [({"index": "hnsw"}, "index HNSW"), ({"index": "auto"}, "index HNSW"), ({"index": "flat"}, "index FLAT")],
+}
+"""Settings that follow one another, and what the load says of each. DuckDB's hnsw needs an extension that is downloaded."""
+
+
+@pytest.mark.parametrize("loader", INDEXES, indirect=True)
+def test_an_index_of_other_settings_takes_the_place_of_the_one_that_is_there(loader: Loader) -> None:
+    [kind] = loader.section
+    loader.table.follow(corpus_of(3))
+    loader.load()
+    for settings, said in INDEXES[kind]:
+        other = dataclasses.replace(loader, section={kind: loader.section[kind] | settings})
+        report = other.load()
+        assert (report.outcome, report.upserted) == ("nothing to do", 0)
+        assert report.index.startswith(said)
+        assert said in report.text()
+        assert_in_step(other, 0)
+        if "m" in settings:
+            with open_store(other.config) as store:
+                assert isinstance(store, PgvectorStore)
+                assert store._built_index() == ("hnsw", {"m": settings["m"], "ef_construction": 64})
 
 
 def test_another_table_is_refused_although_its_space_is_equal(loader: Loader, tmp_path: Any) -> None:
