@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from embedder.errors import ConfigError, ModelError
+from embedder.errors import ConfigError
 from embedder.model.rotation import digest_array
 from embedder.model.weighing import Weighing
 from embedder.quantization import Ranges
@@ -152,20 +152,20 @@ def read_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -
 
 
 def load_calibration(uri: str, options: Options | None = None) -> Calibration:
-    """Read an artifact and check it against its own fingerprint; ConfigError if there is none."""
+    """Read an artifact and check it against its own fingerprint; ConfigError if there is none, or one that cannot be used."""
     folder = Store(uri, options)
     found = Store(folder.child(DESCRIPTION), options)
     if found.info() is None:
         raise ConfigError(f"embedding.calibration={uri!r}: no {DESCRIPTION} there; make one with jobs.calibrate")
-    with found.open_input() as file:
-        description = json.load(file)
-    if description.get("format") != FORMAT:
-        raise ConfigError(f"embedding.calibration={uri!r}: format {description.get('format')!r}, expected {FORMAT}; make it anew")
     try:
+        with found.open_input() as file:
+            description = json.load(file)
+        if description["format"] != FORMAT:
+            raise ConfigError(f"embedding.calibration={uri!r}: format {description['format']!r}, expected {FORMAT}; make it anew")
         with Store(folder.child(TENSORS), options).open_input() as file:
             tensors = load(file.read())
         calibration = Calibration(
-            fitted_for=description["fitted_for"],
+            fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
             weighing=Weighing(tensors["tokens"], tensors["attention"]),
             maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
@@ -175,8 +175,11 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
             record=description["record"],
             rotation_WW=tensors.get("rotation"),
         )
-    except (KeyError, SafetensorError) as error:
-        raise ModelError(f"embedding.calibration={uri!r}: damaged ({error}); make it anew with jobs.calibrate") from error
-    if calibration.fingerprint != description["fingerprint"]:
-        raise ModelError(f"embedding.calibration={uri!r}: its numbers are not those of its fingerprint; make it anew with jobs.calibrate")
+        is_whole = calibration.fingerprint == description["fingerprint"]
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"embedding.calibration={uri!r}: damaged ({reason}); make it anew with jobs.calibrate") from error
+    # the depth that queries run is in no fingerprint, but there are learned queries for each layer up to it, and the embedding
+    if not is_whole or calibration.full_depth != len(calibration.weighing.queries_TQX) - 1:
+        raise ConfigError(f"embedding.calibration={uri!r}: its numbers are not those of its fingerprint; make it anew with jobs.calibrate")
     return calibration

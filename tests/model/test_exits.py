@@ -1,5 +1,6 @@
 """Leaving at a shallow depth by a fitted map: the encoder does what the arithmetic says, on states that one pass tapped."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -180,12 +181,33 @@ def test_a_query_runs_the_full_model_without_the_map(tiny_model: TinyModel, arti
 def test_a_damaged_artifact_is_refused(artifact: str) -> None:
     tensors = Path(artifact, TENSORS)
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(ModelError, match="its numbers are not those of its fingerprint"):
+    with pytest.raises(ConfigError, match="its numbers are not those of its fingerprint"):
         load_calibration(artifact)
     for damaged in (save({"tokens": WEIGHING.token_weights_V}), b"short"):
         tensors.write_bytes(damaged)
-        with pytest.raises(ModelError, match="damaged"):
+        with pytest.raises(ConfigError, match="damaged"):
             load_calibration(artifact)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda _: "{", "damaged \\(JSONDecodeError"),
+        (lambda _: "[]", "damaged \\(TypeError"),
+        (lambda written: json.dumps({key: value for key, value in written.items() if key != "fingerprint"}), "KeyError: 'fingerprint'"),
+        (lambda written: json.dumps(written | {"fitted_for": {"model": "x"}}), "damaged \\(KeyError"),
+        (lambda written: json.dumps(written | {"maps": 3}), "damaged \\(AttributeError"),
+        (lambda written: json.dumps(written | {"ranges": ["calibrated"]}), "damaged \\(ValueError"),
+        (lambda written: json.dumps(written | {"full_depth": 2}), "its numbers are not those of its fingerprint"),
+    ],
+)
+def test_a_damaged_description_is_refused_before_the_run(
+    damage: Callable[[dict[str, Any]], str], named: str, tiny_model: TinyModel, artifact: str
+) -> None:
+    description = Path(artifact, DESCRIPTION)
+    description.write_text(damage(json.loads(description.read_text())))
+    with pytest.raises(ConfigError, match=rf"embedding\.calibration=.*{named}"):
+        tiny_model.resolve(depth=2, calibration=artifact)
 
 
 def test_a_folder_without_an_artifact_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
