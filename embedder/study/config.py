@@ -51,7 +51,7 @@ class QualityConfig(Section):
     """Folders with corpus.jsonl, queries.jsonl and qrels/*.tsv."""
     qrels: NonEmpty = "test"
     """Which of the files in qrels/ is read."""
-    max_documents: Annotated[int, Field(ge=100)] | None = None
+    max_documents: Annotated[int, Field(gt=100)] | None = None  # recall@100 of 100 is 1 by any vectors
     """Keep the judged documents of a BEIR corpus and a random choice of the others; scores are then not those of the whole."""
     sts: Annotated[tuple[NonEmpty, ...], OneOrMore] = ()
     """CSV or TSV files with a header: sentence1, sentence2, score, or else the first three columns."""

@@ -19,6 +19,11 @@ def test_too_few_chunks_for_a_step_are_refused() -> None:
     assert AttentionSettings(chunks=4).chunks == 4
 
 
+def test_so_few_documents_that_a_hundred_are_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="greater than 100"):
+        QualityConfig(max_documents=100)
+
+
 @pytest.mark.parametrize("output", ["corpus/sweep", "corpus", "corpus/"])
 def test_a_report_is_not_written_among_the_documents(output: str) -> None:
     values = {"source": {"uri": "corpus/"}, "embedding": {"model": "m"}, "output": {"uri": output}}
