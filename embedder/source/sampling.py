@@ -37,12 +37,14 @@ class Sample:
     documents: pa.Table
     """schema.DOCUMENTS and the metadata."""
     records_read: int
+    documents_read: int
+    """Those of the records that can be embedded."""
     bytes_read: int
     """On storage, compressed as they are."""
 
     def estimate_documents(self, size_bytes: int) -> int:
-        """Estimate how many documents so many bytes on storage hold."""
-        return round(size_bytes * self.records_read / self.bytes_read) if self.bytes_read else 0
+        """Estimate how many documents that can be embedded so many bytes on storage hold."""
+        return round(size_bytes * self.documents_read / self.bytes_read) if self.bytes_read else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class _Piece:
 
     documents: pa.Table
     records: int
+    usable: int
     size_bytes: int
 
 
@@ -80,6 +83,7 @@ def sample_documents(source: SourceConfig, listing: Listing, num_documents: int,
     sample = Sample(
         _choose(pieces, num_documents, metadata, draw),
         sum(piece.records for piece, _ in pieces),
+        sum(piece.usable for piece, _ in pieces),
         sum(piece.size_bytes for piece, _ in pieces),
     )
     if not sample.documents.num_rows:
@@ -110,7 +114,7 @@ def _read_piece(shard: Shard, source: SourceConfig, metadata: pa.Schema, quota: 
         if num_documents >= CANDIDATES * quota and size_bytes >= LEAST_READ_BYTES:
             break
     documents = pa.concat_tables([_schema(metadata).empty_table(), *held])
-    return _Piece(documents.take(draw.permutation(num_documents)[: 2 * quota]), records, size_bytes)
+    return _Piece(documents.take(draw.permutation(num_documents)[: 2 * quota]), records, num_documents, size_bytes)
 
 
 def _read_rows(

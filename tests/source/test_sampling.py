@@ -64,6 +64,13 @@ def test_text_files_of_a_document_each_are_opened_as_needed(write_shard: WriteSh
     assert sample.estimate_documents(sum(shard.size_bytes for shard in list_shards(config).shards)) == pytest.approx(200, rel=0.05)
 
 
+def test_documents_that_cannot_be_embedded_are_not_counted_on(write_shard: WriteShard, tmp_path: Path) -> None:
+    write_shard([{"id": f"d{number}", "text": "a text" if number % 2 else ""} for number in range(400)], "a.jsonl")
+    sample = draw(tmp_path, 50)
+    assert (sample.documents.num_rows, sample.records_read) == (50, 400)
+    assert sample.estimate_documents(sample.bytes_read) == 200
+
+
 def test_parquet_rows_come_from_all_over_a_large_shard(write_shard: WriteShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "LEAST_READ_BYTES", 0)
     write_shard(rows(0, 5000), "a.parquet", row_group_size=50)
