@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,39 +61,52 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(mask_secrets(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
-def run_job(job: Callable[[Sequence[str]], int]) -> None:
+def tell_nobody(args: Sequence[str], error: BaseException) -> None:
+    """Most jobs have nobody to tell why they end but the person who reads stderr."""
+
+
+def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], BaseException], None] = tell_nobody) -> None:
     """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 141 no reader, 143 terminated.
 
-    The message goes to stderr, without a traceback for what we know.
+    What ends it is shown on stderr, without a traceback for what we know, before others are told.
     """
     signal.signal(signal.SIGTERM, _stop)
+    args = sys.argv[1:]
     try:
-        code = job(sys.argv[1:])
-    except ConfigError as error:
-        complain(str(error))
-        code = 2
-    except EmbedderError as error:
-        complain(str(error))
-        code = 1
-    except BrokenPipeError:
-        if not has_no_reader():
-            raise  # a connection's
-        # whoever read has seen enough, as `| head` has; what is still held for them is not written on the way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # while it starts, Ray answers SIGTERM itself, by exiting with the signal's number
-        is_terminated = isinstance(stop, Terminated) or getattr(stop, "code", None) == signal.SIGTERM
-        if isinstance(stop, SystemExit) and not is_terminated:
+        code = job(args)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not _is_terminated(error):
             raise
-        complain("stopped; finished parts are kept, run again to go on")
-        if is_terminated:
+        code = _show(error)
+        with suppress(KeyboardInterrupt):
+            tell(args, error)
+        if _is_terminated(error):
             # at once: Ray, if it was only starting, would abort on the way out; its processes end with this one
             sys.stderr.flush()
-            os._exit(143)
-        code = 130
+            os._exit(code)
     collect_no_more()
     sys.exit(code)
+
+
+def _show(error: BaseException) -> int:
+    """Say on stderr what ends a job, and give its exit code."""
+    if isinstance(error, EmbedderError):
+        complain(str(error))
+        return 2 if isinstance(error, ConfigError) else 1
+    if isinstance(error, BrokenPipeError) and has_no_reader():  # and not a connection's
+        # whoever read has seen enough, as `| head` has; what is still held for them is not written on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    if isinstance(error, Exception):
+        traceback.print_exception(error)
+        return 1
+    complain("stopped; finished parts are kept, run again to go on")
+    return 143 if _is_terminated(error) else 130
+
+
+def _is_terminated(error: BaseException) -> bool:
+    """Tell SIGTERM from other ends; while it starts, Ray answers it itself, by exiting with the signal's number."""
+    return isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == signal.SIGTERM)
 
 
 def has_no_reader() -> bool:

@@ -6,10 +6,11 @@ python -m jobs.embed configs/embed/quickstart.yaml [--section.key VALUE …] [--
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from embedder.config import EmbedConfig
 from embedder.logs import start_logging
-from embedder.notices import Ending, notified
+from embedder.notices import check_address, tell_end, tell_error
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.recut import check_cuts, run_cuts
@@ -17,18 +18,14 @@ from embedder.run import begin_run, run_embed
 from embedder.settings import dump_config, load_config, run_job
 
 ACTIONS = ("dry-run", "print-config", "json")
+JOB = "jobs.embed"
 
 
 def main(args: Sequence[str]) -> int:
-    """Check, plan, embed, publish, and print what was done; 0 done, 1 a shard failed."""
+    """Check, plan, embed, publish, print what was done, and tell it; 0 done, 1 a shard failed."""
     start_logging()
-    with notified("jobs.embed", args) as ending:
-        return embed(args, ending)
-
-
-def embed(args: Sequence[str], ending: Ending) -> int:
-    """Do as asked; only a run has an ending that others are told of."""
-    invocation = load_config(EmbedConfig, args, ACTIONS, "python -m jobs.embed")
+    check_address()
+    invocation = load_config(EmbedConfig, args, ACTIONS, f"python -m {JOB}")
     if "print-config" in invocation.actions:
         print(dump_config(invocation.config), end="")
         return 0
@@ -41,11 +38,12 @@ def embed(args: Sequence[str], ending: Ending) -> int:
         return 0
     summary = run_embed(prepared)
     cuts = run_cuts(invocation.config) if summary.version is not None or summary.did_nothing else []
-    ending.record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
-    ending.text, ending.failed = "\n".join([summary.text(), *(each.text() for each in cuts)]), bool(summary.failures)
-    print(json.dumps(ending.record) if "json" in invocation.actions else ending.text)
-    return 1 if ending.failed else 0
+    record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
+    text, failed = "\n".join([summary.text(), *(each.text() for each in cuts)]), bool(summary.failures)
+    print(json.dumps(record) if "json" in invocation.actions else text, flush=True)
+    tell_end(JOB, args, record, text, failed)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(main, partial(tell_error, JOB))

@@ -1,16 +1,20 @@
 """Whoever is on call hears of every ending, and of nothing else."""
 
 import json
+import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from embedder.errors import ConfigError, StorageError
-from embedder.notices import VARIABLE, notified
-from embedder.settings import Terminated
+from embedder.notices import VARIABLE, check_address, tell_end, tell_error
+from embedder.settings import Terminated, run_job
 
 
 @pytest.fixture
@@ -41,41 +45,100 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: bool) -> None:
-    with notified("jobs.embed", ["nightly.yaml", "--output.uri", "./out"]) as ending:
-        ending.record, ending.text, ending.failed = {"version": 3}, "read 5 documents", failed
+    tell_end("jobs.embed", ["nightly.yaml", "--output.uri", "./out"], {"version": 3}, "read 5 documents", failed)
     outcome = "failed" if failed else "done"
     text = f"jobs.embed nightly.yaml {outcome}\nread 5 documents"
     assert heard == [{"job": "jobs.embed nightly.yaml", "outcome": outcome, "text": text, "run": {"version": 3}}]
 
 
-@pytest.mark.parametrize(
-    ("error", "outcome"), [(StorageError("s3://b: not found"), "failed"), (ConfigError("a"), "failed"), (Terminated(), "stopped")]
-)
-def test_a_run_that_breaks_off_says_why_and_still_breaks_off(heard: list[dict[str, Any]], error: BaseException, outcome: str) -> None:
-    with pytest.raises(type(error)), notified("jobs.embed", ["--output.storage_options={token: x}"]):
-        raise error
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a job that ends so, as a process would."""
+    monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.settings.os._exit", sys.exit)
+    monkeypatch.setattr("sys.argv", ["embed.py", "--output.storage_options={token: x}"])
+
+    def run(error: BaseException) -> int:
+        def job(args: object) -> int:
+            raise error
+
+        with pytest.raises(SystemExit) as stopped:
+            run_job(job, partial(tell_error, "jobs.embed"))
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "code"), [(StorageError("s3://b: not found"), 1), (ConfigError("a"), 2), (ZeroDivisionError("b"), 1)])
+def test_a_run_that_breaks_off_says_why_and_still_breaks_off(
+    heard: list[dict[str, Any]], run: Callable[[BaseException], int], error: BaseException, code: int
+) -> None:
+    assert run(error) == code
     (word,) = heard
-    assert (word["job"], word["outcome"], word["error"]) == ("jobs.embed", outcome, str(error))
+    assert (word["job"], word["outcome"], word["error"]) == ("jobs.embed", "failed", str(error))
 
 
-def test_what_is_no_run_is_not_told(heard: list[dict[str, Any]]) -> None:
-    with notified("jobs.embed", []):
-        pass
-    with pytest.raises(SystemExit), notified("jobs.embed", ["--help"]):
-        raise SystemExit(0)
+def test_the_person_is_told_before_others_are(
+    run: Callable[[BaseException], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    monkeypatch.setattr("embedder.notices.send", lambda *_: shown.append(capsys.readouterr().err))
+    run(ConfigError("wiki.yaml:3: wrong"))
+    assert shown == ["wiki.yaml:3: wrong\n"]
+
+
+def test_a_run_that_is_stopped_says_so_once(heard: list[dict[str, Any]], run: Callable[[BaseException], int], caplog: Any) -> None:
+    assert run(Terminated()) == 143
+    assert heard == []  # the address was busy, and there is no time to ask again
+    assert "nobody was told how this run ended (HTTP 503)" in caplog.text
+    assert run(Terminated()) == 143
+    assert [word["outcome"] for word in heard] == ["stopped"]
+
+
+def test_what_is_no_run_is_not_told(heard: list[dict[str, Any]], run: Callable[[BaseException], int]) -> None:
+    assert run(SystemExit(0)) == 0
     assert heard == []
 
 
-def test_nobody_who_can_be_told_is_no_failure(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("embedder.notices.SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{silent.getsockname()[1]}/secret-hook")
+        for error in (StorageError("a"), Terminated()):
+            started = time.monotonic()
+            tell_error("jobs.embed", [], error)
+            assert time.monotonic() - started < 5
+    assert caplog.text.count("nobody was told") == 2
+    assert "secret-hook" not in caplog.text
+
+
+def test_a_connection_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "embedder")
+    monkeypatch.setattr("embedder.notices.SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret-hook")
-    with notified("jobs.embed", []) as ending:
-        ending.record = {}
+    tell_end("jobs.embed", [], {}, "", failed=False)
+    assert "trying again" in caplog.text
     assert "nobody was told" in caplog.text
     assert "secret-hook" not in caplog.text
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/SECR ET", "http://127.0.0.1:SECRET/", "http://[SECRET/", "http://h/SECR\u0118T"])
+def test_an_address_that_turns_out_to_be_none_is_not_shown(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "embedder")
+    monkeypatch.setenv(VARIABLE, url)
+    tell_end("jobs.embed", [], {}, "", failed=False)
+    assert "nobody was told how this run ended" in caplog.text
+    assert "SECR" not in caplog.text
+
+
 def test_an_address_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    check_address()
     monkeypatch.setenv(VARIABLE, "file:///etc/passwd")
-    with pytest.raises(ConfigError, match=VARIABLE) as refused, notified("jobs.embed", []):
-        pass
+    with pytest.raises(ConfigError, match=VARIABLE) as refused:
+        check_address()
     assert "passwd" not in str(refused.value)
+    tell_end("jobs.embed", [], {}, "", failed=False)
