@@ -1,6 +1,7 @@
 """Python's garbage collector, kept from going through what never becomes garbage: a sixth of the time of a short job."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,5 +27,11 @@ def collected_rarely() -> Iterator[None]:
 
 
 def collect_no_more() -> None:
-    """Leave all that there is to the operating system, which takes it back at once when the process ends."""
-    gc.freeze()
+    """Leave all that there is to the operating system, which takes it back at once when the process ends.
+
+    Not beside DuckDB, whose binding counts what is left and reports it as leaked, in dozens of lines.
+    """
+    if "duckdb" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()

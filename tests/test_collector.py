@@ -34,7 +34,19 @@ def test_what_was_loaded_is_never_looked_at_again_and_what_comes_later_as_usual(
     assert gc.get_freeze_count() >= len(loaded)
 
 
-def test_a_job_that_ends_leaves_everything_to_the_operating_system() -> None:
+def test_a_job_that_ends_leaves_everything_to_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "duckdb", raising=False)
     with pytest.raises(SystemExit):
         run_job(lambda _: 0)
     assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.real
+def test_duckdb_ends_in_silence() -> None:
+    code = (
+        "import gc; from embedder.settings import run_job; from embedder.collector import collected_rarely\n"
+        "import duckdb; connection = duckdb.connect(); connection.execute('select 1')\n"
+        "with collected_rarely(): pass\n"
+        "run_job(lambda _: 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
