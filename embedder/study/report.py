@@ -137,12 +137,11 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
         # around float8 all is bfloat16, whatever the others were measured in
         sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True, exclude={"dtype"} if row.setting.float8 else None)
     sections["output"] = {"uri": f"{config.output.uri.rstrip('/')}-table"}
-    sections["gate"] = {
-        "report": f"{config.output.uri.rstrip('/')}/report.json",
-        "min_quality": min(config.pick.min_quality or MIN_QUALITY, _floor(row)),
-    }
-    if row.setting.precision == "binary_rescored":
-        sections["gate"]["rescored"] = True
+    floor = min(config.pick.min_quality or MIN_QUALITY, _floor(row))
+    if floor > 0:  # the best that a budget pays for may promise nothing, which no gate can ask for
+        sections["gate"] = {"report": f"{config.output.uri.rstrip('/')}/report.json", "min_quality": floor}
+        if row.setting.precision == "binary_rescored":
+            sections["gate"]["rescored"] = True
     return yaml.safe_dump(mask_secrets(sections), sort_keys=False, allow_unicode=True)
 
 
