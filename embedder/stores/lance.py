@@ -1,6 +1,6 @@
 """LanceDB: a folder on local disk or S3, read by the application itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from embedder.stores.sql import Dialect, quote_text, render_sql
 
 _DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})")
 _STATE = pa.schema([("name", pa.string()), ("loaded", pa.string())])
-_INDEXES: dict[str, type[HnswSq] | type[IvfPq] | type[IvfFlat]] = {"ivf_hnsw_sq": HnswSq, "ivf_pq": IvfPq, "ivf_flat": IvfFlat}
+_INDEXES: Mapping[str, Any] = {"ivf_hnsw_sq": HnswSq, "ivf_pq": IvfPq, "ivf_flat": IvfFlat}
 
 INDEXED_ROWS = 50_000
 """Rows from which `auto` builds an index: 50,000 vectors of 384 dims are scanned in about 10 ms."""
@@ -113,7 +113,7 @@ class LanceStore:
             (kind for kind, each in _INDEXES.items() if "embedding" in present and present["embedding"].index_type == each.__name__), "none"
         )
         binary = table.schema.field("embedding").type.value_type == pa.uint8()
-        kind = self.config.index
+        kind: str = self.config.index
         if kind == "auto":
             kind = built if built != "none" or table.count_rows() < INDEXED_ROWS else "ivf_hnsw_sq"
         if binary and kind != "none":
