@@ -231,7 +231,7 @@ class OutputConfig(Section):
     store_text: bool = True
     """Keep the text of each chunk beside its vector."""
     replace: bool = False
-    """Re-embed everything and swap it in one commit, although the table holds another spec; its cuts follow."""
+    """Where the table holds another spec, embed everything and swap it in one commit; its cuts follow."""
     cuts: tuple[CutTableConfig, ...] = ()
     """Tables brought in step after this one, from its vectors: [{uri: …, dim: 128, quantization: binary}]."""
     max_removed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
