@@ -120,8 +120,8 @@ def read_changes(uri: str, options: Options, old: int | None, new: int | None) -
     before = [] if old is None else list_committed(uri, options, old)
     removed, added = plan_changes(before, state.parts if new == state.version else list_committed(uri, options, new))
     folder = Folder(uri, options)
-    _check_present(folder, removed, old)
-    _check_present(folder, added, new)
+    check_present(folder, map(str, removed), old)
+    check_present(folder, map(str, added), new)
     buckets = _find_buckets(folder, removed, added, int(state.info["bucket_bits"]))
     return Changes(folder, group_parts(removed, added, buckets), old, new)
 
@@ -195,13 +195,14 @@ def _find(ordered: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
     return np.where(ordered[place] == wanted, place, -1)
 
 
-def _check_present(folder: Folder, names: Sequence[PartName], version: int | None) -> None:
+def check_present(folder: Folder, names: Iterable[str], version: int | None) -> None:
     """Refuse before the first row what could not be read to the last."""
-    gone = set(names).difference(folder.list_parts()) if names else set()
+    wanted = set(names)
+    gone = wanted.difference(map(str, folder.list_parts())) if wanted else wanted
     if gone:
         raise VersionGoneError(
-            f"{folder.uri}: version {version} can no longer be read: {len(gone)} of its parts were vacuumed ({min(map(str, gone))}); "
-            "compare with a later version, or load the table anew"
+            f"{folder.uri}: version {version} can no longer be read: {len(gone)} of its parts were vacuumed ({min(gone)}); "
+            "name a later version, or load the table anew"
         )
 
 

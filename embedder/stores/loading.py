@@ -13,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from embedder.changes import read_changes
+from embedder.changes import check_present, read_changes
 from embedder.errors import ConfigError, StorageError, VersionGoneError
 from embedder.output.parts import Folder
 from embedder.output.record import find_info
@@ -137,19 +137,20 @@ def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -
 
 
 def begin(wanted: Version) -> Loaded:
-    """Say that a first load is on its way."""
+    """Say that a first load is on its way, of a version that is still there as a whole."""
+    check_present(Folder(wanted.uri, wanted.options), wanted.rows, wanted.number)
     return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
 
 
 def can_go_on(loaded: Loaded, wanted: Version) -> bool:
     """Tell whether what a load was on its way to can still be read; of a first load nothing else is to be said."""
-    if loaded.version is not None or loaded.target == wanted.number:
+    if loaded.version is not None:
         return True
-    stored = {str(name) for name in Folder(wanted.uri, wanted.options).list_parts()}
     try:
-        return loaded.target is not None and set(at_version(wanted, loaded.target).rows) <= stored
+        begin(at_version(wanted, loaded.target))
     except VersionGoneError:
         return False
+    return True
 
 
 def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, int]:
@@ -206,9 +207,9 @@ def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[
 
 def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
     """Write and remove what differs between the version that is loaded and another; give the rows written and removed."""
+    changes = read_changes(wanted.uri, wanted.options, loaded.version, target)  # before the store is told of a version that is gone
     loaded = replace(loaded, target=target)
     store.record(loaded)
-    changes = read_changes(wanted.uri, wanted.options, loaded.version, target)
     counts = Counter[str]()
     upserts = counted(split_rows(changes.upserts), counts, "upserted")
     store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.spec) for rows in upserts)

@@ -204,6 +204,24 @@ def test_a_version_that_was_vacuumed_since_is_said_and_loaded_anew_on_demand(loa
     assert_in_step(loader, 1)
 
 
+def test_a_version_that_was_vacuumed_is_refused_and_the_store_stays_as_it_was(loader: Loader) -> None:
+    loader.table.follow(corpus_of(2))
+    left = set(Path(loader.table.uri).glob("*.parquet"))
+    loader.table.follow({"shard-0": ["d0 new"]})
+    for part in left:
+        part.unlink()
+    gone = r"version 0 can no longer be read: 2 of its parts were vacuumed .*; name a later version, or load the table anew"
+    with pytest.raises(VersionGoneError, match=f"{gone}$"):
+        loader.load(version=0)
+    assert loader.loaded() is None
+    loader.load()
+    for replaces in (False, True):
+        with pytest.raises(VersionGoneError, match=gone):
+            loader.load(version=0, replaces=replaces)
+        assert_in_step(loader, 1)
+    assert loader.load().outcome == "nothing to do"
+
+
 def test_a_first_load_whose_version_was_vacuumed_begins_anew(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedder.stores.loading.GROUP_ROWS", 20)
     loader.table.follow(corpus_of(3))
