@@ -20,7 +20,8 @@ from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema
 from embedder.stores.sql import Dialect, quote_text, render_sql
 
-_DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})")
+# a bare 2000.5 is refused beside integers
+_DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})", "CAST({} AS double)")
 _STATE = pa.schema([("name", pa.string()), ("loaded", pa.string())])
 _INDEXES: Mapping[str, Any] = {"ivf_hnsw_sq": HnswSq, "ivf_pq": IvfPq, "ivf_flat": IvfFlat}
 

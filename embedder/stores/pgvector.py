@@ -175,7 +175,9 @@ class PgvectorStore:
         else:
             query, operator = "[" + ",".join(map(repr, query_D.astype(np.float64).tolist())) + "]", "<#>"
         columns = [sql.Identifier(name) for name in self._columns() if name not in (ROW_ID, "embedding")]
-        condition = f"WHERE {render_sql(where, _DIALECT)}".replace("%", "%%") if where is not None else ""
+        condition = f"WHERE {render_sql(where, _DIALECT)}" if where is not None else ""
+        for sign in "%{}":  # the first is psycopg's, the others are its composer's
+            condition = condition.replace(sign, sign * 2)
         statement = f"SELECT {{}}, embedding {operator} %s::{kind}({dim}) AS _distance FROM {{}} {condition} ORDER BY _distance LIMIT %s"
         self.connection.execute(f"SET hnsw.ef_search = {max(self.config.ef_search, min(top, 1000))}")
         self.connection.execute("SET hnsw.iterative_scan = strict_order")

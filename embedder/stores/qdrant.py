@@ -89,7 +89,7 @@ class QdrantStore:
         for field in schema:
             kind = payload_type(field.type.value_type if pa.types.is_list(field.type) else field.type)
             if field.name not in ("embedding", "text", "content_hash") and kind is not None:
-                self.client.create_payload_index(self.config.name, field.name, kind)
+                self.client.create_payload_index(self.config.name, payload_key(field.name), kind)
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Write points; here new and old are one."""
@@ -157,12 +157,19 @@ def payload_type(arrow: pa.DataType) -> models.PayloadSchemaType | None:
     return models.PayloadSchemaType.DATETIME if pa.types.is_timestamp(arrow) or pa.types.is_date(arrow) else None
 
 
+def payload_key(column: str) -> str:
+    """Write a column as Qdrant's path into a payload, in which a dot leads into an object, and only quotes let a space or dot be."""
+    if '"' in column:
+        raise ConfigError(f"column {column!r}: Qdrant has no way to name it; embed it under another name (source.metadata_columns)")
+    return column if column.isidentifier() else f'"{column}"'
+
+
 def render_filter(where: Filter) -> models.Filter:
     """Write a filter as Qdrant's."""
     if isinstance(where, Group):
         parts: Any = [render_filter(part) for part in where.parts]
         return models.Filter(must=parts) if where.joined_by == "and" else models.Filter(should=parts)
-    null = models.IsNullCondition(is_null=models.PayloadField(key=where.column))
+    null = models.IsNullCondition(is_null=models.PayloadField(key=payload_key(where.column)))
     if isinstance(where, IsNull):
         return models.Filter(must_not=[null]) if where.negated else models.Filter(must=[null])
     if isinstance(where, Compare) and where.operator in _RANGES:
@@ -175,16 +182,16 @@ def render_filter(where: Filter) -> models.Filter:
 
 def _equal(column: str, value: Value) -> models.FieldCondition:
     if isinstance(value, str | bool | int):
-        return models.FieldCondition(key=column, match=models.MatchValue(value=value))
+        return models.FieldCondition(key=payload_key(column), match=models.MatchValue(value=value))
     return _range(column, {"gte": value, "lte": value})
 
 
 def _range(column: str, bounds: dict[str, Any]) -> models.FieldCondition:
-    value = next(iter(bounds.values()))
+    key, value = payload_key(column), next(iter(bounds.values()))
     if isinstance(value, str | bool):
         raise ConfigError(f"--filter: {column}: Qdrant does not order texts; compare them with = or in")
     if isinstance(value, date) and not isinstance(value, datetime):
         bounds = {name: datetime.combine(each, time(), UTC) for name, each in bounds.items()}
     if isinstance(value, date):
-        return models.FieldCondition(key=column, range=models.DatetimeRange(**{name: to_rfc3339(each) for name, each in bounds.items()}))
-    return models.FieldCondition(key=column, range=models.Range(**bounds))
+        return models.FieldCondition(key=key, range=models.DatetimeRange(**{name: to_rfc3339(each) for name, each in bounds.items()}))
+    return models.FieldCondition(key=key, range=models.Range(**bounds))

@@ -17,6 +17,8 @@ class Dialect:
     """A point in time, from ISO format."""
     has: str
     """A list that holds a value."""
+    number: str = "{}"
+    """A floating-point number."""
 
 
 def render_sql(where: Filter, dialect: Dialect) -> str:
@@ -43,6 +45,8 @@ def render_value(value: Value, dialect: Dialect) -> str:
         return dialect.timestamp.format(value.isoformat(sep=" "))
     if isinstance(value, date):
         return f"DATE '{value.isoformat()}'"
+    if isinstance(value, float):
+        return dialect.number.format(repr(value))
     return quote_text(value) if isinstance(value, str) else repr(value)
 
 

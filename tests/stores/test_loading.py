@@ -91,6 +91,9 @@ FILTERS = (
     "tags has 'a'",
     "not tags has 'it''s b'",
     "weight > 100 and weight != 200",
+    "topic = '{curly} 100%' or topic = 'x'",
+    "year > 2000.5",
+    "year not in (2001, 2001.5) and not year < -0.5",
 )
 
 
