@@ -1,6 +1,6 @@
 """Bring a vector store in step with a table: everything once, and from then on what changed.
 
-python -m jobs.load configs/load/lance.yaml [--section.key VALUE …] [--replace true] [--print-config] [--json]
+python -m jobs.load configs/load/lance.yaml [--section.key VALUE …] [--replace] [--print-config] [--json]
 """
 
 import json
