@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from threading import Lock
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ from embedder.model.weighing import Weighing
 from embedder.spec import EmbeddingSpec, Pooling
 
 logger = logging.getLogger("embedder")
+
+MOST_GRAPHS = 32
+"""Compiled for one model: a kind of layer takes two or three. One more is an error, since it would run uncompiled."""
 
 Forward = Callable[[Batch], Tensor]
 """A batch → W numbers for each of its rows."""
@@ -110,8 +114,11 @@ class Encoder:
 
     def compile_layers(self) -> "Encoder":
         """Have torch compile the layers: one for all, since they share their code, for any number of sequences and tokens."""
+        # what compiles is the encoder's own: by default all models of a process share eight graphs, and go on uncompiled without a word
+        own: Any = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS, "fullgraph": True}
+        forwards = {each: torch.compile(each.forward, dynamic=True, **own) for each in {type(layer) for layer in self.layers}}
         for layer in self.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)  # hooks, by which layers are tapped, stay outside
+            layer.forward = MethodType(forwards[type(layer)], layer)  # hooks, by which layers are tapped, stay outside
         return self
 
     def converted(self, dtype: torch.dtype) -> "Encoder":

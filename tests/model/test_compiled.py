@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from embedder.config import Layout
 from embedder.errors import ModelError
+from embedder.model import encoder as encoder_module
 from embedder.model.encoder import Encoder
 from embedder.model.families import FAMILIES
 from embedder.model.loading import resolve_backend
@@ -65,6 +68,25 @@ def test_batches_of_any_shape_run_what_was_compiled_when_the_model_was_loaded(ti
     assert not counters["graph_break"]
 
 
+def test_the_last_of_many_models_in_a_process_is_compiled_like_the_first(tiny_models: Callable[[str], TinyModel]) -> None:
+    graphs = [0]
+    for family in ("bert", "modernbert", "qwen3", "bert", "modernbert"):
+        load(tiny_models(family), "padded")
+        graphs.append(counters["stats"]["unique_graphs"])
+    of_bert, of_modernbert, of_qwen3, *again = np.diff(graphs)
+    assert min(of_bert, of_modernbert, of_qwen3) > 0
+    assert again == [of_bert, of_modernbert]
+
+
+def test_a_layer_that_would_run_uncompiled_is_an_error(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_module, "MOST_GRAPHS", 1)
+    encoder = tiny_model.load().compile_layers()
+    one, more = (pa.array([[1] * length] * length, pa.list_(pa.int32())) for length in (1, 9))
+    encoder.encode(one, 512)
+    with pytest.raises(FailOnRecompileLimitHit):
+        encoder.encode(more, 512)
+
+
 def test_a_calibrated_exit_taps_compiled_layers(tiny_model: TinyModel, texts: list[str], tmp_path: Path) -> None:
     calibration, ids = calibrate(tiny_model), tiny_model.tokenize(texts)
     leaving = {"exit": "calibrated", "calibration": calibration.fingerprint, "depth": 2}
@@ -88,7 +110,10 @@ def test_auto_does_not_compile() -> None:
 
 
 def test_layers_that_come_out_wrong_are_refused(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda states, *rest, **named: forward(states.roll(1, -1), *rest, **named))
+    def compile_wrongly(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        return lambda layer, states, *rest, **named: forward(layer, states.roll(1, -1), *rest, **named)
+
+    monkeypatch.setattr(torch, "compile", compile_wrongly)
     with pytest.raises(ModelError, match=r"compute\.backend=compiled: a probe's vector .* to torch's \(0\.999\); choose auto"):
         load(tiny_model)
 
