@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import torch
 
+from embedder.errors import EmbedderError
 from embedder.study.throughput import SHAPES, build_random_encoder, measure_throughput
 
 
@@ -28,17 +29,27 @@ def main() -> int:
     asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--json", action="store_true")
     chosen = asked.parse_args()
+    if any(each is not None and each < 1 for each in (chosen.depth, chosen.tokens, chosen.token_budget, chosen.rounds)):
+        asked.error("--depth, --tokens, --token_budget and --rounds: must be 1 or more")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        asked.error("--device cuda: torch finds no CUDA here; choose cpu")
     shape = replace(SHAPES[chosen.model], layers=chosen.depth or SHAPES[chosen.model].layers)
-    encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout, chosen.backend == "compiled")
+    try:
+        encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout, chosen.backend == "compiled")
+    except EmbedderError as error:
+        asked.error(str(error))
     found = measure_throughput(encoder, shape, chosen.dtype, chosen.tokens, chosen.token_budget, chosen.rounds)
     if chosen.json:
         print(json.dumps({**vars(chosen), "shape": asdict(shape), "profiles": [asdict(each) for each in found]}))
         return 0
     print(f"{chosen.model}, {shape.layers} x {shape.hidden_size}, {chosen.dtype}, {chosen.layout}, {chosen.backend}, on {chosen.device}")
-    if chosen.dtype == "float8":
+    if chosen.dtype == "float8" and found[0].mfu is not None:
         print("MFU is beside a matrix product in bfloat16")
+    if found[0].mfu is None:
+        print(f"no MFU: this processor emulates {chosen.dtype}; with --dtype float32 there is one")
     for each in found:
-        print(f"{each.profile:>6}  {each.tokens_per_second:12,.0f} tokens/s  {each.mfu:6.1%} MFU  {each.padding:5.1%} padding")
+        mfu = f"  {each.mfu:6.1%} MFU" if each.mfu is not None else ""
+        print(f"{each.profile:>6}  {each.tokens_per_second:12,.0f} tokens/s{mfu}  {each.padding:5.1%} padding")
     return 0
 
 

@@ -41,7 +41,7 @@ def resolve_dtype(dtype: str, device: str, family: str, float8: bool = False) ->
         raise ConfigError(f"compute.dtype=float16: family {family!r} overflows to NaN in float16; choose bfloat16 or float32")
     if dtype != "auto":
         return DTYPES[dtype]
-    return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str) -> LayoutName:
@@ -138,7 +138,8 @@ def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
     return config
 
 
-def _multiplies_bfloat16(device: str) -> bool:
+def multiplies_bfloat16(device: str) -> bool:
+    """Tell whether the hardware does; what does not emulates it, slower than float32."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_capability(device) >= _BFLOAT16_COMPUTE_CAPABILITY
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.float8 import check_device, use_float8
-from embedder.model.loading import DTYPES
+from embedder.model.loading import DTYPES, multiplies_bfloat16
 from embedder.model.pooling import Head
 from embedder.spec import EmbeddingSpec
 
@@ -50,8 +50,11 @@ class Throughput:
     padding: float
     """Share of the tokens computed."""
     tokens_per_second: float
-    mfu: float
-    """Arithmetic of the layers done a second, beside what a large matrix product, for float8 one in bfloat16, reaches on the device."""
+    mfu: float | None
+    """Arithmetic of the layers done a second, beside what a large matrix product, for float8 one in bfloat16, reaches on the device.
+
+    None where a processor emulates the dtype: its product in torch, hundreds of times slower than in float32, is no measure.
+    """
 
 
 def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName, is_compiled: bool = False) -> Encoder:
@@ -92,6 +95,13 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
 def around(dtype: str) -> torch.dtype:
     """Give what all but linear modules compute in."""
     return torch.bfloat16 if dtype == FLOAT8 else DTYPES[dtype]
+
+
+def is_native(device: str, dtype: str) -> bool:
+    """Tell whether the hardware multiplies in this dtype, around float8 in bfloat16."""
+    if around(dtype) is torch.bfloat16:
+        return multiplies_bfloat16(device)
+    return dtype == "float32" or torch.device(device).type == "cuda"
 
 
 def draw_lengths(profile: str, num_tokens: int, seed: int = 0) -> np.ndarray:
@@ -135,11 +145,11 @@ def measure_profile(encoder: Encoder, shape: Shape, lengths: np.ndarray, token_b
 
 def measure_throughput(encoder: Encoder, shape: Shape, dtype: str, num_tokens: int, token_budget: int, rounds: int) -> list[Throughput]:
     """Measure every profile, after one round of warm-up each."""
-    rate = measure_matrix_rate(encoder.device_type, dtype)
+    rate = measure_matrix_rate(encoder.device_type, dtype) if is_native(encoder.device_type, dtype) else None
     found = []
     for profile in PROFILES:
         lengths = draw_lengths(profile, num_tokens)
         seconds, flops, padding = measure_profile(encoder, shape, lengths, token_budget, rounds)
         tokens = int(lengths.sum())
-        found.append(Throughput(profile, tokens, padding, tokens / seconds, flops / seconds / rate))
+        found.append(Throughput(profile, tokens, padding, tokens / seconds, flops / seconds / rate if rate else None))
     return found

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from embedder.model.float8 import Float8Linear
-from embedder.study.throughput import PROFILES, SHAPES, Shape, build_random_encoder, draw_lengths, flops_of, measure_throughput
+from embedder.study.throughput import PROFILES, SHAPES, Shape, build_random_encoder, draw_lengths, flops_of, is_native, measure_throughput
+from jobs.throughput import main
 
 TINY = Shape(2, 32, 2)
 
@@ -28,12 +29,13 @@ def test_mixed_lengths_are_128_on_average() -> None:
     assert draw_lengths("64", 640).tolist() == [64] * 10
 
 
-def test_float8_is_of_the_layers_and_measured_beside_bfloat16() -> None:
+def test_float8_is_of_the_layers_and_measured_beside_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.study.throughput.multiplies_bfloat16", lambda _: True)
     encoder = build_random_encoder(TINY, "cpu", "float8", "packed")
     assert {type(module) for module in encoder.layers.modules()} >= {Float8Linear}
     assert not any(isinstance(module, torch.nn.Linear) for module in encoder.layers.modules())
     found = measure_throughput(encoder, TINY, "float8", 2048, 1024, 1)
-    assert all(each.tokens_per_second > 0 and each.mfu > 0 and each.padding == 0 for each in found)
+    assert all(each.tokens_per_second > 0 and each.mfu and each.mfu > 0 and each.padding == 0 for each in found)
 
 
 def test_every_profile_is_measured_and_packing_pads_nothing() -> None:
@@ -42,4 +44,32 @@ def test_every_profile_is_measured_and_packing_pads_nothing() -> None:
     assert [each.profile for each in packed] == list(PROFILES)
     assert [each.padding for each in packed] == [0, 0, 0]
     assert padded[2].padding > 0
-    assert all(each.tokens_per_second > 0 and each.mfu > 0 for each in (*packed, *padded))
+    assert all(each.tokens_per_second > 0 and each.mfu and each.mfu > 0 for each in (*packed, *padded))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8"])
+def test_a_processor_that_emulates_a_dtype_is_no_measure_of_it(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.study.throughput.multiplies_bfloat16", lambda _: False)
+    assert [is_native("cpu", each) for each in (dtype, "float32")] == [False, True]
+    found = measure_throughput(build_random_encoder(TINY, "cpu", "float32", "packed"), TINY, dtype, 2048, 1024, 1)
+    assert [each.mfu for each in found] == [None] * len(PROFILES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depth", "-1"], "--rounds: must be 1 or more"),
+        (["--depth", "0"], "must be 1 or more"),
+        (["--rounds", "0"], "must be 1 or more"),
+        (["--device", "cuda"], "torch finds no CUDA here"),
+    ],
+)
+def test_a_measurement_that_makes_no_sense_is_refused(
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["throughput", "minilm", *flags])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert message in capsys.readouterr().err
