@@ -18,6 +18,8 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedder.errors import StorageError
+
 SHARDS = tuple(f"stdlib-{number}.{suffix}" for number, suffix in enumerate(["jsonl.gz"] * 4 + ["parquet"] * 4))
 
 _MIN_TEXT_CHARS = 30
@@ -64,8 +66,15 @@ class _Named:
 
 def write_corpus(folder: Path) -> Corpus:
     """Write the shards; bytes depend on the Python alone, and a shard that is there with the same bytes is left untouched."""
-    documents, missing = read_documents()
+    try:
+        return _write_shards(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a folder that can") from error
+
+
+def _write_shards(folder: Path) -> Corpus:
     folder.mkdir(parents=True, exist_ok=True)
+    documents, missing = read_documents()
     shard_bytes = {}
     for number, name in enumerate(SHARDS):
         rows = [document for document in documents if shard_of(document) == number]

@@ -51,7 +51,11 @@ def split_args(args: Sequence[str], actions: Sequence[str]) -> tuple[str | None,
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader, with 1e-3 a number as YAML 1.2 has it."""
+    """SafeLoader, with 1e-3 a number as YAML 1.2 has it, and no value that holds itself."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: ARG002 - as PyYAML calls it
+        """Construct what is inside first, which for an alias within what it stands for is refused."""
+        return super().construct_object(node, deep=True)
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789"))

@@ -4,6 +4,7 @@ python -m jobs.size CONFIG --gpus 64 --tokens_per_second 400000 --documents 1000
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -40,7 +41,8 @@ class Sizing:
 def main(args: Sequence[str]) -> int:
     """Read the table's runs, size and print."""
     asked = tyro.cli(Sizing, args=args, prog="python -m jobs.size", use_underscores=True)
-    if min(asked.gpus, asked.tokens_per_second, asked.documents, asked.gpus_per_node, asked.unit_seconds) <= 0:
+    numbers = (asked.gpus, asked.tokens_per_second, asked.documents, asked.gpus_per_node, asked.unit_seconds)
+    if not all(0 < each < math.inf for each in numbers):
         raise ConfigError("--gpus, --tokens_per_second, --documents, --gpus_per_node and --unit_seconds: all must be more than 0")
     output = load_config(EmbedConfig, [asked.config]).config.output
     runs = (commit.info for commit in list_commits(output.uri, output.storage_options, MOST_VERSIONS) if commit.info)

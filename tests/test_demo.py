@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.demo import SHARDS, Corpus, write_corpus
+from embedder.errors import StorageError
 from jobs.demo import main
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +117,13 @@ def test_job_prints_shards_and_totals(tmp_path: Path, capsys: pytest.CaptureFixt
     *shards, total = capsys.readouterr().out.splitlines()
     assert [Path(line.split()[0]).name for line in shards] == list(SHARDS)
     assert "documents in 8 shards" in total
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/x"])
+def test_a_place_that_can_be_no_folder_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"{place}/corpus: cannot be written"):
+        main([str(tmp_path / place)])
 
 
 def test_modules_that_cannot_be_imported_are_named(corpus: Corpus) -> None:

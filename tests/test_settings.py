@@ -160,7 +160,16 @@ def test_a_key_given_twice_is_refused(file: Path) -> None:
     assert problems_of(str(file)) == [f"{file}:5: key 'embedding.dim' stands there twice (first: {file}:4)"]
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [1", "not YAML"), ("- a", "holds a list"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not YAML"),
+        ("a: &b\n  c: *b", "1: not YAML (found unconstructable recursive node)"),
+        ("a: &b [*b]", "not YAML"),
+        ("- a", "holds a list"),
+        (None, "cannot be read"),
+    ],
+)
 def test_a_file_that_is_no_config_is_refused(file: Path, text: str | None, message: str) -> None:
     if text is not None:
         file.write_text(text)

@@ -1,5 +1,6 @@
 """What a maintenance run is asked to do, refused where it makes no sense, and the table it is asked of."""
 
+import math
 from dataclasses import dataclass
 
 import tyro
@@ -47,8 +48,10 @@ class Orders:
             problems.append("--deep and --repair go with --check")
         if self.checkpoint and self.dry_run:
             problems.append("--checkpoint has no dry run; leave one of the two out")
-        if self.target_mb <= 0:
-            problems.append(f"--target_mb={self.target_mb:g}: must be more than 0")
+        if not 0 < self.target_mb < math.inf:
+            problems.append(f"--target_mb={self.target_mb:g}: must be a number above 0")
+        if not 0 <= self.older_than_hours < math.inf:
+            problems.append(f"--older_than_hours={self.older_than_hours:g}: must be a number from 0 on")
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -76,7 +76,7 @@ def vacuum_table(uri: str, options: Options, older_than_hours: float, dry_run: b
     A running embed is protected by the age: what it wrote is younger, and it checks before its commit that old leftovers
     which it took up are still there.
     """
-    if older_than_hours < LEAST_HOURS and not insist:
+    if not (older_than_hours >= LEAST_HOURS or insist):
         raise ConfigError(
             f"--older_than_hours={older_than_hours:g}: parts of a run in progress are in no version yet, and would be deleted from under "
             f"it; give at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is going on"

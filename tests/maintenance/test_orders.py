@@ -22,6 +22,13 @@ def test_orders_that_make_no_sense_are_refused_all_at_once() -> None:
         Orders("./out", checkpoint=True, dry_run=True)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+def test_what_is_no_number_of_megabytes_or_hours_is_refused(number: str) -> None:
+    for flags in (["--compact", "--target_mb", number], ["--vacuum", "--insist", "--older_than_hours", number]):
+        with pytest.raises(ConfigError, match=f"{flags[-2]}={number}: must be a number"):
+            main(["./out", *flags])
+
+
 def test_a_config_names_the_table_it_makes_and_how_to_reach_it(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("source: {uri: /corpus}\nembedding: {model: m}\noutput: {uri: s3://b/t, storage_options: {anon: true}}\n")
