@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,13 +51,15 @@ def about(**fields: Any) -> dict[str, Any]:
     return {FIELDS: fields}
 
 
-def complain(text: str) -> None:
-    """Say why a job ends, on stderr: as it is, or as JSON like every other line there."""
-    if os.environ.get(VARIABLE) != "json":
+def complain(text: str, error: BaseException | None = None) -> None:
+    """Say why a job ends, on stderr: as it is, or the traceback of an error, or as JSON like every other line there."""
+    if os.environ.get(VARIABLE) == "json":
+        trace = (type(error), error, error.__traceback__) if error else None
+        print(JsonFormatter().format(logger.makeRecord(logger.name, logging.CRITICAL, "", 0, text, (), trace)), file=sys.stderr)
+    elif error:
+        traceback.print_exception(error)
+    else:
         print(text, file=sys.stderr)
-        return
-    record = logger.makeRecord(logger.name, logging.CRITICAL, "", 0, text, (), None)
-    print(JsonFormatter().format(record), file=sys.stderr)
 
 
 @contextmanager

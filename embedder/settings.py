@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from embedder.collector import collect_no_more
 from embedder.errors import ConfigError, EmbedderError
 from embedder.flags import Loader, Place, lengthen, section_type, set_flag, split_args, suggest
-from embedder.logs import complain
+from embedder.logs import complain, is_json
 from embedder.masking import mask_secrets, mask_value
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -73,6 +72,7 @@ def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], 
     signal.signal(signal.SIGTERM, _stop)
     args = sys.argv[1:]
     try:
+        is_json()  # what is no format is refused by every job, also by those that log nothing
         code = job(args)
     except BaseException as error:
         if isinstance(error, SystemExit) and not _is_terminated(error):
@@ -98,7 +98,7 @@ def _show(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, Exception):
-        traceback.print_exception(error)
+        complain(f"{type(error).__name__}: {error}", error)
         return 1
     complain("stopped; finished parts are kept, run again to go on")
     return 143 if _is_terminated(error) else 130

@@ -44,6 +44,18 @@ def test_each_line_is_an_object_that_says_run_table_and_unit(monkeypatch: pytest
     ]
 
 
+def test_an_error_that_nobody_foresaw_is_one_object_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDDER_LOG", "json")
+    with pytest.raises(SystemExit) as stopped:
+        run_job(lambda _: 1 // 0)
+    assert stopped.value.code == 1
+    event = json.loads(capsys.readouterr().err)
+    assert (event["level"], event["message"]) == ("critical", "ZeroDivisionError: integer division or modulo by zero")
+    assert event["traceback"].startswith("Traceback (most recent call last)")
+
+
 def test_without_being_asked_a_line_is_for_a_person(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("EMBEDDER_LOG", raising=False)
     with pytest.raises(SystemExit):
@@ -55,3 +67,11 @@ def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDDER_LOG", "xml")
     with pytest.raises(ConfigError, match="EMBEDDER_LOG='xml': choose text or json"):
         start_logging()
+
+
+def test_every_job_refuses_an_unknown_format(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMBEDDER_LOG", "xml")
+    with pytest.raises(SystemExit) as stopped:
+        run_job(lambda _: 0)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "EMBEDDER_LOG='xml': choose text or json\n"
