@@ -7,6 +7,7 @@ EmbedderError
 ├── ModelError      the model's files do not allow what the spec asks
 ├── StorageError    an object cannot be listed, read or written
 │   └── VersionGoneError    a version of the table that maintenance has removed
+├── ClusterError    no Ray can be started or reached
 └── CommitError     the table cannot be published, or another run published first
 
 Each takes one string (*where: what, with the value; what to do*), so that it survives the trip from a Ray worker.
@@ -39,6 +40,10 @@ class StorageError(EmbedderError):
 
 class VersionGoneError(StorageError):
     """A version of the table that can no longer be read: its log was cleaned up, or its parts were vacuumed."""
+
+
+class ClusterError(EmbedderError):
+    """No Ray can be started on this machine, or reached where the environment says."""
 
 
 class CommitError(EmbedderError):

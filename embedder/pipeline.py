@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -28,11 +28,12 @@ from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import CPU_TOKENS, ComputeConfig
-from embedder.errors import ConfigError, EmbedderError
+from embedder.errors import ClusterError, ConfigError, EmbedderError
 from embedder.logs import held_stderr
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.results import ExitStates
 from embedder.planning import Plan
+from embedder.retries import brief
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.text.rarity import Counts
@@ -77,11 +78,12 @@ def start_ray() -> None:
     if not ray.is_initialized() and address == "local":
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        with held_stderr("Set ray log level"):
+        with held_stderr("Set ray log level"), _ray_explained(address):
             ray.init(address=address, logging_level="ERROR", include_dashboard=False, log_to_driver=False)
         atexit.register(ray.shutdown)  # goes before Ray's own, which first sleeps for the sake of logs that are not shown here
     elif not ray.is_initialized():
-        ray.init(address=address, logging_level="ERROR")
+        with _ray_explained(address):
+            ray.init(address=address, logging_level="ERROR")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler ends the process with a core dump
     context = DataContext.get_current()
@@ -89,6 +91,14 @@ def start_ray() -> None:
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row
     context.raise_original_map_exception = True  # else what a worker raised comes back as text in a traceback, its class lost
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it also raises
+
+
+@contextmanager
+def _ray_explained(address: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Ray raises nothing narrower, where a node does not come up in time
+        raise ClusterError(f"Ray ({address}): does not come up ({brief(error)}); look at RAY_ADDRESS, load, memory and disk") from error
 
 
 def choose_pool(compute: ComputeConfig, is_api: bool = False) -> Pool:

@@ -12,13 +12,13 @@ import pytest
 
 from embedder.actors import Pool, choose_token_budget
 from embedder.config import Backend, ComputeConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.errors import ClusterError, ConfigError, ModelError
 from embedder.metrics import Sample
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
-from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool
+from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool, start_ray
 from embedder.places import BusyClock, Places
 from embedder.stages import Row, check_probe, from_ipc, to_ipc
 from embedder.work import Stats
@@ -207,3 +207,17 @@ def test_what_ray_says_while_a_graph_runs_is_not_said_on_stdout(capsys: pytest.C
 
 def test_an_address_beyond_ascii_is_a_label_that_ray_takes() -> None:
     Reporter({"table": "/home/müller/t#1", "run_id": "0"}).report([Sample("embedder_documents", 1.0)])
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
+def test_a_ray_that_does_not_come_up_is_said_in_a_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("the node timed out")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(
+        ClusterError, match=r"^Ray \(.*\): does not come up \(the node timed out\); look at RAY_ADDRESS, load, memory and disk$"
+    ):
+        start_ray()
