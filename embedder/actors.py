@@ -6,11 +6,11 @@ The driver needs no more than their names, and is spared the seconds that import
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.collector import collected_rarely
@@ -21,7 +21,7 @@ from embedder.model.results import Encoded
 from embedder.model.weighing import Weighing
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places
-from embedder.quantization import quantize
+from embedder.quantization import Floats, quantize
 from embedder.schema import CHUNKS, Reason
 from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
@@ -36,8 +36,6 @@ then on makes up for it after some 400,000 bytes of text, a quarter as many comp
 
 MOST_BROKEN = 16
 """Documents of a unit, none of which has a vector of numbers: beyond, it is the model that fails and not the documents."""
-
-Floats = npt.NDArray[np.float32]
 
 logger = logging.getLogger("embedder")
 
@@ -67,7 +65,7 @@ class Pool:
         return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
 
 
-class Actor:
+class Actor(ABC):
     """Begins once a worker, and is then called with one row after the other.
 
     What it refuses to begin with it raises at its first row. Raised while Ray makes the actor, Ray would begin again some times and
@@ -88,13 +86,13 @@ class Actor:
             raise self._refusal
         return self.answer(row)
 
+    @abstractmethod
     def begin(self, *args: Any) -> None:
         """Load what every row needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, row: Row) -> dict[str, Any]:
         """Give what becomes of a row."""
-        raise NotImplementedError
 
 
 class EncoderActor(Actor):

@@ -42,7 +42,7 @@ from embedder.spec import EmbeddingSpec, Pooling
 logger = logging.getLogger("embedder")
 
 MOST_GRAPHS = 32
-"""Compiled for one model: a kind of layer takes two or three. One more is an error, since it would run uncompiled."""
+"""Compiled for one model: three for most, seven for ModernBERT. One more is an error, since it would run uncompiled."""
 
 Forward = Callable[[Batch], Tensor]
 """A batch → W numbers for each of its rows."""
