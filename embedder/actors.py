@@ -15,17 +15,17 @@ import pyarrow as pa
 
 from embedder.collector import collected_rarely
 from embedder.config import Backend, Layout
-from embedder.errors import EmbedderError, ModelError
+from embedder.core.errors import EmbedderError, ModelError
+from embedder.core.quantization import Floats, quantize
+from embedder.core.schema import CHUNKS, Reason
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.units import Stats
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.model.weighing import Weighing
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places
-from embedder.quantization import Floats, quantize
-from embedder.schema import CHUNKS, Reason
-from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
-from embedder.work import Stats
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder

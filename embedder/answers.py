@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.rotation import read_rotation
 from embedder.filters import Filter, parse_filter
-from embedder.model.rotation import read_rotation
 from embedder.query import QueryEncoder
 from embedder.search import Hit, Target
 

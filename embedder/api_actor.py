@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.actors import Actor
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.quantization import quantize
+from embedder.core.schema import Reason
+from embedder.core.units import Stats
 from embedder.model.api import ApiEncoded, ApiEncoder
-from embedder.quantization import quantize
-from embedder.schema import Reason
 from embedder.stages import Job, Row, check_probe, from_ipc, to_ipc
 from embedder.text.estimating import slice_chunks
-from embedder.work import Stats
 
 MOST_SHOWN = 3
 """Refusals of a unit that are logged; all are in the quarantine."""

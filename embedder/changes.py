@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedder.errors import CommitError, VersionGoneError
+from embedder.core.errors import CommitError, VersionGoneError
+from embedder.core.storage import Options, map_threads
+from embedder.core.units import PartName, bucket_key
 from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_committed, read_table
-from embedder.planning import bucket_key
-from embedder.storage import Options, map_threads
-from embedder.work import PartName
 
 KEY = ("shard", "doc_id", "chunk")
 """What names a row for good: ids are unique within a shard only."""

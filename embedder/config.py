@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from embedder.core.schema import check_metadata_names, name_columns
+from embedder.core.spec import API, Exit, Quantization
 from embedder.remote import refuse_local_settings, refuse_run_settings
-from embedder.schema import check_metadata_names, name_columns
 from embedder.sections import Address, NonEmpty, Section, TableAddress
-from embedder.spec import API, Exit, Quantization
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from embedder.config import CutTableConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.quantization import Floats, Ranges, cut_vectors, quantize
+from embedder.core.rotation import digest_array
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
-from embedder.model.rotation import digest_array
 from embedder.output.vectors import vector_column
-from embedder.quantization import Floats, Ranges, cut_vectors, quantize
-from embedder.spec import EmbeddingSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
 
 SHARDS = tuple(f"stdlib-{number}.{suffix}" for number, suffix in enumerate(["jsonl.gz"] * 4 + ["parquet"] * 4))
 

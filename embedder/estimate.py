@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.planning import Plan
-from embedder.work import PartName
+from embedder.core.plan import Plan
+from embedder.core.units import PartName
 
 RUNS_LEARNED_FROM = 10
 SECONDS_AN_HOUR = 3600.0

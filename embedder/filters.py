@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 Value = str | int | float | bool | datetime | date

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError, StorageError
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Store
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Store
 
 _SWEPT = frozenset({"model", "revision", "depth", "dim", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"})
 """Fields of a spec that a report covers several of, or that name no other space."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from embedder.errors import CommitError
+from embedder.core.errors import CommitError
+from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.storage import Options
 from embedder.output.table import MAINTENANCE_KEY, Commit, list_commits
-from embedder.spec import EmbeddingSpec, digest
-from embedder.storage import Options
 
 RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
 _FIGURES = (

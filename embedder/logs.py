@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 
 VARIABLE = "EMBEDDER_LOG"
 FORMATS = ("text", "json")

@@ -12,8 +12,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embedder.errors import ConfigError
-from embedder.retries import brief, patiently
+from embedder.core.errors import ConfigError
+from embedder.core.retry import brief, patiently
 
 VARIABLE = "EMBEDDER_NOTIFY_URL"
 """In the environment and nowhere else: such an address is a secret."""

@@ -28,16 +28,16 @@ from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
 from embedder.config import CPU_TOKENS, ComputeConfig
-from embedder.errors import ClusterError, ConfigError, EmbedderError
+from embedder.core.errors import ClusterError, ConfigError, EmbedderError
+from embedder.core.plan import Plan
+from embedder.core.retry import brief
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.units import Part, Stats, Task
 from embedder.logs import held_stderr
 from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.results import ExitStates
-from embedder.planning import Plan
-from embedder.retries import brief
-from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.text.rarity import Counts
-from embedder.work import Part, Stats, Task
 
 API_ACTORS = 4
 """Requests in flight at a time, of some seconds each, where the settings do not say."""

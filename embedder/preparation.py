@@ -7,18 +7,18 @@ from typing import TypeVar
 import pyarrow as pa
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError, EmbedderError, EmptySourceError
+from embedder.core.errors import ConfigError, EmbedderError, EmptySourceError
+from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
+from embedder.core.schema import table_schema
+from embedder.core.spec import EmbeddingSpec, digest
 from embedder.gate import check_gate
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.output.parts import Folder
 from embedder.output.table import TableState, read_table
-from embedder.planning import Plan, choose_bucket_bits, group_shards, plan_work
-from embedder.schema import table_schema
 from embedder.source.apart import refuse_own_source
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards
-from embedder.spec import EmbeddingSpec, digest
 
 PART_VERSION = 1
 """Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""

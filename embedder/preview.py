@@ -7,17 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embedder.core.plan import SMALL_SHARD_BYTES
+from embedder.core.storage import map_threads
+from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
 from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_records
-from embedder.planning import SMALL_SHARD_BYTES, bucket_key, shard_key
 from embedder.preparation import Prepared
 from embedder.progress import align
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
-from embedder.storage import map_threads
 from embedder.text.estimating import chunk_counted
-from embedder.work import Shard
 
 SHOWN_SHARDS = 10
 SAMPLE_DOCUMENTS = 200

@@ -10,8 +10,8 @@ from types import MappingProxyType, TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from embedder.core.units import Part, PartName, Stats, Task
 from embedder.logs import about, is_json
-from embedder.work import Part, PartName, Stats, Task
 
 LOG_SECONDS = 10.0
 NO_REASONS: Mapping[str, int] = MappingProxyType({})

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.rotation import Floats, read_rotation
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
-from embedder.model.rotation import Floats, read_rotation
 from embedder.output.record import read_spec
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options
 from embedder.text.estimating import make_chunker, slice_chunks
 
 Embed = Callable[[pa.Table, Sequence[str]], npt.NDArray[np.float32]]

@@ -1,10 +1,10 @@
 """A spec → the lines of plain sentence-transformers, or of openai, that make the same query vectors, where these can."""
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.rotation import rotation_uri
+from embedder.core.spec import API, EmbeddingSpec
 from embedder.model.families import find_family
 from embedder.model.files import PACKAGE, ModelRecipe, locate_model, read_recipe
-from embedder.model.rotation import rotation_uri
-from embedder.spec import API, EmbeddingSpec
 
 
 def write_recipe(spec: EmbeddingSpec, table: str) -> str:

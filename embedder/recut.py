@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from embedder.config import CutTableConfig, EmbedConfig, TableConfig
+from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.redaction import mask_secrets
+from embedder.core.rotation import keep_rotation, read_rotation
+from embedder.core.schema import VECTORS
+from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.storage import Store, map_threads
+from embedder.core.units import Part, PartName, Stats
 from embedder.cutting import Cut, plan_cut
-from embedder.errors import ConfigError, EmbedderError
-from embedder.masking import mask_secrets
-from embedder.model.rotation import keep_rotation, read_rotation
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.vectors import column_codes
-from embedder.schema import VECTORS
 from embedder.sections import Section
-from embedder.spec import EmbeddingSpec, digest
-from embedder.storage import Store, map_threads
 from embedder.summary import describe_environment
-from embedder.work import Part, PartName, Stats
 
 NUM_THREADS = 8
 """Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""

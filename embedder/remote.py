@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from embedder.spec import API
+from embedder.core.spec import API
 
 if TYPE_CHECKING:
     from embedder.config import ComputeConfig, EmbedConfig, EmbeddingConfig

@@ -9,17 +9,16 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.quantization import Floats, cut_vectors
+from embedder.core.rotation import read_rotation
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options
+from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.filters import Filter
-from embedder.model.rotation import read_rotation
 from embedder.output.table import read_table
 from embedder.output.vectors import column_codes
-from embedder.planning import bucket_key, shard_key
-from embedder.quantization import Floats, cut_vectors
 from embedder.search import Hit, Target, open_dataset
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options
-from embedder.work import PartName
 
 RESCORED = 10
 """Rows looked at for each one wanted."""

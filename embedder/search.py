@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from deltalake.exceptions import TableNotFoundError
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
+from embedder.core.quantization import Floats, restore
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options
 from embedder.filters import Filter, columns_of, passes
 from embedder.output.record import read_record
 from embedder.output.table import open_delta
 from embedder.output.vectors import Codes, column_codes
-from embedder.quantization import Floats, restore
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options
 
 BATCH_ROWS = 16_384
 """A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""

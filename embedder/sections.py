@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
 
-from embedder.masking import has_password
+from embedder.core.redaction import has_password
 
 _NOT_OPENED = re.compile(r"[#?\\]|::|%[0-9A-Fa-f]{2}")
 

@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from embedder.collector import collect_no_more
-from embedder.errors import ConfigError, EmbedderError
+from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.redaction import mask_secrets, mask_value
 from embedder.flags import Loader, Place, lengthen, section_type, set_flag, split_args, suggest
 from embedder.logs import complain, is_json
-from embedder.masking import mask_secrets, mask_value
 
 Config = TypeVar("Config", bound=BaseModel)
 NO_SHORT: Mapping[str, str] = {}

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.errors import CommitError
+from embedder.core.errors import CommitError
+from embedder.core.storage import READ_BLOCK_BYTES
 from embedder.source.documents import SLICE_BYTES
-from embedder.storage import READ_BLOCK_BYTES
 
 MOST_ROWS_PER_UNIT = 1_000_000
 UNITS_PER_ENCODER = 20

@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from embedder.core.plan import Plan, group_shards, plan_work
+from embedder.core.units import PartName, Task
 from embedder.output.parts import Folder, read_batches
-from embedder.planning import Plan, group_shards, plan_work
 from embedder.preparation import Prepared, layout_of
-from embedder.work import PartName, Task
 
 logger = logging.getLogger("embedder")
 

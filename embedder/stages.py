@@ -17,22 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config import OutputConfig, SourceConfig
-from embedder.errors import EmbedderError, ModelError, SourceError
+from embedder.core.errors import EmbedderError, ModelError, SourceError
+from embedder.core.plan import Plan
+from embedder.core.quantization import Ranges
+from embedder.core.schema import CHUNKS, QUARANTINE
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.units import Part, PartName, Stats, Task
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from embedder.output.reuse import PreviousParts, index_parts, take_reusable
 from embedder.output.vectors import Codes, column_codes, from_bytes
-from embedder.planning import Plan
-from embedder.quantization import Ranges
-from embedder.schema import CHUNKS, QUARANTINE
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.rows import EXCERPT_CHARS
-from embedder.spec import EmbeddingSpec
 from embedder.text.chunking import chunk_documents
 from embedder.text.estimating import chunk_counted
 from embedder.text.rarity import count_tokens
 from embedder.text.tokenizing import load_tokenizer
-from embedder.work import Part, PartName, Stats, Task
 
 PROBE_COSINE = 0.99
 """A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""

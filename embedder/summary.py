@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from embedder import __version__
+from embedder.core.units import Stats
 from embedder.progress import align
 from embedder.revision import read_revision
-from embedder.work import Stats
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import tyro
 
 from embedder.changes import name_rows, read_changes
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.progress import align
 from embedder.settings import run_job
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.history import lay_out, read_history
 from embedder.settings import run_job
 

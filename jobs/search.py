@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from embedder.answers import answer_all, read_questions, render
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.recipes import write_recipe
 from embedder.settings import run_job
 from embedder.stores.searching import open_target

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import tyro
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.output.table import list_commits
 from embedder.progress import align
 from embedder.settings import load_config, run_job

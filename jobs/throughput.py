@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from embedder.errors import EmbedderError
+from embedder.core.errors import EmbedderError
 from embedder.study.throughput import SHAPES, build_random_encoder, measure_throughput
 
 

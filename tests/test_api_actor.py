@@ -12,13 +12,13 @@ import pytest
 
 from embedder.api_actor import MOST_REFUSED, ApiActor
 from embedder.config import ChunkingConfig, EmbeddingConfig, OutputConfig, SourceConfig
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.schema import DOCUMENTS
+from embedder.core.units import Stats
 from embedder.model.api import ApiEncoder
 from embedder.model.api_spec import resolve_api
-from embedder.schema import DOCUMENTS
 from embedder.stages import Job, from_ipc, to_ipc
 from embedder.text.estimating import chunk_counted
-from embedder.work import Stats
 from tests.api_server import ApiServer, run_api_server
 
 LONG = "a river runs past an engine and a violin " * 4

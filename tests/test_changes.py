@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 import embedder.changes
 from embedder.changes import KEY, Changes, digest_contents, plan_changes, read_changes
-from embedder.errors import CommitError, ConfigError, VersionGoneError
+from embedder.core.errors import CommitError, ConfigError, VersionGoneError
+from embedder.core.schema import VECTORS
+from embedder.core.spec import Quantization
+from embedder.core.units import PartName
 from embedder.output.parts import read_batches
 from embedder.output.table import open_delta
-from embedder.schema import VECTORS
-from embedder.spec import Quantization
-from embedder.work import PartName
 from jobs.diff import main
 from tests.tables import Corpus, MadeTable
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.core.errors import StorageError
 from embedder.demo import SHARDS, Corpus, write_corpus
-from embedder.errors import StorageError
 from jobs.demo import main
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.core.plan import Plan
+from embedder.core.units import PartName, Shard, Task
 from embedder.estimate import Price, Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
-from embedder.planning import Plan
 from embedder.preview import describe_estimate
-from embedder.work import PartName, Shard, Task
 
 
 def record(**values: Any) -> dict[str, Any]:

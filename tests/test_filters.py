@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.filters import Compare, Filter, Group, Has, IsNull, OneOf, parse_filter, passes
 from embedder.stores.sql import Dialect, render_sql
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.spec import EmbeddingSpec
 from embedder.gate import check_gate
-from embedder.spec import EmbeddingSpec
 
 SPEC = EmbeddingSpec(
     model="m", revision=None, model_checksum="c", depth=6, final_norm="none", pooling="mean", layer_norm=False, prompt="",

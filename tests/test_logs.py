@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from embedder.errors import ConfigError, SourceError
+from embedder.core.errors import ConfigError, SourceError
 from embedder.logs import _about, about, log_about, start_logging
 from embedder.settings import run_job
 

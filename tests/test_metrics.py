@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.metrics import METRICS, RUN_LABELS, measure
 from embedder.progress import Meter
-from embedder.work import Part, PartName, Shard, Stats, Task
 
 DASHBOARD = json.loads((Path(__file__).parents[1] / "deploy/grafana/dashboard.json").read_text())
 NAMES = {f"ray_{metric.name}" + ("_total" if metric.kind == "counter" else "") for metric in METRICS}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
 from embedder.notices import VARIABLE, check_address, tell_end, tell_error
 from embedder.settings import Terminated, run_job
 

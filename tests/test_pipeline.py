@@ -12,7 +12,8 @@ import pytest
 
 from embedder.actors import Pool, choose_token_budget
 from embedder.config import Backend, ComputeConfig
-from embedder.errors import ClusterError, ConfigError, ModelError
+from embedder.core.errors import ClusterError, ConfigError, ModelError
+from embedder.core.units import Stats
 from embedder.metrics import Sample
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
@@ -21,7 +22,6 @@ from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool, start_ray
 from embedder.places import BusyClock, Places
 from embedder.stages import Row, check_probe, from_ipc, to_ipc
-from embedder.work import Stats
 
 
 class DeathError(Exception):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.units import Part, PartName, Stats
 from embedder.output.table import Change, commit_table
 from embedder.preparation import Prepared, prepare_run
-from embedder.work import Part, PartName, Stats
 from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.real
@@ -76,7 +76,7 @@ def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: li
 
 def test_how_many_buckets_there_are_stays_until_the_space_changes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(site, prepare_run(site.config()))
-    monkeypatch.setattr("embedder.planning.BUCKET_SHARDS", 1)
+    monkeypatch.setattr("embedder.core.plan.BUCKET_SHARDS", 1)
     for number in range(1, 4):
         site.corpus.put(f"{number}.jsonl", documents(5 * number, 5))
     assert prepare_run(site.config()).bucket_bits == 0

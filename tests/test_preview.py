@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from embedder.planning import SMALL_SHARD_BYTES
+from embedder.core.plan import SMALL_SHARD_BYTES
+from embedder.core.units import Shard
 from embedder.preparation import prepare_run
 from embedder.preview import Preview, choose_shards, preview_run
-from embedder.work import Shard
 from tests.integration.conftest import Corpus, Site, documents
 
 

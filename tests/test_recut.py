@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from embedder.config import CutTableConfig, EmbedConfig
+from embedder.core.errors import ConfigError
+from embedder.core.quantization import Ranges, to_int8
+from embedder.core.rotation import digest_array, read_rotation
 from embedder.cutting import plan_cut
-from embedder.errors import ConfigError
 from embedder.maintenance.compaction import compact_table
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
-from embedder.model.rotation import digest_array, read_rotation
 from embedder.model.weighing import start_weighing
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
-from embedder.quantization import Ranges, to_int8
 from embedder.recut import RecutConfig, check_cuts, run_cuts, run_recut
+from tests.core.test_spec import SPEC
 from tests.tables import DIM, Corpus, MadeTable
 from tests.tables import SPEC as PARENT_SPEC
-from tests.test_spec import SPEC
 
 CORPUS: Corpus = {
     "large-a": [("a1", "one two three", "x"), ("a2", "four", "y"), ("bad", "", "z")],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.answers import BOLD, PLAIN, Answer, excerpt, render, split_sentences
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
 from embedder.filters import parse_filter
 from embedder.search import Hit, nearest_rows, open_dataset, open_table
 from jobs.search import main

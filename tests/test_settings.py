@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
-from embedder.masking import has_password, mask_secrets, mask_text
+from embedder.core.errors import ConfigError
+from embedder.core.redaction import has_password, mask_secrets, mask_text
 from embedder.recut import RecutConfig
 from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.stores.config import LoadConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError
 from embedder.sizing import Document, Fleet, describe_size, learn_document, round_down, simulate, size_fleet
 from jobs.size import main
 from tests.tables import MadeTable
@@ -109,7 +109,7 @@ def test_a_setting_has_two_digits() -> None:
 
 
 def test_what_is_held_between_stages_is_as_large_as_a_real_unit() -> None:
-    from embedder.schema import CHUNKS, DOCUMENTS
+    from embedder.core.schema import CHUNKS, DOCUMENTS
     from embedder.stages import to_ipc
 
     count, text = 500, "word " * 120

@@ -8,11 +8,11 @@ import pytest
 
 from embedder import stages
 from embedder.config import OutputConfig, SourceConfig
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.units import Task
 from embedder.output.attempts import ATTEMPTS_FOLDER
 from embedder.source.shards import list_shards
-from embedder.spec import EmbeddingSpec
 from embedder.stages import Job, prepare_units
-from embedder.work import Task
 
 MAX_ATTEMPTS = 3
 

@@ -4,16 +4,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from embedder.errors import CommitError, ModelError, StorageError
+from embedder.core.errors import CommitError, ModelError, StorageError
+from embedder.core.rotation import ROTATION_FOLDER, read_rotation
+from embedder.core.storage import Found, Options, Store, map_threads
+from embedder.core.units import PartName, Stats, find_chain
 from embedder.maintenance.deep import check_rows
-from embedder.model.rotation import ROTATION_FOLDER, read_rotation
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, read_footer
 from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.upkeep import read_quarantined
-from embedder.planning import find_chain
 from embedder.progress import align
-from embedder.storage import Found, Options, Store, map_threads
-from embedder.work import PartName, Stats
 
 
 @dataclass(frozen=True, slots=True)

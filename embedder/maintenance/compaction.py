@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from embedder.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError
+from embedder.core.schema import QUARANTINE
+from embedder.core.storage import Options, map_threads
+from embedder.core.units import Part, PartName, Stats
 from embedder.output.parts import Folder, encode_batches, encode_parquet, read_batches, read_footer, read_part, read_schema
 from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.progress import align
-from embedder.schema import QUARANTINE
-from embedder.storage import Options, map_threads
-from embedder.work import Part, PartName, Stats
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import tyro
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.storage import Options
 from embedder.settings import load_config
-from embedder.storage import Options
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from embedder.errors import ConfigError, ModelError
-from embedder.quantization import Floats
-from embedder.retries import brief, patiently
-from embedder.spec import API, EmbeddingSpec
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.quantization import Floats
+from embedder.core.retry import brief, patiently
+from embedder.core.spec import API, EmbeddingSpec
 
 try:
     import openai

@@ -7,13 +7,13 @@ from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.quantization import Floats
+from embedder.core.spec import API, EmbeddingSpec, digest
 from embedder.model.api import PROBE_TEXT, ApiClient, ApiEncoder, RefusedError, choose_address
 from embedder.model.checksum import TOKENIZER_FILES
 from embedder.model.files import PACKAGE, locate_model
 from embedder.model.resolve import ResolvedModel, check_room, open_tokenizer
-from embedder.quantization import Floats
-from embedder.spec import API, EmbeddingSpec, digest
 
 MAX_TOKENS = {"text-embedding-3-small": 8191, "text-embedding-3-large": 8191, "text-embedding-ada-002": 8191}
 """Of OpenAI's own models: an API does not say."""

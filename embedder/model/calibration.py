@@ -14,12 +14,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from embedder.errors import ConfigError
-from embedder.model.rotation import digest_array
+from embedder.core.errors import ConfigError
+from embedder.core.quantization import Ranges
+from embedder.core.rotation import digest_array
+from embedder.core.spec import EmbeddingSpec, Exit, digest
+from embedder.core.storage import Options, Store
 from embedder.model.weighing import Weighing
-from embedder.quantization import Ranges
-from embedder.spec import EmbeddingSpec, Exit, digest
-from embedder.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 

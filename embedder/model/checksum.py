@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model.layout import blaming, read_json
 
 WEIGHTS = "model.safetensors"

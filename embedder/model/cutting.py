@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.rotation import Floats, check_rotation
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import ModelRecipe
 from embedder.model.loading import load_trained, load_transformer
 from embedder.model.pooling import Head, load_steps
-from embedder.model.rotation import Floats, check_rotation
-from embedder.spec import EmbeddingSpec
 
 
 def load_layers(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, dtype: torch.dtype) -> PreTrainedModel:

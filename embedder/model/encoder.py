@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from embedder.config import Backend, Layout
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.rotation import Floats
+from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch, LayoutName, Queued, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.cutting import load_layers, load_way_out
@@ -33,11 +35,9 @@ from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.pooling import POOLERS, Head
 from embedder.model.probing import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.results import Encoded, ExitStates
-from embedder.model.rotation import Floats
 from embedder.model.runtime import set_threads
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
 from embedder.model.weighing import Weighing
-from embedder.spec import EmbeddingSpec, Pooling
 
 logger = logging.getLogger("embedder")
 

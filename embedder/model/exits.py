@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedder.core.spec import Pooling
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
 from embedder.model.taps import LayerPooler, PoolLayer
 from embedder.model.weighing import LEAD_TOKENS, NUM_QUERIES, Weighing
-from embedder.spec import Pooling
 
 Floats = npt.NDArray[np.float32]
 

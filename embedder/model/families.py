@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.spec import Pooling
 from embedder.model.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.families import Family, find_family, is_causal, position_limit
 from embedder.model.layout import Layout, Step, blaming, read_json, read_layout
-from embedder.spec import Pooling
 
 PACKAGE = "package:"
 _HUB_FILES = ["*.json", "*.safetensors", *sorted(name for name in TOKENIZER_FILES if not name.endswith(".json"))]

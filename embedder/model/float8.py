@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import ScalingType, scaled_mm
 
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.model.backends import EMULATED
 
 FLOAT8 = torch.float8_e4m3fn

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embedder.errors import ModelError
-from embedder.spec import Pooling
+from embedder.core.errors import ModelError
+from embedder.core.spec import Pooling
 
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": "Identity",

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from embedder.config import Backend, Layout
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.spec import FinalNorm
 from embedder.model.backends import check_backend, has_openvino
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import ExitMap
@@ -20,7 +21,6 @@ from embedder.model.families import find_family
 from embedder.model.files import ModelRecipe
 from embedder.model.float8 import check_device
 from embedder.model.layout import blaming
-from embedder.spec import FinalNorm
 
 logger = logging.getLogger(__name__)
 

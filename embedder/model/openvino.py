@@ -16,7 +16,7 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model.batches import Batch, PaddedBatch
 from embedder.model.families import find_family, is_causal
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch
 from embedder.model.layout import Step, blaming
-from embedder.spec import EmbeddingSpec, Pooling
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from embedder.config import Backend, Layout
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model.batches import LayoutName
 from embedder.model.families import position_limit
 

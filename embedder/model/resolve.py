@@ -8,13 +8,13 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.quantization import Ranges
+from embedder.core.rotation import Floats, digest_array
+from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files import ModelRecipe, locate_model, peek_model, read_recipe
 from embedder.model.layout import blaming
-from embedder.model.rotation import Floats, digest_array
-from embedder.quantization import Ranges
-from embedder.spec import EmbeddingSpec, FinalNorm
 
 
 @dataclass(frozen=True, slots=True)

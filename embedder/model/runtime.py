@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from embedder.retries import brief
+from embedder.core.retry import brief
 
 DEVICE_FAILED = 70
 """Exit status of a worker whose device failed: EX_SOFTWARE of sysexits.h."""

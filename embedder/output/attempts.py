@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from embedder.core.storage import Store
 from embedder.output.parts import Folder
-from embedder.storage import Store
 
 ATTEMPTS_FOLDER = "_attempts"
 

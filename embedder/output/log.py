@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from embedder.storage import Options, Store, map_threads
+from embedder.core.storage import Options, Store, map_threads
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 

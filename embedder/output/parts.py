@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
+from embedder.core.quantization import Ranges
+from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options, Store, map_threads
+from embedder.core.units import Part, PartName, Stats
 from embedder.output.vectors import Codes, quantization_of, vector_column
-from embedder.quantization import Ranges
-from embedder.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store, map_threads
-from embedder.work import Part, PartName, Stats
 
 QUARANTINE_FOLDER = "_quarantine"
 FOOTER_KEY = b"embedder"

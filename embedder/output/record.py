@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from embedder.errors import StorageError
-from embedder.quantization import Ranges, read_ranges
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store
+from embedder.core.errors import StorageError
+from embedder.core.quantization import Ranges, read_ranges
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options, Store
 
 INFO_KEY = "embedder"
 """Key of the run record in a commit's metadata. It holds the spec of the table's vectors."""

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedder.core.schema import LEADING, VECTORS
+from embedder.core.spec import Quantization
+from embedder.core.storage import map_threads
 from embedder.output.parts import Folder
-from embedder.schema import LEADING, VECTORS
-from embedder.spec import Quantization
-from embedder.storage import map_threads
 
 Int64s = npt.NDArray[np.int64]
 

@@ -13,14 +13,14 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
-from embedder.errors import CommitError, VersionGoneError
+from embedder.core.errors import CommitError, VersionGoneError
+from embedder.core.retry import brief, patiently
+from embedder.core.schema import QUARANTINE
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options, Store, delta_options, map_threads
+from embedder.core.units import Part, PartName
 from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
 from embedder.output.record import INFO_KEY, find_info
-from embedder.retries import brief, patiently
-from embedder.schema import QUARANTINE
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store, delta_options, map_threads
-from embedder.work import Part, PartName
 
 MAINTENANCE_KEY = "maintenance"
 """Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""

@@ -3,11 +3,11 @@
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from embedder.errors import CommitError
+from embedder.core.errors import CommitError
+from embedder.core.storage import Options, Store, delta_options
 from embedder.output.parts import QUARANTINE_FOLDER
 from embedder.output.record import INFO_KEY
 from embedder.output.table import MAINTENANCE_KEY, Change, commit_table, open_delta, read_table
-from embedder.storage import Options, Store, delta_options
 
 
 def write_checkpoint(uri: str, options: Options) -> tuple[int, int]:

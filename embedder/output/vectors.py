@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedder.schema import VECTORS
-from embedder.spec import EmbeddingSpec, Quantization
+from embedder.core.schema import VECTORS
+from embedder.core.spec import EmbeddingSpec, Quantization
 
 Codes = npt.NDArray[Any]
 

@@ -16,7 +16,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
 
 _GRPC_OFFSET = 10_000
 _START_SECONDS = 30

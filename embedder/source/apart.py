@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from embedder.config import CutTableConfig, EmbedConfig, OutputConfig
-from embedder.errors import ConfigError
-from embedder.storage import Store
+from embedder.core.errors import ConfigError
+from embedder.core.storage import Store
 
 
 def refuse_own_source(config: EmbedConfig) -> None:

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError, SourceError, StorageError
+from embedder.core.errors import ConfigError, SourceError, StorageError
+from embedder.core.storage import Store, map_threads
+from embedder.core.units import Shard
 from embedder.source.delimited import read_header
 from embedder.source.delta_types import can_be_fields, is_id, is_text, parse_type, to_delta_type, unify_types
 from embedder.source.jsonl import get_key, sample_jsonl
 from embedder.source.parquet import find_field, read_footer
 from embedder.source.shards import Encoding, ShardFormat, shard_format
 from embedder.source.streams import damage_explained
-from embedder.storage import Store, map_threads
-from embedder.work import Shard
 
 T = TypeVar("T")
 

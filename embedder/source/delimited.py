@@ -8,8 +8,8 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.types as is_
 
-from embedder.errors import SourceError
-from embedder.schema import Reason
+from embedder.core.errors import SourceError
+from embedder.core.schema import Reason
 from embedder.source.records import Getter, Getters, Records, batch_by_size, to_rows
 from embedder.source.rows import EXCERPT_CHARS, Reading, Rows
 from embedder.source.streams import read_blocks, read_lines

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as is_
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 

@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config import SourceConfig
-from embedder.errors import SourceError, StorageError
-from embedder.schema import DOCUMENTS, QUARANTINE
+from embedder.core.errors import SourceError, StorageError
+from embedder.core.schema import DOCUMENTS, QUARANTINE
+from embedder.core.storage import Store
+from embedder.core.units import Shard, Task
 from embedder.source.delimited import read_csv
 from embedder.source.jsonl import read_jsonl
 from embedder.source.parquet import read_footer, read_ids_before, read_parquet, slice_row_groups
@@ -17,8 +19,6 @@ from embedder.source.rows import CheckedRows, Reading, Rows, SeenIds, check_rows
 from embedder.source.shards import ShardFormat, shard_format
 from embedder.source.streams import damage_explained, open_each
 from embedder.source.text_files import read_text
-from embedder.storage import Store
-from embedder.work import Shard, Task
 
 T = TypeVar("T")
 

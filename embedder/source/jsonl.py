@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from embedder.schema import Reason
+from embedder.core.schema import Reason
 from embedder.source.records import Getter, Getters, Records, batch_by_size, to_rows
 from embedder.source.rows import Reading, Rows
 from embedder.source.streams import read_blocks, read_lines

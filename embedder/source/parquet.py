@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as is_
 
-from embedder.errors import SourceError
-from embedder.schema import Reason
+from embedder.core.errors import SourceError
+from embedder.core.schema import Reason
 from embedder.source.delta_types import is_id, is_text
 from embedder.source.rows import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
 from embedder.source.values import MISFITS, cast_column, excerpt_value

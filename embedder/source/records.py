@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedder.schema import Reason
+from embedder.core.schema import Reason
 from embedder.source.rows import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
 from embedder.source.values import MISFITS, build_column, excerpt_value
 

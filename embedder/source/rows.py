@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config import SourceConfig
-from embedder.schema import DOCUMENTS, QUARANTINE, Reason
+from embedder.core.schema import DOCUMENTS, QUARANTINE, Reason
+from embedder.core.units import Shard
 from embedder.source.values import excerpt_value
-from embedder.work import Shard
 
 EXCERPT_CHARS = 200
 Refusals = dict[int, tuple[Reason, str | None]]

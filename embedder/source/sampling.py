@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError, SourceError, StorageError
-from embedder.schema import DOCUMENTS
+from embedder.core.errors import ConfigError, SourceError, StorageError
+from embedder.core.schema import DOCUMENTS
+from embedder.core.storage import Store
+from embedder.core.units import Shard
 from embedder.source.documents import READERS
 from embedder.source.parquet import read_footer, slice_row_groups
 from embedder.source.rows import CheckedRows, Reading, SeenIds, check_rows
 from embedder.source.shards import Encoding, Listing, shard_format
 from embedder.source.streams import damage_explained
-from embedder.storage import Store
-from embedder.work import Shard
 
 MOST_SHARDS = 64
 """Shards a sample is first spread over, drawn by size; more are opened only where these hold too few documents."""

@@ -6,9 +6,9 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from embedder.config import Format, SourceConfig
-from embedder.errors import ConfigError, EmptySourceError
-from embedder.storage import WILDCARDS, Store
-from embedder.work import Shard
+from embedder.core.errors import ConfigError, EmptySourceError
+from embedder.core.storage import WILDCARDS, Store
+from embedder.core.units import Shard
 
 ShardFormat = Literal["parquet", "jsonl", "csv", "text"]
 

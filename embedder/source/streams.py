@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from embedder.errors import SourceError
-from embedder.storage import Options, Store
-from embedder.work import Shard
+from embedder.core.errors import SourceError
+from embedder.core.storage import Options, Store
+from embedder.core.units import Shard
 
 BLOCK_BYTES = 1 << 20
 SMALL_SHARD_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import IO
 
-from embedder.schema import Reason
+from embedder.core.schema import Reason
 from embedder.source.records import Getters, Records, to_rows
 from embedder.source.rows import Reading, Rows
 from embedder.source.streams import read_blocks

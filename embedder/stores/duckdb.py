@@ -7,10 +7,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.spec import Quantization
 from embedder.filters import Filter
 from embedder.search import Hit
-from embedder.spec import Quantization
 from embedder.stores.config import DuckdbConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema

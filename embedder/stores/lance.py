@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, HnswSq, IvfFlat, IvfPq
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
+from embedder.core.redaction import mask_text
+from embedder.core.spec import Quantization
+from embedder.core.storage import delta_options
 from embedder.filters import Filter
-from embedder.masking import mask_text
 from embedder.search import Hit
-from embedder.spec import Quantization
-from embedder.storage import delta_options
 from embedder.stores.config import LanceConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema

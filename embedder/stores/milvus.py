@@ -11,11 +11,11 @@ import pyarrow as pa
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.redaction import mask_text
+from embedder.core.spec import Quantization
 from embedder.filters import Compare, Filter, Group, Has, IsNull, Value
-from embedder.masking import mask_text
 from embedder.search import Hit
-from embedder.spec import Quantization
 from embedder.stores.config import MilvusConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector

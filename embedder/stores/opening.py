@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
 from embedder.stores.config import LoadConfig
 from embedder.stores.protocol import VectorStore
 

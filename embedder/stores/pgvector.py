@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.redaction import mask_text
+from embedder.core.spec import Quantization
 from embedder.filters import Filter
-from embedder.masking import mask_text
 from embedder.search import Hit
-from embedder.spec import Quantization
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.payloads import to_json_value
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector

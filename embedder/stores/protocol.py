@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedder.core.quantization import Ranges
+from embedder.core.spec import EmbeddingSpec, Quantization
 from embedder.filters import Filter
-from embedder.quantization import Ranges
 from embedder.search import Hit
-from embedder.spec import EmbeddingSpec, Quantization
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.redaction import mask_text
+from embedder.core.spec import Quantization
 from embedder.filters import Compare, Filter, Group, IsNull, OneOf, Value
-from embedder.masking import mask_text
 from embedder.search import Hit
-from embedder.spec import Quantization
 from embedder.stores.config import QdrantConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.spec import digest
 from embedder.model.api import BATCH_TEXTS, ApiClient, choose_address, find_stop
-from embedder.spec import digest
 from embedder.study.cache import Cache, digest_texts
 from embedder.study.candidates import Report, Side
 from embedder.study.config import BaselineConfig

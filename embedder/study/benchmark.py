@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 
 from embedder.config import Backend, ChunkingConfig, EmbedConfig, EmbeddingConfig
+from embedder.core.schema import DOCUMENTS
 from embedder.demo import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model
@@ -29,7 +30,6 @@ from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.preparation import prepare_run
 from embedder.progress import align
 from embedder.run import run_embed
-from embedder.schema import DOCUMENTS
 from embedder.study.peers import open_peers
 from embedder.study.quality import cut, mean_reciprocal_rank
 from embedder.study.timing import Run, Timing, compare

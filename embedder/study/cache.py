@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedder.storage import Options, Store
+from embedder.core.storage import Options, Store
 
 Array = npt.NDArray[Any]
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from embedder.actors import Pool, Tapping
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.rotation import fit_rotation
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.rotation import fit_rotation
 from embedder.model.weighing import Weighing, start_weighing
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents

@@ -15,16 +15,16 @@ import pyarrow as pa
 import torch
 
 from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
+from embedder.core.rotation import digest_array
+from embedder.core.schema import DOCUMENTS
+from embedder.core.spec import EmbeddingSpec, Pooling, digest
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
-from embedder.model.rotation import digest_array
 from embedder.model.weighing import Weighing
-from embedder.schema import DOCUMENTS
-from embedder.spec import EmbeddingSpec, Pooling, digest
 from embedder.study.cache import Cache, digest_texts
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer

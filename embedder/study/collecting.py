@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embedder.core.quantization import Ranges
+from embedder.core.spec import Exit
 from embedder.model.calibration import ExitMap, RangeKey
 from embedder.model.results import ExitStates
-from embedder.quantization import Ranges
-from embedder.spec import Exit
 from embedder.study.exits import Features, Floats, Sums, unit
 
 logger = logging.getLogger("embedder")

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
+from embedder.core.spec import API
 from embedder.sections import NonEmpty, Section
-from embedder.spec import API
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]

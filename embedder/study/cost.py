@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from embedder.core.spec import Exit
 from embedder.model.encoder import Encoder
-from embedder.spec import Exit
 from embedder.study.timing import Run, compare
 
 

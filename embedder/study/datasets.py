@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.errors import ConfigError, StorageError
-from embedder.storage import Options, Store
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.storage import Options, Store
 from embedder.study.config import QualityConfig
 
 TOP = 100

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.calibration import ExitMap
 from embedder.model.exits import ExitPooler, normalise_states
@@ -27,7 +28,6 @@ from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import PoolLayer, tap_layers
 from embedder.model.weighing import Weighing
-from embedder.spec import EmbeddingSpec
 from embedder.study.config import DistillSettings
 from embedder.study.exits import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
 from embedder.study.steps import plan_steps, rate_at

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from embedder.spec import Exit
+from embedder.core.spec import Exit
 from embedder.study.candidates import CalibratedExit, Candidate, Floats, Side, Transformer
 from embedder.study.config import GridConfig, Precision, QuerySide
 from embedder.study.ranking import BITS

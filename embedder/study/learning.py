@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.actors import Pool, choose_token_budget
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
@@ -28,7 +29,6 @@ from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.model.weighing import NUM_QUERIES, Weighing
-from embedder.spec import EmbeddingSpec
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import LEAST_DEVIATION, Features, Floats, unit
 from embedder.study.steps import plan_steps, rate_at

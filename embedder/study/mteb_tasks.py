@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study.config import Precision
 from embedder.study.evaluation import Score, Scored, cosine_pairs
 from embedder.study.grid import Grid, View

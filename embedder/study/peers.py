@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study import peer_server
 from embedder.study.timing import Run
 

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 
 from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
-from embedder.errors import ConfigError, EmbedderError
+from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Store
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.float8 import check_device
@@ -16,8 +18,6 @@ from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
 from embedder.source.columns import inspect_source
 from embedder.source.sampling import Sample, sample_documents
 from embedder.source.shards import Listing, list_shards
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Store
 from embedder.study.candidates import choose_machine
 from embedder.study.config import BaselineConfig, GridConfig, SweepConfig
 from embedder.study.datasets import KNOWN_ITEMS, Retrieval, Similarity, make_known_items, read_beir, read_similarity

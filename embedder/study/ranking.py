@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedder.quantization import fit_ranges, from_binary, from_int8, to_binary, to_int8
+from embedder.core.quantization import fit_ranges, from_binary, from_int8, to_binary, to_int8
 from embedder.study.config import Precision
 
 Floats = npt.NDArray[np.float32]

@@ -12,11 +12,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from embedder.masking import mask_secrets
+from embedder.core.redaction import mask_secrets
+from embedder.core.rotation import digest_array
+from embedder.core.spec import Quantization
+from embedder.core.storage import Store
 from embedder.model.calibration import Calibration
-from embedder.model.rotation import digest_array
-from embedder.spec import Quantization
-from embedder.storage import Store
 from embedder.study.config import Precision, SweepConfig
 from embedder.study.datasets import Retrieval
 from embedder.study.page import EMULATED, is_emulated, render_page, show_rate, show_time

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study.config import PickConfig
 from embedder.study.cost import Cost
 from embedder.study.evaluation import Score, Scored

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.cutting import load_layers, load_way_out
 from embedder.model.encoder import Encoder
@@ -17,7 +18,6 @@ from embedder.model.files import locate_model, read_recipe
 from embedder.model.loading import resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.weighing import start_weighing
-from embedder.spec import EmbeddingSpec
 from embedder.study.candidates import tokenize
 from embedder.study.exits import choose_layers
 from embedder.study.timing import Run, compare

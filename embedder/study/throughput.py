@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.float8 import check_device, use_float8
 from embedder.model.loading import DTYPES, multiplies_bfloat16
 from embedder.model.pooling import Head
-from embedder.spec import EmbeddingSpec
 
 MOST_TOKENS = 512
 FLOAT8 = "float8"

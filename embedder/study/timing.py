@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from embedder.errors import EmbedderError
+from embedder.core.errors import EmbedderError
 
 Run = Callable[[], object]
 

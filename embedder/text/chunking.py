@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Encoding, Tokenizer
 
-from embedder.errors import ConfigError
-from embedder.schema import CHUNKS
-from embedder.spec import EmbeddingSpec
+from embedder.core.errors import ConfigError
+from embedder.core.schema import CHUNKS
+from embedder.core.spec import EmbeddingSpec
 from embedder.text.pieces import encode_texts
 from embedder.text.seams import find_cut, find_seams
 from embedder.text.tokenizing import Int32s, Tokens, find_frame, read_ids, read_tokens

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from embedder.schema import CHUNKS
-from embedder.spec import EmbeddingSpec
+from embedder.core.schema import CHUNKS
+from embedder.core.spec import EmbeddingSpec
 from embedder.text.chunking import Chunker, chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 
 Int32s = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]

@@ -15,10 +15,10 @@ import pytest
 from deltalake import DeltaTable
 
 from embedder.config import EmbedConfig
+from embedder.core.storage import Store
 from embedder.output.table import open_delta
 from embedder.preparation import prepare_run
 from embedder.run import run_embed
-from embedder.storage import Store
 from embedder.summary import Summary
 
 on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.output.table import read_table

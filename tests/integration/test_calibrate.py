@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.core.quantization import restore, to_int8
 from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.output.vectors import column_codes
-from embedder.quantization import restore, to_int8
 from embedder.query import QueryEncoder
 from embedder.search import open_table
 from embedder.study.calibrate import Calibrated, run_calibrate

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError
 from embedder.output.table import read_table
 from tests.integration.conftest import Corpus, Site, documents
 

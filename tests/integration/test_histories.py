@@ -15,16 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import embedder.core.plan
 import embedder.model.encoder
-import embedder.planning
 import embedder.run
 from embedder.actors import EncoderActor
+from embedder.core.plan import Plan
+from embedder.core.units import Task
 from embedder.maintenance.compaction import compact_table
 from embedder.model.encoder import Encoder
 from embedder.pipeline import Landed, Pool, landed
-from embedder.planning import Plan
 from embedder.stages import Job, prepare_units, task_row, write_unit
-from embedder.work import Task
 from tests.integration.conftest import Corpus, Site, sentences
 
 pytestmark = pytest.mark.slow
@@ -58,8 +58,8 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
     monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
     monkeypatch.setattr(embedder.run, "choose_pool", lambda compute, is_api: POOL)
-    monkeypatch.setattr(embedder.planning, "SMALL_SHARD_BYTES", 600)
-    monkeypatch.setattr(embedder.planning, "BUCKET_SHARDS", 2)
+    monkeypatch.setattr(embedder.core.plan, "SMALL_SHARD_BYTES", 600)
+    monkeypatch.setattr(embedder.core.plan, "BUCKET_SHARDS", 2)
 
 
 CONFIG: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.storage import Store
+from embedder.core.storage import Store
 from jobs.diff import main as diff
 from jobs.maintain import main as maintain
 from tests.integration.conftest import Site, documents

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.output.table import read_table
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
@@ -87,10 +87,10 @@ def site_of_size(tmp_path: Path, make_site: Callable[[str], Site]) -> Site:
 
 def test_a_disk_that_cannot_be_written_is_refused_by_name(tmp_path: Path, small_disk: list[str], repository: str) -> None:
     script = 'mount -t tmpfs -o ro tmpfs "$1" && "$2" -c "$3" "$1"'
-    check = "import sys; from embedder.storage import Store; Store(sys.argv[1]).check_writable()"
+    check = "import sys; from embedder.core.storage import Store; Store(sys.argv[1]).check_writable()"
     done = subprocess.run([*small_disk, script, "sh", tmp_path, sys.executable, check], cwd=repository, capture_output=True, text=True)
     assert done.returncode
-    assert done.stderr.splitlines()[-1].startswith(f"embedder.errors.StorageError: {tmp_path}/_writable-")
+    assert done.stderr.splitlines()[-1].startswith(f"embedder.core.errors.StorageError: {tmp_path}/_writable-")
     assert "Read-only file system" in done.stderr.splitlines()[-1]
 
 

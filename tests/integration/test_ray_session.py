@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ray
 def test_workers_find_the_s3_server(ray_session: None, bucket: str) -> None:
     import ray
 
-    from embedder.storage import Store
+    from embedder.core.storage import Store
 
     write = ray.remote(lambda uri: Store(uri).write_once(b"from a worker"))
     assert ray.get(write.remote(f"{bucket}/part")) is True

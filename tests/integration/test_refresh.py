@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from embedder.core.storage import Store
 from embedder.preparation import prepare_run
 from embedder.run import run_embed
-from embedder.storage import Store
 from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
 
 pytestmark = pytest.mark.ray

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from embedder.core.storage import Store
 from embedder.rehearsal.s3_server import S3Server
-from embedder.storage import Store
 
 pytestmark = pytest.mark.s3
 

@@ -5,10 +5,10 @@ import logging
 
 import pytest
 
-from embedder.errors import EmbedderError
+from embedder.core.errors import EmbedderError
+from embedder.core.storage import Store
 from embedder.output.parts import read_footer
 from embedder.rehearsal.s3_server import S3Server
-from embedder.storage import Store
 from tests.integration.conftest import Site, documents
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

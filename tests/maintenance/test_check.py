@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.core.rotation import digest_array, keep_rotation
+from embedder.core.units import PartName
 from embedder.maintenance.check import check_chains, check_table, repair_table
 from embedder.maintenance.deep import check_rows, count_misplaced, describe_faults
-from embedder.model.rotation import digest_array, keep_rotation
 from embedder.output.parts import FOOTER_KEY, Folder, encode_parquet, vector_column
-from embedder.work import PartName
 from tests.maintenance.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.changes import read_changes
-from embedder.errors import CommitError
+from embedder.core.errors import CommitError
+from embedder.core.plan import group_shards, plan_work
+from embedder.core.storage import Store
+from embedder.core.units import PartName, find_chain
 from embedder.maintenance.check import check_table
 from embedder.maintenance.compaction import compact_table, plan_merges
 from embedder.output.parts import ROW_GROUP_ROWS, Folder, read_part
 from embedder.output.table import Change, commit_table, open_delta, read_table
-from embedder.planning import find_chain, group_shards, plan_work
-from embedder.storage import Store
-from embedder.work import PartName
 from tests.maintenance.conftest import CORPUS
 from tests.tables import BITS, SCHEMA, MadeTable, as_shard
 

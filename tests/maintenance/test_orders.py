@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
+from embedder.core.rotation import digest_array, keep_rotation
 from embedder.maintenance.orders import Orders
-from embedder.model.rotation import digest_array, keep_rotation
 from embedder.output.table import read_table
 from embedder.recut import RecutConfig, run_recut
 from jobs.maintain import main

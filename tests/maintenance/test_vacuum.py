@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import embedder.core.plan
 import embedder.output.parts
-import embedder.planning
-from embedder.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError
+from embedder.core.plan import group_shards
+from embedder.core.storage import Found, Store
 from embedder.maintenance.vacuum import kind_of, plan_vacuum, vacuum_table
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
-from embedder.planning import group_shards
-from embedder.storage import Found, Store
 from tests.maintenance.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
 
@@ -168,7 +168,7 @@ def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(
     table.follow(CORPUS)
     table.follow(EDITED)
     age(table, 200)
-    planned = embedder.planning.plan_work
+    planned = embedder.core.plan.plan_work
 
     def vacuumed_after_planning(*args: object) -> object:
         plan = planned(*args)  # type: ignore[arg-type]

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder import retries
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.core import retry as retries
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.api import ApiEncoder, find_stop
 from embedder.model.api_spec import open_counted, resolve_api
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.spec import EmbeddingSpec
 from tests.api_server import ApiServer, run_api_server
 from tests.model.conftest import tokenize
 

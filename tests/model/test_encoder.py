@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
+from embedder.core.quantization import cut_vectors
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.quantization import cut_vectors
 from tests.model.conftest import TinyModel
 
 PROSE = [line for line in Path(torch.__file__).with_name("functional.py").read_text().splitlines() if len(line) > 30][:24]

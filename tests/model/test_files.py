@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model import files
 from embedder.model.families import FAMILIES
 from embedder.model.files import locate_model, peek_model, read_recipe

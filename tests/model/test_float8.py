@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_mm
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.model import float8
 from embedder.model.encoder import Encoder
 from embedder.model.families import FAMILIES

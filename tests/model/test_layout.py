@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model.layout import read_layout
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.model import loading
 from embedder.model.files import read_recipe
 from embedder.model.loading import assert_depth, load_transformer, resolve_dtype

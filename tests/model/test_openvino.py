@@ -13,15 +13,15 @@ import torch
 import embedder.model.backends as backends
 import embedder.model.openvino as backend
 from embedder.config import Backend, ChunkingConfig, ComputeConfig, EmbeddingConfig
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.spec import Pooling
 from embedder.demo import read_documents
-from embedder.errors import ConfigError, ModelError
 from embedder.model.backends import check_backend
 from embedder.model.encoder import Encoder
 from embedder.model.loading import resolve_backend
 from embedder.model.pooling import POOLERS
 from embedder.model.resolve import resolve_model
 from embedder.pipeline import lay_out_pool
-from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, TinyModel, tokenize
 from tests.model.test_exits import calibrate
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import embedder.model.attention as attention
-from embedder.errors import ConfigError, ModelError
+from embedder.core.errors import ConfigError, ModelError
+from embedder.core.spec import Pooling
 from embedder.model.attention import Segments
 from embedder.model.batches import LayoutName
 from embedder.model.cutting import load_way_out
@@ -23,7 +24,6 @@ from embedder.model.families import FAMILIES
 from embedder.model.files import read_recipe
 from embedder.model.loading import load_transformer, resolve_layout
 from embedder.model.probing import agree_on_layout
-from embedder.spec import Pooling
 from tests.model.conftest import CONFIGS, TinyModel
 from tests.model.test_exits import DEPTHS, LAYERS, WEIGHING, calibrate
 

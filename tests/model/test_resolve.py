@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.model.families import FAMILIES
 from embedder.model.resolve import resolve_model
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError, ModelError, StorageError
+from embedder.core.errors import ConfigError, ModelError, StorageError
+from embedder.core.quantization import Ranges
+from embedder.core.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
-from embedder.model.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
-from embedder.quantization import Ranges
 from embedder.study.exits import unit
+from tests.core.test_spec import SPEC
 from tests.model.conftest import TinyModel
 from tests.model.test_exits import calibrate
-from tests.test_spec import SPEC
 
 WIDTH = 64
 

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE
+from embedder.core.spec import digest
+from embedder.core.units import Part, PartName, Stats
 from embedder.output.parts import Folder, assemble_rows, footer_of, write_part
-from embedder.schema import CHUNKS, DOCUMENTS, QUARANTINE
-from embedder.spec import digest
-from embedder.work import Part, PartName, Stats
-from tests.test_spec import SPEC
+from tests.core.test_spec import SPEC
 
 TEXTS = ("one two", "drei 🦊 vier", "fünf sechs sieben")
 DIM = 8

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.errors import StorageError
+from embedder.core.errors import StorageError
+from embedder.core.schema import CHUNKS
+from embedder.core.units import Part
 from embedder.output.parts import Folder, assemble_rows, encode_parquet, read_part
 from embedder.output.vectors import vector_column
-from embedder.schema import CHUNKS
-from embedder.work import Part
 from tests.output.conftest import TEXTS, make_chunks, make_documents, make_vectors
 
 

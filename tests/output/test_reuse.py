@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedder.output.parts
+from embedder.core.spec import digest
+from embedder.core.units import Part
 from embedder.output.parts import Folder
 from embedder.output.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
-from embedder.spec import digest
-from embedder.work import Part
 from tests.output.conftest import TEXTS, make_vectors
 
 HASHES = [digest(text) for text in TEXTS]

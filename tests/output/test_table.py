@@ -14,15 +14,15 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from embedder.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError
+from embedder.core.schema import table_schema
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.units import Part
 from embedder.output.record import read_record
 from embedder.output.table import Change, commit_table, read_table, sync_quarantine
-from embedder.schema import table_schema
-from embedder.spec import EmbeddingSpec
-from embedder.work import Part
+from tests.core.test_spec import SPEC
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, break_first
 from tests.output.conftest import make_documents, make_vectors
-from tests.test_spec import SPEC
 
 SCHEMA = table_schema(pa.schema(list(make_documents().schema)[5:]), store_text=True)
 

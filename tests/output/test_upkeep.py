@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
+from embedder.core.units import Part
 from embedder.output.table import commit_table, read_table, sync_quarantine
 from embedder.output.upkeep import read_quarantined, write_checkpoint
-from embedder.work import Part
 from tests.output.test_table import change
 
 

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.core.quantization import Ranges, fit_ranges, quantize
+from embedder.core.schema import VECTORS
+from embedder.core.spec import Quantization
 from embedder.output.parts import assemble_rows, encode_parquet
 from embedder.output.vectors import Codes, column_codes, from_bytes, vector_column
-from embedder.quantization import Ranges, fit_ranges, quantize
-from embedder.schema import VECTORS
-from embedder.spec import Quantization
+from tests.core.test_spec import SPEC
 from tests.output.conftest import make_chunks, make_documents, make_vectors
-from tests.test_spec import SPEC
 
 QUANTIZATIONS: list[Quantization] = ["none", "int8", "binary"]
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.config import SourceConfig
+from embedder.core.units import Task
 from embedder.source.columns import inspect_source
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.shards import list_shards
-from embedder.work import Task
 
 Read = Callable[..., "Result"]
 Write = Callable[..., Path]

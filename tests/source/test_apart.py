@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedder.config import EmbedConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.source.apart import refuse_own_source
 
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError, SourceError
+from embedder.core.errors import ConfigError, SourceError
 from embedder.source.columns import infer_type, inspect_source
 from embedder.source.shards import list_shards
 

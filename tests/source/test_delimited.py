@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from embedder.errors import SourceError
+from embedder.core.errors import SourceError
 
 
 def test_quoted_newlines_commas_and_quotes_are_part_of_a_field(write_file, read):

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedder.config import SourceConfig
-from embedder.errors import SourceError
-from embedder.schema import DOCUMENTS, QUARANTINE
+from embedder.core.errors import SourceError
+from embedder.core.schema import DOCUMENTS, QUARANTINE
+from embedder.core.units import Shard, Task
 from embedder.source import documents, streams
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
-from embedder.work import Shard, Task
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RECORDS = [{"id": str(n % 17), "text": f"text {n} " * (n % 5), "n": n} for n in range(40)]

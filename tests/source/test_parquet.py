@@ -4,12 +4,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.config import SourceConfig
-from embedder.errors import SourceError
+from embedder.core.errors import SourceError
+from embedder.core.units import Task
 from embedder.source import documents, parquet
 from embedder.source.documents import read_units, slice_parquet
 from embedder.source.parquet import slice_row_groups
 from embedder.source.shards import list_shards
-from embedder.work import Task
 
 NO_METADATA = pa.schema([])
 

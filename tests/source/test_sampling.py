@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError, SourceError
+from embedder.core.errors import ConfigError, SourceError
 from embedder.source import sampling
 from embedder.source.sampling import Sample, sample_documents
 from embedder.source.shards import list_shards

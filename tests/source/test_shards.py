@@ -3,9 +3,9 @@ import os
 import pytest
 
 from embedder.config import SourceConfig
-from embedder.errors import ConfigError, SourceError
+from embedder.core.errors import ConfigError, SourceError
+from embedder.core.storage import Store
 from embedder.source.shards import Encoding, list_shards, shard_format
-from embedder.storage import Store
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])

@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.core.quantization import Ranges, quantize
+from embedder.core.schema import QUARANTINE, table_schema
+from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.units import PartName, Stats, task_key
 from embedder.output.parts import Folder, footer_of, write_part
 from embedder.output.table import Change, commit_table, open_delta, read_table
 from embedder.output.vectors import vector_column
-from embedder.quantization import Ranges, quantize
-from embedder.schema import QUARANTINE, table_schema
-from embedder.spec import EmbeddingSpec, digest
 from embedder.stores.config import LoadConfig
 from embedder.stores.loading import Report, bring_in_step, read_version
 from embedder.stores.opening import open_store
 from embedder.stores.protocol import Loaded
-from embedder.work import PartName, Stats, task_key
-from tests.test_spec import SPEC
+from tests.core.test_spec import SPEC
 
 DIM = 8
 TABLE_SPEC = SPEC.model_copy(update={"dim": DIM})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from embedder.errors import ConfigError, StorageError, VersionGoneError
+from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.filters import parse_filter
 from embedder.search import nearest_rows, open_dataset, open_table
 from embedder.stores.loading import bring_in_step, read_version

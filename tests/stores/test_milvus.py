@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.stores.config import MilvusConfig
 from embedder.stores.milvus import MilvusStore
 from embedder.stores.protocol import Loaded

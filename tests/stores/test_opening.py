@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, StorageError
 from embedder.settings import dump_config, load_config
 from embedder.stores.config import STORE_SECTIONS, LoadConfig
 from embedder.stores.opening import open_store

@@ -9,7 +9,7 @@ from embedder.stores.config import PgvectorConfig
 from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.protocol import Loaded
 from embedder.stores.rows import row_id_of, store_schema
-from tests.test_spec import SPEC
+from tests.core.test_spec import SPEC
 
 pytestmark = pytest.mark.real
 

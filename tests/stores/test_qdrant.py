@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.filters import parse_filter
 from embedder.stores.config import QdrantConfig
 from embedder.stores.protocol import Loaded

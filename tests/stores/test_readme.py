@@ -13,14 +13,14 @@ import pytest
 import yaml
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.core.schema import QUARANTINE, table_schema
+from embedder.core.spec import digest
+from embedder.core.units import PartName, Stats
 from embedder.model.resolve import resolve_model
 from embedder.output.parts import Folder, footer_of, write_part
 from embedder.output.table import Change, commit_table
 from embedder.output.vectors import vector_column
 from embedder.query import QueryEncoder
-from embedder.schema import QUARANTINE, table_schema
-from embedder.spec import digest
-from embedder.work import PartName, Stats
 from jobs.search import main as search
 
 pytestmark = pytest.mark.slow

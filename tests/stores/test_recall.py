@@ -10,25 +10,25 @@ import pyarrow as pa
 import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.core.errors import ConfigError, StorageError
+from embedder.core.quantization import Floats, Ranges, fit_ranges, quantize
+from embedder.core.rotation import digest_array, fit_rotation, keep_rotation
+from embedder.core.schema import QUARANTINE, table_schema
+from embedder.core.spec import EmbeddingSpec, Quantization
+from embedder.core.units import PartName, Stats, task_key
 from embedder.demo import read_documents
-from embedder.errors import ConfigError, StorageError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.model.rotation import digest_array, fit_rotation, keep_rotation
 from embedder.output.parts import Folder, footer_of, write_part
 from embedder.output.table import Change, commit_table
 from embedder.output.vectors import vector_column
-from embedder.quantization import Floats, Ranges, fit_ranges, quantize
 from embedder.rescoring import rescored
-from embedder.schema import QUARANTINE, table_schema
 from embedder.search import Target, open_table
-from embedder.spec import EmbeddingSpec, Quantization
 from embedder.stores.config import LoadConfig
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
 from embedder.stores.searching import open_loaded
 from embedder.study.benchmark import tokenize_texts
-from embedder.work import PartName, Stats, task_key
 
 NUM_TEXTS, NUM_QUERIES, WANTED = 800, 200, 10
 SHARDS = ("a.jsonl", "b.jsonl")

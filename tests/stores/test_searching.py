@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from embedder.quantization import Ranges, to_int8
+from embedder.core.quantization import Ranges, to_int8
 from embedder.stores.searching import to_query_codes
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedder.config import ChunkingConfig, EmbeddingConfig
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.model.resolve import resolve_model
 from embedder.study.api import Api, plan_requests
 from embedder.study.cache import Cache

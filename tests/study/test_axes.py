@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedder.model.rotation import fit_rotation
+from embedder.core.rotation import fit_rotation
 from embedder.study.axes import measure_cuts
 from embedder.study.exits import Sums, unit
 

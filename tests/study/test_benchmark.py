@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study import peer_server, peers
 from embedder.study.benchmark import lay_out, timed_layers
 from embedder.study.taps import ExitTiming, benchmark_exits

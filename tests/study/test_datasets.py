@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study.config import QualityConfig
 from embedder.study.datasets import make_known_items, read_beir, read_similarity
 from tests.study.conftest import sentence

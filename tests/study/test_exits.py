@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
 from embedder.study.calibrate import check_memory
 from embedder.study.exits import MOST_FEATURES, Features, Sums, choose_layers, measure_fidelity, nearest_rows, unit

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from embedder.config import EmbedConfig, GateConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder

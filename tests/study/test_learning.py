@@ -13,10 +13,10 @@ import torch
 
 from embedder.actors import Pool
 from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.core.schema import DOCUMENTS
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.weighing import start_weighing
-from embedder.schema import DOCUMENTS
 from embedder.study.candidates import tokenize
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import unit

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study.datasets import Similarity
 from embedder.study.evaluation import evaluate_similarity
 from embedder.study.grid import Grid

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.study.config import PickConfig
 from embedder.study.cost import Corpus, Cost, Prices, Speed, project
 from embedder.study.evaluation import Score, Scored

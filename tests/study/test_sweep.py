@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from embedder.config import ChunkingConfig, EmbedConfig, EmbeddingConfig, GateConfig
-from embedder.errors import ConfigError
+from embedder.core.errors import ConfigError
 from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from embedder.errors import ConfigError
-from embedder.schema import CHUNKS
-from embedder.spec import EmbeddingSpec
+from embedder.core.errors import ConfigError
+from embedder.core.schema import CHUNKS
+from embedder.core.spec import EmbeddingSpec
 from embedder.text import chunking, pieces
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import find_frame

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from embedder.schema import CHUNKS
+from embedder.core.schema import CHUNKS
 from embedder.text.estimating import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
-from tests.test_spec import SPEC
+from tests.core.test_spec import SPEC
 from tests.text.texts import FRAGMENTS
 from tests.text.texts import texts as strategy
 

@@ -1,7 +1,7 @@
 import pytest
 from tokenizers import processors
 
-from embedder.errors import ModelError
+from embedder.core.errors import ModelError
 from embedder.text.tokenizing import Frame, find_frame, load_tokenizer
 from tests.text.tokenizers_for_tests import STYLES, build_tokenizer, minilm_json
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from embedder.spec import EmbeddingSpec, digest
-from embedder.work import PartName, task_key
+from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.units import PartName, task_key
 
 SPEC = EmbeddingSpec(
     model="m", revision=None, model_checksum="c", depth=6, final_norm="none", pooling="mean", layer_norm=False, prompt="",

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-from embedder.spec import Quantization
+from embedder.core.spec import Quantization
 
 DOCUMENTS = pa.schema(
     [

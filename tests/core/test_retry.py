@@ -6,8 +6,8 @@ import pytest
 import s3fs.errors
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
-from embedder import retries
-from embedder.retries import brief, is_transient, patiently
+from embedder.core import retry as retries
+from embedder.core.retry import brief, is_transient, patiently
 
 
 def answer(status: int, code: str = "Code") -> ClientError:

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 
-from embedder.spec import digest
+from embedder.core.spec import digest
 
 KEY_BYTES = 8
 """64 bits of a task's key: at a million tasks, two share one with a chance of 1 in 37 million."""
@@ -125,3 +127,37 @@ class Part:
 def task_key(*names: str) -> str:
     """Name a task by what stays the same when its content changes."""
     return digest(*names, num_bytes=KEY_BYTES)
+
+
+def shard_key(uri: str) -> str:
+    """Name the parts of a shard that is read on its own."""
+    return task_key("shard", uri)
+
+
+def bucket_key(uri: str, bits: int) -> str:
+    """Name the parts of the bucket that a small shard falls into."""
+    return _numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
+
+
+@cache
+def _numbered_bucket_key(number: int, bits: int) -> str:
+    return task_key("bucket", str(bits), str(number))
+
+
+def find_chain(names: Iterable[PartName]) -> list[PartName]:
+    """Order one task's parts from row 0 to the last; [] if a link is missing.
+
+    Where parts and what they were merged into lie side by side, the longest link that leads to the end is taken.
+    """
+    following: dict[int, PartName] = {}
+    for name in sorted(names, key=lambda each: (-each.first_row, each.stop_row)):
+        if name.last or (name.stop_row > name.first_row and name.stop_row in following):
+            following[name.first_row] = name
+    chain: list[PartName] = []
+    row = 0
+    while (link := following.get(row)) is not None:
+        chain.append(link)
+        if link.last:
+            return chain
+        row = link.stop_row
+    return []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedder.spec import Quantization
+from embedder.core.spec import Quantization
 
 Floats = npt.NDArray[np.float32]
 

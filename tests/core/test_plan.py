@@ -5,19 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.planning import (
-    BUCKET_BYTES,
-    SMALL_SHARD_BYTES,
-    bucket_key,
-    choose_bucket_bits,
-    find_chain,
-    group_shards,
-    held_keys,
-    plan_work,
-    shard_key,
-    slice_task,
-)
-from embedder.work import PartName, Shard, Task
+from embedder.core.plan import BUCKET_BYTES, SMALL_SHARD_BYTES, choose_bucket_bits, group_shards, held_keys, plan_work, slice_task
+from embedder.core.units import PartName, Shard, Task, bucket_key, find_chain, shard_key
 
 LARGE = SMALL_SHARD_BYTES
 names = st.sampled_from([f"s3://docs/{number}.jsonl" for number in range(12)])

@@ -16,9 +16,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from embedder.errors import StorageError
-from embedder.local_disk import follow_link, link_once
-from embedder.retries import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
+from embedder.core.errors import StorageError
+from embedder.core.local_files import follow_link, link_once
+from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
 
 Options = Mapping[str, Any]
 T = TypeVar("T")

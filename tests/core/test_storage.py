@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder import retries
 from embedder.config import SourceConfig
-from embedder.errors import CommitError, StorageError
+from embedder.core import retry as retries
+from embedder.core.errors import CommitError, StorageError
+from embedder.core.storage import Store, delta_options
+from embedder.core.units import Task
 from embedder.output.table import read_table
 from embedder.rehearsal.s3_server import S3Server
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
-from embedder.storage import Store, delta_options
-from embedder.work import Task
 from tests.faulty_proxy import NO_FAULTS, Faults, FaultyProxy, break_first
 
 pytestmark = pytest.mark.s3
@@ -165,7 +165,7 @@ def to_parquet(rows: list[dict[str, object]]) -> bytes:
 def test_a_shard_that_breaks_off_midway_is_read_on_with_each_row_once(
     proxy: FaultyProxy, bucket: str, name: str, encode: Callable[[list[dict[str, object]]], bytes] | None, seed: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr("embedder.storage.READ_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr("embedder.core.storage.READ_BLOCK_BYTES", 100_000)
     rows = records(4_000)
     data = encode(rows) if encode else gzip.decompress(to_jsonl_gz(rows))
     assert len(data) > 800_000
@@ -181,7 +181,7 @@ def test_a_shard_that_breaks_off_midway_is_read_on_with_each_row_once(
 
 
 def test_a_shard_that_is_replaced_between_two_blocks_is_refused(proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.storage.READ_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr("embedder.core.storage.READ_BLOCK_BYTES", 100_000)
     there = store(f"{bucket}/a.bin", proxy)
     there.write_once(DATA)
 
@@ -196,7 +196,7 @@ def test_a_shard_that_is_replaced_between_two_blocks_is_refused(proxy: FaultyPro
 
 
 def test_answers_that_are_short_are_asked_for_again(tmp_path: Path) -> None:
-    from embedder.storage import _fetch_whole
+    from embedder.core.storage import _fetch_whole
 
     whole, given = b"0123456789", [b"012", b"", b"01234567"]
     assert _fetch_whole(lambda start, stop: given.pop(0) if given else whole[start:stop], len(whole), "s3://docs/a")(0, 12) == whole

@@ -10,9 +10,9 @@ import io
 import numpy as np
 import numpy.typing as npt
 
-from embedder.errors import ModelError, StorageError
-from embedder.spec import EmbeddingSpec
-from embedder.storage import Options, Store
+from embedder.core.errors import ModelError, StorageError
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Options, Store
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.work import Shard, Task
+from embedder.core.units import Shard, Task
 
 SHARDS = (Shard("s3://bucket/ümlaut “quoted”.parquet", "etag-1", 2**40), Shard("/local/b.jsonl", "3-1.5", 0))
 

@@ -4,10 +4,9 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from embedder.spec import digest
-from embedder.work import PartName, Shard, Task, task_key
+from embedder.core.spec import digest
+from embedder.core.units import PartName, Shard, Task, bucket_key, find_chain, shard_key
 
 SMALL_SHARD_BYTES = 256 << 10
 """Shards below this are grouped: alone they would be less than a second of work and a tiny part each."""
@@ -45,21 +44,6 @@ def choose_bucket_bits(shards: Iterable[Shard]) -> int:
     small = [shard.size_bytes for shard in shards if shard.size_bytes < SMALL_SHARD_BYTES]
     needed = max(sum(small) / BUCKET_BYTES, len(small) / BUCKET_SHARDS, 1)
     return math.ceil(math.log2(needed))
-
-
-def shard_key(uri: str) -> str:
-    """Name the parts of a shard that is read on its own."""
-    return task_key("shard", uri)
-
-
-def bucket_key(uri: str, bits: int) -> str:
-    """Name the parts of the bucket that a small shard falls into."""
-    return _numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
-
-
-@cache
-def _numbered_bucket_key(number: int, bits: int) -> str:
-    return task_key("bucket", str(bits), str(number))
 
 
 def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list[Task]:
@@ -110,25 +94,6 @@ def find_previous(read: Iterable[Task], remove: Iterable[PartName]) -> dict[str,
         by_key[name.key].append(str(name))
         by_version[name.version].append(str(name))
     return {task.key: tuple(by_key[task.key] + by_version[task.version]) for task in read}
-
-
-def find_chain(names: Iterable[PartName]) -> list[PartName]:
-    """Order one task's parts from row 0 to the last; [] if a link is missing.
-
-    Where parts and what they were merged into lie side by side, the longest link that leads to the end is taken.
-    """
-    following: dict[int, PartName] = {}
-    for name in sorted(names, key=lambda each: (-each.first_row, each.stop_row)):
-        if name.last or (name.stop_row > name.first_row and name.stop_row in following):
-            following[name.first_row] = name
-    chain: list[PartName] = []
-    row = 0
-    while (link := following.get(row)) is not None:
-        chain.append(link)
-        if link.last:
-            return chain
-        row = link.stop_row
-    return []
 
 
 def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]:

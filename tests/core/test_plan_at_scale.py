@@ -1,6 +1,6 @@
 """A million shards against a table of 100,000 parts, planned by the functions that a run uses: a minute of one core, 2 GB.
 
-python -m tests.test_planning_at_scale FOLDER prints where time and memory go.
+python -m tests.core.test_plan_at_scale FOLDER prints where time and memory go.
 """
 
 import io
@@ -19,13 +19,13 @@ import pytest
 from fsspec import AbstractFileSystem
 
 from embedder.config import EmbedConfig
+from embedder.core.plan import SMALL_SHARD_BYTES
+from embedder.core.units import Part, PartName, Stats, Task
 from embedder.memory import peak_bytes
 from embedder.output.table import Change, commit_table, read_table
-from embedder.planning import SMALL_SHARD_BYTES
 from embedder.preparation import Prepared, prepare_run
 from embedder.run import Outcome, choose_change, summarize
 from embedder.source.shards import list_shards
-from embedder.work import Part, PartName, Stats, Task
 
 LARGE, SMALL = 100_000, 900_000
 """Shards with a part of their own, and shards that share those of some thousand buckets."""
@@ -128,8 +128,8 @@ def measure(folder: str) -> dict[str, Any]:
 def test_a_million_shards_are_planned_in_a_minute_of_one_core_and_2_gb(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    command = [sys.executable, "-m", "tests.test_planning_at_scale", str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", "tests.core.test_plan_at_scale", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     record_property("figures", figures)

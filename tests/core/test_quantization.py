@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embedder.quantization import Ranges, fit_ranges, from_binary, from_int8, to_binary, to_int8
+from embedder.core.quantization import Ranges, fit_ranges, from_binary, from_int8, to_binary, to_int8
 
 
 @pytest.fixture
