@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.collector import collected_rarely
-from embedder.config import Backend, Layout
+from embedder.config.compute import Backend, Layout
 from embedder.core.errors import EmbedderError, ModelError
 from embedder.core.quantization import Floats, quantize
 from embedder.core.schema import CHUNKS, Reason
@@ -23,6 +22,7 @@ from embedder.core.units import Stats
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.model.weighing import Weighing
+from embedder.observe.process import collected_rarely
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc

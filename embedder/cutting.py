@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from embedder.config import CutTableConfig
+from embedder.config.output import CutTableConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, Ranges, cut_vectors, quantize
 from embedder.core.rotation import digest_array

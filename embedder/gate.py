@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Store

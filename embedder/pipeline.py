@@ -27,15 +27,15 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
 from embedder.actors import EncoderActor, Pool, TapActor, Tapping
-from embedder.config import CPU_TOKENS, ComputeConfig
+from embedder.config.compute import CPU_TOKENS, ComputeConfig
 from embedder.core.errors import ClusterError, ConfigError, EmbedderError
 from embedder.core.plan import Plan
 from embedder.core.retry import brief
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Part, Stats, Task
-from embedder.logs import held_stderr
-from embedder.metrics import METRICS, RUN_LABELS, Sample
 from embedder.model.results import ExitStates
+from embedder.observe.logs import held_stderr
+from embedder.observe.metrics import METRICS, RUN_LABELS, Sample
 from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
 from embedder.text.rarity import Counts
 

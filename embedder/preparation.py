@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.core.schema import table_schema

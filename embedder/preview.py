@@ -11,10 +11,10 @@ from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.storage import map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
+from embedder.observe.progress import align
 from embedder.output.parts import Folder, read_batches
 from embedder.output.table import list_records
 from embedder.preparation import Prepared
-from embedder.progress import align
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
 from embedder.text.estimating import chunk_counted

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from embedder.config import CutTableConfig, EmbedConfig, TableConfig
+from embedder.config.embed import EmbedConfig
+from embedder.config.output import CutTableConfig, TableConfig
+from embedder.config.section import Section
 from embedder.core.errors import ConfigError, EmbedderError
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation, read_rotation
@@ -20,11 +22,10 @@ from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.cutting import Cut, plan_cut
+from embedder.observe.environment import describe_environment
 from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.output.vectors import column_codes
-from embedder.sections import Section
-from embedder.summary import describe_environment
 
 NUM_THREADS = 8
 """Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""

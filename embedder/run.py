@@ -10,27 +10,29 @@ from datetime import UTC, datetime
 from importlib import import_module
 from types import MappingProxyType
 
-from embedder.config import EmbedConfig, SourceConfig
+from embedder.config.embed import EmbedConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import CommitError, SourceError
 from embedder.core.plan import held_keys, slice_task
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Part, PartName, Stats, Task, find_chain, shard_key
-from embedder.logs import about, log_about
-from embedder.memory import peak_bytes
-from embedder.metrics import measure
 from embedder.model.backends import EMULATED
+from embedder.observe.environment import describe_environment
+from embedder.observe.logs import about, log_about
+from embedder.observe.metrics import measure
+from embedder.observe.process import peak_bytes
+from embedder.observe.progress import Display, Meter
 from embedder.output.parts import Folder, read_part
 from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
 from embedder.output.table import Change, commit_table, sync_quarantine
 from embedder.pipeline import Reporter, choose_pool, embed_units, start_ray
 from embedder.preparation import Prepared
-from embedder.progress import Display, Meter
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.sparing import spare_buckets
 from embedder.stages import Job
-from embedder.summary import Summary, describe_environment
+from embedder.summary import Summary
 
 MOST_INDEXED_ROWS = 5_000_000
 """Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.config import OutputConfig, SourceConfig
+from embedder.config.output import OutputConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
 from embedder.core.quantization import Ranges

@@ -1,17 +1,11 @@
 """What a run did, for a person, for a machine, and for the commit's record."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from embedder import __version__
 from embedder.core.units import Stats
-from embedder.progress import align
-from embedder.revision import read_revision
+from embedder.observe.progress import align
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +97,3 @@ class Summary:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
         rows += [("failed", why) for why in self.failures.values()]
         return align(rows)
-
-
-def describe_environment() -> dict[str, str]:
-    """Name the versions that could matter when vectors have to be explained later, and the commit the run was started in."""
-    names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake", *(["openvino"] if find_spec("openvino") else []))
-    versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
-    revision = read_revision(Path.cwd())
-    return versions | ({"revision": revision} if revision else {})

@@ -1,5 +1,5 @@
 """What is run: one job a file, each of a few lines."""
 
-from embedder.collector import collect_rarely
+from embedder.observe.process import collect_rarely
 
 collect_rarely()

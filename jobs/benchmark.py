@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from embedder.settings import run_job
+from embedder.config.cli import run_job
 from embedder.study.benchmark import shuffle_documents
 from embedder.study.suite import PARTS, Benchmark
 

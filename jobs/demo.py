@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
+from embedder.config.cli import run_job
 from embedder.demo import write_corpus
-from embedder.settings import run_job
 
 
 @dataclass(frozen=True)

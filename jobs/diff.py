@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import tyro
 
 from embedder.changes import name_rows, read_changes
+from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
-from embedder.progress import align
-from embedder.settings import run_job
+from embedder.observe.progress import align
 
 
 @dataclass(frozen=True)

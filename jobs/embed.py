@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from embedder.config import EmbedConfig
-from embedder.logs import start_logging
-from embedder.notices import check_address, tell_end, tell_error
+from embedder.config.cli import run_job
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import dump_config, load_config
+from embedder.observe.logs import start_logging
+from embedder.observe.notify import check_address, tell_end, tell_error
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.recut import check_cuts, run_cuts
 from embedder.run import begin_run, run_embed
-from embedder.settings import dump_config, load_config, run_job
 
 ACTIONS = ("dry-run", "print-config", "json")
 JOB = "jobs.embed"

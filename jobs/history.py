@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import tyro
 
+from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
 from embedder.history import lay_out, read_history
-from embedder.settings import run_job
 
 
 @dataclass(frozen=True)

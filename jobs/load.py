@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from embedder.logs import start_logging
-from embedder.settings import dump_config, load_config, run_job
+from embedder.config.cli import run_job
+from embedder.config.load import dump_config, load_config
+from embedder.observe.logs import start_logging
 from embedder.stores.config import LoadConfig
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store

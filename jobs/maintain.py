@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import tyro
 
+from embedder.config.cli import run_job
+from embedder.config.maintain import Orders
 from embedder.maintenance.check import check_table, repair_table
 from embedder.maintenance.compaction import compact_table
-from embedder.maintenance.orders import Orders
 from embedder.maintenance.vacuum import vacuum_table
 from embedder.output.upkeep import write_checkpoint
-from embedder.settings import run_job
 
 
 def main(args: Sequence[str]) -> int:

@@ -5,9 +5,10 @@ python -m jobs.recut CONFIG [--section.key value …] [--print-config]
 
 from collections.abc import Sequence
 
-from embedder.logs import start_logging
+from embedder.config.cli import run_job
+from embedder.config.load import dump_config, load_config
+from embedder.observe.logs import start_logging
 from embedder.recut import RecutConfig, run_recut
-from embedder.settings import dump_config, load_config, run_job
 
 
 def main(args: Sequence[str]) -> int:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import tyro
 
-from embedder.config import EmbedConfig
+from embedder.config.cli import run_job
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import load_config
 from embedder.demo import Document, read_documents
 from embedder.rehearsal.nights import change_corpus, plan_nights
 from embedder.rehearsal.s3_server import run_s3_server
-from embedder.settings import load_config, run_job
 
 
 @dataclass(frozen=True)

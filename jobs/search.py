@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from embedder.answers import answer_all, read_questions, render
+from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
 from embedder.recipes import write_recipe
-from embedder.settings import run_job
 from embedder.stores.searching import open_target
 
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 
 import tyro
 
-from embedder.config import EmbedConfig
+from embedder.config.cli import run_job
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import load_config
 from embedder.core.errors import ConfigError
+from embedder.observe.progress import align
 from embedder.output.table import list_commits
-from embedder.progress import align
-from embedder.settings import load_config, run_job
 from embedder.sizing import Fleet, describe_size, learn_document, size_fleet
 
 MOST_VERSIONS = 100

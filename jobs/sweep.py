@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from embedder.logs import start_logging
-from embedder.settings import dump_config, load_config, run_job
+from embedder.config.cli import run_job
+from embedder.config.load import dump_config, load_config
+from embedder.observe.logs import start_logging
+from embedder.observe.progress import Steps
 from embedder.study.config import SweepConfig
 from embedder.study.preparation import prepare_study
-from embedder.study.progress import Steps
 from embedder.study.report import build_record, print_report, write_report
 from embedder.study.sweep import run_sweep
 

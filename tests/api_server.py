@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.study.candidates import tokenize

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from embedder.api_actor import MOST_REFUSED, ApiActor
-from embedder.config import ChunkingConfig, EmbeddingConfig, OutputConfig, SourceConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.config.output import OutputConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ModelError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Stats

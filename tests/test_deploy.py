@@ -19,8 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from embedder.config import EmbedConfig
-from embedder.settings import load_config
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
 from embedder.gate import check_gate

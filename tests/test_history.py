@@ -12,10 +12,10 @@ from embedder.core.errors import CommitError, ConfigError
 from embedder.core.units import Stats
 from embedder.history import lay_out, read_history
 from embedder.maintenance.compaction import compact_table
+from embedder.observe.environment import read_revision
 from embedder.output.table import Change, commit_table, open_delta, read_table
 from embedder.output.upkeep import write_checkpoint
 from embedder.recut import RecutConfig, run_recut
-from embedder.revision import read_revision
 from embedder.summary import Summary
 from jobs import history
 from tests.tables import SCHEMA, SPEC, Corpus, MadeTable

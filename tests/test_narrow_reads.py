@@ -11,7 +11,7 @@ import pytest
 from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.units import Shard, Task
 from embedder.output.parts import Folder, encode_parquet, read_batches
 from embedder.output.reuse import index_parts, take_reusable

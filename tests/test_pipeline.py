@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from embedder.actors import Pool, choose_token_budget
-from embedder.config import Backend, ComputeConfig
+from embedder.config.compute import Backend, ComputeConfig
 from embedder.core.errors import ClusterError, ConfigError, ModelError
 from embedder.core.units import Stats
-from embedder.metrics import Sample
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
+from embedder.observe.metrics import Sample
 from embedder.output.attempts import Attempts
 from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool, start_ray

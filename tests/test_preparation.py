@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.units import Part, PartName, Stats
 from embedder.output.table import Change, commit_table

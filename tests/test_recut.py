@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import CutTableConfig, EmbedConfig
+from embedder.config.embed import EmbedConfig
+from embedder.config.output import CutTableConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from embedder import stages
-from embedder.config import OutputConfig, SourceConfig
+from embedder.config.output import OutputConfig
+from embedder.config.source import SourceConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
 from embedder.output.attempts import ATTEMPTS_FOLDER

@@ -6,7 +6,7 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats
 from embedder.core.spec import API, EmbeddingSpec, digest

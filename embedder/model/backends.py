@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from embedder.config import Backend
+from embedder.config.compute import Backend
 from embedder.core.errors import ConfigError
 
 EMULATED = "embedding.float8: is emulated on a CPU, several times slower than bfloat16: good for judging its quality, not its speed"

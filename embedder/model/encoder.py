@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from embedder.config import Backend, Layout
+from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
 from embedder.core.rotation import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling

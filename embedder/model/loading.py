@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from embedder.config import Backend, Layout
+from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import FinalNorm
 from embedder.model.backends import check_backend, has_openvino

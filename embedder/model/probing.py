@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from embedder.config import Backend, Layout
+from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
 from embedder.model.batches import LayoutName
 from embedder.model.families import position_limit

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
 from embedder.core.rotation import Floats, digest_array

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from embedder.config import CutTableConfig, EmbedConfig, OutputConfig
+from embedder.config.embed import EmbedConfig
+from embedder.config.output import CutTableConfig, OutputConfig
 from embedder.core.errors import ConfigError
 from embedder.core.storage import Store
 

@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Shard

@@ -7,7 +7,7 @@ from typing import IO, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError, StorageError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.storage import Store

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.schema import DOCUMENTS, QUARANTINE, Reason
 from embedder.core.units import Shard
 from embedder.source.values import excerpt_value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.storage import Store

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from embedder.config import Format, SourceConfig
+from embedder.config.source import Format, SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.storage import WILDCARDS, Store
 from embedder.core.units import Shard

@@ -18,10 +18,10 @@ from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
+from embedder.observe.progress import align
 from embedder.output.parts import Folder
 from embedder.output.record import find_info
 from embedder.output.table import list_committed, open_delta, read_table
-from embedder.progress import align
 from embedder.stores.protocol import Loaded, VectorStore
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 

@@ -21,14 +21,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import Backend, ChunkingConfig, EmbedConfig, EmbeddingConfig
+from embedder.config.compute import Backend
+from embedder.config.embed import EmbedConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.demo import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.observe.progress import align
 from embedder.preparation import prepare_run
-from embedder.progress import align
 from embedder.run import run_embed
 from embedder.study.peers import open_peers
 from embedder.study.quality import cut, mean_reciprocal_rank

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.actors import Pool, Tapping
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
@@ -21,6 +21,7 @@ from embedder.model.exits import NUM_POOLINGS
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.model.weighing import Weighing, start_weighing
+from embedder.observe.environment import describe_environment
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
@@ -31,7 +32,6 @@ from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, Floats, choose_layers, measure_fidelity
 from embedder.study.learning import Learning, learn_weighing
-from embedder.summary import describe_environment
 from embedder.text.rarity import weigh_tokens
 
 UNIT_DOCUMENTS = 256

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.config import CPU_TOKENS, Backend, ComputeConfig, Layout
+from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.core.rotation import digest_array
 from embedder.core.schema import DOCUMENTS
 from embedder.core.spec import EmbeddingSpec, Pooling, digest

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
+from embedder.config.compute import ComputeConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.config.section import NonEmpty, Section
+from embedder.config.source import SourceConfig
 from embedder.core.spec import API
-from embedder.sections import NonEmpty, Section
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]

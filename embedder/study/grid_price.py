@@ -7,7 +7,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from embedder.demo import Document, read_documents
 from embedder.model.backends import has_openvino
-from embedder.progress import align
+from embedder.observe.progress import align
 from embedder.study.timing import run_module
 
 SHARD_DOCUMENTS = 5_000

@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from embedder.config import ChunkingConfig, ComputeConfig, EmbeddingConfig, SourceConfig
+from embedder.config.compute import ComputeConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmbedderError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Store

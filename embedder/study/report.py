@@ -17,13 +17,13 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import Quantization
 from embedder.core.storage import Store
 from embedder.model.calibration import Calibration
+from embedder.observe.environment import describe_environment
 from embedder.study.config import Precision, SweepConfig
 from embedder.study.datasets import Retrieval
 from embedder.study.page import EMULATED, is_emulated, render_page, show_rate, show_time
 from embedder.study.results import MIN_QUALITY, Row, find_front
 from embedder.study.sweep import Swept
 from embedder.study.units import show_bytes, show_share, show_usd
-from embedder.summary import describe_environment
 
 REPORT_VERSION = 1
 SHOWN_ROWS = 25

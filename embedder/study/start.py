@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedder.config import ComputeConfig, EmbedConfig
+from embedder.config.compute import ComputeConfig
+from embedder.config.embed import EmbedConfig
 from embedder.demo import Document
 from embedder.pipeline import choose_pool, connect, iterate
 from embedder.run import begin_run

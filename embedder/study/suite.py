@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from embedder.config import CPU_TOKENS
+from embedder.config.compute import CPU_TOKENS
 from embedder.demo import Document
-from embedder.progress import align
+from embedder.observe.progress import align
 from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.study.grid_price import measure_grid_price
 from embedder.study.growth import measure_growth, plot_growth

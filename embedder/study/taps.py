@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.cutting import load_layers, load_way_out

@@ -18,10 +18,10 @@ import fsspec
 import pytest
 from fsspec import AbstractFileSystem
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.memory import peak_bytes
+from embedder.observe.process import peak_bytes
 from embedder.output.table import Change, commit_table, read_table
 from embedder.preparation import Prepared, prepare_run
 from embedder.run import Outcome, choose_change, summarize

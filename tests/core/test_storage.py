@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core import retry as retries
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.storage import Store, delta_options

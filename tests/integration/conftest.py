@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.storage import Store
 from embedder.output.table import open_delta
 from embedder.preparation import prepare_run

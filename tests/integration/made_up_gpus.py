@@ -16,7 +16,7 @@ import ray
 import embedder.pipeline
 import embedder.run
 from embedder.actors import EncoderActor, Pool
-from embedder.config import ComputeConfig
+from embedder.config.compute import ComputeConfig
 from embedder.pipeline import choose_pool, prepare_units, write_unit
 from embedder.stages import Job, Row
 from jobs.embed import main

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model

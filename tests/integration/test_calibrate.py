@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import restore, to_int8
 from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from embedder.history import read_history
-from embedder.metrics import METRICS
+from embedder.observe.metrics import METRICS
 from embedder.rehearsal.s3_server import free_ports
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run

@@ -9,7 +9,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedder.actors import Pool, check_probe
-from embedder.config import ComputeConfig
+from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files import locate_model
 from embedder.pipeline import choose_pool

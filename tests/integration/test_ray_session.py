@@ -31,7 +31,7 @@ def alone() -> subprocess.CompletedProcess[str]:
     """What a process prints that begins a run, without the Ray of other tests, while a thread of it counts on stderr."""
     code = (
         "import atexit, os, ray, sys, threading, time\n"
-        "from embedder.config import EmbedConfig\n"
+        "from embedder.config.embed import EmbedConfig\n"
         "from embedder.run import begin_run\n"
         "atexit.register(lambda: print('is up' if ray.is_initialized() else 'has ended'))  # goes between ours and Ray's\n"
         "begun = threading.Event()\n"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core import retry as retries
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import EmbeddingSpec

@@ -14,7 +14,7 @@ import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
-from embedder.config import Layout
+from embedder.config.compute import Layout
 from embedder.core.errors import ModelError
 from embedder.model import encoder as encoder_module
 from embedder.model.encoder import Encoder
@@ -120,7 +120,8 @@ def test_layers_that_come_out_wrong_are_refused(tiny_model: TinyModel, monkeypat
 
 def test_a_machine_without_a_compiler_is_told_so(minilm: str, tmp_path: Path) -> None:
     code = (
-        "from embedder.config import *; from embedder.model.resolve import resolve_model; from embedder.model.encoder import Encoder\n"
+        "from embedder.config.embedding import ChunkingConfig, EmbeddingConfig\n"
+        "from embedder.model.resolve import resolve_model; from embedder.model.encoder import Encoder\n"
         "from embedder.core.errors import ModelError\n"
         f"spec = resolve_model(EmbeddingConfig(model={minilm!r}, depth=1), ChunkingConfig()).spec\n"
         "try: Encoder.load(spec, dtype='float32', backend='compiled')\n"

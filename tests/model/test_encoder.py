@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
 from embedder.core.quantization import cut_vectors
 from embedder.model.encoder import Encoder

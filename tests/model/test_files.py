@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
 from embedder.model import files
 from embedder.model.families import FAMILIES

@@ -12,7 +12,8 @@ import torch
 
 import embedder.model.backends as backends
 import embedder.model.openvino as backend
-from embedder.config import Backend, ChunkingConfig, ComputeConfig, EmbeddingConfig
+from embedder.config.compute import Backend, ComputeConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import Pooling
 from embedder.demo import read_documents

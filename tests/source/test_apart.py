@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.source.apart import refuse_own_source
 

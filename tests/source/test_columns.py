@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.source.columns import infer_type, inspect_source
 from embedder.source.shards import list_shards

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.units import Task
 from embedder.source import documents, parquet

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.source import sampling
 from embedder.source.sampling import Sample, sample_documents

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import Store
 from embedder.source.shards import Encoding, list_shards, shard_format

@@ -5,7 +5,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from embedder.config import SourceConfig
+from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.units import Task
 from embedder.source import streams

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embedder.config.load import dump_config, load_config
 from embedder.core.errors import ConfigError, StorageError
-from embedder.settings import dump_config, load_config
 from embedder.stores.config import STORE_SECTIONS, LoadConfig
 from embedder.stores.opening import open_store
 from jobs.load import ACTIONS, main

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.units import PartName, Stats

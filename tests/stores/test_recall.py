@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.quantization import Floats, Ranges, fit_ranges, quantize
 from embedder.core.rotation import digest_array, fit_rotation, keep_rotation

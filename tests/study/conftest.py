@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.resolve import resolve_model
 from embedder.study.cache import Cache
 from embedder.study.candidates import Machine, Transformer

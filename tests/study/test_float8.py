@@ -12,7 +12,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from embedder.config import EmbedConfig, GateConfig
+from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.core.errors import ConfigError
 from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration

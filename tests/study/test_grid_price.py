@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.pooling import Head
 from embedder.model.resolve import resolve_model

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embedder.actors import Pool
-from embedder.config import ChunkingConfig, EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model

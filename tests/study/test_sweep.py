@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
-from embedder.config import ChunkingConfig, EmbedConfig, EmbeddingConfig, GateConfig
+from embedder.config.embed import EmbedConfig, GateConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration

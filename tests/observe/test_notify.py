@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from embedder.config.cli import Terminated, run_job
 from embedder.core.errors import ConfigError, StorageError
-from embedder.notices import VARIABLE, check_address, tell_end, tell_error
-from embedder.settings import Terminated, run_job
+from embedder.observe.notify import VARIABLE, check_address, tell_end, tell_error
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: b
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
     """Run a job that ends so, as a process would."""
-    monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
-    monkeypatch.setattr("embedder.settings.os._exit", sys.exit)
+    monkeypatch.setattr("embedder.config.load.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.load.os._exit", sys.exit)
     monkeypatch.setattr("sys.argv", ["embed.py", "--output.storage_options={token: x}"])
 
     def run(error: BaseException) -> int:
@@ -83,7 +83,7 @@ def test_the_person_is_told_before_others_are(
     run: Callable[[BaseException], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = []
-    monkeypatch.setattr("embedder.notices.send", lambda *_: shown.append(capsys.readouterr().err))
+    monkeypatch.setattr("embedder.observe.notify.send", lambda *_: shown.append(capsys.readouterr().err))
     run(ConfigError("wiki.yaml:3: wrong"))
     assert shown == ["wiki.yaml:3: wrong\n"]
 
@@ -102,7 +102,7 @@ def test_what_is_no_run_is_not_told(heard: list[dict[str, Any]], run: Callable[[
 
 
 def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("embedder.notices.SECONDS", 0.5)
+    monkeypatch.setattr("embedder.observe.notify.SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{silent.getsockname()[1]}/secret-hook")
         for error in (StorageError("a"), Terminated()):
@@ -115,7 +115,7 @@ def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch
 
 def test_a_connection_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "embedder")
-    monkeypatch.setattr("embedder.notices.SECONDS", 1.0)
+    monkeypatch.setattr("embedder.observe.notify.SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret-hook")
     tell_end("jobs.embed", [], {}, "", failed=False)
     assert "trying again" in caplog.text

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.metrics import METRICS, RUN_LABELS, measure
-from embedder.progress import Meter
+from embedder.observe.metrics import METRICS, RUN_LABELS, measure
+from embedder.observe.progress import Meter
 
-DASHBOARD = json.loads((Path(__file__).parents[1] / "deploy/grafana/dashboard.json").read_text())
+DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy/grafana/dashboard.json").read_text())
 NAMES = {f"ray_{metric.name}" + ("_total" if metric.kind == "counter" else "") for metric in METRICS}
 """As Ray exports them."""
 TASK = Task("0" * 16, "1" * 32, (Shard("a.jsonl", "v", 100),))
@@ -26,7 +26,7 @@ def part(first: int, stop: int, last: bool) -> Part:
 
 def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("embedder.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("embedder.observe.progress.time.monotonic", lambda: now)
     meter = Meter([TASK], usd_per_hour=3600.0, actors=2)
     assert {sample.value for sample in measure(meter)} == {0}
     meter.land(part(0, 10, last=False), {"empty_text": 2})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
 from embedder.study.config import CalibrateConfig
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import tyro
 
-from embedder.config import EmbedConfig
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import load_config
 from embedder.core.errors import ConfigError
 from embedder.core.storage import Options
-from embedder.settings import load_config
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 

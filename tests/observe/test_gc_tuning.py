@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from embedder.collector import THRESHOLD, collected_rarely
-from embedder.settings import run_job
+from embedder.config.cli import run_job
+from embedder.observe.process import THRESHOLD, collected_rarely
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_job_that_ends_leaves_everything_to_the_operating_system(monkeypatch: 
 @pytest.mark.real
 def test_duckdb_ends_in_silence() -> None:
     code = (
-        "import gc; from embedder.settings import run_job; from embedder.collector import collected_rarely\n"
+        "import gc; from embedder.config.load import run_job; from embedder.collector import collected_rarely\n"
         "import duckdb; connection = duckdb.connect(); connection.execute('select 1')\n"
         "with collected_rarely(): pass\n"
         "run_job(lambda _: 0)"

@@ -3,13 +3,13 @@ import sys
 
 import numpy as np
 
-from embedder.memory import peak_bytes
+from embedder.observe.process import peak_bytes
 
 
 def test_a_process_does_not_count_what_the_one_that_started_it_held() -> None:
     held = np.ones(400_000_000, np.uint8)
     assert peak_bytes() > held.nbytes
-    code = "from embedder.memory import peak_bytes; print(peak_bytes())"
+    code = "from embedder.observe.process import peak_bytes; print(peak_bytes())"
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(started.stdout) < held.nbytes
 

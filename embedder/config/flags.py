@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
-from embedder.sections import takes
+from embedder.config.section import takes
 
 Place = dict[tuple[str, ...], str]
 """Where each key was set: `wiki.yaml:6` or `--embedding.depth`, by its path."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from embedder.progress import Meter
+from embedder.observe.progress import Meter
 
 RUN_LABELS = ("table", "run_id")
 """On every metric."""

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from embedder.config.maintain import Orders
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import digest_array, keep_rotation
-from embedder.maintenance.orders import Orders
 from embedder.output.table import read_table
 from embedder.recut import RecutConfig, run_recut
 from jobs.maintain import main

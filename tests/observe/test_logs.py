@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError, SourceError
-from embedder.logs import _about, about, log_about, start_logging
-from embedder.settings import run_job
+from embedder.observe.logs import _about, about, log_about, start_logging
 
 logger = logging.getLogger("embedder")
 

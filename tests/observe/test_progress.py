@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.progress import Meter
+from embedder.observe.progress import Meter
 
 TASKS = [Task(number * 16, "1" * 32, (Shard(f"{number}.jsonl", "v", 100),)) for number in "01"]
 UNITS = ((0, 10, False), (10, 20, False), (20, 30, True))

@@ -1,7 +1,12 @@
 """Which commit of which checkout a run was started in, read from git's own files."""
 
+import importlib.metadata
 import os
+import platform
+from importlib.util import find_spec
 from pathlib import Path
+
+from embedder import __version__
 
 VARIABLE = "EMBEDDER_REVISION"
 """Says it where the files of git do not travel along: in an image, or in what `ray job submit` uploads."""
@@ -31,3 +36,11 @@ def _read_head(mark: Path) -> str | None:
     packed = shared / "packed-refs"
     lines = packed.read_text().splitlines() if packed.exists() else []
     return next((line.split()[0] for line in lines if line.endswith(f" {name}")), None)
+
+
+def describe_environment() -> dict[str, str]:
+    """Name the versions that could matter when vectors have to be explained later, and the commit the run was started in."""
+    names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake", *(["openvino"] if find_spec("openvino") else []))
+    versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    revision = read_revision(Path.cwd())
+    return versions | ({"revision": revision} if revision else {})

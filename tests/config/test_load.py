@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embedder.config import EmbedConfig
+from embedder.config.cli import Terminated, run_job
+from embedder.config.embed import EmbedConfig
+from embedder.config.load import dump_config, load_config
 from embedder.core.errors import ConfigError
 from embedder.core.redaction import has_password, mask_secrets, mask_text
 from embedder.recut import RecutConfig
-from embedder.settings import Terminated, dump_config, load_config, run_job
 from embedder.stores.config import LoadConfig
 from embedder.study.config import CalibrateConfig, SweepConfig
 
@@ -290,19 +291,19 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
     assert not has_password(text)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load(str(path)).output.uri
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs/sweep").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_sweep_loads(path: Path) -> None:
     assert load_config(SweepConfig, [str(path)]).config.output.uri
 
 
 @pytest.mark.parametrize(("folder", "model"), [("calibrate", CalibrateConfig), ("recut", RecutConfig)])
 def test_every_shipped_calibration_and_recut_loads(folder: str, model: type[CalibrateConfig] | type[RecutConfig]) -> None:
-    paths = sorted((Path(__file__).parents[1] / "configs" / folder).glob("*.yaml"))
+    paths = sorted((Path(__file__).parents[2] / "configs" / folder).glob("*.yaml"))
     assert paths
     for path in paths:
         assert load_config(model, [str(path)]).config.output.uri
@@ -310,7 +311,7 @@ def test_every_shipped_calibration_and_recut_loads(folder: str, model: type[Cali
 
 @pytest.mark.parametrize("flag", [["--embedding.depth", "3"], ["--embedding.quantization", "int8"], ["--embedding.exit", "native"]])
 def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
-    path = str(Path(__file__).parents[1] / "configs/calibrate/quickstart.yaml")
+    path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
     with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is of the whole model; leave it out"):
         load_config(CalibrateConfig, [path, *flag])
 
@@ -327,13 +328,13 @@ def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
     ],
 )
 def test_what_distilling_needs_is_said_at_once(flags: list[str], message: str) -> None:
-    path = str(Path(__file__).parents[1] / "configs/calibrate/quickstart.yaml")
+    path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
     with pytest.raises(ConfigError, match=message):
         load_config(CalibrateConfig, [path, *flags])
 
 
 def test_short_flags_stand_for_long_ones() -> None:
-    sweep = str(Path(__file__).parents[1] / "configs/sweep/quickstart.yaml")
+    sweep = str(Path(__file__).parents[2] / "configs/sweep/quickstart.yaml")
     short = {"min-quality": "pick.min_quality"}
     for flags in (["--min-quality", "0.9"], ["--min-quality=0.9"], ["--pick.min_quality", "0.9"]):
         assert load_config(SweepConfig, [sweep, *flags], short=short).config.pick.min_quality == 0.9
@@ -345,8 +346,8 @@ def test_short_flags_stand_for_long_ones() -> None:
     ("raised", "code"), [(Terminated(), 143), (SystemExit(15), 143), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (ConfigError("x"), 2)]
 )
 def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
-    monkeypatch.setattr("embedder.settings.signal.signal", lambda *_: None)
-    monkeypatch.setattr("embedder.settings.os._exit", sys.exit)
+    monkeypatch.setattr("embedder.config.load.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.load.os._exit", sys.exit)
 
     def job(args: Sequence[str]) -> int:
         raise raised
@@ -358,7 +359,7 @@ def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.Monk
 
 @pytest.mark.real
 def test_a_reader_that_has_seen_enough_ends_a_job_without_a_traceback() -> None:
-    code = "from embedder.settings import run_job; run_job(lambda _: print('x' * 1_000_000) or 0)"
+    code = "from embedder.config.load import run_job; run_job(lambda _: print('x' * 1_000_000) or 0)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

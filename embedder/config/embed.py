@@ -1,34 +1,50 @@
-"""Which settings have an effect on a model behind an API, on one that runs here, or beside float8; the others are refused by name."""
+"""The settings of an embed run: one YAML file is one run, every section frozen, every key known."""
 
-from typing import TYPE_CHECKING
+from typing import Annotated
 
+from pydantic import Field, model_validator
+
+from embedder.config.compute import ComputeConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.config.output import OutputConfig
+from embedder.config.section import NonEmpty, Section
+from embedder.config.source import SourceConfig
 from embedder.core.spec import API
 
-if TYPE_CHECKING:
-    from embedder.config import ComputeConfig, EmbedConfig, EmbeddingConfig
 
-_OF_LAYERS = ("revision", "depth", "final_norm", "calibration", "rotate", "float8", "exit", "pooling", "layer_norm")
-"""What only somebody who holds the weights can choose."""
+class GateConfig(Section):
+    """Spend only on what was measured to be good enough."""
+
+    report: NonEmpty
+    """report.json of a sweep of this model and source."""
+    min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
+    """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+    rescored: bool = False
+    """Of binary: judge it as searches find that order what bits found by the float query, as jobs.search does and no store by itself."""
+
+
+class EmbedConfig(Section):
+    """One embed run: make the table at output.uri match the documents at source.uri."""
+
+    source: SourceConfig
+    chunking: ChunkingConfig = ChunkingConfig()
+    embedding: EmbeddingConfig
+    compute: ComputeConfig = ComputeConfig()
+    output: OutputConfig
+    gate: GateConfig | None = None
+    """Refuse a setting that a sweep's report does not find good enough; left out: any setting runs."""
+
+    @model_validator(mode="after")
+    def _settings_fit_the_model(self) -> "EmbedConfig":
+        refuse_run_settings(self)
+        return self
+
+
 _OF_DEVICES = {"device": ("auto", "cpu"), "dtype": ("auto",), "layout": ("auto",), "backend": ("auto", "torch")}
 """What an API leaves nothing to choose of, with the values that say nothing."""
+
+
 _OF_ENCODERS = ("token_budget", "num_gpus", "tokens_per_second", "price_per_device_hour_usd")
-
-
-def refuse_local_settings(embedding: "EmbeddingConfig") -> None:
-    """Refuse what cannot be asked of an API, or a server's address for a model that runs here."""
-    if not embedding.is_api:
-        if embedding.base_url is not None:
-            raise ValueError(f"base_url={embedding.base_url!r}: is for models named {API}NAME, not {embedding.model!r}; leave it out")
-        return
-    if not embedding.model.removeprefix(API).strip():
-        raise ValueError(f"model={embedding.model!r}: has no name; write {API}text-embedding-3-small, say")
-    defaults = {name: type(embedding).model_fields[name].default for name in _OF_LAYERS}
-    given = [f"{name}={getattr(embedding, name)!r}" for name, default in defaults.items() if getattr(embedding, name) != default]
-    if given:
-        raise ValueError(f"{', '.join(given)}: {embedding.model!r} runs behind an API, which has no setting for it; leave it out")
-    if embedding.quantization == "int8":
-        raise ValueError(f"quantization='int8': its ranges come from jobs.calibrate, which needs the weights of {embedding.model!r}; "
-                         "choose none or binary")  # fmt: skip
 
 
 def refuse_run_settings(config: "EmbedConfig") -> None:

@@ -1,0 +1,68 @@
+"""Settings of the documents: their location, format and columns."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from embedder.config.section import Address, NonEmpty, Section
+from embedder.core.schema import check_metadata_names, name_columns
+
+Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
+
+
+class SourceConfig(Section):
+    """Where the documents are and how a record is read."""
+
+    uri: Address
+    """Folder, glob or file: a local path, s3://, gs:// or az://."""
+    format: Format = "auto"
+    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, each but parquet also .gz .zst .bz2 .xz."""
+    text_columns: tuple[NonEmpty, ...] = ("text",)
+    """Keys or columns joined by one space; meta.url reaches into a nested one. Not used by format text."""
+    id_column: NonEmpty | None = None
+    """Names a document, unique within its shard; left out: shard uri + # + row."""
+    metadata_columns: dict[str, NonEmpty] = Field(default_factory=dict)
+    """Kept beside the vectors with their own types: a list of keys, or a mapping of new names to keys."""
+    metadata_types: dict[str, NonEmpty] = Field(default_factory=dict)
+    """Arrow type by metadata name (string, int64, double, bool, timestamp, list<string>); left out: the shards' own."""
+    rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    """Documents a unit of work, and so a part of the table, holds at most: some seconds of the encoder."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the fsspec filesystem, e.g. {endpoint_url: …, anon: true}. Credentials belong in the environment."""
+
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _one_column_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("text_columns")
+    @classmethod
+    def _at_least_one_column(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one text column is needed")
+        return value
+
+    @field_validator("metadata_columns", mode="before")
+    @classmethod
+    def _a_list_keeps_the_names(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("each metadata column is a key, such as title or meta.url")
+        return name_columns(names)
+
+    @field_validator("metadata_columns")
+    @classmethod
+    def _no_reserved_names(cls, value: dict[str, str]) -> dict[str, str]:
+        check_metadata_names(value)
+        return value
+
+    @model_validator(mode="after")
+    def _types_are_of_metadata(self) -> "SourceConfig":
+        unknown = sorted(set(self.metadata_types) - set(self.metadata_columns))
+        if unknown:
+            raise ValueError(
+                f"metadata_types names {', '.join(unknown)}, not among metadata_columns ({', '.join(self.metadata_columns) or 'none'})"
+            )
+        return self
