@@ -29,7 +29,7 @@ from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, w
 from embedder.output.reuse import PreviousParts, index_parts, take_reusable
 from embedder.output.vectors import Codes, column_codes, from_bytes
 from embedder.source.documents import SourceUnit, read_units
-from embedder.source.rows import EXCERPT_CHARS
+from embedder.source.validation import EXCERPT_CHARS
 from embedder.text.chunking import chunk_documents
 from embedder.text.estimating import chunk_counted
 from embedder.text.rarity import count_tokens

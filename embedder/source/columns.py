@@ -13,12 +13,12 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Shard
-from embedder.source.delimited import read_header
-from embedder.source.delta_types import can_be_fields, is_id, is_text, parse_type, to_delta_type, unify_types
-from embedder.source.jsonl import get_key, sample_jsonl
-from embedder.source.parquet import find_field, read_footer
+from embedder.source.decompression import damage_explained
+from embedder.source.formats.csv_rows import read_header
+from embedder.source.formats.jsonl import get_key, sample_jsonl
+from embedder.source.formats.parquet import find_field, read_footer
+from embedder.source.metadata_types import can_be_fields, is_id, is_text, parse_type, to_delta_type, unify_types
 from embedder.source.shards import Encoding, ShardFormat, shard_format
-from embedder.source.streams import damage_explained
 
 T = TypeVar("T")
 

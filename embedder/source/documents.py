@@ -12,13 +12,13 @@ from embedder.core.errors import SourceError, StorageError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.storage import Store
 from embedder.core.units import Shard, Task
-from embedder.source.delimited import read_csv
-from embedder.source.jsonl import read_jsonl
-from embedder.source.parquet import read_footer, read_ids_before, read_parquet, slice_row_groups
-from embedder.source.rows import CheckedRows, Reading, Rows, SeenIds, check_rows
+from embedder.source.decompression import damage_explained, open_each
+from embedder.source.formats.csv_rows import read_csv
+from embedder.source.formats.jsonl import read_jsonl
+from embedder.source.formats.parquet import read_footer, read_ids_before, read_parquet, slice_row_groups
+from embedder.source.formats.records import read_text
 from embedder.source.shards import ShardFormat, shard_format
-from embedder.source.streams import damage_explained, open_each
-from embedder.source.text_files import read_text
+from embedder.source.validation import CheckedRows, Reading, Rows, SeenIds, check_rows
 
 T = TypeVar("T")
 

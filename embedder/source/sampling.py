@@ -13,11 +13,11 @@ from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.storage import Store
 from embedder.core.units import Shard
+from embedder.source.decompression import damage_explained
 from embedder.source.documents import READERS
-from embedder.source.parquet import read_footer, slice_row_groups
-from embedder.source.rows import CheckedRows, Reading, SeenIds, check_rows
+from embedder.source.formats.parquet import read_footer, slice_row_groups
 from embedder.source.shards import Encoding, Listing, shard_format
-from embedder.source.streams import damage_explained
+from embedder.source.validation import CheckedRows, Reading, SeenIds, check_rows
 
 MOST_SHARDS = 64
 """Shards a sample is first spread over, drawn by size; more are opened only where these hold too few documents."""

@@ -13,7 +13,8 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task
-from embedder.source import documents, streams
+from embedder.source import decompression as streams
+from embedder.source import documents
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
 

@@ -6,9 +6,10 @@ import pytest
 from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.units import Task
-from embedder.source import documents, parquet
+from embedder.source import documents
 from embedder.source.documents import read_units, slice_parquet
-from embedder.source.parquet import slice_row_groups
+from embedder.source.formats import parquet
+from embedder.source.formats.parquet import slice_row_groups
 from embedder.source.shards import list_shards
 
 NO_METADATA = pa.schema([])

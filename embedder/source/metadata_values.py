@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as is_
 
-from embedder.source.delta_types import is_any_list
+from embedder.source.metadata_types import is_any_list
 
 Convert = Callable[[Any], Any]
 Refuse = Callable[[int, object], None]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from embedder.config.source import SourceConfig
 from embedder.core.schema import DOCUMENTS, QUARANTINE, Reason
 from embedder.core.units import Shard
-from embedder.source.values import excerpt_value
+from embedder.source.metadata_values import excerpt_value
 
 EXCERPT_CHARS = 200
 Refusals = dict[int, tuple[Reason, str | None]]

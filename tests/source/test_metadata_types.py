@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import ConfigError
-from embedder.source.delta_types import is_id, is_text, parse_type, to_delta_type, unify_types
+from embedder.source.metadata_types import is_id, is_text, parse_type, to_delta_type, unify_types
 
 UTC = pa.timestamp("us", "UTC")
 

@@ -8,10 +8,10 @@ import pytest
 from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.units import Task
-from embedder.source import streams
+from embedder.source import decompression as streams
+from embedder.source.decompression import damage_explained, read_blocks, read_lines
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
-from embedder.source.streams import damage_explained, read_blocks, read_lines
 
 CODECS = [".gz", ".zst", ".bz2", ".xz"]
 DATA = random.Random(0).randbytes(40_000) + b"a line\n" * 200_000

@@ -10,9 +10,9 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
-from embedder.source.records import Getter, Getters, Records, batch_by_size, to_rows
-from embedder.source.rows import EXCERPT_CHARS, Reading, Rows
-from embedder.source.streams import read_blocks, read_lines
+from embedder.source.decompression import read_blocks, read_lines
+from embedder.source.formats.records import Getter, Getters, Records, batch_by_size, to_rows
+from embedder.source.validation import EXCERPT_CHARS, Reading, Rows
 
 FIELD_CHARS = 64 << 20
 """A longer field is refused: a quote that is never closed must not take the rest of the shard into memory."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 from embedder.core.schema import Reason
-from embedder.source.rows import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
-from embedder.source.values import MISFITS, build_column, excerpt_value
+from embedder.source.decompression import read_blocks
+from embedder.source.metadata_values import MISFITS, build_column, excerpt_value
+from embedder.source.validation import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
 
 BATCH_RECORDS = 1024
 BATCH_BYTES = 4 << 20
@@ -103,3 +104,15 @@ def _id(value: Any, refused: Refusals, position: int) -> str | None:
     except MISFITS:
         refused.setdefault(position, (Reason.MISSING_ID, excerpt(f"id={excerpt_value(value)} is not a string or a number")))
         return None
+
+
+def read_text(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    """Read the file as one text; it has no id and no metadata but nulls."""
+    data = b"".join(read_blocks(file, reading.compression))
+    records = Records()
+    try:
+        records.records.append(data.decode())
+    except UnicodeDecodeError:
+        records.refuse(Reason.UNDECODABLE, data, None)
+    getters = Getters(texts=(lambda record: record,), id=None, metadata=tuple((lambda _: None) for _ in reading.metadata))
+    yield from to_rows([records], getters, reading)

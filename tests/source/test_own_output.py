@@ -6,7 +6,7 @@ import pytest
 
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
-from embedder.source.apart import refuse_own_source
+from embedder.source.shards import refuse_own_source
 
 
 def check(source: str, table: str, cut: str | None = None) -> None:

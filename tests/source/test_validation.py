@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.source.rows import SeenIds, excerpt, hash_texts, join_texts, text_id
+from embedder.source.validation import SeenIds, excerpt, hash_texts, join_texts, text_id
 
 
 @given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))

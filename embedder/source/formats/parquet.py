@@ -11,9 +11,9 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
-from embedder.source.delta_types import is_id, is_text
-from embedder.source.rows import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
-from embedder.source.values import MISFITS, cast_column, excerpt_value
+from embedder.source.metadata_types import is_id, is_text
+from embedder.source.metadata_values import MISFITS, cast_column, excerpt_value
+from embedder.source.validation import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20

@@ -4,7 +4,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pytest
 
-from embedder.source.values import build_column, cast_column
+from embedder.source.metadata_values import build_column, cast_column
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 

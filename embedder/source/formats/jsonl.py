@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from embedder.core.schema import Reason
-from embedder.source.records import Getter, Getters, Records, batch_by_size, to_rows
-from embedder.source.rows import Reading, Rows
-from embedder.source.streams import read_blocks, read_lines
+from embedder.source.decompression import read_blocks, read_lines
+from embedder.source.formats.records import Getter, Getters, Records, batch_by_size, to_rows
+from embedder.source.validation import Reading, Rows
 
 
 def read_jsonl(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
