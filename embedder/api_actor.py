@@ -16,7 +16,7 @@ from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.api import ApiEncoded, ApiEncoder
 from embedder.stages import Job, Row, check_probe, from_ipc, to_ipc
-from embedder.text.estimating import slice_chunks
+from embedder.text.byte_estimate import slice_chunks
 
 MOST_SHOWN = 3
 """Refusals of a unit that are logged; all are in the quarantine."""

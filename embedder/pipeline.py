@@ -37,7 +37,7 @@ from embedder.model.results import ExitStates
 from embedder.observe.logs import held_stderr
 from embedder.observe.metrics import METRICS, RUN_LABELS, Sample
 from embedder.stages import Job, Row, count_documents, from_ipc, prepare_units, task_row, to_ipc, tokenize_documents, write_unit
-from embedder.text.rarity import Counts
+from embedder.text.token_idf import Counts
 
 API_ACTORS = 4
 """Requests in flight at a time, of some seconds each, where the settings do not say."""

@@ -17,7 +17,7 @@ from embedder.output.table import list_records
 from embedder.preparation import Prepared
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
-from embedder.text.estimating import chunk_counted
+from embedder.text.byte_estimate import chunk_counted
 
 SHOWN_SHARDS = 10
 SAMPLE_DOCUMENTS = 200

@@ -18,7 +18,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.files import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
 from embedder.output.record import read_spec
-from embedder.text.estimating import make_chunker, slice_chunks
+from embedder.text.byte_estimate import make_chunker, slice_chunks
 
 Embed = Callable[[pa.Table, Sequence[str]], npt.NDArray[np.float32]]
 """CHUNKS and their texts → vectors, of which it reads what it needs."""

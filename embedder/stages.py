@@ -30,9 +30,9 @@ from embedder.output.reuse import PreviousParts, index_parts, take_reusable
 from embedder.output.vectors import Codes, column_codes, from_bytes
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.validation import EXCERPT_CHARS
+from embedder.text.byte_estimate import chunk_counted
 from embedder.text.chunking import chunk_documents
-from embedder.text.estimating import chunk_counted
-from embedder.text.rarity import count_tokens
+from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 
 PROBE_COSINE = 0.99

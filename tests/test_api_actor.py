@@ -20,7 +20,7 @@ from embedder.core.units import Stats
 from embedder.model.api import ApiEncoder
 from embedder.model.api_spec import resolve_api
 from embedder.stages import Job, from_ipc, to_ipc
-from embedder.text.estimating import chunk_counted
+from embedder.text.byte_estimate import chunk_counted
 from tests.api_server import ApiServer, run_api_server
 
 LONG = "a river runs past an engine and a violin " * 4

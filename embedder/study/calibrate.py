@@ -32,7 +32,7 @@ from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.study.exits import Features, Fidelity, Floats, choose_layers, measure_fidelity
 from embedder.study.learning import Learning, learn_weighing
-from embedder.text.rarity import weigh_tokens
+from embedder.text.token_idf import weigh_tokens
 
 UNIT_DOCUMENTS = 256
 LEAST_DOCUMENTS = 100

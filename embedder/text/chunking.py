@@ -8,6 +8,7 @@ the last token of a document, belongs to none of them. A document without any to
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,8 @@ from tokenizers import Encoding, Tokenizer
 from embedder.core.errors import ConfigError
 from embedder.core.schema import CHUNKS
 from embedder.core.spec import EmbeddingSpec
-from embedder.text.pieces import encode_texts
-from embedder.text.seams import find_cut, find_seams
-from embedder.text.tokenizing import Int32s, Tokens, find_frame, read_ids, read_tokens
-from embedder.text.windows import plan_windows
+from embedder.text.safe_splits import encode_texts, find_cut, find_seams
+from embedder.text.tokenizing import Bools, Int32s, Tokens, find_frame, read_ids, read_tokens
 
 HEAD_CHARS_PER_TOKEN = 8
 """Of a text of which `max_tokens` are kept, this many characters for each are tokenised first; English has 4 to 5."""
@@ -128,3 +127,36 @@ def chunk_documents(documents: pa.Table, tokenizer: Tokenizer, spec: EmbeddingSp
     """
     texts = documents.column("text").to_pylist()
     return Chunker(tokenizer, spec).chunk(texts)
+
+
+def plan_windows(tokens: Tokens, window: int, overlap: int) -> list[tuple[int, int]]:
+    """Cover all tokens with windows of at most `window`, each as (start, stop), in order.
+
+    Windows start and stop between words. Each starts at most `overlap` tokens before the one before stopped: at the
+    first word there from which it reaches further than that one did. `overlap` is smaller than `window`.
+    """
+    assert 0 <= overlap < window
+    assert len(tokens) > 0
+    cuts = np.append(np.flatnonzero(_find_cuts(tokens, window)), len(tokens)).tolist()
+    windows, start = [], 0
+    while True:
+        last = bisect_right(cuts, start + window) - 1
+        stop = cuts[last]
+        windows.append((start, stop))
+        if stop == len(tokens):
+            return windows
+        start = cuts[bisect_left(cuts, max(stop - overlap, cuts[last + 1] - window))]
+
+
+def _find_cuts(tokens: Tokens, window: int) -> Bools:
+    """Mark the tokens before which may be cut: at words; in words longer than a window at characters; in the rare
+    character of more tokens than a window anywhere. Between two cuts there is then at most one window."""
+    cuts = tokens.word_starts
+    characters = np.ones(len(tokens), dtype=np.bool_)
+    characters[1:] = tokens.starts[1:] >= tokens.ends[:-1]
+    for finer in (characters, np.ones(len(tokens), dtype=np.bool_)):
+        sizes = np.diff(np.flatnonzero(cuts), append=len(tokens))
+        if int(sizes.max()) <= window:
+            break
+        cuts = cuts | (finer & np.repeat(sizes > window, sizes))
+    return cuts

@@ -16,7 +16,7 @@ from embedder.study.config import DistillSettings
 from embedder.study.distill import Progress, Taught, Teaching, distill_exit
 from embedder.study.exits import Sums, measure_fidelity, unit
 from embedder.study.steps import rate_at
-from embedder.text.rarity import count_tokens, weigh_tokens
+from embedder.text.token_idf import count_tokens, weigh_tokens
 from tests.study.conftest import sentence
 
 TEXTS = [" ".join(sentence(number + 7 * part) for part in range(number % 3 + 1)) for number in range(160)]

@@ -21,7 +21,7 @@ from embedder.study.candidates import tokenize
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import unit
 from embedder.study.learning import Learning, Lessons, Run, learn_weighing, map_rows, take_lessons
-from embedder.text.rarity import count_tokens, weigh_tokens
+from embedder.text.token_idf import count_tokens, weigh_tokens
 from tests.study.conftest import SUBJECTS, VERBS
 
 WORDS = (*keyword.kwlist, *SUBJECTS, *VERBS)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedder.text.chunking import plan_windows
 from embedder.text.tokenizing import Tokens, read_tokens
-from embedder.text.windows import plan_windows
 from tests.text.tokenizers_for_tests import STYLES, build_tokenizer
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.text.rarity import count_tokens, weigh_tokens
+from embedder.text.token_idf import count_tokens, weigh_tokens
 
 ROWS = pa.array([[0, 5, 5, 3], [0, 3], [0, 7, 3, 5]], pa.list_(pa.int32()))
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from embedder.text import seams
-from embedder.text.seams import Seam, find_cut, find_seams, split_text
+from embedder.text import safe_splits as seams
+from embedder.text.safe_splits import Seam, find_cut, find_seams, split_text
 from embedder.text.tokenizing import read_tokens
 from tests.text.texts import texts
 from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer, minilm_json

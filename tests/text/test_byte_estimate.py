@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from embedder.core.schema import CHUNKS
-from embedder.text.estimating import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
+from embedder.text.byte_estimate import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
 from tests.core.test_spec import SPEC
 from tests.text.texts import FRAGMENTS
 from tests.text.texts import texts as strategy
