@@ -19,9 +19,9 @@ from embedder.core.quantization import Floats, quantize
 from embedder.core.schema import CHUNKS, Reason
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Stats
+from embedder.model.attention_pooling import Weighing
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
-from embedder.model.weighing import Weighing
 from embedder.observe.process import collected_rarely
 from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places

@@ -14,7 +14,7 @@ from embedder.core.errors import ModelError
 from embedder.core.quantization import quantize
 from embedder.core.schema import Reason
 from embedder.core.units import Stats
-from embedder.model.api import ApiEncoded, ApiEncoder
+from embedder.model.api_encoder import ApiEncoded, ApiEncoder
 from embedder.stages import Job, Row, check_probe, from_ipc, to_ipc
 from embedder.text.byte_estimate import slice_chunks
 

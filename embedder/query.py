@@ -15,7 +15,7 @@ from embedder.core.rotation import Floats, read_rotation
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.model.encoder import Encoder
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
 from embedder.output.record import read_spec
 from embedder.text.byte_estimate import make_chunker, slice_chunks

@@ -3,8 +3,8 @@
 from embedder.core.errors import ModelError
 from embedder.core.rotation import rotation_uri
 from embedder.core.spec import API, EmbeddingSpec
-from embedder.model.families import find_family
-from embedder.model.files import PACKAGE, ModelRecipe, locate_model, read_recipe
+from embedder.model.files.families import find_family
+from embedder.model.files.recipe import PACKAGE, ModelRecipe, locate_model, read_recipe
 
 
 def write_recipe(spec: EmbeddingSpec, table: str) -> str:

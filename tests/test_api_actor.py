@@ -17,7 +17,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import ModelError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Stats
-from embedder.model.api import ApiEncoder
+from embedder.model.api_encoder import ApiEncoder
 from embedder.model.api_spec import resolve_api
 from embedder.stages import Job, from_ipc, to_ipc
 from embedder.text.byte_estimate import chunk_counted

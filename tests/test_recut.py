@@ -13,8 +13,8 @@ from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
 from embedder.cutting import plan_cut
 from embedder.maintenance.compaction import compact_table
+from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
-from embedder.model.weighing import start_weighing
 from embedder.output.table import open_delta, read_table
 from embedder.output.vectors import column_codes
 from embedder.recut import RecutConfig, check_cuts, run_cuts, run_recut

@@ -10,9 +10,9 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats
 from embedder.core.spec import API, EmbeddingSpec, digest
-from embedder.model.api import PROBE_TEXT, ApiClient, ApiEncoder, RefusedError, choose_address
-from embedder.model.checksum import TOKENIZER_FILES
-from embedder.model.files import PACKAGE, locate_model
+from embedder.model.api_encoder import PROBE_TEXT, ApiClient, ApiEncoder, RefusedError, choose_address
+from embedder.model.files.checksum import TOKENIZER_FILES
+from embedder.model.files.recipe import PACKAGE, locate_model
 from embedder.model.resolve import ResolvedModel, check_room, open_tokenizer
 
 MAX_TOKENS = {"text-embedding-3-small": 8191, "text-embedding-3-large": 8191, "text-embedding-ada-002": 8191}

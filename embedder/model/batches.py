@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedder.model.attention import PACKED, Segments
-from embedder.model.families import find_family, first_position, is_causal
+from embedder.model.files.families import find_family, first_position, is_causal
 from embedder.model.packing import plan_packed, plan_padded
 from embedder.model.results import Encoded
+from embedder.model.varlen_attention import PACKED, Segments
 
 LayoutName = Literal["padded", "packed"]
 

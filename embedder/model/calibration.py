@@ -19,7 +19,7 @@ from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, Exit, digest
 from embedder.core.storage import Options, Store
-from embedder.model.weighing import Weighing
+from embedder.model.attention_pooling import Weighing
 
 Floats = npt.NDArray[np.float32]
 

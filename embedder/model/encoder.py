@@ -23,21 +23,20 @@ from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
 from embedder.core.rotation import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
+from embedder.model.attention_pooling import Weighing
 from embedder.model.batches import Batch, LayoutName, Queued, make_layout
 from embedder.model.calibration import Calibration
-from embedder.model.cutting import load_layers, load_way_out
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
-from embedder.model.families import find_family
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.families import find_family
+from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import use_float8
-from embedder.model.loading import resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.loading import load_layers, load_way_out, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
+from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import POOLERS, Head
-from embedder.model.probing import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
-from embedder.model.weighing import Weighing
 
 logger = logging.getLogger("embedder")
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.core.spec import Pooling
+from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, Weighing
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
 from embedder.model.taps import LayerPooler, PoolLayer
-from embedder.model.weighing import LEAD_TOKENS, NUM_QUERIES, Weighing
 
 Floats = npt.NDArray[np.float32]
 

@@ -13,14 +13,17 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ConfigError, ModelError
-from embedder.core.spec import FinalNorm
+from embedder.core.rotation import Floats, check_rotation
+from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.backends import check_backend, has_openvino
 from embedder.model.batches import LayoutName
-from embedder.model.calibration import ExitMap
-from embedder.model.families import find_family
-from embedder.model.files import ModelRecipe
+from embedder.model.calibration import Calibration, ExitMap
+from embedder.model.exits import Exit, ExitPooler
+from embedder.model.files.families import find_family
+from embedder.model.files.recipe import ModelRecipe
+from embedder.model.files.st_layout import blaming
 from embedder.model.float8 import check_device
-from embedder.model.layout import blaming
+from embedder.model.pooling import Head, load_steps
 
 logger = logging.getLogger(__name__)
 
@@ -158,3 +161,27 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shows_progress:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_layers(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the layers up to the depth; where those of a calibrated exit were trained too, their weights take the place of the model's."""
+    model = load_transformer(recipe, spec.depth, spec.final_norm, dtype)
+    if spec.exit != "native" and calibration is not None:
+        load_trained(model, calibration.maps[spec.depth])
+    return model
+
+
+def load_way_out(
+    spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, rotation_WW: Floats | None
+) -> tuple[Head, Exit | None]:
+    """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
+    if rotation_WW is None and spec.rotation is not None and calibration is not None:
+        rotation_WW = calibration.rotation_WW
+    check_rotation(rotation_WW, spec, "embedding.rotate")
+    if spec.exit == "native":
+        return Head(load_steps(recipe.steps), spec, rotation_WW), None
+    if calibration is None or calibration.fingerprint != spec.calibration:
+        raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
+    pool = ExitPooler(spec.pooling, calibration.weighing)
+    leave = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), leave

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from embedder.model.families import find_family, position_limit
+from embedder.model.files.families import find_family, position_limit
 
 MOST_TOKENS = 65_536
 """More gains nothing: the matrix products of a pass of this size keep any device of today busy."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from embedder.core.errors import ModelError
 from embedder.model.batches import Batch, PaddedBatch
-from embedder.model.families import find_family, is_causal
+from embedder.model.files.families import find_family, is_causal
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """What it multiplies in on a CPU; it takes float16 as a hint there, and then computes in something else."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch
-from embedder.model.layout import Step, blaming
+from embedder.model.files.st_layout import Step, blaming
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 

@@ -13,8 +13,8 @@ from embedder.core.quantization import Ranges
 from embedder.core.rotation import Floats, digest_array
 from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
-from embedder.model.files import ModelRecipe, locate_model, peek_model, read_recipe
-from embedder.model.layout import blaming
+from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
+from embedder.model.files.st_layout import blaming
 
 
 @dataclass(frozen=True, slots=True)

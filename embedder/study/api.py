@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from embedder.core.errors import ModelError
 from embedder.core.spec import digest
-from embedder.model.api import BATCH_TEXTS, ApiClient, choose_address, find_stop
+from embedder.model.api_encoder import BATCH_TEXTS, ApiClient, choose_address, find_stop
 from embedder.study.cache import Cache, digest_texts
 from embedder.study.candidates import Report, Side
 from embedder.study.config import BaselineConfig

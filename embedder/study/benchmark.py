@@ -27,7 +27,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.demo import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
-from embedder.model.files import locate_model
+from embedder.model.files.recipe import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.progress import align
 from embedder.preparation import prepare_run

@@ -16,17 +16,17 @@ from embedder.actors import Pool, Tapping
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
+from embedder.model.attention_pooling import Weighing, start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.weighing import Weighing, start_weighing
 from embedder.observe.environment import describe_environment
 from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
 from embedder.study.axes import CutReport, measure_cuts
-from embedder.study.candidates import width_of
 from embedder.study.collecting import Collected, Extremes, add_calibrated, add_mapped, add_turned, collect
 from embedder.study.config import CalibrateConfig, CalibrateSettings
 from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit

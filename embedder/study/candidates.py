@@ -18,13 +18,13 @@ from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.core.rotation import digest_array
 from embedder.core.schema import DOCUMENTS
 from embedder.core.spec import EmbeddingSpec, Pooling, digest
+from embedder.model.attention_pooling import Weighing
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.recipe import locate_model, read_recipe, width_of
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
-from embedder.model.weighing import Weighing
 from embedder.study.cache import Cache, digest_texts
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -236,8 +236,3 @@ def plan_blocks(lengths: npt.NDArray[np.int32], block_tokens: int) -> list[tuple
     numbers = (np.cumsum(lengths) - lengths) // block_tokens
     starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return list(zip(starts, [*starts[1:], len(lengths)], strict=True))
-
-
-def width_of(spec: EmbeddingSpec) -> int:
-    """Give the components of the model's vectors before the cut."""
-    return read_recipe(locate_model(spec.model, spec.revision)[0]).width

@@ -19,15 +19,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from embedder.core.spec import EmbeddingSpec
+from embedder.model.attention_pooling import Weighing
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.calibration import ExitMap
 from embedder.model.exits import ExitPooler, normalise_states
-from embedder.model.families import find_family
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.families import find_family
+from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import PoolLayer, tap_layers
-from embedder.model.weighing import Weighing
 from embedder.study.config import DistillSettings
 from embedder.study.exits import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
 from embedder.study.steps import plan_steps, rate_at

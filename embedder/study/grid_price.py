@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
 from embedder.study.benchmark import tokenize_texts

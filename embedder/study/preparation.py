@@ -14,7 +14,7 @@ from embedder.core.errors import ConfigError, EmbedderError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Store
 from embedder.model.calibration import Calibration, load_calibration
-from embedder.model.files import locate_model, read_recipe
+from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import check_device
 from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
 from embedder.source.columns import inspect_source

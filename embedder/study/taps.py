@@ -10,14 +10,13 @@ from torch import Tensor
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec
+from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
-from embedder.model.cutting import load_layers, load_way_out
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
-from embedder.model.files import locate_model, read_recipe
-from embedder.model.loading import resolve_dtype
+from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.loading import load_layers, load_way_out, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.weighing import start_weighing
 from embedder.study.candidates import tokenize
 from embedder.study.exits import choose_layers
 from embedder.study.timing import Run, compare

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from embedder.actors import Pool, check_probe
 from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ConfigError, ModelError
-from embedder.model.files import locate_model
+from embedder.model.files.recipe import locate_model
 from embedder.pipeline import choose_pool
 from embedder.preparation import prepare_run
 from embedder.query import QueryEncoder

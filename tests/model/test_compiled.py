@@ -18,7 +18,7 @@ from embedder.config.compute import Layout
 from embedder.core.errors import ModelError
 from embedder.model import encoder as encoder_module
 from embedder.model.encoder import Encoder
-from embedder.model.families import FAMILIES
+from embedder.model.files.families import FAMILIES
 from embedder.model.loading import resolve_backend
 from tests.model.conftest import CONFIGS, TinyModel
 from tests.model.test_exits import calibrate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.model.encoder import Encoder
-from embedder.model.families import FAMILIES
+from embedder.model.files.families import FAMILIES
 from embedder.model.memory import LEAST_TOKENS, MOST_TOKENS
 from tests.model.conftest import CONFIGS, TinyModel
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
+from embedder.model.attention_pooling import NUM_QUERIES, Weighing
 from embedder.model.calibration import (
     DESCRIPTION,
     TENSORS,
@@ -25,7 +26,6 @@ from embedder.model.calibration import (
 )
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
-from embedder.model.weighing import NUM_QUERIES, Weighing
 from tests.model.conftest import CONFIGS, TinyModel
 
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)

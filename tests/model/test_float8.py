@@ -18,7 +18,7 @@ from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model import float8
 from embedder.model.encoder import Encoder
-from embedder.model.families import FAMILIES
+from embedder.model.files.families import FAMILIES
 from embedder.model.float8 import FLOAT8, LARGEST, Float8Linear, check_device, encode_rows, use_float8
 from embedder.model.loading import resolve_backend, resolve_dtype
 from embedder.study.config import CalibrateConfig

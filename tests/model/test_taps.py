@@ -11,12 +11,12 @@ from sentence_transformers.base.modules import Dense
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import Pooling
+from embedder.model.attention_pooling import LEAD_TOKENS, start_weighing
 from embedder.model.encoder import Encoder
 from embedder.model.exits import ExitPooler
-from embedder.model.files import read_recipe
+from embedder.model.files.recipe import read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
-from embedder.model.weighing import LEAD_TOKENS, start_weighing
 from tests.model.conftest import CONFIGS, tokenize
 from tests.model.test_exits import WEIGHING
 

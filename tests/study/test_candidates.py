@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.weighing import start_weighing
 from embedder.study.cache import Cache
 from embedder.study.candidates import Transformer, digest_weighing, open_exits, plan_blocks, tokenize
 from embedder.study.quality import cut

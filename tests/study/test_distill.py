@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.weighing import start_weighing
 from embedder.study.candidates import tokenize
 from embedder.study.config import DistillSettings
 from embedder.study.distill import Progress, Taught, Teaching, distill_exit

@@ -14,9 +14,9 @@ import torch
 from embedder.actors import Pool
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
+from embedder.model.attention_pooling import start_weighing
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.model.weighing import start_weighing
 from embedder.study.candidates import tokenize
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import unit

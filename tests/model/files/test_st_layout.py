@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from embedder.core.errors import ModelError
-from embedder.model.layout import read_layout
+from embedder.model.files.st_layout import read_layout
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
-from embedder.core.spec import Pooling
-from embedder.model.checksum import TOKENIZER_FILES, compute_checksum, list_weights
-from embedder.model.families import Family, find_family, is_causal, position_limit
-from embedder.model.layout import Layout, Step, blaming, read_json, read_layout
+from embedder.core.spec import EmbeddingSpec, Pooling
+from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
+from embedder.model.files.families import Family, find_family, is_causal, position_limit
+from embedder.model.files.st_layout import Layout, Step, blaming, read_json, read_layout
 
 PACKAGE = "package:"
 _HUB_FILES = ["*.json", "*.safetensors", *sorted(name for name in TOKENIZER_FILES if not name.endswith(".json"))]
@@ -175,3 +175,8 @@ def _tokenizer_length(folder: Path) -> int | None:
     length = read_json(folder / "tokenizer_config.json").get("model_max_length")
     with blaming("tokenizer_config.json: model_max_length"):
         return int(length) if length else None
+
+
+def width_of(spec: EmbeddingSpec) -> int:
+    """Give the components of the model's vectors before the cut."""
+    return read_recipe(locate_model(spec.model, spec.revision)[0]).width

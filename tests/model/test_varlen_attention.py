@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import embedder.model.attention as attention
-from embedder.model.attention import Segments, attend_by_segment, attend_on_device, choose_window
+import embedder.model.varlen_attention as attention
+from embedder.model.varlen_attention import Segments, attend_by_segment, attend_on_device, choose_window
 
 LENGTHS = (23, 9, 9, 1)
 TOTAL = sum(LENGTHS)

@@ -14,7 +14,7 @@ import torch
 from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
 from embedder.model.batches import LayoutName
-from embedder.model.families import position_limit
+from embedder.model.files.families import position_limit
 
 PROBE_TOKENS = 16
 LAYOUT_PROBE_TOKENS = (300, 16, 3, 64)

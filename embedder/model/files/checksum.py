@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from embedder.core.errors import ModelError
-from embedder.model.layout import blaming, read_json
+from embedder.model.files.st_layout import blaming, read_json
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = {

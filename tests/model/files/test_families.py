@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel
 
-from embedder.model.families import FAMILIES
+from embedder.model.files.families import FAMILIES
 
 COSINE = 0.99999
 

@@ -10,7 +10,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core import retry as retries
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.api import ApiEncoder, find_stop
+from embedder.model.api_encoder import ApiEncoder, find_stop
 from embedder.model.api_spec import open_counted, resolve_api
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
