@@ -23,9 +23,9 @@ from embedder.model.attention_pooling import Weighing
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.observe.process import collected_rarely
-from embedder.output.attempts import MOST_KILLERS, Attempts, isolate_killers
 from embedder.places import BusyClock, Places
 from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
+from embedder.table.attempts import MOST_KILLERS, Attempts, isolate_killers
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder

@@ -10,7 +10,7 @@ from embedder.core.quantization import Floats, Ranges, cut_vectors, quantize
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
-from embedder.output.vectors import vector_column
+from embedder.table.vectors import vector_column
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from embedder.core.spec import EmbeddingSpec, digest
 from embedder.gate import check_gate
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
-from embedder.output.parts import Folder
-from embedder.output.table import TableState, read_table
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
+from embedder.table.delta import TableState, read_table
+from embedder.table.parts import Folder
 
 PART_VERSION = 1
 """Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""

@@ -12,11 +12,11 @@ from embedder.core.storage import map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
 from embedder.observe.progress import align
-from embedder.output.parts import Folder, read_batches
-from embedder.output.table import list_records
 from embedder.preparation import Prepared
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
+from embedder.table.delta import list_records
+from embedder.table.parts import Folder, read_batches
 from embedder.text.byte_estimate import chunk_counted
 
 SHOWN_SHARDS = 10

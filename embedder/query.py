@@ -17,7 +17,7 @@ from embedder.core.storage import Options
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
-from embedder.output.record import read_spec
+from embedder.table.run_record import read_spec
 from embedder.text.byte_estimate import make_chunker, slice_chunks
 
 Embed = Callable[[pa.Table, Sequence[str]], npt.NDArray[np.float32]]

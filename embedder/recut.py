@@ -23,9 +23,9 @@ from embedder.core.storage import Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.cutting import Cut, plan_cut
 from embedder.observe.environment import describe_environment
-from embedder.output.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
-from embedder.output.table import Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.output.vectors import column_codes
+from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
+from embedder.table.vectors import column_codes
 
 NUM_THREADS = 8
 """Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""

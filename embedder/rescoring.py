@@ -16,9 +16,9 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.filters import Filter
-from embedder.output.table import read_table
-from embedder.output.vectors import column_codes
 from embedder.search import Hit, Target, open_dataset
+from embedder.table.delta import read_table
+from embedder.table.vectors import column_codes
 
 RESCORED = 10
 """Rows looked at for each one wanted."""

@@ -24,15 +24,15 @@ from embedder.observe.logs import about, log_about
 from embedder.observe.metrics import measure
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import Display, Meter
-from embedder.output.parts import Folder, read_part
-from embedder.output.reuse import NO_PREVIOUS, PreviousParts, index_parts
-from embedder.output.table import Change, commit_table, sync_quarantine
 from embedder.pipeline import Reporter, choose_pool, embed_units, start_ray
 from embedder.preparation import Prepared
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.sparing import spare_buckets
 from embedder.stages import Job
 from embedder.summary import Summary
+from embedder.table.delta import Change, commit_table, sync_quarantine
+from embedder.table.parts import Folder, read_part
+from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
 
 MOST_INDEXED_ROWS = 5_000_000
 """Rows to be removed that are indexed as a whole, 20 bytes each; beyond, a task looks into the parts it wrote itself."""

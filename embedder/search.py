@@ -17,9 +17,9 @@ from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.filters import Filter, columns_of, passes
-from embedder.output.record import read_record
-from embedder.output.table import open_delta
-from embedder.output.vectors import Codes, column_codes
+from embedder.table.delta import open_delta
+from embedder.table.run_record import read_record
+from embedder.table.vectors import Codes, column_codes
 
 BATCH_ROWS = 16_384
 """A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from embedder.core.plan import Plan, group_shards, plan_work
 from embedder.core.units import PartName, Task
-from embedder.output.parts import Folder, read_batches
 from embedder.preparation import Prepared, layout_of
+from embedder.table.parts import Folder, read_batches
 
 logger = logging.getLogger("embedder")
 

@@ -24,12 +24,12 @@ from embedder.core.quantization import Ranges
 from embedder.core.schema import CHUNKS, QUARANTINE
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.output.attempts import Attempts
-from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
-from embedder.output.reuse import PreviousParts, index_parts, take_reusable
-from embedder.output.vectors import Codes, column_codes, from_bytes
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.validation import EXCERPT_CHARS
+from embedder.table.attempts import Attempts
+from embedder.table.parts import Folder, assemble_rows, footer_of, read_part, write_part
+from embedder.table.reuse import PreviousParts, index_parts, take_reusable
+from embedder.table.vectors import Codes, column_codes, from_bytes
 from embedder.text.byte_estimate import chunk_counted
 from embedder.text.chunking import chunk_documents
 from embedder.text.token_idf import count_tokens

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import tyro
 
-from embedder.changes import name_rows, read_changes
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
 from embedder.observe.progress import align
+from embedder.table.diff import name_rows, read_changes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
-from embedder.history import lay_out, read_history
+from embedder.table.history import lay_out, read_history
 
 
 @dataclass(frozen=True)

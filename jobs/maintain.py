@@ -9,10 +9,10 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.config.maintain import Orders
-from embedder.maintenance.check import check_table, repair_table
-from embedder.maintenance.compaction import compact_table
-from embedder.maintenance.vacuum import vacuum_table
-from embedder.output.upkeep import write_checkpoint
+from embedder.table.check import check_table, repair_table
+from embedder.table.compact import compact_table
+from embedder.table.log_checkpoint import write_checkpoint
+from embedder.table.vacuum import vacuum_table
 
 
 def main(args: Sequence[str]) -> int:

@@ -15,8 +15,8 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_config
 from embedder.core.errors import ConfigError
 from embedder.observe.progress import align
-from embedder.output.table import list_commits
 from embedder.sizing import Fleet, describe_size, learn_document, size_fleet
+from embedder.table.delta import list_commits
 
 MOST_VERSIONS = 100
 

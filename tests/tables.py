@@ -12,8 +12,8 @@ from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.output.parts import Folder, assemble_rows, footer_of, read_part, write_part
-from embedder.output.table import Change, commit_table, open_delta, read_table, sync_quarantine
+from embedder.table.delta import Change, commit_table, open_delta, read_table, sync_quarantine
+from embedder.table.parts import Folder, assemble_rows, footer_of, read_part, write_part
 from tests.core.test_spec import SPEC as ANY_SPEC
 
 DIM = 4

@@ -17,11 +17,11 @@ from embedder.core.units import Stats
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
-from embedder.output.attempts import Attempts
-from embedder.output.parts import Folder
 from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool, start_ray
 from embedder.places import BusyClock, Places
 from embedder.stages import Row, check_probe, from_ipc, to_ipc
+from embedder.table.attempts import Attempts
+from embedder.table.parts import Folder
 
 
 class DeathError(Exception):

@@ -17,13 +17,13 @@ from embedder.core.rotation import digest_array, keep_rotation
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.resolve import resolve_model
-from embedder.output.record import read_spec
-from embedder.output.table import Change, commit_table, read_table
 from embedder.query import QueryEncoder
 from embedder.recipes import write_recipe
+from embedder.table.delta import Change, commit_table, read_table
+from embedder.table.run_record import read_spec
 from tests.core.test_spec import SPEC
 from tests.model.conftest import CONFIGS, TinyModel, save_model, tiny_model, tiny_models  # noqa: F401
-from tests.output.conftest import make_documents
+from tests.table.conftest import make_documents
 
 SCHEMA = table_schema(make_documents().schema.empty_table().drop_columns(["doc_id", "text", "content_hash", "shard", "row"]).schema, True)
 QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sang"]

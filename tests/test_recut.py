@@ -12,12 +12,12 @@ from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
 from embedder.cutting import plan_cut
-from embedder.maintenance.compaction import compact_table
 from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
-from embedder.output.table import open_delta, read_table
-from embedder.output.vectors import column_codes
 from embedder.recut import RecutConfig, check_cuts, run_cuts, run_recut
+from embedder.table.compact import compact_table
+from embedder.table.delta import open_delta, read_table
+from embedder.table.vectors import column_codes
 from tests.core.test_spec import SPEC
 from tests.tables import DIM, Corpus, MadeTable
 from tests.tables import SPEC as PARENT_SPEC

@@ -9,10 +9,10 @@ import pytest
 
 from embedder.core.plan import group_shards, plan_work
 from embedder.core.units import Part, Shard, Stats, shard_key
-from embedder.output.parts import Folder
-from embedder.output.table import read_table
 from embedder.run import Outcome, choose_change
 from embedder.sparing import holds_rows, spare_buckets
+from embedder.table.delta import read_table
+from embedder.table.parts import Folder
 from tests.tables import BITS, MadeTable
 
 ROWS = [("a1", "one two", "x"), ("a2", "three", "y")]

@@ -11,9 +11,9 @@ from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
-from embedder.output.attempts import ATTEMPTS_FOLDER
 from embedder.source.shards import list_shards
 from embedder.stages import Job, prepare_units
+from embedder.table.attempts import ATTEMPTS_FOLDER
 
 MAX_ATTEMPTS = 3
 

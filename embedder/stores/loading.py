@@ -13,17 +13,17 @@ from typing import Literal
 
 import pyarrow as pa
 
-from embedder.changes import check_present, read_changes
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.observe.progress import align
-from embedder.output.parts import Folder
-from embedder.output.record import find_info
-from embedder.output.table import list_committed, open_delta, read_table
 from embedder.stores.protocol import Loaded, VectorStore
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
+from embedder.table.delta import list_committed, open_delta, read_table
+from embedder.table.diff import check_present, read_changes
+from embedder.table.parts import Folder
+from embedder.table.run_record import find_info
 
 GROUP_ROWS = 100_000
 """Rows of a first load between two records of how far it came: what a load that died does again."""

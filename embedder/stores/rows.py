@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.core.spec import EmbeddingSpec
-from embedder.output.parts import Folder
-from embedder.output.vectors import CODES, column_codes, num_codes
+from embedder.table.parts import Folder
+from embedder.table.vectors import CODES, column_codes, num_codes
 
 ROW_ID = "row_id"
 NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")

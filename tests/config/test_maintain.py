@@ -8,10 +8,10 @@ import pytest
 from embedder.config.maintain import Orders
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import digest_array, keep_rotation
-from embedder.output.table import read_table
 from embedder.recut import RecutConfig, run_recut
+from embedder.table.delta import read_table
 from jobs.maintain import main
-from tests.maintenance.conftest import CORPUS
+from tests.table.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 
 

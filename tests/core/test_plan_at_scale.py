@@ -22,10 +22,10 @@ from embedder.config.embed import EmbedConfig
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.process import peak_bytes
-from embedder.output.table import Change, commit_table, read_table
 from embedder.preparation import Prepared, prepare_run
 from embedder.run import Outcome, choose_change, summarize
 from embedder.source.shards import list_shards
+from embedder.table.delta import Change, commit_table, read_table
 
 LARGE, SMALL = 100_000, 900_000
 """Shards with a part of their own, and shards that share those of some thousand buckets."""

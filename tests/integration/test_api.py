@@ -16,13 +16,13 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.output.table import read_table
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
 from embedder.query import QueryEncoder
 from embedder.recipes import write_recipe
 from embedder.recut import RecutConfig, run_recut
 from embedder.search import open_table
+from embedder.table.delta import read_table
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents
 from tests.model.conftest import tokenize

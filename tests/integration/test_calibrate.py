@@ -14,12 +14,12 @@ from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.output.vectors import column_codes
 from embedder.query import QueryEncoder
 from embedder.search import open_table
 from embedder.study.calibrate import Calibrated, run_calibrate
 from embedder.study.candidates import tokenize
 from embedder.study.config import CalibrateConfig
+from embedder.table.vectors import column_codes
 from tests.integration.conftest import Corpus, Site
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

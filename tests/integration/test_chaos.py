@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.output.table import read_table
 from embedder.rehearsal.s3_server import S3Server
+from embedder.table.delta import read_table
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences
 from tests.integration.runs import WORKERS, Run, start_run

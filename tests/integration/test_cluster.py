@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from embedder.history import read_history
 from embedder.observe.metrics import METRICS
 from embedder.rehearsal.s3_server import free_ports
+from embedder.table.history import read_history
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run
 

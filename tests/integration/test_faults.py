@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from embedder.core.errors import CommitError, StorageError
-from embedder.output.table import read_table
+from embedder.table.delta import read_table
 from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.ray

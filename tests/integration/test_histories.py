@@ -21,10 +21,10 @@ import embedder.run
 from embedder.actors import EncoderActor
 from embedder.core.plan import Plan
 from embedder.core.units import Task
-from embedder.maintenance.compaction import compact_table
 from embedder.model.encoder import Encoder
 from embedder.pipeline import Landed, Pool, landed
 from embedder.stages import Job, prepare_units, task_row, write_unit
+from embedder.table.compact import compact_table
 from tests.integration.conftest import Corpus, Site, sentences
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.errors import ConfigError
-from embedder.output.table import read_table
+from embedder.table.delta import read_table
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
 
@@ -125,14 +125,14 @@ def test_a_clock_that_jumps_a_day_neither_loses_nor_repeats_work(local_site: Sit
     local_site.corpus.put("b.jsonl", documents(25, 5))
     clock = SimpleNamespace(time=lambda: time.time() + seconds)
     with monkeypatch.context() as patch:
-        patch.setattr("embedder.output.table.time", clock)
+        patch.setattr("embedder.table.delta.time", clock)
         local_site.embed()
     shift_log(Path(local_site.table_uri), seconds)
     before = local_site.rows()
     assert local_site.embed().did_nothing
     local_site.corpus.put("b.jsonl", documents(24, 6))
     with monkeypatch.context() as patch:
-        patch.setattr("embedder.output.table.time", clock)
+        patch.setattr("embedder.table.delta.time", clock)
         assert local_site.embed().stats.reused == 31, "the copy of d24 is known too"
     local_site.corpus.put("b.jsonl", documents(25, 6))
     summary = local_site.embed()

@@ -7,8 +7,8 @@ import pytest
 
 from embedder.core.errors import EmbedderError
 from embedder.core.storage import Store
-from embedder.output.parts import read_footer
 from embedder.rehearsal.s3_server import S3Server
+from embedder.table.parts import read_footer
 from tests.integration.conftest import Site, documents
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

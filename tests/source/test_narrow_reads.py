@@ -13,12 +13,12 @@ from fsspec.spec import AbstractBufferedFile
 
 from embedder.config.source import SourceConfig
 from embedder.core.units import Shard, Task
-from embedder.output.parts import Folder, encode_parquet, read_batches
-from embedder.output.reuse import index_parts, take_reusable
 from embedder.source import documents
 from embedder.source.documents import read_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
+from embedder.table.parts import Folder, encode_parquet, read_batches
+from embedder.table.reuse import index_parts, take_reusable
 
 
 class CountedFileSystem(AbstractFileSystem):

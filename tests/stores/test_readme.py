@@ -17,10 +17,10 @@ from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.units import PartName, Stats
 from embedder.model.resolve import resolve_model
-from embedder.output.parts import Folder, footer_of, write_part
-from embedder.output.table import Change, commit_table
-from embedder.output.vectors import vector_column
 from embedder.query import QueryEncoder
+from embedder.table.delta import Change, commit_table
+from embedder.table.parts import Folder, footer_of, write_part
+from embedder.table.vectors import vector_column
 from jobs.search import main as search
 
 pytestmark = pytest.mark.slow

@@ -19,9 +19,6 @@ from embedder.core.units import PartName, Stats, task_key
 from embedder.demo import read_documents
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.output.parts import Folder, footer_of, write_part
-from embedder.output.table import Change, commit_table
-from embedder.output.vectors import vector_column
 from embedder.rescoring import rescored
 from embedder.search import Target, open_table
 from embedder.stores.config import LoadConfig
@@ -29,6 +26,9 @@ from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
 from embedder.stores.searching import open_loaded
 from embedder.study.benchmark import tokenize_texts
+from embedder.table.delta import Change, commit_table
+from embedder.table.parts import Folder, footer_of, write_part
+from embedder.table.vectors import vector_column
 
 NUM_TEXTS, NUM_QUERIES, WANTED = 800, 200, 10
 SHARDS = ("a.jsonl", "b.jsonl")

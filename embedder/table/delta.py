@@ -19,8 +19,8 @@ from embedder.core.schema import QUARANTINE
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options, Store, delta_options, map_threads
 from embedder.core.units import Part, PartName
-from embedder.output.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
-from embedder.output.record import INFO_KEY, find_info
+from embedder.table.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
+from embedder.table.run_record import INFO_KEY, find_info
 
 MAINTENANCE_KEY = "maintenance"
 """Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""

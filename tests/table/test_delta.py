@@ -18,11 +18,11 @@ from embedder.core.errors import CommitError, StorageError
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Part
-from embedder.output.record import read_record
-from embedder.output.table import Change, commit_table, read_table, sync_quarantine
+from embedder.table.delta import Change, commit_table, read_table, sync_quarantine
+from embedder.table.run_record import read_record
 from tests.core.test_spec import SPEC
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, break_first
-from tests.output.conftest import make_documents, make_vectors
+from tests.table.conftest import make_documents, make_vectors
 
 SCHEMA = table_schema(pa.schema(list(make_documents().schema)[5:]), store_text=True)
 

@@ -1,4 +1,4 @@
-"""Made-up units: what the encoder would hand to the writer."""
+"""Made-up units, and a made-up table of some shards with quarantined records."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,19 @@ import pytest
 from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE
 from embedder.core.spec import digest
 from embedder.core.units import Part, PartName, Stats
-from embedder.output.parts import Folder, assemble_rows, footer_of, write_part
+from embedder.table.parts import Folder, assemble_rows, footer_of, write_part
 from tests.core.test_spec import SPEC
+from tests.tables import Corpus, MadeTable
 
 TEXTS = ("one two", "drei 🦊 vier", "fünf sechs sieben")
 DIM = 8
+
+CORPUS: Corpus = {
+    "large": [(f"d{number}", "one two" if number % 3 else " ", "x") for number in range(9)],
+    "large-2": [("a", "five", "x"), ("b", "six", None)],
+    "p": [("a", "five", "x"), ("b", " ", "x")],
+    "q": [("a", "six seven", "x")],
+}
 
 
 def make_documents(texts: tuple[str, ...] = TEXTS, first_id: int = 0) -> pa.Table:
@@ -74,3 +82,8 @@ def write_unit(tmp_path: Path) -> Callable[..., Part]:
         return write_part(rows, rejects, name, footer_of(SPEC, stats), Folder(uri or str(tmp_path / "table"), {}))
 
     return write
+
+
+@pytest.fixture
+def table(location: str) -> MadeTable:
+    return MadeTable(location)

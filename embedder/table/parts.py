@@ -16,7 +16,7 @@ from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
-from embedder.output.vectors import Codes, quantization_of, vector_column
+from embedder.table.vectors import Codes, quantization_of, vector_column
 
 QUARANTINE_FOLDER = "_quarantine"
 FOOTER_KEY = b"embedder"

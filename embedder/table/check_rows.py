@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.changes import Digests, digest_keys
 from embedder.core.errors import StorageError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import PartName
-from embedder.output.parts import Folder, read_batches
+from embedder.table.diff import Digests, digest_keys
+from embedder.table.parts import Folder, read_batches
 
 NORM_TOLERANCE = 1e-4
 """float32 sums over some thousand components stay below 1e-6; more is damage."""

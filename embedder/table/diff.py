@@ -17,8 +17,8 @@ import pyarrow as pa
 from embedder.core.errors import CommitError, VersionGoneError
 from embedder.core.storage import Options, map_threads
 from embedder.core.units import PartName, bucket_key
-from embedder.output.parts import Folder, read_batches
-from embedder.output.table import list_committed, read_table
+from embedder.table.delta import list_committed, read_table
+from embedder.table.parts import Folder, read_batches
 
 KEY = ("shard", "doc_id", "chunk")
 """What names a row for good: ids are unique within a shard only."""

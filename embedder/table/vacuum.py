@@ -13,11 +13,11 @@ from embedder.core.errors import CommitError, ConfigError
 from embedder.core.storage import PROBE_PREFIX, Found, Options, Store, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
-from embedder.output.attempts import ATTEMPTS_FOLDER
-from embedder.output.log import read_recent_log
-from embedder.output.parts import QUARANTINE_FOLDER
-from embedder.output.table import read_table
-from embedder.output.upkeep import read_quarantined
+from embedder.table.attempts import ATTEMPTS_FOLDER
+from embedder.table.delta import read_table
+from embedder.table.delta_log import read_recent_log
+from embedder.table.log_checkpoint import read_quarantined
+from embedder.table.parts import QUARANTINE_FOLDER
 
 LEAST_HOURS = 1.0
 """A run's parts are in no version until it commits: an age below its length would delete them from under it."""

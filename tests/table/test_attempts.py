@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.output.attempts import ATTEMPTS_FOLDER, MOST_KILLERS, Attempts, isolate_killers, split_range
-from embedder.output.parts import Folder
+from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_KILLERS, Attempts, isolate_killers, split_range
+from embedder.table.parts import Folder
 
 
 class DeathError(Exception):

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.changes import read_changes
 from embedder.core.errors import CommitError
 from embedder.core.plan import group_shards, plan_work
 from embedder.core.storage import Store
 from embedder.core.units import PartName, find_chain
-from embedder.maintenance.check import check_table
-from embedder.maintenance.compaction import compact_table, plan_merges
-from embedder.output.parts import ROW_GROUP_ROWS, Folder, read_part
-from embedder.output.table import Change, commit_table, open_delta, read_table
-from tests.maintenance.conftest import CORPUS
+from embedder.table.check import check_table
+from embedder.table.compact import compact_table, plan_merges
+from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.diff import read_changes
+from embedder.table.parts import ROW_GROUP_ROWS, Folder, read_part
+from tests.table.conftest import CORPUS
 from tests.tables import BITS, SCHEMA, MadeTable, as_shard
 
 MUCH = 10**9
@@ -78,7 +78,7 @@ def test_a_compaction_that_died_before_its_commit_is_taken_up(tmp_path: Path, mo
     def die(*args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedder.maintenance.compaction.commit_table", die)
+    monkeypatch.setattr("embedder.table.compact.commit_table", die)
     with pytest.raises(KeyboardInterrupt):
         compact_table(table.uri, {}, MUCH)
     monkeypatch.undo()

@@ -8,11 +8,11 @@ from embedder.core.errors import CommitError, ModelError, StorageError
 from embedder.core.rotation import ROTATION_FOLDER, read_rotation
 from embedder.core.storage import Found, Options, Store, map_threads
 from embedder.core.units import PartName, Stats, find_chain
-from embedder.maintenance.deep import check_rows
 from embedder.observe.progress import align
-from embedder.output.parts import QUARANTINE_FOLDER, Folder, read_footer
-from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.output.upkeep import read_quarantined
+from embedder.table.check_rows import check_rows
+from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.log_checkpoint import read_quarantined
+from embedder.table.parts import QUARANTINE_FOLDER, Folder, read_footer
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import embedder.output.parts
+import embedder.table.parts
 from embedder.core.spec import digest
 from embedder.core.units import Part
-from embedder.output.parts import Folder
-from embedder.output.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
-from tests.output.conftest import TEXTS, make_vectors
+from embedder.table.parts import Folder
+from embedder.table.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
+from tests.table.conftest import TEXTS, make_vectors
 
 HASHES = [digest(text) for text in TEXTS]
 
@@ -65,7 +65,7 @@ def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[...,
 def test_only_row_groups_that_hold_what_is_asked_for_are_read(
     folder: Folder, write_unit: Callable[..., Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedder.output.parts, "ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr(embedder.table.parts, "ROW_GROUP_ROWS", 2)
     previous = index_parts([write_unit().name], folder)
     read: list[list[int]] = []
     original = pq.ParquetFile.read_row_groups

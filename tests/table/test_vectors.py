@@ -8,10 +8,10 @@ import pytest
 from embedder.core.quantization import Ranges, fit_ranges, quantize
 from embedder.core.schema import VECTORS
 from embedder.core.spec import Quantization
-from embedder.output.parts import assemble_rows, encode_parquet
-from embedder.output.vectors import Codes, column_codes, from_bytes, vector_column
+from embedder.table.parts import assemble_rows, encode_parquet
+from embedder.table.vectors import Codes, column_codes, from_bytes, vector_column
 from tests.core.test_spec import SPEC
-from tests.output.conftest import make_chunks, make_documents, make_vectors
+from tests.table.conftest import make_chunks, make_documents, make_vectors
 
 QUANTIZATIONS: list[Quantization] = ["none", "int8", "binary"]
 

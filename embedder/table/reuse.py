@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedder.core.schema import LEADING, VECTORS
 from embedder.core.spec import Quantization
 from embedder.core.storage import map_threads
-from embedder.output.parts import Folder
+from embedder.table.parts import Folder
 
 Int64s = npt.NDArray[np.int64]
 

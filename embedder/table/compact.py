@@ -11,8 +11,8 @@ from embedder.core.schema import QUARANTINE
 from embedder.core.storage import Options, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.progress import align
-from embedder.output.parts import Folder, encode_batches, encode_parquet, read_batches, read_footer, read_part, read_schema
-from embedder.output.table import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.parts import Folder, encode_batches, encode_parquet, read_batches, read_footer, read_part, read_schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ import pytest
 
 from embedder.core.rotation import digest_array, keep_rotation
 from embedder.core.units import PartName
-from embedder.maintenance.check import check_chains, check_table, repair_table
-from embedder.maintenance.deep import check_rows, count_misplaced, describe_faults
-from embedder.output.parts import FOOTER_KEY, Folder, encode_parquet, vector_column
-from tests.maintenance.conftest import CORPUS
+from embedder.table.check import check_chains, check_table, repair_table
+from embedder.table.check_rows import check_rows, count_misplaced, describe_faults
+from embedder.table.parts import FOOTER_KEY, Folder, encode_parquet, vector_column
+from tests.table.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 
 Damage = Callable[[Path], None]

@@ -5,9 +5,9 @@ from deltalake import DeltaTable
 
 from embedder.core.errors import CommitError
 from embedder.core.storage import Options, Store, delta_options
-from embedder.output.parts import QUARANTINE_FOLDER
-from embedder.output.record import INFO_KEY
-from embedder.output.table import MAINTENANCE_KEY, Change, commit_table, open_delta, read_table
+from embedder.table.delta import MAINTENANCE_KEY, Change, commit_table, open_delta, read_table
+from embedder.table.parts import QUARANTINE_FOLDER
+from embedder.table.run_record import INFO_KEY
 
 
 def write_checkpoint(uri: str, options: Options) -> tuple[int, int]:

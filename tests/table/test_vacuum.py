@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import embedder.core.plan
-import embedder.output.parts
+import embedder.table.parts
 from embedder.core.errors import CommitError, ConfigError
 from embedder.core.plan import group_shards
 from embedder.core.storage import Found, Store
-from embedder.maintenance.vacuum import kind_of, plan_vacuum, vacuum_table
-from embedder.output.attempts import Attempts
-from embedder.output.parts import Folder
-from tests.maintenance.conftest import CORPUS
+from embedder.table.attempts import Attempts
+from embedder.table.parts import Folder
+from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
+from tests.table.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
 
 HOUR = 3600
@@ -174,7 +174,7 @@ def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(
         plan = planned(*args)  # type: ignore[arg-type]
         assert plan.adopt
         monkeypatch.setattr("tests.tables.read_part", lambda name, folder: parts[name])
-        parts = {str(name): embedder.output.parts.read_part(str(name), Folder(table.uri, {})) for name in plan.adopt}
+        parts = {str(name): embedder.table.parts.read_part(str(name), Folder(table.uri, {})) for name in plan.adopt}
         vacuum_table(table.uri, {}, 168)
         return plan
 

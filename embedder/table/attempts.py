@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from embedder.core.storage import Store
-from embedder.output.parts import Folder
+from embedder.table.parts import Folder
 
 ATTEMPTS_FOLDER = "_attempts"
 

@@ -11,9 +11,9 @@ import pytest
 from embedder.core.errors import StorageError
 from embedder.core.schema import CHUNKS
 from embedder.core.units import Part
-from embedder.output.parts import Folder, assemble_rows, encode_parquet, read_part
-from embedder.output.vectors import vector_column
-from tests.output.conftest import TEXTS, make_chunks, make_documents, make_vectors
+from embedder.table.parts import Folder, assemble_rows, encode_parquet, read_part
+from embedder.table.vectors import vector_column
+from tests.table.conftest import TEXTS, make_chunks, make_documents, make_vectors
 
 
 def test_rows_hold_the_exact_text_of_their_span() -> None:

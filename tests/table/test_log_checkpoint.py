@@ -8,9 +8,9 @@ import pytest
 from deltalake import DeltaTable
 
 from embedder.core.units import Part
-from embedder.output.table import commit_table, read_table, sync_quarantine
-from embedder.output.upkeep import read_quarantined, write_checkpoint
-from tests.output.test_table import change
+from embedder.table.delta import commit_table, read_table, sync_quarantine
+from embedder.table.log_checkpoint import read_quarantined, write_checkpoint
+from tests.table.test_delta import change
 
 
 @pytest.fixture

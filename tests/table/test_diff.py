@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import embedder.changes
-from embedder.changes import KEY, Changes, digest_contents, plan_changes, read_changes
+import embedder.table.diff
 from embedder.core.errors import CommitError, ConfigError, VersionGoneError
 from embedder.core.schema import VECTORS
 from embedder.core.spec import Quantization
 from embedder.core.units import PartName
-from embedder.output.parts import read_batches
-from embedder.output.table import open_delta
+from embedder.table.delta import open_delta
+from embedder.table.diff import KEY, Changes, digest_contents, plan_changes, read_changes
+from embedder.table.parts import read_batches
 from jobs.diff import main
 from tests.tables import Corpus, MadeTable
 
@@ -71,7 +71,7 @@ def test_nothing_is_read_of_what_did_not_change(table: MadeTable, monkeypatch: p
     old = table.follow(CORPUS)
     new = table.follow({**CORPUS, "large": [*CORPUS["large"][:1], ("b", "other", "x")]})
     read: set[str] = set()
-    monkeypatch.setattr(embedder.changes, "read_batches", lambda store, columns: read.add(store.uri) or read_batches(store, columns))
+    monkeypatch.setattr(embedder.table.diff, "read_batches", lambda store, columns: read.add(store.uri) or read_batches(store, columns))
     assert describe(read_changes(table.uri, {}, old, new)) == ({"large/b/0"}, {"large/c/0"})
     differing = set(table.names(old)) ^ set(table.names(new))
     assert {uri.rsplit("/", 1)[-1] for uri in read} == set(map(str, differing))

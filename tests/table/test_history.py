@@ -10,13 +10,13 @@ import pytest
 
 from embedder.core.errors import CommitError, ConfigError
 from embedder.core.units import Stats
-from embedder.history import lay_out, read_history
-from embedder.maintenance.compaction import compact_table
 from embedder.observe.environment import read_revision
-from embedder.output.table import Change, commit_table, open_delta, read_table
-from embedder.output.upkeep import write_checkpoint
 from embedder.recut import RecutConfig, run_recut
 from embedder.summary import Summary
+from embedder.table.compact import compact_table
+from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.history import lay_out, read_history
+from embedder.table.log_checkpoint import write_checkpoint
 from jobs import history
 from tests.tables import SCHEMA, SPEC, Corpus, MadeTable
 
