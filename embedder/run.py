@@ -24,11 +24,13 @@ from embedder.observe.logs import about, log_about
 from embedder.observe.metrics import measure
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import Display, Meter
-from embedder.pipeline import Reporter, choose_pool, embed_units, start_ray
+from embedder.pipeline.cluster import choose_pool, start_ray
+from embedder.pipeline.graph import embed_units
+from embedder.pipeline.reporter import Reporter
+from embedder.pipeline.rows import Job
 from embedder.preparation import Prepared
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.sparing import spare_buckets
-from embedder.stages import Job
 from embedder.summary import Summary
 from embedder.table.delta import Change, commit_table, sync_quarantine
 from embedder.table.parts import Folder, read_part

@@ -57,7 +57,7 @@ def test_constraints_name_no_build_of_one_machine() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("module", "spared"), [("jobs.embed", "torch"), ("embedder.stages", "torch")])
+@pytest.mark.parametrize(("module", "spared"), [("jobs.embed", "torch"), ("embedder.pipeline.stages", "torch")])
 def test_drivers_and_readers_are_spared_what_takes_seconds_to_import(module: str, spared: str) -> None:
     code = f"import sys, {module}; sys.exit({spared!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -110,7 +110,7 @@ def test_a_setting_has_two_digits() -> None:
 
 def test_what_is_held_between_stages_is_as_large_as_a_real_unit() -> None:
     from embedder.core.schema import CHUNKS, DOCUMENTS
-    from embedder.stages import to_ipc
+    from embedder.pipeline.rows import to_ipc
 
     count, text = 500, "word " * 120
     columns: dict[str, Any] = {

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.actors import Pool, Tapping
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
@@ -23,7 +22,10 @@ from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.environment import describe_environment
-from embedder.pipeline import choose_pool, count_units, run_steps, start_ray, tap_units
+from embedder.pipeline.calibration_graph import count_units, run_steps, tap_units
+from embedder.pipeline.cluster import choose_pool, start_ray
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.tap_actor import Tapping
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
 from embedder.study.axes import CutReport, measure_cuts

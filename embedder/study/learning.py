@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedder.actors import Pool, choose_token_budget
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, Weighing
 from embedder.model.batches import Batch, BatchLayout, make_layout
@@ -29,6 +28,8 @@ from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
+from embedder.pipeline.actors import choose_token_budget
+from embedder.pipeline.pool import Pool
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import LEAST_DEVIATION, Features, Floats, unit
 from embedder.study.steps import plan_steps, rate_at

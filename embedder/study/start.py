@@ -14,9 +14,10 @@ from pathlib import Path
 from embedder.config.compute import ComputeConfig
 from embedder.config.embed import EmbedConfig
 from embedder.demo import Document
-from embedder.pipeline import choose_pool, connect, iterate
+from embedder.pipeline.cluster import choose_pool
+from embedder.pipeline.graph import connect, iterate
+from embedder.pipeline.rows import Row
 from embedder.run import begin_run
-from embedder.stages import Row
 from embedder.study.timing import run_module
 
 

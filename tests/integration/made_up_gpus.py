@@ -13,12 +13,14 @@ from typing import Any
 
 import ray
 
-import embedder.pipeline
+import embedder.pipeline.graph
 import embedder.run
-from embedder.actors import EncoderActor, Pool
 from embedder.config.compute import ComputeConfig
-from embedder.pipeline import choose_pool, prepare_units, write_unit
-from embedder.stages import Job, Row
+from embedder.pipeline.actors import EncoderActor
+from embedder.pipeline.cluster import choose_pool
+from embedder.pipeline.graph import prepare_units, write_unit
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.rows import Job, Row
 from jobs.embed import main
 
 # what is defined in the script that runs goes to the workers as it stands, this among it
@@ -62,7 +64,7 @@ def choose(compute: ComputeConfig, is_api: bool = False) -> Pool:
 
 if __name__ == "__main__":
     embedder.run.choose_pool = choose
-    embedder.pipeline.prepare_units = prepare
-    embedder.pipeline.write_unit = write
-    embedder.pipeline.EncoderActor = Encode
+    embedder.pipeline.graph.prepare_units = prepare
+    embedder.pipeline.graph.write_unit = write
+    embedder.pipeline.graph.EncoderActor = Encode
     sys.exit(main(sys.argv[2:]))

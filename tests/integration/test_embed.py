@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedder.actors import Pool, check_probe
 from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files.recipe import locate_model
-from embedder.pipeline import choose_pool
+from embedder.pipeline.actors import check_probe
+from embedder.pipeline.cluster import choose_pool
+from embedder.pipeline.pool import Pool
 from embedder.preparation import prepare_run
 from embedder.query import QueryEncoder
 from embedder.run import run_embed

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 import embedder.core.plan
 import embedder.model.encoder
 import embedder.run
-from embedder.actors import EncoderActor
 from embedder.core.plan import Plan
 from embedder.core.units import Task
 from embedder.model.encoder import Encoder
-from embedder.pipeline import Landed, Pool, landed
-from embedder.stages import Job, prepare_units, task_row, write_unit
+from embedder.pipeline.actors import EncoderActor
+from embedder.pipeline.graph import Landed, Pool, landed
+from embedder.pipeline.rows import Job
+from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
 from tests.integration.conftest import Corpus, Site, sentences
 

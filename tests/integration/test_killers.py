@@ -11,12 +11,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from embedder import stages
-from embedder.actors import Pool
 from embedder.model.resolve import resolve_model
 from embedder.model.results import Encoded
-from embedder.pipeline import EncoderActor
-from embedder.stages import Job, Row
+from embedder.pipeline.graph import EncoderActor, stages
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.rows import Job, Row
 from embedder.text.tokenizing import load_tokenizer
 from tests.integration.conftest import Site, documents
 
@@ -86,7 +85,7 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_
     config = local_site.config()
     tokenizer = load_tokenizer(resolve_model(config.embedding, config.chunking).tokenizer_json)
     assert tokenizer.encode(WORD, add_special_tokens=False).ids == [TOKEN]
-    monkeypatch.setattr("embedder.pipeline.EncoderActor", actor)
+    monkeypatch.setattr("embedder.pipeline.graph.EncoderActor", actor)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert {row["doc_id"] for row in local_site.rows()} == ids
     assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
@@ -102,7 +101,7 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_
 def test_a_shard_that_kills_its_reader_is_reported_and_the_others_are_published(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     local_site.corpus.put("a.jsonl", [{"id": "pad", "text": "x" * 300_000, "topic": "x", "meta": {"url": "u"}}, *documents(0, 12)])
     local_site.corpus.put("b.jsonl", [{"id": "killer", "text": WORD + " x" * 150_000, "topic": "x", "meta": {"url": "u"}}])
-    monkeypatch.setattr("embedder.pipeline.prepare_units", fragile_units)
+    monkeypatch.setattr("embedder.pipeline.graph.prepare_units", fragile_units)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert [message.partition(":")[2] for message in summary.failures.values()] == [
         " reading on from row 0 took its worker down 1 times; look at the records there, or run again to try anew"

@@ -22,7 +22,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.loading import resolve_backend
 from embedder.model.pooling import POOLERS
 from embedder.model.resolve import resolve_model
-from embedder.pipeline import lay_out_pool
+from embedder.pipeline.pool import lay_out_pool
 from tests.model.conftest import CONFIGS, TinyModel, tokenize
 from tests.model.test_exits import calibrate
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from embedder.actors import Pool
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.model.attention_pooling import start_weighing
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.pipeline.pool import Pool
 from embedder.study.candidates import tokenize
 from embedder.study.config import AttentionSettings
 from embedder.study.exits import unit

@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.actors import Pool, choose_token_budget
 from embedder.config.compute import Backend, ComputeConfig
 from embedder.core.errors import ClusterError, ConfigError, ModelError
 from embedder.core.units import Stats
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
-from embedder.pipeline import EncoderActor, Reporter, ask_for, iterate, lay_out_pool, start_ray
-from embedder.places import BusyClock, Places
-from embedder.stages import Row, check_probe, from_ipc, to_ipc
+from embedder.pipeline.actors import BusyClock, Places, choose_token_budget
+from embedder.pipeline.cluster import start_ray
+from embedder.pipeline.graph import EncoderActor, ask_for, iterate
+from embedder.pipeline.pool import Pool, lay_out_pool
+from embedder.pipeline.reporter import Reporter
+from embedder.pipeline.rows import Row, from_ipc, to_ipc
+from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import Attempts
 from embedder.table.parts import Folder
 

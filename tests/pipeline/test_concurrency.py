@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedder.places import BusyClock, Places
+from embedder.pipeline.actors import BusyClock, Places
 
 
 def test_so_many_have_a_place_at_a_time_and_one_that_asks_for_all_has_nobody_beside_it() -> None:

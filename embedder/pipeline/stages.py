@@ -7,8 +7,8 @@ starts in a second and stays small.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,50 +16,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.config.output import OutputConfig
-from embedder.config.source import SourceConfig
 from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
-from embedder.core.quantization import Ranges
 from embedder.core.schema import CHUNKS, QUARANTINE
-from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Part, PartName, Stats, Task
+from embedder.pipeline.rows import Job, Row, folder_of, from_ipc, to_ipc
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.validation import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
-from embedder.table.parts import Folder, assemble_rows, footer_of, read_part, write_part
-from embedder.table.reuse import PreviousParts, index_parts, take_reusable
+from embedder.table.parts import assemble_rows, footer_of, read_part, write_part
+from embedder.table.reuse import index_parts, take_reusable
 from embedder.table.vectors import Codes, column_codes, from_bytes
 from embedder.text.byte_estimate import chunk_counted
-from embedder.text.chunking import chunk_documents
-from embedder.text.token_idf import count_tokens
-from embedder.text.tokenizing import load_tokenizer
 
 PROBE_COSINE = 0.99
 """A machine whose probe vector is further than this from the table's does not compute the table's space. bfloat16 stays above 0.998."""
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every stage of one run needs."""
-
-    source: SourceConfig
-    output: OutputConfig
-    spec: EmbeddingSpec
-    tokenizer_json: str
-    """Empty: bytes are counted."""
-    metadata: pa.Schema
-    max_attempts: int
-    calibration_uri: str | None
-    ranges: Ranges | None
-    """Of int8, which part footers carry too: a file found alone can be read."""
-    probe: tuple[float, ...] | None
-    """The table's probe vector, if it has one: an encoder that gives another one is refused."""
-    run_id: str
-    previous: PreviousParts | None = None
-    """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
 
 
 def task_row(task: Task, plan: Plan) -> dict[str, Any]:
@@ -136,12 +107,6 @@ def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job:
         started = time.perf_counter()
 
 
-def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> dict[str, Any]:
-    """Chunk and tokenize one unit of a sample."""
-    chunks = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)
-    return {"number": row["number"], "chunks": to_ipc(chunks)}
-
-
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None, advice: str) -> None:
     """Refuse what embeds and gives no numbers, or no longer the table's probe vector."""
     if not np.isfinite(probe_D).all():
@@ -155,17 +120,6 @@ def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | No
             f"embedding: the probe's vector has a cosine of {cosine:.4f} to the table's (at least {PROBE_COSINE} is the same space); "
             f"{advice}, or embed into another output.uri"
         )
-
-
-def count_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
-    """Count of one unit of a sample its chunks, and for each token id those that hold it."""
-    token_ids = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)["token_ids"].combine_chunks()
-    return {"chunks": len(token_ids), "counts": count_tokens(token_ids, vocab_size).tobytes()}
-
-
-def folder_of(job: Job) -> Folder:
-    """Locate the table's folder."""
-    return Folder(job.output.uri, job.output.storage_options)
 
 
 def chunk_fresh(documents: pa.Table, reused: pa.Table, job: Job) -> pa.Table:
@@ -256,17 +210,3 @@ def merge_reused(row: Row, job: Job) -> tuple[pa.Table, Codes]:
 def _prepared(key: str, stats: Stats | None = None, **values: Any) -> dict[str, Any]:
     empty = {"name": None, "documents": None, "chunks": None, "reused": None, "quarantined": None, "error": None, "broken": "[]"}
     return {"key": key, **empty, **values, "stats": json.dumps(asdict(stats)) if stats else None}
-
-
-def to_ipc(table: pa.Table) -> bytes:
-    """Serialize a table; a row of Ray Data holds it as one value."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def from_ipc(data: bytes) -> pa.Table:
-    """Read back what to_ipc wrote."""
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()

@@ -6,13 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedder import stages
 from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
+from embedder.pipeline.graph import stages
+from embedder.pipeline.rows import Job
+from embedder.pipeline.stages import prepare_units
 from embedder.source.shards import list_shards
-from embedder.stages import Job, prepare_units
 from embedder.table.attempts import ATTEMPTS_FOLDER
 
 MAX_ATTEMPTS = 3

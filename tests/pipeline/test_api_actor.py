@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.api_actor import MOST_REFUSED, ApiActor
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
@@ -19,7 +18,8 @@ from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoder
 from embedder.model.api_spec import resolve_api
-from embedder.stages import Job, from_ipc, to_ipc
+from embedder.pipeline.api_actor import MOST_REFUSED, ApiActor
+from embedder.pipeline.rows import Job, from_ipc, to_ipc
 from embedder.text.byte_estimate import chunk_counted
 from tests.api_server import ApiServer, run_api_server
 

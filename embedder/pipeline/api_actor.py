@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.actors import Actor
 from embedder.core.errors import ModelError
 from embedder.core.quantization import quantize
 from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoded, ApiEncoder
-from embedder.stages import Job, Row, check_probe, from_ipc, to_ipc
+from embedder.pipeline.actors import Actor
+from embedder.pipeline.rows import Job, Row, from_ipc, to_ipc
+from embedder.pipeline.stages import check_probe
 from embedder.text.byte_estimate import slice_chunks
 
 MOST_SHOWN = 3

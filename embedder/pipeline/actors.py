@@ -7,62 +7,35 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from threading import Lock, Semaphore
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from embedder.config.compute import Backend, Layout
 from embedder.core.errors import EmbedderError, ModelError
 from embedder.core.quantization import Floats, quantize
 from embedder.core.schema import CHUNKS, Reason
-from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Stats
-from embedder.model.attention_pooling import Weighing
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.observe.process import collected_rarely
-from embedder.places import BusyClock, Places
-from embedder.stages import Job, Row, check_probe, folder_of, from_ipc, to_ipc
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.rows import Job, Row, folder_of, from_ipc, to_ipc
+from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import MOST_KILLERS, Attempts, isolate_killers
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
 
-CONVERSION_BYTES = 250_000
-"""Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s; a seventh less time from
-then on makes up for it after some 400,000 bytes of text, a quarter as many compressed. Larger models take longer, and gain more a byte."""
 
 MOST_BROKEN = 16
 """Documents of a unit, none of which has a vector of numbers: beyond, it is the model that fails and not the documents."""
 
 logger = logging.getLogger("embedder")
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """How many encoder actors, and what each holds."""
-
-    device: str
-    dtype: str
-    token_budget: int | None
-    """None: each actor finds its own, by the free memory of its device."""
-    actors: tuple[int, int]
-    num_gpus: float
-    num_cpus: float
-    threads: int
-    reader_cpus: float
-    layout: Layout = "auto"
-    backend: Backend = "auto"
-    initial: int | None = None
-    """Actors to begin with, where the cluster has room for more than the fewest already."""
-    calls: int = 1
-    """Units in an actor at a time: of two, one is made ready or packed up while the device is at the other."""
-
-    def suited_to(self, source_bytes: int) -> "Pool":
-        """Leave layers to torch where so few bytes are to be read that converting a model takes longer than it gives back."""
-        return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
 
 
 class Actor(ABC):
@@ -203,43 +176,37 @@ def choose_token_budget(encoder: "Encoder", pool: Pool) -> int:
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
 
 
-@dataclass(frozen=True, slots=True)
-class Tapping:
-    """What the tapping of a sample needs."""
+class Places:
+    """So many threads at a time, or one that has all places to itself."""
 
-    spec: EmbeddingSpec
-    """Of the full model, at its full width."""
-    tokenizer_json: str
-    layers: tuple[int, ...]
-    depths: tuple[int, ...]
-    """Of the layers, those where exits are to be."""
-    weighing: Weighing
+    def __init__(self, number: int) -> None:
+        self._number, self._free, self._taking_all = number, Semaphore(number), Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Take a place, once there is one."""
+        with self._free:
+            yield
+
+    @contextmanager
+    def all(self) -> Iterator[None]:
+        """Take all places, once nobody else has any."""
+        with self._taking_all, ExitStack() as taken:
+            for _ in range(self._number):
+                taken.enter_context(self._free)
+            yield
 
 
-class TapActor(Actor):
-    """Holds the full model; gives what exits are fitted on, from one pass."""
+class BusyClock:
+    """Seconds of stretches that may overlap: what two threads spend side by side counts once."""
 
-    def begin(self, tapping: Tapping, pool: Pool) -> None:
-        """Load the model."""
-        with collected_rarely():
-            from embedder.model.encoder import Encoder
-            from embedder.model.runtime import set_threads
+    def __init__(self) -> None:
+        self._counted_to, self._lock = 0.0, Lock()
 
-            set_threads(pool.threads)
-            self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
-        self.tapping = tapping
-        self.token_budget = choose_token_budget(self.encoder, pool)
-
-    def answer(self, row: Row) -> dict[str, Any]:
-        """Replace a unit's chunks by their states."""
-        token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
-        wanted = self.tapping
-        tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
-        native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
-        return {
-            "number": row["number"],
-            "tokens": to_ipc(pa.table({"token_ids": token_ids})),
-            "states": tapped.states_NF.tobytes(),
-            "native": native.tobytes(),
-            "full": tapped.full_NW.tobytes(),
-        }
+    def count(self, started: float) -> float:
+        """Give the seconds from `started`, by time.perf_counter, until now that were not counted yet."""
+        with self._lock:
+            now = time.perf_counter()
+            seconds = now - max(started, self._counted_to)
+            self._counted_to = now
+        return seconds

@@ -1,0 +1,80 @@
+"""How many encoder actors run, and the resources that each holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
+from embedder.core.errors import ConfigError
+
+API_ACTORS = 4
+"""Requests in flight at a time, of some seconds each, where the settings do not say."""
+API_ACTOR_CPUS = 0.1
+"""It waits."""
+GPU_CALLS = 2
+"""Units in an actor on a GPU at a time. With one, a device that takes a second for a unit of 8,192 documents waits 0.1 s for the next."""
+CONVERSION_BYTES = 250_000
+"""Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s; a seventh less time from
+then on makes up for it after some 400,000 bytes of text, a quarter as many compressed. Larger models take longer, and gain more a byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How many encoder actors, and what each holds."""
+
+    device: str
+    dtype: str
+    token_budget: int | None
+    """None: each actor finds its own, by the free memory of its device."""
+    actors: tuple[int, int]
+    num_gpus: float
+    num_cpus: float
+    threads: int
+    reader_cpus: float
+    layout: Layout = "auto"
+    backend: Backend = "auto"
+    initial: int | None = None
+    """Actors to begin with, where the cluster has room for more than the fewest already."""
+    calls: int = 1
+    """Units in an actor at a time: of two, one is made ready or packed up while the device is at the other."""
+
+    def suited_to(self, source_bytes: int) -> "Pool":
+        """Leave layers to torch where so few bytes are to be read that converting a model takes longer than it gives back."""
+        return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
+
+
+def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """Fill in what the settings leave open from the nodes' resources; nodes of none, such as a head, do no work.
+
+    Where workers are still to come, because a cluster grows from nothing, they are taken to have at least 4 CPUs.
+    """
+    node_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    device = compute.device if compute.device != "auto" else "cuda" if num_gpus else "cpu"
+    most_cpus = max(node_cpus, default=4.0)
+    if device == "cuda":
+        if compute.backend == "openvino":
+            raise ConfigError("compute.backend=openvino: runs on CPUs, and compute.device=auto takes the cluster's GPUs; set it to cpu")
+        held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
+        fitting = int(num_gpus / held)
+        actors = compute.actors or (1, max(1, fitting))
+        # all at once: Ray itself adds one at a time, each once the one before has loaded its model
+        initial, calls = min(actors[1], max(actors[0], fitting)), GPU_CALLS
+        threads = max(1, int(cpus))
+    else:
+        initial, calls = None, 1
+        if not node_cpus and compute.actors is None:
+            raise ConfigError(
+                "compute.actors: the cluster has no worker yet by which to choose; set it, as [1, 8], and compute.device to cuda "
+                "if GPUs are to come"
+            )
+        # leaves room for one reader and two writers on a node of two cores, where they mostly wait
+        full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
+        # where an actor lost its node, no other one has room for a second: two would leave none to the readers they wait for
+        least = 0.5 if full_nodes < 2 else most_cpus / 2 + 0.01
+        held, cpus = 0.0, compute.num_cpus or max(least, most_cpus - 1.5)
+        actors = compute.actors or (full_nodes, full_nodes)
+        threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
+    budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)
+    # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
+    reader_cpus = 0.99 * min(1.0, most_cpus / 4)
+    return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend, initial, calls)
