@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from embedder.answers import answer_all, read_questions, render
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
-from embedder.recipes import write_recipe
+from embedder.search.answer import answer_all, read_questions, render
+from embedder.search.code_snippet import write_recipe
 from embedder.stores.searching import open_target
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.spec import Quantization
-from embedder.filters import Filter
-from embedder.search import Hit
+from embedder.search.exact import Hit
+from embedder.search.filter import Filter
 from embedder.stores.config import DuckdbConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema

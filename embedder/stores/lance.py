@@ -13,8 +13,8 @@ from embedder.core.errors import StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
 from embedder.core.storage import delta_options
-from embedder.filters import Filter
-from embedder.search import Hit
+from embedder.search.exact import Hit
+from embedder.search.filter import Filter
 from embedder.stores.config import LanceConfig
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector
 from embedder.stores.rows import ROW_ID, store_schema

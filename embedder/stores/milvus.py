@@ -14,8 +14,8 @@ from pymilvus.exceptions import MilvusException
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
-from embedder.filters import Compare, Filter, Group, Has, IsNull, Value
-from embedder.search import Hit
+from embedder.search.exact import Hit
+from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
 from embedder.stores.config import MilvusConfig
 from embedder.stores.payloads import to_payloads, to_rfc3339
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector

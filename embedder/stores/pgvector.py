@@ -18,8 +18,8 @@ from psycopg.rows import dict_row
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
-from embedder.filters import Filter
-from embedder.search import Hit
+from embedder.search.exact import Hit
+from embedder.search.filter import Filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.payloads import to_json_value
 from embedder.stores.protocol import STATE_NAME, Loaded, Vector

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec, Quantization
-from embedder.filters import Filter
-from embedder.search import Hit
+from embedder.search.exact import Hit
+from embedder.search.filter import Filter
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 

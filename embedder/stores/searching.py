@@ -10,9 +10,9 @@ from embedder.config.load import load_config
 from embedder.core.errors import StorageError
 from embedder.core.quantization import Floats, Ranges, to_binary
 from embedder.core.spec import Quantization
-from embedder.filters import Filter
-from embedder.rescoring import rescored
-from embedder.search import Hit, Target, open_table
+from embedder.search.exact import Hit, Target, open_table
+from embedder.search.filter import Filter
+from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
 from embedder.stores.opening import open_store
 from embedder.stores.protocol import Vector

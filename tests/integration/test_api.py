@@ -18,10 +18,10 @@ from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.preparation import prepare_run
 from embedder.preview import preview_run
-from embedder.query import QueryEncoder
-from embedder.recipes import write_recipe
 from embedder.recut import RecutConfig, run_recut
-from embedder.search import open_table
+from embedder.search.code_snippet import write_recipe
+from embedder.search.exact import open_table
+from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import read_table
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents

@@ -14,8 +14,8 @@ from embedder.demo import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.query import QueryEncoder
-from embedder.search import open_table
+from embedder.search.exact import open_table
+from embedder.search.query_encoder import QueryEncoder
 from embedder.study.calibrate import Calibrated, run_calibrate
 from embedder.study.candidates import tokenize
 from embedder.study.config import CalibrateConfig

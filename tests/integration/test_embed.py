@@ -15,8 +15,8 @@ from embedder.pipeline.actors import check_probe
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.pool import Pool
 from embedder.preparation import prepare_run
-from embedder.query import QueryEncoder
 from embedder.run import run_embed
+from embedder.search.query_encoder import QueryEncoder
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 pytestmark = pytest.mark.ray

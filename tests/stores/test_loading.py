@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
-from embedder.filters import parse_filter
-from embedder.search import nearest_rows, open_dataset, open_table
+from embedder.search.exact import nearest_rows, open_dataset, open_table
+from embedder.search.filter import parse_filter
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store
 from embedder.stores.pgvector import PgvectorStore

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.filters import parse_filter
+from embedder.search.filter import parse_filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.protocol import Loaded

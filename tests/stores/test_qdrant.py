@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import ConfigError
-from embedder.filters import parse_filter
+from embedder.search.filter import parse_filter
 from embedder.stores.config import QdrantConfig
 from embedder.stores.protocol import Loaded
 from embedder.stores.qdrant import QdrantStore, payload_key

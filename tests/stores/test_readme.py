@@ -17,7 +17,7 @@ from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.units import PartName, Stats
 from embedder.model.resolve import resolve_model
-from embedder.query import QueryEncoder
+from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import Change, commit_table
 from embedder.table.parts import Folder, footer_of, write_part
 from embedder.table.vectors import vector_column

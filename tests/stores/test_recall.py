@@ -19,8 +19,8 @@ from embedder.core.units import PartName, Stats, task_key
 from embedder.demo import read_documents
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.rescoring import rescored
-from embedder.search import Target, open_table
+from embedder.search.exact import Target, open_table
+from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
 from embedder.stores.loading import bring_in_step, read_version
 from embedder.stores.opening import open_store

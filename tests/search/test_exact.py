@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.answers import BOLD, PLAIN, Answer, excerpt, render, split_sentences
 from embedder.core.errors import ConfigError, StorageError
-from embedder.filters import parse_filter
-from embedder.search import Hit, nearest_rows, open_dataset, open_table
+from embedder.search.answer import BOLD, PLAIN, Answer, excerpt, render, split_sentences
+from embedder.search.exact import Hit, nearest_rows, open_dataset, open_table
+from embedder.search.filter import parse_filter
 from jobs.search import main
 from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
 
@@ -17,7 +17,7 @@ QUERY_D = np.array(vector_of("query"), np.float32)
 
 
 def test_the_best_rows_come_first_from_whichever_file_and_batch(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.search.BATCH_ROWS", 5)
+    monkeypatch.setattr("embedder.search.exact.BATCH_ROWS", 5)
     table = TypedTable(location)
     table.follow(corpus_of(4))
     rows = table.rows()

@@ -15,8 +15,8 @@ from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.core.units import PartName, bucket_key, shard_key
-from embedder.filters import Filter
-from embedder.search import Hit, Target, open_dataset
+from embedder.search.exact import Hit, Target, open_dataset
+from embedder.search.filter import Filter
 from embedder.table.delta import read_table
 from embedder.table.vectors import column_codes
 

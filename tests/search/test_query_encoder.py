@@ -17,8 +17,8 @@ from embedder.core.rotation import digest_array, keep_rotation
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.resolve import resolve_model
-from embedder.query import QueryEncoder
-from embedder.recipes import write_recipe
+from embedder.search.code_snippet import write_recipe
+from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.run_record import read_spec
 from tests.core.test_spec import SPEC
@@ -84,7 +84,7 @@ def test_neither_ray_nor_a_delta_reader_nor_a_store_is_imported(tmp_path: Path, 
     commit(str(tmp_path), resolve(minilm, depth=1))
     code = """
 import json, sys
-from embedder.query import QueryEncoder
+from embedder.search.query_encoder import QueryEncoder
 encoder = QueryEncoder.from_table(sys.argv[1])
 shape = encoder.encode(["a fox"]).shape
 print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))

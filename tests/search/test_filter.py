@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.core.errors import ConfigError
-from embedder.filters import Compare, Filter, Group, Has, IsNull, OneOf, parse_filter, passes
+from embedder.search.filter import Compare, Filter, Group, Has, IsNull, OneOf, parse_filter, passes
 from embedder.stores.sql import Dialect, render_sql
 
 SCHEMA = pa.schema(

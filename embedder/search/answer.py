@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import read_rotation
-from embedder.filters import Filter, parse_filter
-from embedder.query import QueryEncoder
-from embedder.search import Hit, Target
+from embedder.search.exact import Hit, Target
+from embedder.search.filter import Filter, parse_filter
+from embedder.search.query_encoder import QueryEncoder
 
 SHOWN = ("text", "content_hash", "shard", "row", "chunk", "num_chunks", "start_char", "end_char", "num_tokens", "doc_id")
 """Columns that are not listed as metadata."""

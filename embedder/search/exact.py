@@ -16,7 +16,7 @@ from embedder.core.errors import StorageError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
-from embedder.filters import Filter, columns_of, passes
+from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_delta
 from embedder.table.run_record import read_record
 from embedder.table.vectors import Codes, column_codes
