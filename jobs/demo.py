@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from embedder.config.cli import run_job
-from embedder.demo import write_corpus
+from embedder.demo.corpus import write_corpus
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import tyro
 from embedder.config.cli import run_job
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_config
-from embedder.demo import Document, read_documents
-from embedder.rehearsal.nights import change_corpus, plan_nights
-from embedder.rehearsal.s3_server import run_s3_server
+from embedder.demo.corpus import Document, read_documents
+from embedder.demo.nightly_edits import change_corpus, plan_nights
+from embedder.demo.s3_server import run_s3_server
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.rehearsal.s3_server import S3Server, run_s3_server
+from embedder.demo.s3_server import S3Server, run_s3_server
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, run_faulty_proxy
 
 # for this process and those of Ray: no hub is asked for anything, and no fork of a tokenizer's threads is warned about

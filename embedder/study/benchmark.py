@@ -25,7 +25,7 @@ from embedder.config.compute import Backend
 from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
-from embedder.demo import Document, read_documents, write_corpus
+from embedder.demo.corpus import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model

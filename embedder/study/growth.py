@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedder.demo import Document, read_documents
+from embedder.demo.corpus import Document, read_documents
 from embedder.model.backends import has_openvino
 from embedder.observe.progress import align
 from embedder.study.timing import run_module

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embed import EmbedConfig
-from embedder.demo import Document
+from embedder.demo.corpus import Document
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import connect, iterate
 from embedder.pipeline.rows import Row

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from embedder.config.compute import CPU_TOKENS
-from embedder.demo import Document
+from embedder.demo.corpus import Document
 from embedder.observe.progress import align
 from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.study.grid_price import measure_grid_price

@@ -18,7 +18,7 @@ from embedder.core import retry as retries
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.storage import Store, delta_options
 from embedder.core.units import Task
-from embedder.rehearsal.s3_server import S3Server
+from embedder.demo.s3_server import S3Server
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
 from embedder.table.delta import read_table

@@ -10,7 +10,7 @@ import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import restore, to_int8
-from embedder.demo import write_corpus
+from embedder.demo.corpus import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model

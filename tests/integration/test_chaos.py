@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.rehearsal.s3_server import S3Server
+from embedder.demo.s3_server import S3Server
 from embedder.table.delta import read_table
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences

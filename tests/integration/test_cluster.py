@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from embedder.demo.s3_server import free_ports
 from embedder.observe.metrics import METRICS
-from embedder.rehearsal.s3_server import free_ports
 from embedder.table.history import read_history
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run

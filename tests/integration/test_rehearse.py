@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from embedder.rehearsal.nights import NUM_DELETED, NUM_EDITED
+from embedder.demo.nightly_edits import NUM_DELETED, NUM_EDITED
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from embedder.core.storage import Store
-from embedder.rehearsal.s3_server import S3Server
+from embedder.demo.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
 

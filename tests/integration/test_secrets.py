@@ -7,7 +7,7 @@ import pytest
 
 from embedder.core.errors import EmbedderError
 from embedder.core.storage import Store
-from embedder.rehearsal.s3_server import S3Server
+from embedder.demo.s3_server import S3Server
 from embedder.table.parts import read_footer
 from tests.integration.conftest import Site, documents
 

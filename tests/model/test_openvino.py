@@ -16,7 +16,7 @@ from embedder.config.compute import Backend, ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.spec import Pooling
-from embedder.demo import read_documents
+from embedder.demo.corpus import read_documents
 from embedder.model.backends import check_backend
 from embedder.model.encoder import Encoder
 from embedder.model.loading import resolve_backend

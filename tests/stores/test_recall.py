@@ -16,7 +16,7 @@ from embedder.core.rotation import digest_array, fit_rotation, keep_rotation
 from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, Quantization
 from embedder.core.units import PartName, Stats, task_key
-from embedder.demo import read_documents
+from embedder.demo.corpus import read_documents
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.search.exact import Target, open_table

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from embedder.core.storage import Store
-from embedder.demo import SHARDS, Document, encode_shard, shard_of
+from embedder.demo.corpus import SHARDS, Document, encode_shard, shard_of
 
 NUM_EDITED, NUM_DELETED = 3, 5
 _FIRST = (0, 1, 2, 4)

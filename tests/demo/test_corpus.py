@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.errors import StorageError
-from embedder.demo import SHARDS, Corpus, write_corpus
+from embedder.demo.corpus import SHARDS, Corpus, write_corpus
 from jobs.demo import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COLUMNS = ["id", "title", "text", "module", "kind", "url"]
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from embedder.demo import SHARDS, Document
-from embedder.rehearsal.nights import NUM_DELETED, NUM_EDITED, Night, change_corpus, plan_nights
+from embedder.demo.corpus import SHARDS, Document
+from embedder.demo.nightly_edits import NUM_DELETED, NUM_EDITED, Night, change_corpus, plan_nights
 
 PER_SHARD = 8
 
