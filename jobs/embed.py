@@ -13,10 +13,10 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.notify import check_address, tell_end, tell_error
-from embedder.preparation import prepare_run
-from embedder.preview import preview_run
-from embedder.recut import check_cuts, run_cuts
-from embedder.run import begin_run, run_embed
+from embedder.run.dry_run import preview_run
+from embedder.run.embed import begin_run, run_embed
+from embedder.run.prepare import prepare_run
+from embedder.run.recut import check_cuts, run_cuts
 
 ACTIONS = ("dry-run", "print-config", "json")
 JOB = "jobs.embed"

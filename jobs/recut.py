@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
-from embedder.recut import RecutConfig, run_recut
+from embedder.run.recut import RecutConfig, run_recut
 
 
 def main(args: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_config
 from embedder.core.errors import ConfigError
 from embedder.observe.progress import align
-from embedder.sizing import Fleet, describe_size, learn_document, size_fleet
+from embedder.run.cluster_size import Fleet, describe_size, learn_document, size_fleet
 from embedder.table.delta import list_commits
 
 MOST_VERSIONS = 100

@@ -30,12 +30,12 @@ from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.progress import align
-from embedder.preparation import prepare_run
-from embedder.run import run_embed
+from embedder.run.embed import run_embed
+from embedder.run.prepare import prepare_run
+from embedder.run.summary import Summary
 from embedder.study.peers import open_peers
 from embedder.study.quality import cut, mean_reciprocal_rank
 from embedder.study.timing import Run, Timing, compare
-from embedder.summary import Summary
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 

@@ -17,7 +17,7 @@ from embedder.demo.corpus import Document
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import connect, iterate
 from embedder.pipeline.rows import Row
-from embedder.run import begin_run
+from embedder.run.embed import begin_run
 from embedder.study.timing import run_module
 
 

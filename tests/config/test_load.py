@@ -13,7 +13,7 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.load import dump_config, load_config
 from embedder.core.errors import ConfigError
 from embedder.core.redaction import has_password, mask_secrets, mask_text
-from embedder.recut import RecutConfig
+from embedder.run.recut import RecutConfig
 from embedder.stores.config import LoadConfig
 from embedder.study.config import CalibrateConfig, SweepConfig
 

@@ -8,7 +8,7 @@ import pytest
 from embedder.config.maintain import Orders
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import digest_array, keep_rotation
-from embedder.recut import RecutConfig, run_recut
+from embedder.run.recut import RecutConfig, run_recut
 from embedder.table.delta import read_table
 from jobs.maintain import main
 from tests.table.conftest import CORPUS

@@ -22,8 +22,8 @@ from embedder.config.embed import EmbedConfig
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.process import peak_bytes
-from embedder.preparation import Prepared, prepare_run
-from embedder.run import Outcome, choose_change, summarize
+from embedder.run.embed import Outcome, choose_change, summarize
+from embedder.run.prepare import Prepared, prepare_run
 from embedder.source.shards import list_shards
 from embedder.table.delta import Change, commit_table, read_table
 

@@ -16,9 +16,9 @@ from deltalake import DeltaTable
 
 from embedder.config.embed import EmbedConfig
 from embedder.core.storage import Store
-from embedder.preparation import prepare_run
-from embedder.run import run_embed
-from embedder.summary import Summary
+from embedder.run.embed import run_embed
+from embedder.run.prepare import prepare_run
+from embedder.run.summary import Summary
 from embedder.table.delta import open_delta
 
 on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)

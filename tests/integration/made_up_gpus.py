@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 import embedder.pipeline.graph
-import embedder.run
+import embedder.run.embed
 from embedder.config.compute import ComputeConfig
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.cluster import choose_pool
@@ -63,7 +63,7 @@ def choose(compute: ComputeConfig, is_api: bool = False) -> Pool:
 
 
 if __name__ == "__main__":
-    embedder.run.choose_pool = choose
+    embedder.run.embed.choose_pool = choose
     embedder.pipeline.graph.prepare_units = prepare
     embedder.pipeline.graph.write_unit = write
     embedder.pipeline.graph.EncoderActor = Encode

@@ -16,9 +16,9 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.preparation import prepare_run
-from embedder.preview import preview_run
-from embedder.recut import RecutConfig, run_recut
+from embedder.run.dry_run import preview_run
+from embedder.run.prepare import prepare_run
+from embedder.run.recut import RecutConfig, run_recut
 from embedder.search.code_snippet import write_recipe
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder

@@ -14,8 +14,8 @@ from embedder.model.files.recipe import locate_model
 from embedder.pipeline.actors import check_probe
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.pool import Pool
-from embedder.preparation import prepare_run
-from embedder.run import run_embed
+from embedder.run.embed import run_embed
+from embedder.run.prepare import prepare_run
 from embedder.search.query_encoder import QueryEncoder
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
@@ -59,7 +59,7 @@ def test_an_actor_with_two_units_at_a_time_gives_the_same_table(local_site: Site
         pools.append(dataclasses.replace(choose_pool(compute, is_api), calls=2))
         return pools[-1]
 
-    monkeypatch.setattr("embedder.run.choose_pool", choose)
+    monkeypatch.setattr("embedder.run.embed.choose_pool", choose)
     summary = local_site.embed(source={"rows_per_unit": 2}, output={"replace": True, "store_text": False})
     rows = local_site.rows()
     assert len(pools) == 1

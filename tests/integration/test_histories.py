@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import embedder.core.plan
 import embedder.model.encoder
-import embedder.run
+import embedder.run.embed
 from embedder.core.plan import Plan
 from embedder.core.units import Task
 from embedder.model.encoder import Encoder
@@ -56,9 +56,9 @@ def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, A
 @pytest.fixture
 def serial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder.model.encoder.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
-    monkeypatch.setattr(embedder.run, "embed_units", embed_serially)
-    monkeypatch.setattr(embedder.run, "start_ray", lambda: None)
-    monkeypatch.setattr(embedder.run, "choose_pool", lambda compute, is_api: POOL)
+    monkeypatch.setattr(embedder.run.embed, "embed_units", embed_serially)
+    monkeypatch.setattr(embedder.run.embed, "start_ray", lambda: None)
+    monkeypatch.setattr(embedder.run.embed, "choose_pool", lambda compute, is_api: POOL)
     monkeypatch.setattr(embedder.core.plan, "SMALL_SHARD_BYTES", 600)
     monkeypatch.setattr(embedder.core.plan, "BUCKET_SHARDS", 2)
 

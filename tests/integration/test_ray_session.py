@@ -32,7 +32,7 @@ def alone() -> subprocess.CompletedProcess[str]:
     code = (
         "import atexit, os, ray, sys, threading, time\n"
         "from embedder.config.embed import EmbedConfig\n"
-        "from embedder.run import begin_run\n"
+        "from embedder.run.embed import begin_run\n"
         "atexit.register(lambda: print('is up' if ray.is_initialized() else 'has ended'))  # goes between ours and Ray's\n"
         "begun = threading.Event()\n"
         "def count():\n"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from embedder.core.storage import Store
-from embedder.preparation import prepare_run
-from embedder.run import run_embed
+from embedder.run.embed import run_embed
+from embedder.run.prepare import prepare_run
 from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
 
 pytestmark = pytest.mark.ray

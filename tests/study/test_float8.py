@@ -14,10 +14,10 @@ from rich.console import Console
 
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.core.errors import ConfigError
-from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from embedder.run.quality_gate import check_gate
 from embedder.study.candidates import Transformer, tokenize
 from embedder.study.config import SweepConfig
 from embedder.study.cost import Leaving, Speed

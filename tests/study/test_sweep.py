@@ -19,10 +19,10 @@ import yaml
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
-from embedder.gate import check_gate
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from embedder.run.quality_gate import check_gate
 from embedder.study.cache import Cache
 from embedder.study.candidates import tokenize
 from embedder.study.config import GridConfig, SweepConfig

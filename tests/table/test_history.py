@@ -11,8 +11,8 @@ import pytest
 from embedder.core.errors import CommitError, ConfigError
 from embedder.core.units import Stats
 from embedder.observe.environment import read_revision
-from embedder.recut import RecutConfig, run_recut
-from embedder.summary import Summary
+from embedder.run.recut import RecutConfig, run_recut
+from embedder.run.summary import Summary
 from embedder.table.compact import compact_table
 from embedder.table.delta import Change, commit_table, open_delta, read_table
 from embedder.table.history import lay_out, read_history

@@ -11,9 +11,9 @@ from embedder.core.errors import ConfigError, EmbedderError, EmptySourceError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
-from embedder.gate import check_gate
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
+from embedder.run.quality_gate import check_gate
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table

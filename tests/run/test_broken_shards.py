@@ -9,8 +9,8 @@ import pytest
 
 from embedder.core.plan import group_shards, plan_work
 from embedder.core.units import Part, Shard, Stats, shard_key
-from embedder.run import Outcome, choose_change
-from embedder.sparing import holds_rows, spare_buckets
+from embedder.run.broken_shards import holds_rows, spare_buckets
+from embedder.run.embed import Outcome, choose_change
 from embedder.table.delta import read_table
 from embedder.table.parts import Folder
 from tests.tables import BITS, MadeTable
@@ -33,7 +33,7 @@ class Run:
 
 @pytest.fixture
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("embedder.sparing.layout_of", lambda *_: "layout")
+    monkeypatch.setattr("embedder.run.broken_shards.layout_of", lambda *_: "layout")
     uri = str(tmp_path / "table")
 
     def make(names: dict[str, str], committed: dict[str, Any] | None = None) -> Run:

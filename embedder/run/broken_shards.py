@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from embedder.core.plan import Plan, group_shards, plan_work
 from embedder.core.units import PartName, Task
-from embedder.preparation import Prepared, layout_of
+from embedder.run.prepare import Prepared, layout_of
 from embedder.table.parts import Folder, read_batches
 
 logger = logging.getLogger("embedder")

@@ -9,7 +9,7 @@ import pytest
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
-from embedder.gate import check_gate
+from embedder.run.quality_gate import check_gate
 
 SPEC = EmbeddingSpec(
     model="m", revision=None, model_checksum="c", depth=6, final_norm="none", pooling="mean", layer_norm=False, prompt="",

@@ -9,8 +9,8 @@ import pytest
 
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Shard
-from embedder.preparation import prepare_run
-from embedder.preview import Preview, choose_shards, preview_run
+from embedder.run.dry_run import Preview, choose_shards, preview_run
+from embedder.run.prepare import prepare_run
 from tests.integration.conftest import Corpus, Site, documents
 
 

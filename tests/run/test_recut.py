@@ -11,10 +11,10 @@ from embedder.config.output import CutTableConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
-from embedder.cutting import plan_cut
 from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
-from embedder.recut import RecutConfig, check_cuts, run_cuts, run_recut
+from embedder.run.recut import RecutConfig, check_cuts, run_cuts, run_recut
+from embedder.run.recut_vectors import plan_cut
 from embedder.table.compact import compact_table
 from embedder.table.delta import open_delta, read_table
 from embedder.table.vectors import column_codes
@@ -119,7 +119,7 @@ def test_a_table_that_was_not_cut_from_this_parent_is_not_overwritten_unasked(pa
 
 
 def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.recut.commit_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("embedder.run.recut.commit_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         recut(parent, dim=2)
     monkeypatch.undo()

@@ -28,10 +28,10 @@ from embedder.pipeline.cluster import choose_pool, start_ray
 from embedder.pipeline.graph import embed_units
 from embedder.pipeline.reporter import Reporter
 from embedder.pipeline.rows import Job
-from embedder.preparation import Prepared
+from embedder.run.broken_shards import spare_buckets
+from embedder.run.prepare import Prepared
+from embedder.run.summary import Summary
 from embedder.source.documents import SLICE_BYTES, slice_parquet
-from embedder.sparing import spare_buckets
-from embedder.summary import Summary
 from embedder.table.delta import Change, commit_table, sync_quarantine
 from embedder.table.parts import Folder, read_part
 from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts

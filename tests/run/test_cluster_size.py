@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.sizing import Document, Fleet, describe_size, learn_document, round_down, simulate, size_fleet
+from embedder.run.cluster_size import Document, Fleet, describe_size, learn_document, round_down, simulate, size_fleet
 from jobs.size import main
 from tests.tables import MadeTable
 

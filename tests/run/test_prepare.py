@@ -7,7 +7,7 @@ import pytest
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.units import Part, PartName, Stats
-from embedder.preparation import Prepared, prepare_run
+from embedder.run.prepare import Prepared, prepare_run
 from embedder.table.delta import Change, commit_table
 from tests.integration.conftest import Corpus, Site, documents
 

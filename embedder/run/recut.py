@@ -21,8 +21,8 @@ from embedder.core.schema import VECTORS
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Part, PartName, Stats
-from embedder.cutting import Cut, plan_cut
 from embedder.observe.environment import describe_environment
+from embedder.run.recut_vectors import Cut, plan_cut
 from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.table.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.table.vectors import column_codes

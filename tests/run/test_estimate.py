@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from embedder.core.plan import Plan
 from embedder.core.units import PartName, Shard, Task
-from embedder.estimate import Price, Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
-from embedder.preview import describe_estimate
+from embedder.run.dry_run import describe_estimate
+from embedder.run.estimate import Price, Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
 
 
 def record(**values: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.storage import map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
-from embedder.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
 from embedder.observe.progress import align
-from embedder.preparation import Prepared
+from embedder.run.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
+from embedder.run.prepare import Prepared
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
 from embedder.table.delta import list_records
