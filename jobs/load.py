@@ -11,8 +11,8 @@ from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
 from embedder.stores.config import LoadConfig
-from embedder.stores.loading import bring_in_step, read_version
-from embedder.stores.opening import open_store
+from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.open import open_store
 
 ACTIONS = ("replace", "print-config", "json")
 

@@ -15,7 +15,7 @@ from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
 from embedder.search.answer import answer_all, read_questions, render
 from embedder.search.code_snippet import write_recipe
-from embedder.stores.searching import open_target
+from embedder.stores.open import open_target
 
 
 @dataclass(frozen=True)

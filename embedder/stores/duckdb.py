@@ -12,9 +12,9 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
 from embedder.stores.config import DuckdbConfig
-from embedder.stores.protocol import STATE_NAME, Loaded, Vector
+from embedder.stores.filter_sql import Dialect, quote_name, render_sql
 from embedder.stores.rows import ROW_ID, store_schema
-from embedder.stores.sql import Dialect, quote_name, render_sql
+from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 _DIALECT = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
 

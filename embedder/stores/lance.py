@@ -16,9 +16,9 @@ from embedder.core.storage import delta_options
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
 from embedder.stores.config import LanceConfig
-from embedder.stores.protocol import STATE_NAME, Loaded, Vector
+from embedder.stores.filter_sql import Dialect, quote_text, render_sql
 from embedder.stores.rows import ROW_ID, store_schema
-from embedder.stores.sql import Dialect, quote_text, render_sql
+from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 # a bare 2000.5 is refused beside integers
 _DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})", "CAST({} AS double)")

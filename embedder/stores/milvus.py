@@ -17,9 +17,8 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
 from embedder.stores.config import MilvusConfig
-from embedder.stores.payloads import to_payloads, to_rfc3339
-from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, store_schema, vectors_of
+from embedder.stores.rows import ROW_ID, store_schema, to_payloads, to_rfc3339, vectors_of
+from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 MOST_BYTES = 65_535
 """Of a VARCHAR; a longer text is cut, at a character."""

@@ -21,10 +21,9 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
 from embedder.stores.config import PgvectorConfig
-from embedder.stores.payloads import to_json_value
-from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, store_schema, to_bytes, vectors_of
-from embedder.stores.sql import Dialect, render_sql
+from embedder.stores.filter_sql import Dialect, render_sql
+from embedder.stores.rows import ROW_ID, store_schema, to_bytes, to_json_value, vectors_of
+from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 LOCK_SECONDS = 5.0
 """A connection that was closed holds its lock until the server has noticed."""

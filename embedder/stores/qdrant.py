@@ -15,9 +15,8 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Compare, Filter, Group, IsNull, OneOf, Value
 from embedder.stores.config import QdrantConfig
-from embedder.stores.payloads import to_payloads, to_rfc3339
-from embedder.stores.protocol import STATE_NAME, Loaded, Vector
-from embedder.stores.rows import ROW_ID, vectors_of
+from embedder.stores.rows import ROW_ID, to_payloads, to_rfc3339, vectors_of
+from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 BATCH_POINTS = 1_000
 """Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 32 MB."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from embedder.core.errors import ConfigError
 from embedder.search.filter import Compare, Filter, Group, Has, IsNull, OneOf, parse_filter, passes
-from embedder.stores.sql import Dialect, render_sql
+from embedder.stores.filter_sql import Dialect, render_sql
 
 SCHEMA = pa.schema(
     [

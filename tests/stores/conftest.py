@@ -15,9 +15,9 @@ from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.units import PartName, Stats, task_key
 from embedder.stores.config import LoadConfig
-from embedder.stores.loading import Report, bring_in_step, read_version
-from embedder.stores.opening import open_store
-from embedder.stores.protocol import Loaded
+from embedder.stores.load import Report, bring_in_step, read_version
+from embedder.stores.open import open_store
+from embedder.stores.vector_store import Loaded
 from embedder.table.delta import Change, commit_table, open_delta, read_table
 from embedder.table.parts import Folder, footer_of, write_part
 from embedder.table.vectors import vector_column

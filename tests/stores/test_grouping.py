@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from embedder.stores.loading import GROUP_ROWS, group_parts
+from embedder.stores.load import GROUP_ROWS, group_parts
 
 
 class Counted(dict[str, int]):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.stores.conftest import Loader, corpus_of
-from tests.stores.test_loading import assert_in_step
+from tests.stores.test_load import assert_in_step
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.stores.conftest import Loader, TypedTable, corpus_of
-from tests.stores.test_loading import assert_in_step
+from tests.stores.test_load import assert_in_step
 
 pytestmark = pytest.mark.s3
 

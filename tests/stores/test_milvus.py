@@ -10,8 +10,8 @@ import pytest
 from embedder.core.errors import ConfigError
 from embedder.stores.config import MilvusConfig
 from embedder.stores.milvus import MilvusStore
-from embedder.stores.protocol import Loaded
 from embedder.stores.rows import store_schema
+from embedder.stores.vector_store import Loaded
 from tests.stores.conftest import TABLE_SPEC, vector_of
 
 pytestmark = pytest.mark.real

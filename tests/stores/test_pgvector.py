@@ -7,8 +7,8 @@ import pytest
 from embedder.search.filter import parse_filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.pgvector import PgvectorStore
-from embedder.stores.protocol import Loaded
 from embedder.stores.rows import row_id_of, store_schema
+from embedder.stores.vector_store import Loaded
 from tests.core.test_spec import SPEC
 
 pytestmark = pytest.mark.real

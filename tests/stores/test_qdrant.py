@@ -9,9 +9,9 @@ import pytest
 from embedder.core.errors import ConfigError
 from embedder.search.filter import parse_filter
 from embedder.stores.config import QdrantConfig
-from embedder.stores.protocol import Loaded
 from embedder.stores.qdrant import QdrantStore, payload_key
 from embedder.stores.rows import row_id_of, store_schema
+from embedder.stores.vector_store import Loaded
 from tests.stores.conftest import TABLE_SPEC, vector_of
 
 pytestmark = pytest.mark.real

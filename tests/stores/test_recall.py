@@ -22,9 +22,8 @@ from embedder.model.resolve import resolve_model
 from embedder.search.exact import Target, open_table
 from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
-from embedder.stores.loading import bring_in_step, read_version
-from embedder.stores.opening import open_store
-from embedder.stores.searching import open_loaded
+from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.open import open_loaded, open_store
 from embedder.study.benchmark import tokenize_texts
 from embedder.table.delta import Change, commit_table
 from embedder.table.parts import Folder, footer_of, write_part

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from embedder.core.quantization import Ranges, to_int8
-from embedder.stores.searching import to_query_codes
+from embedder.stores.open import to_query_codes
 
 
 def test_a_component_that_never_varied_adds_to_a_score_what_it_is() -> None:

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 
 from embedder.config.load import load_config
-from embedder.core.errors import StorageError
+from embedder.core.errors import ConfigError, StorageError
 from embedder.core.quantization import Floats, Ranges, to_binary
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit, Target, open_table
 from embedder.search.filter import Filter
 from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
-from embedder.stores.opening import open_store
-from embedder.stores.protocol import Vector
+from embedder.stores.vector_store import Vector, VectorStore
 
 MOST_INT8 = 127
 
@@ -59,3 +59,29 @@ def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges |
     largest = float(np.abs(weights_D).max()) or 1.0
     codes_D = np.rint(weights_D * (MOST_INT8 / largest)).astype(np.int8)
     return codes_D, largest / MOST_INT8, float(query_D @ (ranges.low_D + np.float32(128.5) * ranges.step_D))
+
+
+_CLASSES = {
+    "lance": "LanceStore",
+    "pgvector": "PgvectorStore",
+    "qdrant": "QdrantStore",
+    "milvus": "MilvusStore",
+    "duckdb": "DuckdbStore",
+}
+
+
+@contextmanager
+def open_store(config: LoadConfig) -> Iterator[VectorStore]:
+    """Open the one store that is set, and close it at the end; what its package raises becomes a StorageError."""
+    kind = config.stores[0]
+    try:
+        module = import_module(f"embedder.stores.{kind}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{kind}: needs the package {error.name!r}, which is not installed; pip install 'embedder[{kind}]'") from error
+    store: VectorStore = getattr(module, _CLASSES[kind])(getattr(config, kind))
+    try:
+        yield store
+    except module.ERRORS as error:
+        raise StorageError(f"{store.place}: {' '.join(str(error).split())}; what was loaded is kept, run again to go on") from error
+    finally:
+        store.close()

@@ -9,7 +9,7 @@ import yaml
 from embedder.config.load import dump_config, load_config
 from embedder.core.errors import ConfigError, StorageError
 from embedder.stores.config import STORE_SECTIONS, LoadConfig
-from embedder.stores.opening import open_store
+from embedder.stores.open import open_store
 from jobs.load import ACTIONS, main
 from tests.stores.conftest import STORES, Loader, corpus_of
 

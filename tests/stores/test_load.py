@@ -14,11 +14,10 @@ import yaml
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.search.exact import nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
-from embedder.stores.loading import bring_in_step, read_version
-from embedder.stores.opening import open_store
+from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.open import open_loaded, open_store
 from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.rows import row_id_of
-from embedder.stores.searching import open_loaded
 from tests.stores.conftest import DIM, SCHEMA, Loader, corpus_of, key_of, vector_of
 
 pytestmark = pytest.mark.real
@@ -226,7 +225,7 @@ def test_a_version_that_was_vacuumed_is_refused_and_the_store_stays_as_it_was(lo
 
 
 def test_a_first_load_whose_version_was_vacuumed_begins_anew(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.stores.loading.GROUP_ROWS", 20)
+    monkeypatch.setattr("embedder.stores.load.GROUP_ROWS", 20)
     loader.table.follow(corpus_of(3))
     die(loader, "append", True, first_load=True)
     left = set(Path(loader.table.uri).glob("*.parquet"))
@@ -244,7 +243,7 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("step", ["record", "append", "upsert", "delete", "create"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_load_that_died_at_any_step_is_ended_by_the_next(loader: Loader, step: str, after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.stores.loading.GROUP_ROWS", 20)
+    monkeypatch.setattr("embedder.stores.load.GROUP_ROWS", 20)
     corpus = corpus_of(3)
     loader.table.follow(corpus)
     die(loader, step, after, first_load=True)

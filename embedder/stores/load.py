@@ -18,8 +18,8 @@ from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options
 from embedder.observe.progress import align
-from embedder.stores.protocol import Loaded, VectorStore
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
+from embedder.stores.vector_store import Loaded, VectorStore
 from embedder.table.delta import list_committed, open_delta, read_table
 from embedder.table.diff import check_present, read_changes
 from embedder.table.parts import Folder
