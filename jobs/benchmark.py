@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import tyro
 
+from embedder.benchmark.encoder_and_job import shuffle_documents
+from embedder.benchmark.run import PARTS, Benchmark
 from embedder.config.cli import run_job
-from embedder.study.benchmark import shuffle_documents
-from embedder.study.suite import PARTS, Benchmark
 
 
 def main(args: Sequence[str]) -> int:

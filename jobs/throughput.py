@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 
 import torch
 
+from embedder.benchmark.throughput import SHAPES, build_random_encoder, measure_throughput
 from embedder.core.errors import EmbedderError
-from embedder.study.throughput import SHAPES, build_random_encoder, measure_throughput
 
 
 def main() -> int:

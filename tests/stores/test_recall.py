@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.benchmark.encoder_and_job import tokenize_texts
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.quantization import Floats, Ranges, fit_ranges, quantize
@@ -24,7 +25,6 @@ from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
 from embedder.stores.load import bring_in_step, read_version
 from embedder.stores.open import open_loaded, open_store
-from embedder.study.benchmark import tokenize_texts
 from embedder.table.delta import Change, commit_table
 from embedder.table.parts import Folder, footer_of, write_part
 from embedder.table.vectors import vector_column

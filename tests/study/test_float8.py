@@ -12,6 +12,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from embedder.benchmark.exit_cost import make_up_exits
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.core.errors import ConfigError
 from embedder.model.calibration import write_calibration
@@ -28,7 +29,6 @@ from embedder.study.ranking import rank_documents
 from embedder.study.report import build_config, competing, print_report, write_report
 from embedder.study.results import Row
 from embedder.study.sweep import Swept, run_sweep
-from embedder.study.taps import make_up_exits
 from tests.study.conftest import quiet
 from tests.study.test_sweep import report_of, settings, write_corpus
 

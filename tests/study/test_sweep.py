@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from embedder.benchmark.exit_cost import make_up_exits
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
@@ -33,7 +34,6 @@ from embedder.study.quality import cut
 from embedder.study.ranking import rank_documents
 from embedder.study.report import build_config, write_report
 from embedder.study.sweep import Swept, run_sweep
-from embedder.study.taps import make_up_exits
 from tests.conftest import WriteShard
 from tests.study.conftest import quiet, sentence
 

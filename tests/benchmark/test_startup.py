@@ -2,9 +2,9 @@
 
 import pytest
 
+from embedder.benchmark.startup import Start, measure_start, run_floor, time_module
 from embedder.core.errors import EmbedderError
 from embedder.demo.corpus import Document
-from embedder.study.start import Start, measure_start, run_floor, time_module
 
 DOCUMENTS = [Document(id=f"m.f{n}", title=f"f{n}()", text=f"Do the {n}th thing.", module="m", kind="function", url="") for n in range(3)]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from embedder.benchmark.encoder_and_job import tokenize_texts
+from embedder.benchmark.sweep_cost import GridPrice, make_grid, measure_grid_price
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.pooling import Head
 from embedder.model.resolve import resolve_model
-from embedder.study.benchmark import tokenize_texts
-from embedder.study.grid_price import GridPrice, make_grid, measure_grid_price
 from tests.study.conftest import sentence
 
 TEXTS = [sentence(number) for number in range(12)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from embedder.benchmark.corpus_size import Growth, embed_in_a_process, measure_growth, plot_growth, write_repeated
 from embedder.core.errors import EmbedderError
 from embedder.demo.corpus import Document
-from embedder.study.growth import Growth, embed_in_a_process, measure_growth, plot_growth, write_repeated
 
 DOCUMENTS = [Document(id=f"m.f{n}", title=f"f{n}()", text=f"Do the {n}th thing.", module="m", kind="function", url="") for n in range(7)]
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from embedder.benchmark import peer_server
 from embedder.core.errors import ConfigError
-from embedder.study import peer_server
 from embedder.study.timing import Run
 
 NEEDS = "torch and sentence-transformers[openvino,onnx]"

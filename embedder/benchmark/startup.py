@@ -1,6 +1,6 @@
 """A short run beside the same graph whose stages only import → what the job itself adds to what Ray and imports take.
 
-python -m embedder.study.start: the graph that only imports.
+python -m embedder.benchmark.startup: the graph that only imports.
 """
 
 import json
@@ -54,7 +54,7 @@ def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Sta
         for number in range(rounds + 1):
             flags = [f"--source.uri={folder}/corpus.jsonl", "--source.id_column=id", f"--embedding.model={model}"]
             job = time_module("jobs.embed", *flags, f"--output.uri={folder}/table-{number}")
-            floor = time_module("embedder.study.start")
+            floor = time_module("embedder.benchmark.startup")
             if number:
                 found.append((job, floor))
     return Start(

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from embedder.benchmark.throughput import (
+    PROFILES,
+    SHAPES,
+    Shape,
+    build_random_encoder,
+    draw_lengths,
+    flops_of,
+    is_native,
+    measure_throughput,
+)
 from embedder.model.float8 import Float8Linear
-from embedder.study.throughput import PROFILES, SHAPES, Shape, build_random_encoder, draw_lengths, flops_of, is_native, measure_throughput
 from jobs.throughput import main
 
 TINY = Shape(2, 32, 2)
@@ -30,7 +39,7 @@ def test_mixed_lengths_are_128_on_average() -> None:
 
 
 def test_float8_is_of_the_layers_and_measured_beside_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.study.throughput.multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("embedder.benchmark.throughput.multiplies_bfloat16", lambda _: True)
     encoder = build_random_encoder(TINY, "cpu", "float8", "packed")
     assert {type(module) for module in encoder.layers.modules()} >= {Float8Linear}
     assert not any(isinstance(module, torch.nn.Linear) for module in encoder.layers.modules())
@@ -49,7 +58,7 @@ def test_every_profile_is_measured_and_packing_pads_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8"])
 def test_a_processor_that_emulates_a_dtype_is_no_measure_of_it(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedder.study.throughput.multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("embedder.benchmark.throughput.multiplies_bfloat16", lambda _: False)
     assert [is_native("cpu", each) for each in (dtype, "float32")] == [False, True]
     found = measure_throughput(build_random_encoder(TINY, "cpu", "float32", "packed"), TINY, dtype, 2048, 1024, 1)
     assert [each.mfu for each in found] == [None] * len(PROFILES)

@@ -7,12 +7,12 @@ from functools import partial
 
 import pyarrow as pa
 
+from embedder.benchmark.encoder_and_job import tokenize_texts
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
-from embedder.study.benchmark import tokenize_texts
 from embedder.study.grid import choose_depths, choose_dims
 from embedder.study.quality import cut
 from embedder.study.timing import Run, compare

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from embedder.benchmark.corpus_size import measure_growth, plot_growth
+from embedder.benchmark.encoder_and_job import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
+from embedder.benchmark.exit_cost import benchmark_exits
+from embedder.benchmark.startup import measure_start
+from embedder.benchmark.sweep_cost import measure_grid_price
 from embedder.config.compute import CPU_TOKENS
 from embedder.demo.corpus import Document
 from embedder.observe.progress import align
-from embedder.study.benchmark import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
-from embedder.study.grid_price import measure_grid_price
-from embedder.study.growth import measure_growth, plot_growth
-from embedder.study.start import measure_start
-from embedder.study.taps import benchmark_exits
 
 PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth"]
 Figures = tuple[dict[str, Any], str]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from embedder.benchmark.peers import open_peers
 from embedder.config.compute import Backend
 from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
@@ -33,7 +34,6 @@ from embedder.observe.progress import align
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.summary import Summary
-from embedder.study.peers import open_peers
 from embedder.study.quality import cut, mean_reciprocal_rank
 from embedder.study.timing import Run, Timing, compare
 from embedder.text.chunking import chunk_documents

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from embedder.benchmark import peer_server, peers
+from embedder.benchmark.encoder_and_job import lay_out, timed_layers
+from embedder.benchmark.exit_cost import ExitTiming, benchmark_exits
 from embedder.core.errors import ConfigError
-from embedder.study import peer_server, peers
-from embedder.study.benchmark import lay_out, timed_layers
-from embedder.study.taps import ExitTiming, benchmark_exits
 from embedder.study.timing import Timing, compare
 
 
