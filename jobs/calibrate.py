@@ -5,13 +5,13 @@ python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
 
 from collections.abc import Sequence
 
+from embedder.calibrate.config import CalibrateConfig
+from embedder.calibrate.run import Calibrated, run_calibrate
 from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.model.calibration import write_calibration
 from embedder.observe.logs import start_logging
 from embedder.observe.progress import align
-from embedder.study.calibrate import Calibrated, run_calibrate
-from embedder.study.config import CalibrateConfig
 
 
 def show(calibrated: Calibrated) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedder.calibrate.ridge import choose_layers
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import start_weighing
@@ -18,7 +19,6 @@ from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.loading import load_layers, load_way_out, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.study.candidates import tokenize
-from embedder.study.exits import choose_layers
 from embedder.study.timing import Run, compare
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from embedder.calibrate.config import CalibrateConfig
 from embedder.config.embed import EmbedConfig
-from embedder.study.config import CalibrateConfig
 
 
 def config(**sections: dict[str, Any]) -> EmbedConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from embedder.calibrate.config import CalibrateConfig
 from embedder.config.cli import Terminated, run_job
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import dump_config, load_config
@@ -15,7 +16,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.redaction import has_password, mask_secrets, mask_text
 from embedder.run.recut import RecutConfig
 from embedder.stores.config import LoadConfig
-from embedder.study.config import CalibrateConfig, SweepConfig
+from embedder.study.config import SweepConfig
 
 ACTIONS = ("dry-run", "print-config", "json")
 NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedder.calibrate.config import CalibrateConfig
+from embedder.calibrate.run import Calibrated, run_calibrate
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import restore, to_int8
 from embedder.demo.corpus import write_corpus
@@ -16,9 +18,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
-from embedder.study.calibrate import Calibrated, run_calibrate
 from embedder.study.candidates import tokenize
-from embedder.study.config import CalibrateConfig
 from embedder.table.vectors import column_codes
 from tests.integration.conftest import Corpus, Site
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_mm
 
+from embedder.calibrate.config import CalibrateConfig
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model import float8
@@ -21,7 +22,6 @@ from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
 from embedder.model.float8 import FLOAT8, LARGEST, Float8Linear, check_device, encode_rows, use_float8
 from embedder.model.loading import resolve_backend, resolve_dtype
-from embedder.study.config import CalibrateConfig
 from tests.model.conftest import CONFIGS, TinyModel
 from tests.model.test_exits import WEIGHING, calibrate
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedder.calibrate.ridge import unit
 from embedder.core.errors import ConfigError, ModelError, StorageError
 from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
-from embedder.study.exits import unit
 from tests.core.test_spec import SPEC
 from tests.model.conftest import TinyModel
 from tests.model.test_exits import calibrate

@@ -2,7 +2,8 @@
 
 import pytest
 
-from embedder.study.config import AttentionSettings, CalibrateSettings, GridConfig, QualityConfig, SweepConfig
+from embedder.calibrate.config import AttentionSettings, CalibrateSettings
+from embedder.study.config import GridConfig, QualityConfig, SweepConfig
 
 
 def test_one_value_is_a_list_of_one() -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedder.calibrate.config import DistillSettings
+from embedder.calibrate.distill import Progress, Taught, Teaching, distill_exit
+from embedder.calibrate.ridge import Sums, measure_fidelity, unit
+from embedder.calibrate.schedule import rate_at
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.study.candidates import tokenize
-from embedder.study.config import DistillSettings
-from embedder.study.distill import Progress, Taught, Teaching, distill_exit
-from embedder.study.exits import Sums, measure_fidelity, unit
-from embedder.study.steps import rate_at
 from embedder.text.token_idf import count_tokens, weigh_tokens
 from tests.study.conftest import sentence
 

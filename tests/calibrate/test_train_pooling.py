@@ -11,6 +11,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from embedder.calibrate.config import AttentionSettings
+from embedder.calibrate.ridge import unit
+from embedder.calibrate.train_pooling import Learning, Lessons, Run, learn_weighing, map_rows, take_lessons
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.model.attention_pooling import start_weighing
@@ -18,9 +21,6 @@ from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline.pool import Pool
 from embedder.study.candidates import tokenize
-from embedder.study.config import AttentionSettings
-from embedder.study.exits import unit
-from embedder.study.learning import Learning, Lessons, Run, learn_weighing, map_rows, take_lessons
 from embedder.text.token_idf import count_tokens, weigh_tokens
 from tests.study.conftest import SUBJECTS, VERBS
 

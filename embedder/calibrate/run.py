@@ -12,6 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embedder.calibrate.collect import Collected, Extremes, add_calibrated, add_mapped, add_turned, collect
+from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
+from embedder.calibrate.distill import START_STRENGTH, Progress, Teaching, distill_exit
+from embedder.calibrate.ridge import Features, Fidelity, Floats, choose_layers, measure_fidelity, share_of_nearest, unit
+from embedder.calibrate.train_pooling import Learning, learn_weighing
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
@@ -28,12 +33,6 @@ from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import list_shards
-from embedder.study.axes import CutReport, measure_cuts
-from embedder.study.collecting import Collected, Extremes, add_calibrated, add_mapped, add_turned, collect
-from embedder.study.config import CalibrateConfig, CalibrateSettings
-from embedder.study.distill import START_STRENGTH, Progress, Teaching, distill_exit
-from embedder.study.exits import Features, Fidelity, Floats, choose_layers, measure_fidelity
-from embedder.study.learning import Learning, learn_weighing
 from embedder.text.token_idf import weigh_tokens
 
 UNIT_DOCUMENTS = 256
@@ -60,6 +59,15 @@ class ExitReport:
     native: Fidelity
     distilled: Fidelity | None = None
     """By layers and map trained together, where that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutReport:
+    """Of one dim: the share of the ten nearest chunks by whole vectors that are so by cut ones too, as they are and turned first."""
+
+    dim: int
+    plain: float
+    rotated: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,3 +252,15 @@ class Teacher:
             add_calibrated(self.collected.extremes, depth, step.vectors_NW, self.rotation_WW)
             fitted = replace(fitted, distilled=step.fidelity)
         return fitted
+
+
+def measure_cuts(full_NW: Floats, rotation_WW: Floats, dims: Sequence[int]) -> tuple[CutReport, ...]:
+    """Cut vectors of the full model both ways, to every dim below the full width."""
+    full_NW = unit(full_NW)
+    turned_NW = full_NW @ rotation_WW
+    reports = []
+    for dim in dims:
+        if dim < full_NW.shape[1]:
+            plain, rotated = (share_of_nearest(full_NW, unit(each_NW[:, :dim])) for each_NW in (full_NW, turned_NW))
+            reports.append(CutReport(dim, plain, rotated))
+    return tuple(reports)

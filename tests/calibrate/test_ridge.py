@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.calibrate.ridge import MOST_FEATURES, Features, Sums, choose_layers, measure_fidelity, nearest_rows, unit
+from embedder.calibrate.run import check_memory
 from embedder.core.errors import ConfigError
 from embedder.model.exits import NUM_POOLINGS
-from embedder.study.calibrate import check_memory
-from embedder.study.exits import MOST_FEATURES, Features, Sums, choose_layers, measure_fidelity, nearest_rows, unit
 
 RNG = np.random.default_rng(0)
 STATES = RNG.normal(size=(400, 12)).astype(np.float32)

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from embedder.calibrate.config import DistillSettings
+from embedder.calibrate.ridge import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
+from embedder.calibrate.schedule import plan_steps, rate_at
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import Weighing
 from embedder.model.batches import Batch, BatchLayout, make_layout
@@ -28,9 +31,6 @@ from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import PoolLayer, tap_layers
-from embedder.study.config import DistillSettings
-from embedder.study.exits import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
-from embedder.study.steps import plan_steps, rate_at
 
 MAP_RATE = 0.01
 """Of the learning rate, the map's share: all of its thousands of features move each component of a vector at once."""

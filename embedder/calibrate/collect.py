@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from embedder.calibrate.ridge import Features, Floats, Sums, unit
 from embedder.core.quantization import Ranges
 from embedder.core.spec import Exit
 from embedder.model.calibration import ExitMap, RangeKey
 from embedder.model.results import ExitStates
-from embedder.study.exits import Features, Floats, Sums, unit
 
 logger = logging.getLogger("embedder")
 

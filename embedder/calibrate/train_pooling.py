@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedder.calibrate.config import AttentionSettings
+from embedder.calibrate.ridge import LEAST_DEVIATION, Features, Floats, unit
+from embedder.calibrate.schedule import plan_steps, rate_at
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, Weighing
 from embedder.model.batches import Batch, BatchLayout, make_layout
@@ -30,9 +33,6 @@ from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
-from embedder.study.config import AttentionSettings
-from embedder.study.exits import LEAST_DEVIATION, Features, Floats, unit
-from embedder.study.steps import plan_steps, rate_at
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 
