@@ -13,10 +13,10 @@ from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.progress import Steps
-from embedder.study.config import SweepConfig
-from embedder.study.preparation import prepare_study
-from embedder.study.report import build_record, print_report, write_report
-from embedder.study.sweep import run_sweep
+from embedder.sweep.config import SweepConfig
+from embedder.sweep.prepare import prepare_study
+from embedder.sweep.report import build_record, print_report, write_report
+from embedder.sweep.run import run_sweep
 
 ACTIONS = ("print-config", "json")
 SHORT = {"min-quality": "pick.min_quality", "budget-usd": "pick.budget_usd"}

@@ -15,7 +15,7 @@ import numpy as np
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.study.candidates import tokenize
+from embedder.sweep.candidates import tokenize
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from embedder.demo.corpus import Document, read_documents
 from embedder.model.backends import has_openvino
 from embedder.observe.progress import align
-from embedder.study.timing import run_module
+from embedder.sweep.timing import run_module
 
 SHARD_DOCUMENTS = 5_000
 UNIT_DOCUMENTS = 250

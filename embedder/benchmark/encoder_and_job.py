@@ -34,8 +34,8 @@ from embedder.observe.progress import align
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.summary import Summary
-from embedder.study.quality import cut, mean_reciprocal_rank
-from embedder.study.timing import Run, Timing, compare
+from embedder.sweep.retrieval import cut, mean_reciprocal_rank
+from embedder.sweep.timing import Run, Timing, compare
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 

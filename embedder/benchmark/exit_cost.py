@@ -18,8 +18,8 @@ from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.loading import load_layers, load_way_out, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.study.candidates import tokenize
-from embedder.study.timing import Run, compare
+from embedder.sweep.candidates import tokenize
+from embedder.sweep.timing import Run, compare
 
 
 @dataclass(frozen=True, slots=True)

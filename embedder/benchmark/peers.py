@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedder.benchmark import peer_server
 from embedder.core.errors import ConfigError
-from embedder.study.timing import Run
+from embedder.sweep.timing import Run
 
 NEEDS = "torch and sentence-transformers[openvino,onnx]"
 

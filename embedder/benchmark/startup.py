@@ -18,7 +18,7 @@ from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import connect, iterate
 from embedder.pipeline.rows import Row
 from embedder.run.embed import begin_run
-from embedder.study.timing import run_module
+from embedder.sweep.timing import run_module
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
-from embedder.study.grid import choose_depths, choose_dims
-from embedder.study.quality import cut
-from embedder.study.timing import Run, compare
+from embedder.sweep.grid import choose_depths, choose_dims
+from embedder.sweep.retrieval import cut
+from embedder.sweep.timing import Run, compare
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.section import NonEmpty, Section
 from embedder.config.source import SourceConfig
-from embedder.study.config import LEAST_STEP, OneOrMore, Positive
+from embedder.sweep.config import LEAST_STEP, OneOrMore, Positive
 
 
 class DistillSettings(Section):

@@ -11,7 +11,7 @@ from embedder.benchmark import peer_server, peers
 from embedder.benchmark.encoder_and_job import lay_out, timed_layers
 from embedder.benchmark.exit_cost import ExitTiming, benchmark_exits
 from embedder.core.errors import ConfigError
-from embedder.study.timing import Timing, compare
+from embedder.sweep.timing import Timing, compare
 
 
 def test_ratios_are_to_the_first_contender_of_the_same_round() -> None:

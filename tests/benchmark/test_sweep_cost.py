@@ -10,7 +10,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.pooling import Head
 from embedder.model.resolve import resolve_model
-from tests.study.conftest import sentence
+from tests.sentences import sentence
 
 TEXTS = [sentence(number) for number in range(12)]
 

@@ -15,9 +15,9 @@ from embedder.model.attention_pooling import start_weighing
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.study.candidates import tokenize
+from embedder.sweep.candidates import tokenize
 from embedder.text.token_idf import count_tokens, weigh_tokens
-from tests.study.conftest import sentence
+from tests.sentences import sentence
 
 TEXTS = [" ".join(sentence(number + 7 * part) for part in range(number % 3 + 1)) for number in range(160)]
 HELD_OUT = 60

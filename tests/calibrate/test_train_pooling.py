@@ -20,9 +20,9 @@ from embedder.model.attention_pooling import start_weighing
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline.pool import Pool
-from embedder.study.candidates import tokenize
+from embedder.sweep.candidates import tokenize
 from embedder.text.token_idf import count_tokens, weigh_tokens
-from tests.study.conftest import SUBJECTS, VERBS
+from tests.sentences import SUBJECTS, VERBS
 
 WORDS = (*keyword.kwlist, *SUBJECTS, *VERBS)
 TEXTS = [" ".join(random.Random(number).choices(WORDS, k=8 + number % 12)) for number in range(360)]

@@ -16,7 +16,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.redaction import has_password, mask_secrets, mask_text
 from embedder.run.recut import RecutConfig
 from embedder.stores.config import LoadConfig
-from embedder.study.config import SweepConfig
+from embedder.sweep.config import SweepConfig
 
 ACTIONS = ("dry-run", "print-config", "json")
 NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]

@@ -18,7 +18,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
-from embedder.study.candidates import tokenize
+from embedder.sweep.candidates import tokenize
 from embedder.table.vectors import column_codes
 from tests.integration.conftest import Corpus, Site
 

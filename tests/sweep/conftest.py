@@ -1,0 +1,50 @@
+"""A grid over the real MiniLM, its texts run once for all tests, and a small corpus with labels."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.model.resolve import resolve_model
+from embedder.sweep.cache import Cache
+from embedder.sweep.candidates import Machine, Transformer
+from embedder.sweep.config import GridConfig
+from embedder.sweep.grid import Grid, view_model
+
+MACHINE = Machine("cpu", "float32", 2048)
+
+
+@pytest.fixture(scope="session")
+def grid_of(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Grid]:
+    cache = Cache(str(tmp_path_factory.mktemp("taps")), {})
+
+    def make(depths: Sequence[int] = (6, 3), dims: tuple[int, ...] = (384, 64), **grid: Any) -> Grid:
+        resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
+        model = Transformer(minilm, resolved, depths, MACHINE, cache, quiet)
+        wanted = GridConfig(**grid)
+        return Grid(tuple(view_model(model, sorted(depths, reverse=True), dims, wanted, {})), wanted.precisions)
+
+    return make
+
+
+@pytest.fixture
+def write_beir(tmp_path: Path) -> Callable[..., str]:
+    """Write a BEIR folder of 130 documents, 12 of which are asked for by most of their words."""
+
+    def write(qrels: Sequence[tuple[str, str, int]] | None = None, num_documents: int = 130) -> str:
+        import json
+
+        folder = tmp_path / "mini"
+        (folder / "qrels").mkdir(parents=True, exist_ok=True)
+        documents = [{"_id": f"d{number}", "title": f"Part {number}", "text": sentence(number * 11)} for number in range(num_documents)]
+        queries = [{"_id": f"q{number}", "text": sentence(number * 11).lower().removesuffix(" near the town.")} for number in range(12)]
+        (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+        (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+        rows = [(f"q{number}", f"d{number}", 1) for number in range(12)] if qrels is None else qrels
+        lines = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in rows)
+        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+        return str(folder)
+
+    return write

@@ -1,0 +1,94 @@
+"""Texts are run once for all depths, exits and prompts, and give what encoders really cut there give."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.model.attention_pooling import start_weighing
+from embedder.model.calibration import Calibration, ExitMap, fitted_for
+from embedder.model.encoder import Encoder
+from embedder.model.exits import NUM_POOLINGS
+from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.sweep.cache import Cache
+from embedder.sweep.candidates import Transformer, digest_weighing, open_exits, plan_blocks, tokenize
+from embedder.sweep.retrieval import cut
+from tests.sentences import quiet, sentence
+from tests.sweep.conftest import MACHINE
+
+pytestmark = pytest.mark.real
+
+TEXTS = [" ".join(sentence(number + 7 * part) for part in range(number % 4 + 1)) for number in range(90)]
+
+
+@pytest.fixture(scope="module")
+def resolved(minilm: str) -> ResolvedModel:
+    return resolve_model(EmbeddingConfig(model=minilm, query_prompt="query: "), ChunkingConfig())
+
+
+def open_model(resolved: ResolvedModel, folder: Path, depths: tuple[int, ...] = (6, 2)) -> Transformer:
+    return Transformer("mini", resolved, depths, MACHINE, Cache(str(folder), {}), quiet)
+
+
+def encode(resolved: ResolvedModel, depth: int, texts: list[str], prompt: str = "") -> np.ndarray:
+    spec = resolved.spec.model_copy(update={"depth": depth, "prompt": prompt, "chunking": False})
+    vectors: np.ndarray = Encoder.load(spec, dtype="float32").encode(tokenize(texts, resolved, spec), 2048).vectors_ND
+    return vectors
+
+
+def test_every_depth_gives_what_an_encoder_cut_there_does(resolved: ResolvedModel, tmp_path: Path) -> None:
+    model = open_model(resolved, tmp_path)
+    for depth in (6, 2):
+        np.testing.assert_allclose(cut(model.widths(TEXTS, "document", depth), 384), encode(resolved, depth, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(cut(model.widths(TEXTS, "query", 2), 384), encode(resolved, 2, TEXTS, "query: "), atol=1e-5)
+
+
+def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_model(resolved, tmp_path).widths(TEXTS, "document", 6)
+    asked: list[list[int]] = []
+    tap = Encoder.tap
+
+    def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], poolings: object) -> object:
+        asked.append(list(depths))
+        return tap(encoder, token_ids, token_budget, depths, poolings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "tap", watch)
+    added = open_model(resolved, tmp_path, (6, 4, 2))
+    np.testing.assert_allclose(cut(added.widths(TEXTS, "document", 4), 384), encode(resolved, 4, TEXTS), atol=1e-5)
+    assert asked == [[4]]
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
+    draw = np.random.default_rng(0)
+    num_features = 2 * 384 * NUM_POOLINGS
+    weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
+    trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
+    weighing = start_weighing(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
+    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    exits = open_exits(calibration, [6, 2], resolved.hidden_size)
+    assert list(exits) == [2]
+    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)
+    found = cut(model.exit_widths(TEXTS, "document", exits[2]), 128)
+    np.testing.assert_allclose(cut(model.widths(TEXTS, "document", 6), 384), encode(resolved, 6, TEXTS), atol=1e-5)
+    update = {"depth": 2, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}
+    spec = resolved.spec.model_copy(update=update)
+    encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
+    expected = encoder.encode(tokenize(TEXTS, resolved, spec.model_copy(update={"chunking": False})), 2048).vectors_ND
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_taps_of_other_queries_or_rarities_are_not_taken_from_the_cache() -> None:
+    weighing = start_weighing(np.ones(9, np.float32), 2, 4)
+    others = replace(weighing, queries_TQX=weighing.queries_TQX * 2), replace(weighing, token_weights_V=weighing.token_weights_V * 2)
+    assert len({digest_weighing(each) for each in (weighing, *others)}) == 3
+
+
+def test_blocks_hold_every_row_once_and_about_as_many_tokens() -> None:
+    lengths = np.array([5, 5, 5, 40, 1, 1, 1, 12, 3], np.int32)
+    blocks = plan_blocks(lengths, 10)
+    assert [row for start, stop in blocks for row in range(start, stop)] == list(range(9))
+    assert blocks == [(0, 2), (2, 4), (4, 8), (8, 9)]

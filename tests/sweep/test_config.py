@@ -1,0 +1,33 @@
+"""The settings of a study: a single value where a list is wanted is a list of one, and what no training could use is refused."""
+
+import pytest
+
+from embedder.calibrate.config import AttentionSettings, CalibrateSettings
+from embedder.sweep.config import GridConfig, QualityConfig, SweepConfig
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    assert GridConfig.model_validate({"depths": "6", "dims": 128, "precisions": "int8"}).depths == (6,)
+    assert QualityConfig.model_validate({"mteb": "SciFact"}).mteb == ("SciFact",)
+    assert CalibrateSettings.model_validate({"depths": "6"}).depths == (6,)
+    assert CalibrateSettings.model_validate({"depths": None}).depths is None
+
+
+def test_too_few_chunks_for_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="chunks=1: too few for one step; choose 0, which trains nothing, or 4 and more"):
+        AttentionSettings(chunks=1)
+    assert AttentionSettings(chunks=0).chunks == 0
+    assert AttentionSettings(chunks=4).chunks == 4
+
+
+def test_so_few_documents_that_a_hundred_are_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="greater than 100"):
+        QualityConfig(max_documents=100)
+
+
+@pytest.mark.parametrize("output", ["corpus/sweep", "corpus", "corpus/"])
+def test_a_report_is_not_written_among_the_documents(output: str) -> None:
+    values = {"source": {"uri": "corpus/"}, "embedding": {"model": "m"}, "output": {"uri": output}}
+    with pytest.raises(ValueError, match=r"lies in source.uri='corpus/': report\.csv would become a shard"):
+        SweepConfig.model_validate(values)
+    SweepConfig.model_validate(values | {"output": {"uri": "corpus-sweep"}})

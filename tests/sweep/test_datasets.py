@@ -1,0 +1,124 @@
+"""Labelled sets are read as they are, and what does not fit together is refused with its place."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from embedder.core.errors import ConfigError
+from embedder.sweep.config import QualityConfig
+from embedder.sweep.datasets import make_known_items, read_beir, read_similarity
+from tests.sentences import sentence
+
+QUALITY = QualityConfig(known_item=False)
+
+
+def refusal_of_beir(folder: str, quality: QualityConfig = QUALITY) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_beir(folder, quality, 0)
+    return str(caught.value)
+
+
+def test_a_beir_folder_is_read_with_title_and_text_joined(write_beir: Callable[..., str]) -> None:
+    dataset = read_beir(write_beir(), QUALITY, 0)
+    assert (dataset.name, len(dataset.documents), len(dataset.queries)) == ("mini", 130, 12)
+    assert dataset.documents[1] == f"Part 1 {sentence(11)}"
+    assert dataset.qrels["q3"] == {"d3": 1}
+
+
+def test_grades_of_0_are_no_answers(write_beir: Callable[..., str]) -> None:
+    rows = [(f"q{number}", f"d{number}", 2) for number in range(11)] + [("q0", "d5", 0), ("q11", "d11", 0)]
+    dataset = read_beir(write_beir(rows), QUALITY, 0)
+    assert dataset.qrels["q0"] == {"d0": 2}
+    assert "q11" not in dataset.query_ids
+
+
+def test_qrels_of_unknown_ids_are_refused_both_kinds_at_once(write_beir: Callable[..., str]) -> None:
+    rows = [(f"q{number}", f"d{number}", 1) for number in range(12)] + [("q99", "d0", 1), ("q1", "gone", 1), ("q2", "away", 1)]
+    message = refusal_of_beir(write_beir(rows))
+    assert "names 1 queries that are not there (q99)" in message
+    assert "names 2 documents that are not there (away, gone)" in message
+
+
+def test_fewer_documents_than_are_retrieved_are_refused(write_beir: Callable[..., str]) -> None:
+    assert "100 documents; recall@100 needs more than 100" in refusal_of_beir(write_beir(num_documents=100))
+    assert "2 queries; fewer than 10 say nothing" in refusal_of_beir(write_beir([("q0", "d0", 1), ("q1", "d1", 1)]))
+
+
+def test_another_qrels_file_is_named_with_those_there_are(write_beir: Callable[..., str]) -> None:
+    assert "has test; choose one" in refusal_of_beir(write_beir(), QualityConfig(qrels="dev"))
+
+
+def test_damaged_lines_are_named(write_beir: Callable[..., str]) -> None:
+    folder = Path(write_beir())
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq0 d0 1\n")
+    assert re.search(r"test\.tsv:2: 'q0 d0 1' is not query, document and grade", refusal_of_beir(str(folder)))
+    (folder / "queries.jsonl").write_text('{"_id": "q0", "text": "a"}\n{"text": "b"}\n')
+    assert "queries.jsonl:2: not an object with an _id" in refusal_of_beir(str(folder))
+    assert "corpus.jsonl" in refusal_of_beir(str(folder / "qrels"))
+
+
+def test_a_smaller_corpus_keeps_every_judged_document(write_beir: Callable[..., str]) -> None:
+    dataset = read_beir(write_beir(), QualityConfig(max_documents=110), 0)
+    assert len(dataset.documents) == 110
+    assert {f"d{number}" for number in range(12)} <= set(dataset.document_ids)
+
+
+def test_an_sts_file_is_read_by_name_or_by_position(tmp_path: Path) -> None:
+    rows = [(f"{number / 4}", f"a {number}", f"b, {number}") for number in range(12)]
+    (tmp_path / "named.tsv").write_text("score\tsentence1\tsentence2\n" + "".join("\t".join(row) + "\n" for row in rows))
+    (tmp_path / "plain.csv").write_text("x,y,z\n" + "".join(f'"{a}","{b}",{score}\n' for score, a, b in rows))
+    for name in ("named.tsv", "plain.csv"):
+        dataset = read_similarity(str(tmp_path / name), {})
+        assert (dataset.firsts[1], dataset.seconds[1], dataset.scores[1]) == ("a 1", "b, 1", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,c\nx,y,high\nx,y\n", "2 rows hold no two texts and a number (rows 2, 3)"),
+        ("a,b,c\n" + "x,y,1\n" * 12, "12 pairs of 1 different scores"),
+        ("a,b\nx,y\n", "at least three columns"),
+        ("a,b,c\n" + "x,y,nan\n" * 12, "12 rows hold no two texts and a number"),
+    ],
+)
+def test_an_sts_file_that_cannot_be_ranked_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sts.csv").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_similarity(str(tmp_path / "sts.csv"), {})
+
+
+def documents(texts: list[str], titles: list[str | None] | None = None) -> pa.Table:
+    columns = {"doc_id": [str(number) for number in range(len(texts))], "text": texts}
+    return pa.table(columns | ({"query": titles} if titles else {}))
+
+
+def test_the_first_sentence_asks_for_the_rest() -> None:
+    texts = [f"{sentence(number)} {sentence(number + 500)}" for number in range(200)] + ["No second one here", "a. b."]
+    dataset = make_known_items(documents(texts), None, 50, 0)
+    assert len(dataset.queries) == 50
+    for query, number in zip(dataset.queries, map(int, dataset.query_ids), strict=True):
+        assert query == sentence(number)
+        assert dataset.documents[number] == sentence(number + 500)
+        assert dataset.qrels[str(number)] == {str(number): 1}
+    assert dataset.documents[200:] == ("No second one here", "a. b.")
+
+
+def test_a_title_asks_for_its_text_which_is_then_without_it() -> None:
+    titles: list[str | None] = [f"Title {number}" for number in range(150)]
+    titles[:3] = [None, "Title 7", " "]
+    texts = [f"Title {number} {sentence(number)}" for number in range(150)]
+    dataset = make_known_items(documents(texts, titles), "query", 500, 0)
+    assert dataset.documents[9] == sentence(9)
+    assert "7" not in dataset.query_ids, "two documents share this title"
+    assert len(dataset.queries) == 146
+    assert dataset.documents[0] == texts[0]
+
+
+def test_documents_that_cannot_be_asked_for_are_refused_with_what_to_set() -> None:
+    with pytest.raises(ConfigError, match=r"0 of 150 documents have a first sentence.*set quality.query_column"):
+        make_known_items(documents(["no sentence"] * 150), None, 500, 0)
+    with pytest.raises(ConfigError, match="40 documents; recall@100 needs more than 100"):
+        make_known_items(documents([f"{sentence(n)} {sentence(n + 500)}" for n in range(40)]), None, 500, 0)

@@ -1,0 +1,16 @@
+"""What a sweep refuses before it reads a model."""
+
+import pytest
+
+from embedder.sweep.config import SweepConfig
+from embedder.sweep.prepare import _check_names
+
+
+@pytest.mark.parametrize(
+    ("quality", "name"),
+    [({"sts": ["a/dev.csv", "b/dev.csv"]}, "dev"), ({"beir": ["a/x", "b/x/"]}, "x"), ({"beir": ["x"], "sts": ["x.csv"]}, "x"),
+     ({"sts": ["fidelity.csv"]}, "fidelity")],
+)  # fmt: skip
+def test_no_two_sets_go_by_one_name(quality: dict[str, list[str]], name: str) -> None:
+    config = SweepConfig.model_validate({"embedding": {"model": "m"}, "quality": quality, "output": {"uri": "out"}})
+    assert _check_names(config) == [f"quality: two sets are named {name!r}, as their folder or file is; rename one"]

@@ -1,0 +1,339 @@
+"""A whole sweep over a real model: what it reports is what an encoder really cut gives, and a stopped one goes on."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from embedder.benchmark.exit_cost import make_up_exits
+from embedder.config.embed import EmbedConfig, GateConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.errors import ConfigError
+from embedder.model.calibration import write_calibration
+from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
+from embedder.run.quality_gate import check_gate
+from embedder.sweep.cache import Cache
+from embedder.sweep.candidates import tokenize
+from embedder.sweep.config import GridConfig, SweepConfig
+from embedder.sweep.datasets import Retrieval
+from embedder.sweep.metrics import NDCG, score_retrieval
+from embedder.sweep.prepare import prepare_study
+from embedder.sweep.report import build_config, write_report
+from embedder.sweep.retrieval import cut, rank_documents
+from embedder.sweep.run import Swept, run_sweep
+from tests.conftest import WriteShard
+from tests.sentences import quiet, sentence
+
+pytestmark = pytest.mark.real
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(folder: Path, minilm: str, **sections: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "source": {"uri": str(folder / "corpus"), "id_column": "id"},
+        "embedding": {"model": minilm},
+        "grid": {"depths": [6, 3], "dims": [384, 64]},
+        "sample": {"documents": 200, "queries": 60},
+        "compute": {"dtype": "float32", "price_per_device_hour_usd": 1.0},
+        "output": {"uri": str(folder / "sweep")},
+    }
+    return values | sections
+
+
+def write_corpus(folder: Path, count: int) -> None:
+    (folder / "corpus").mkdir()
+    rows = [{"id": f"d{n}", "text": f"{sentence(n)} {sentence(n + 500)} {sentence(n * 7 % 900)}"} for n in range(count)]
+    (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_corpus(folder, 400)
+    study = prepare_study(SweepConfig.model_validate(settings(folder, minilm)))
+    found = run_sweep(study, quiet)
+    write_report(found)
+    return found
+
+
+def report_of(swept: Swept) -> Path:
+    return Path(swept.study.config.output.uri, "report.json")
+
+
+def test_every_combination_has_a_row_with_quality_and_cost(swept: Swept) -> None:
+    # depth 6: 2 dims × 4 precisions; depth 3: the same for each query side
+    assert len(swept.rows) == 8 + 16
+    full = swept.full
+    assert full.kept is not None
+    assert (full.kept.share, full.kept.low, full.kept.high) == (1, 1, 1)
+    assert full.metrics["fidelity"] == pytest.approx({"cosine to full": 1, "top-10 kept": 1}, abs=1e-6)
+    assert {row.setting.bytes_per_vector for row in swept.rows if row.setting.dim == 64} == {256, 64, 8}
+    assert all(row.cost.usd and row.cost.seconds > 0 and row.cost.index_bytes > 0 for row in swept.rows)
+    small, large = (next(row for row in swept.rows if row.setting.depth == depth) for depth in (3, 6))
+    assert small.cost.model_bytes is not None
+    assert large.cost.model_bytes is not None
+    assert small.cost.model_bytes < large.cost.model_bytes
+
+
+def test_the_corpus_is_extended_from_the_sample_to_the_listing(swept: Swept) -> None:
+    assert swept.corpus.is_estimate
+    assert swept.corpus.documents == 400
+    assert swept.corpus.chunks == 400
+    assert swept.corpus.tokens == pytest.approx(400 * 32, rel=0.1)
+
+
+def test_a_row_scores_what_an_encoder_really_cut_there_does(swept: Swept) -> None:
+    [dataset] = swept.study.datasets
+    assert isinstance(dataset, Retrieval)
+    resolved = swept.study.model.resolved
+    encoder = Encoder.load(resolved.spec.model_copy(update={"depth": 3, "dim": 64}), dtype="float32")
+    queries, documents = (
+        encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND for texts in (dataset.queries, dataset.documents)
+    )
+    expected = score_retrieval(rank_documents(queries, documents, "float32", 100), dataset)[NDCG].mean()
+    wanted = (3, 64, "float32", "same")
+    row = next(row for row in swept.rows if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side) == wanted)
+    assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
+    np.testing.assert_allclose(cut(queries, 64), queries, atol=1e-5)
+
+
+def test_the_files_hold_the_same_rows(swept: Swept) -> None:
+    record = json.loads(report_of(swept).read_text())
+    with report_of(swept).with_name("report.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(record["rows"]) == len(lines) == len(swept.rows)
+    for row, line in zip(record["rows"], lines, strict=True):
+        assert (row["setting"]["depth"], row["setting"]["dim"]) == (int(line["depth"]), int(line["dim"]))
+        assert row["kept"]["share"] == pytest.approx(float(line["kept_share"]))
+    assert record["choice"]["setting"] is not None
+
+
+def test_the_page_stands_alone_and_says_what_to_run(swept: Swept) -> None:
+    page = report_of(swept).with_name("report.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("<svg") >= 2
+    assert "prefers-color-scheme: dark" in page
+    assert "quality kept, int8" in page
+    assert "python -m jobs.embed FILE" in page
+
+
+def test_the_config_to_paste_is_one_that_embed_takes(swept: Swept) -> None:
+    record = json.loads(report_of(swept).read_text())
+    config = EmbedConfig.model_validate(yaml.safe_load(record["embed"]))
+    setting = record["choice"]["setting"]
+    assert (config.embedding.depth, config.embedding.dim) == (setting["depth"], setting["dim"])
+    assert config.gate == GateConfig(report=str(report_of(swept)), min_quality=config.gate.min_quality if config.gate else 1)
+
+
+def test_the_config_of_every_row_passes_its_own_gate(swept: Swept) -> None:
+    for row in swept.rows:
+        if row.can_be_embedded and row.setting.precision != "int8":  # which needs a calibration
+            config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, row)))
+            check_gate(config, resolve_model(config.embedding, config.chunking).spec)
+
+
+def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[EmbedConfig, Any]:
+    assert swept.study.config.source is not None
+    config = EmbedConfig.model_validate(
+        {
+            "source": swept.study.config.source.model_dump(),
+            "embedding": {"model": swept.reference.model} | embedding,
+            "output": {"uri": "out"},
+            "gate": {"report": str(report_of(swept)), "min_quality": min_quality},
+        }
+    )
+    return config, swept.study.model.resolved.spec.model_copy(update=embedding)
+
+
+def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept) -> None:
+    check_gate(*embed_config(swept, 1.0))
+    with pytest.raises(ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality"):
+        check_gate(*embed_config(swept, 0.99, depth=3, dim=64))
+    with pytest.raises(ConfigError, match="holds no row for depth 5"):
+        check_gate(*embed_config(swept, 0.5, depth=5))
+
+
+def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) -> None:
+    config, spec = embed_config(swept, 0.5)
+    with pytest.raises(ConfigError, match=r"of another run \(prompt: '' → 'passage: '\)"):
+        check_gate(config, spec.model_copy(update={"prompt": "passage: "}))
+    elsewhere = config.model_copy(update={"source": config.source.model_copy(update={"uri": "elsewhere"})})
+    with pytest.raises(ConfigError, match=r"source.uri: .* → 'elsewhere'"):
+        check_gate(elsewhere, spec)
+    (tmp_path / "other.json").write_text("{}")
+    wrong = config.model_copy(update={"gate": GateConfig(report=str(tmp_path / "other.json"))})
+    with pytest.raises(ConfigError, match=r"not a report of jobs\.sweep"):
+        check_gate(wrong, spec)
+
+
+def test_a_sweep_of_bits_alone_is_measured_by_the_full_model_too(swept: Swept) -> None:
+    config = swept.study.config
+    bits = config.model_copy(update={"grid": GridConfig(depths=(6,), dims=(384,), precisions=("binary", "binary_rescored"))})
+    found = run_sweep(prepare_study(bits), quiet)
+    assert [row.setting.precision for row in found.rows] == ["float32", "binary", "binary_rescored"]
+    assert found.full.kept is not None
+    assert found.full.kept.share == 1
+
+
+def test_what_was_run_once_is_not_run_again(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a second pass")
+
+    monkeypatch.setattr(Encoder, "tap", refuse)
+    again = run_sweep(prepare_study(swept.study.config), quiet)
+    assert [row.metrics for row in again.rows] == [row.metrics for row in swept.rows]
+
+
+def test_every_problem_is_named_before_anything_is_run(
+    tmp_path: Path, minilm: str, write_beir: Callable[..., str], write_shard: WriteShard
+) -> None:
+    write_shard([{"id": "1", "text": "a"}], "corpus/a.jsonl")
+    beir = write_beir([(f"q{number}", "gone", 1) for number in range(12)])
+    values = settings(
+        tmp_path, minilm, grid={"depths": [9, 3], "dims": [500, 63]}, quality={"beir": [beir], "known_item": True, "mteb": ["NoSuchTask"]},
+        baselines=[{"model": str(tmp_path / "none")}, {"model": minilm}],
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        prepare_study(SweepConfig.model_validate(values))
+    message = str(caught.value)
+    for problem in (
+        "grid.depths: 9: the model has 6 layers; choose 1 to 6",
+        "grid.dims: 500: the model gives 384 components; choose 1 to 384",
+        "grid.dims: 63: binary packs eight components a byte",
+        "names 1 documents that are not there (gone)",
+        "quality.known_item: 1 documents; recall@100 needs more than 100",
+        "is there twice",
+        "no such folder",
+        "quality.mteb='NoSuchTask'",
+    ):
+        assert problem in message, message
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"source": None}, "nothing to measure on"),
+        ({"embedding": {"model": "m", "depth": 3}}, "set grid.depths and grid.dims"),
+        ({"pick": {"budget_usd": 5}, "compute": {}}, "needs compute.price_per_device_hour_usd"),
+        ({"baselines": [{"model": "openai:x"}]}, "dims are needed"),
+        ({"baselines": [{"model": "m2", "base_url": "http://x"}]}, "is for models named openai:NAME"),
+        ({"quality": {"sts": ["a.csv"], "query_column": "title"}}, "has no effect without known items"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SweepConfig.model_validate(settings(tmp_path, "m", **sections))
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: str) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows = [{"id": f"d{n}", "text": f"Number {n} comes first. " + " ".join(sentence(n + part) for part in range(20))} for n in range(400)]
+    (tmp_path / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grid = {"depths": [6, 1], "dims": [384], "precisions": ["float32"]}
+    values = settings(tmp_path, minilm, sample={"documents": 400, "queries": 20}, grid=grid, compute={})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "jobs.sweep", str(tmp_path / "sweep.yaml")]
+    taps = tmp_path / "sweep" / "taps"
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while first.poll() is None and time.monotonic() < deadline and not list(taps.glob("*/0-[1-9][0-9][0-9]*-6.npy")):
+        time.sleep(0.05)
+    assert first.poll() is None, "it was killed while it ran"
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = {path: path.stat().st_mtime_ns for path in taps.glob("*/*.npy")}
+    assert kept
+    assert not (tmp_path / "sweep" / "report.json").exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert Cache(str(taps), {}).names(next(iter(kept)).parent.name)
+    assert "recommended:" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def turned(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """A sweep with an artifact that holds a rotation, and a map out of depth 3."""
+    folder = tmp_path_factory.mktemp("turned")
+    write_corpus(folder, 200)
+    resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
+    rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
+    made_up = make_up_exits(resolved)
+    calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW)
+    write_calibration(calibration, str(folder / "calibration"))
+    values = settings(folder, minilm, embedding={"model": minilm, "calibration": str(folder / "calibration")})
+    found = run_sweep(prepare_study(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
+    write_report(found)
+    return found
+
+
+def test_what_lies_in_the_full_models_space_is_tried_turned_too_where_it_is_cut(turned: Swept) -> None:
+    tried = {(row.setting.depth, row.setting.exit, row.setting.dim, row.setting.query_side) for row in turned.rows if row.setting.rotated}
+    assert tried == {(6, "native", 64, "same"), (3, "calibrated", 64, "same"), (3, "calibrated", 64, "full")}
+    assert "quality kept, int8, calibrated, rotated" in report_of(turned).with_name("report.html").read_text()
+
+
+@pytest.mark.parametrize(("depth", "query_side"), [(6, "same"), (3, "full")])
+def test_a_turned_row_scores_what_encoders_that_turn_do(turned: Swept, depth: int, query_side: str) -> None:
+    [dataset] = turned.study.datasets
+    assert isinstance(dataset, Retrieval)
+    config = turned.study.config.embedding.model_copy(update={"depth": depth, "dim": 64, "rotate": True})
+    resolved = resolve_model(config, turned.study.config.chunking)
+    assert resolved.calibration is not None
+    encoders = [
+        Encoder.load(resolved.spec.for_queries(), dtype="float32", rotation_WW=resolved.rotation_WW),
+        Encoder.load(resolved.spec, dtype="float32", calibration=resolved.calibration),
+    ]
+    queries, documents = (
+        encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND
+        for encoder, texts in zip(encoders, (dataset.queries, dataset.documents), strict=True)
+    )
+    expected = score_retrieval(rank_documents(queries, documents, "float32", 100), dataset)[NDCG].mean()
+    wanted = (depth, 64, "float32", query_side, True)
+    [row] = [
+        row
+        for row in turned.rows
+        if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side, row.setting.rotated) == wanted
+    ]
+    assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
+    assert row.can_be_embedded
+
+
+def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
+    [row] = [each for each in turned.rows if each.setting.rotated and each.setting.depth == 6 and each.setting.precision == "float32"]
+    config = EmbedConfig.model_validate(yaml.safe_load(build_config(turned.study.config, row)))
+    assert (config.embedding.rotate, config.embedding.dim) == (True, 64)
+    spec = resolve_model(config.embedding, config.chunking).spec
+    check_gate(config, spec)
+    [plain] = [
+        each for each in turned.rows
+        if (each.setting.depth, each.setting.dim, each.setting.precision, each.setting.rotated) == (6, 64, "float32", False)
+    ]  # fmt: skip
+    assert plain.kept is not None
+    assert row.kept is not None
+    with pytest.raises(ConfigError, match=r"of another run \(rotation: "):
+        check_gate(config, spec.model_copy(update={"rotation": "of another"}))
+    low, high = sorted((plain, row), key=lambda each: each.kept.floor if each.kept else 0)
+    assert low.kept is not None
+    assert high.kept is not None
+    strict = config.model_copy(
+        update={"gate": GateConfig(report=str(report_of(turned)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
+    )
+    with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated}, float8 False keeps"):
+        check_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))
+    check_gate(strict, spec if high.setting.rotated else spec.model_copy(update={"rotation": None}))
