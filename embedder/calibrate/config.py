@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.config.section import NonEmpty, Section
+from embedder.config.section import NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
-from embedder.sweep.config import LEAST_STEP, OneOrMore, Positive
+
+LEAST_STEP = 4
+"""Chunks that states are standardised over in one step of training."""
 
 
 class DistillSettings(Section):

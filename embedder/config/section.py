@@ -3,13 +3,16 @@
 import re
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from embedder.core.redaction import has_password
 
 _NOT_OPENED = re.compile(r"[#?\\]|::|%[0-9A-Fa-f]{2}")
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int) else value)
+"""Of a list: a single value is a list of one, as a flag with one value gives it."""
 
 
 def _without_password(uri: str) -> str:

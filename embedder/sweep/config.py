@@ -3,21 +3,16 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.config.section import NonEmpty, Section
+from embedder.config.section import NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
 from embedder.core.spec import API
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]
-Positive = Annotated[int, Field(ge=1)]
-OneOrMore = BeforeValidator(lambda value: [value] if isinstance(value, str | int) else value)
-"""Of a list: a single value is a list of one, as a flag with one value gives it."""
-LEAST_STEP = 4
-"""Chunks that states are standardised over in one step of training."""
 
 
 class GridConfig(Section):

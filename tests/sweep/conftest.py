@@ -12,6 +12,7 @@ from embedder.sweep.cache import Cache
 from embedder.sweep.candidates import Machine, Transformer
 from embedder.sweep.config import GridConfig
 from embedder.sweep.grid import Grid, view_model
+from tests.sentences import quiet, sentence
 
 MACHINE = Machine("cpu", "float32", 2048)
 
