@@ -347,8 +347,8 @@ def test_short_flags_stand_for_long_ones() -> None:
     ("raised", "code"), [(Terminated(), 143), (SystemExit(15), 143), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (ConfigError("x"), 2)]
 )
 def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
-    monkeypatch.setattr("embedder.config.load.signal.signal", lambda *_: None)
-    monkeypatch.setattr("embedder.config.load.os._exit", sys.exit)
+    monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
 
     def job(args: Sequence[str]) -> int:
         raise raised

@@ -13,7 +13,8 @@ import torch
 
 from embedder.model.resolve import resolve_model
 from embedder.model.results import Encoded
-from embedder.pipeline.graph import EncoderActor, stages
+from embedder.pipeline import stages
+from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import Job, Row
 from embedder.text.tokenizing import load_tokenizer

@@ -54,8 +54,8 @@ def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: b
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
     """Run a job that ends so, as a process would."""
-    monkeypatch.setattr("embedder.config.load.signal.signal", lambda *_: None)
-    monkeypatch.setattr("embedder.config.load.os._exit", sys.exit)
+    monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
     monkeypatch.setattr("sys.argv", ["embed.py", "--output.storage_options={token: x}"])
 
     def run(error: BaseException) -> int:

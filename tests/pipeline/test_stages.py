@@ -10,7 +10,7 @@ from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
-from embedder.pipeline.graph import stages
+from embedder.pipeline import stages
 from embedder.pipeline.rows import Job
 from embedder.pipeline.stages import prepare_units
 from embedder.source.shards import list_shards

