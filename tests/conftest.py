@@ -11,15 +11,17 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from embedder.demo.s3_server import S3Server, run_s3_server
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, run_faulty_proxy
+
+if TYPE_CHECKING:
+    from embedder.demo.s3_server import S3Server
 
 # for this process and those of Ray: no hub is asked for anything, and no fork of a tokenizer's threads is warned about
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_BACKEND_LOG_LEVEL="fatal", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
@@ -97,8 +99,10 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Server]":
     """A real S3 server; from here to the end of the session the environment leads s3:// to it."""
+    from embedder.demo.s3_server import run_s3_server  # brings botocore, which a machine that only runs models may lack
+
     with run_s3_server(tmp_path_factory.mktemp("s3"), "tests") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -108,7 +112,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def shared_proxy(s3_server: S3Server) -> Iterator[FaultyProxy]:
+def shared_proxy(s3_server: "S3Server") -> Iterator[FaultyProxy]:
     """A proxy before the S3 server."""
     with run_faulty_proxy(s3_server.endpoint) as proxy:
         yield proxy
@@ -123,7 +127,7 @@ def proxy(shared_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+def bucket(s3_server: "S3Server", request: pytest.FixtureRequest) -> str:
     """A prefix of the test's own on the S3 server, as s3://…"""
     return f"s3://{s3_server.bucket}/{re.sub(r'[^a-zA-Z0-9-]+', '-', request.node.name)[:60]}-{uuid.uuid4().hex[:8]}"
 

@@ -19,7 +19,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.float8 import check_device, use_float8
-from embedder.model.loading import DTYPES, multiplies_bfloat16
+from embedder.model.loading import DTYPES, multiplies_bfloat16, resolve_layout
 from embedder.model.pooling import Head
 
 MOST_TOKENS = 512
@@ -95,6 +95,13 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
 def around(dtype: str) -> torch.dtype:
     """Give what all but linear modules compute in."""
     return torch.bfloat16 if dtype == FLOAT8 else DTYPES[dtype]
+
+
+def choose_layout(asked: LayoutName | None, device: str, dtype: str) -> LayoutName:
+    """Return the layout to measure: packed unless asked otherwise, or unless the device has no packed attention in this dtype."""
+    if asked is None and torch.device(device).type == "cpu":
+        return "packed"
+    return resolve_layout(asked or "auto", device, around(dtype), "bert")
 
 
 def is_native(device: str, dtype: str) -> bool:

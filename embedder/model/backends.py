@@ -1,5 +1,7 @@
 """Which backends this environment has, and what it has not; told without importing torch, which takes seconds."""
 
+import os
+import shutil
 from importlib.util import find_spec
 
 from embedder.config.compute import Backend
@@ -17,3 +19,14 @@ def check_backend(backend: Backend) -> None:
     """Refuse a backend that is not installed."""
     if backend == "openvino" and not has_openvino():
         raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
+
+
+def check_c_compiler(backend: Backend, device: str) -> None:
+    """Refuse a backend whose kernels Triton builds, on a GPU node without the C compiler that it looks for."""
+    if not device.startswith("cuda"):
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name):
+        raise ConfigError(
+            f"compute.backend={backend}: no C compiler (CC, gcc or clang) on this node, and Triton builds its kernels with one; "
+            "install gcc and libc6-dev, or choose auto or torch"
+        )

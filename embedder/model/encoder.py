@@ -26,6 +26,7 @@ from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.attention_pooling import Weighing
 from embedder.model.batches import Batch, LayoutName, Queued, make_layout
 from embedder.model.calibration import Calibration
+from embedder.model.compiling import compile_forward
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import locate_model, read_recipe
@@ -39,9 +40,6 @@ from embedder.model.runtime import set_threads
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
 
 logger = logging.getLogger("embedder")
-
-MOST_GRAPHS = 32
-"""Compiled for one model: three for most, seven for ModernBERT. One more is an error, since it would run uncompiled."""
 
 Forward = Callable[[Batch], Tensor]
 """A batch → W numbers for each of its rows."""
@@ -113,9 +111,7 @@ class Encoder:
 
     def compile_layers(self) -> "Encoder":
         """Have torch compile the layers: one for all, since they share their code, for any number of sequences and tokens."""
-        # what compiles is the encoder's own: by default all models of a process share eight graphs, and go on uncompiled without a word
-        own: Any = {"isolate_recompiles": True, "recompile_limit": MOST_GRAPHS, "fullgraph": True}
-        forwards = {each: torch.compile(each.forward, dynamic=True, **own) for each in {type(layer) for layer in self.layers}}
+        forwards = {each: compile_forward(each.forward) for each in {type(layer) for layer in self.layers}}
         for layer in self.layers:
             layer.forward = MethodType(forwards[type(layer)], layer)  # hooks, by which layers are tapped, stay outside
         return self

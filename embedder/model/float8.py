@@ -20,6 +20,8 @@ LEAST_SCALE = 1e-12
 WIDTHS = 16
 """What a device's product takes multiples of, in both directions."""
 _FLOAT8_COMPUTE_CAPABILITY = (8, 9)
+_HAS_CPU_PRODUCT: bool = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm_v2", "CPU")
+"""torch 2.11 and 2.12 multiply by rows' scales on CUDA alone."""
 
 logger = logging.getLogger("embedder")
 
@@ -37,18 +39,26 @@ class Float8Linear(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Give (…, O) of (…, I)."""
         codes_NI, scales_N1 = encode_rows(states.reshape(-1, states.shape[-1]))
-        given_NO = scaled_mm(
-            codes_NI,
-            self.codes_OI.t(),
-            scales_N1,
-            ScalingType.RowWise,
-            self.scales_1O,
-            ScalingType.RowWise,
-            bias=self.bias,
-            output_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
+        given_NO = multiply_codes(codes_NI, scales_N1, self.codes_OI, self.scales_1O, self.bias)
         return given_NO.reshape(*states.shape[:-1], -1)
+
+
+def multiply_codes(codes_NI: Tensor, scales_N1: Tensor, codes_OI: Tensor, scales_1O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return the product of states and weights in bfloat16, (N, O)."""
+    if codes_NI.device.type == "cpu" and not _HAS_CPU_PRODUCT:
+        product_NO = codes_NI.float() @ codes_OI.t().float() * (scales_N1 * scales_1O)
+        return (product_NO if bias_O is None else product_NO + bias_O).bfloat16()
+    return scaled_mm(
+        codes_NI,
+        codes_OI.t(),
+        scales_N1,
+        ScalingType.RowWise,
+        scales_1O,
+        ScalingType.RowWise,
+        bias=bias_O,
+        output_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
 
 
 def encode_rows(rows_NI: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.rotation import Floats, check_rotation
 from embedder.core.spec import EmbeddingSpec, FinalNorm
-from embedder.model.backends import check_backend, has_openvino
+from embedder.model.backends import check_backend, check_c_compiler, has_openvino
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.exits import Exit, ExitPooler
@@ -62,6 +62,8 @@ def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str)
 
 def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName, float8: bool = False) -> BackendName:
     """Choose what runs the layers: auto is openvino where it is installed, for padded batches on a CPU. It has yet to agree with torch."""
+    if backend == "compiled":
+        check_c_compiler(backend, device)
     if float8:
         if backend == "openvino":
             raise ConfigError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")

@@ -62,7 +62,7 @@ def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
     """Say what is wrong with an encoder's vectors of the probe; None: nothing."""
     try:
         vectors_ND = packed.probe_rows()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # a failed device fails every later call too
         raise
     except RuntimeError as error:  # what torch raises where a device has no kernel
         return f"attention over packed sequences does not run on this device ({error})"
@@ -82,7 +82,7 @@ def agree_on_backend(
         fault = f"a probe's vector has a cosine of {cosine:.4f} to torch's ({least})"
         if cosine >= least:
             return converted
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (ModelError, RuntimeError) as error:  # what a converter or compiler raises of its own
         fault = str(error)

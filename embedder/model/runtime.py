@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from embedder.core.errors import ModelError
 from embedder.core.retry import brief
 
 DEVICE_FAILED = 70
@@ -32,3 +33,30 @@ def ending_with_its_device() -> Iterator[None]:
     except torch.AcceleratorError as error:
         logger.critical("the device failed (%s); this worker ends, and another one takes over", brief(error))
         os._exit(DEVICE_FAILED)
+
+
+@contextmanager
+def refusing_device_errors(device: str) -> Iterator[None]:
+    """Raise ModelError for a device that cannot be used, is out of memory or fails while the block loads a model onto it.
+
+    torch raises RuntimeError for a driver that is too old. Raised while Ray makes an actor, Ray would retry and bury the reason.
+    """
+    if torch.device(device).type == "cuda":
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+            raise ModelError(
+                f"compute.device={device}: torch cannot use a GPU here ({brief(error)}); "
+                "check nvidia-smi and that the driver fits torch's CUDA"
+            ) from error
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"compute.device={device}: out of memory while loading the model ({brief(error)}); "
+            "lower embedding.depth, give each actor more of a GPU (compute.num_gpus), or free the GPU"
+        ) from error
+    except torch.AcceleratorError as error:
+        raise ModelError(
+            f"compute.device={device}: the device failed while loading the model ({brief(error)}); check the node's GPU and driver"
+        ) from error

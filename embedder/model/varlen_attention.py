@@ -3,7 +3,10 @@
 T = tokens of all sequences of a batch, A = attention heads, K = heads of keys and values, E = components of a head.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -81,6 +84,7 @@ def attend_on_device(
 ) -> Tensor:
     """Attend by torch's variable-length kernel, which takes half precision only and shares keys among heads by itself."""
     query_TAE, key_TKE, value_TKE = (states[0].transpose(0, 1) for states in (query_1ATE, key_1KTE, value_1KTE))
+    shares_keys = query_TAE.shape[1] != key_TKE.shape[1] and _takes_enable_gqa(varlen_attn)
     attended_TAE = varlen_attn(
         query_TAE,
         key_TKE,
@@ -91,10 +95,16 @@ def attend_on_device(
         segments.longest,
         scale=scaling,
         window_size=window,
-        enable_gqa=query_TAE.shape[1] != key_TKE.shape[1],
+        **({"enable_gqa": True} if shares_keys else {}),
     )
     assert isinstance(attended_TAE, Tensor)
     return attended_TAE.unsqueeze(0)
+
+
+@cache
+def _takes_enable_gqa(kernel: Callable[..., object]) -> bool:
+    """Return whether the kernel has the keyword: torch 2.11 shares keys wherever heads divide, torch 2.12 refuses to unless asked."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def attend_by_segment(

@@ -75,13 +75,14 @@ class EncoderActor(Actor):
         """Load the model, and see that it gives the table's vectors."""
         with collected_rarely():
             from embedder.model.encoder import Encoder
-            from embedder.model.runtime import set_threads
+            from embedder.model.runtime import refusing_device_errors, set_threads
 
             set_threads(pool.threads)
             calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
-            self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
-        self.token_budget = choose_token_budget(self.encoder, pool)
-        self.probe = self.encoder.probe()
+            with refusing_device_errors(pool.device):
+                self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
+                self.token_budget = choose_token_budget(self.encoder, pool)
+                self.probe = self.encoder.probe()
         check_probe(self.probe, job.probe, "check weights, dtype, and the versions of torch and transformers")
         self.spec, self.ranges = job.spec, job.ranges
         self.folder, self.max_attempts = folder_of(job), job.max_attempts

@@ -37,18 +37,22 @@ class TapActor(Actor):
         """Load the model."""
         with collected_rarely():
             from embedder.model.encoder import Encoder
-            from embedder.model.runtime import set_threads
+            from embedder.model.runtime import refusing_device_errors, set_threads
 
             set_threads(pool.threads)
-            self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
+            with refusing_device_errors(pool.device):
+                self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
+                self.token_budget = choose_token_budget(self.encoder, pool)
         self.tapping = tapping
-        self.token_budget = choose_token_budget(self.encoder, pool)
 
     def answer(self, row: Row) -> dict[str, Any]:
         """Replace a unit's chunks by their states."""
+        from embedder.model.runtime import ending_with_its_device
+
         token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
         wanted = self.tapping
-        tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
+        with ending_with_its_device():
+            tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "number": row["number"],

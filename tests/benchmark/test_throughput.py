@@ -9,11 +9,13 @@ from embedder.benchmark.throughput import (
     SHAPES,
     Shape,
     build_random_encoder,
+    choose_layout,
     draw_lengths,
     flops_of,
     is_native,
     measure_throughput,
 )
+from embedder.core.errors import ConfigError
 from embedder.model.float8 import Float8Linear
 from jobs.throughput import main
 
@@ -62,6 +64,15 @@ def test_a_processor_that_emulates_a_dtype_is_no_measure_of_it(dtype: str, monke
     assert [is_native("cpu", each) for each in (dtype, "float32")] == [False, True]
     found = measure_throughput(build_random_encoder(TINY, "cpu", "float32", "packed"), TINY, dtype, 2048, 1024, 1)
     assert [each.mfu for each in found] == [None] * len(PROFILES)
+
+
+def test_float32_is_padded_on_a_gpu_which_packs_in_half_precision_alone() -> None:
+    assert choose_layout(None, "cuda", "float32") == "padded"
+    assert [choose_layout(None, "cuda", dtype) for dtype in ("bfloat16", "float16", "float8")] == ["packed"] * 3
+    assert choose_layout(None, "cpu", "float32") == "packed"
+    assert choose_layout("padded", "cpu", "float32") == "padded"
+    with pytest.raises(ConfigError, match=r"compute\.layout=packed: needs bfloat16 or float16 on cuda"):
+        choose_layout("packed", "cuda", "float32")
 
 
 @pytest.mark.parametrize(

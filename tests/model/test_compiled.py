@@ -15,8 +15,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from embedder.config.compute import Layout
-from embedder.core.errors import ModelError
-from embedder.model import encoder as encoder_module
+from embedder.core.errors import ConfigError, ModelError
+from embedder.model import compiling
 from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
 from embedder.model.loading import resolve_backend
@@ -79,7 +79,7 @@ def test_the_last_of_many_models_in_a_process_is_compiled_like_the_first(tiny_mo
 
 
 def test_a_layer_that_would_run_uncompiled_is_an_error(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(compiling, "MOST_GRAPHS", 1)
     encoder = tiny_model.load().compile_layers()
     one, more = (pa.array([[1] * length] * length, pa.list_(pa.int32())) for length in (1, 9))
     encoder.encode(one, 512)
@@ -116,6 +116,34 @@ def test_layers_that_come_out_wrong_are_refused(tiny_model: TinyModel, monkeypat
     monkeypatch.setattr(torch, "compile", compile_wrongly)
     with pytest.raises(ModelError, match=r"compute\.backend=compiled: a probe's vector .* to torch's \(0\.999\); choose auto"):
         load(tiny_model)
+
+
+def test_torch_2_11_counts_the_graphs_of_all_models_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def compile_of_2_11(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None) -> Any:
+        asked.update(fullgraph=fullgraph, dynamic=dynamic)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_of_2_11)
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, 8)
+    assert compiling.compile_forward(abs) is abs
+    assert asked == {"fullgraph": True, "dynamic": True}
+    assert torch._dynamo.config.recompile_limit == torch._dynamo.config.accumulated_recompile_limit >= 16 * compiling.MOST_GRAPHS
+
+
+def test_a_gpu_without_a_c_compiler_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"compute\.backend=compiled: no C compiler .* install gcc and libc6-dev"):
+        resolve_backend("compiled", "cuda", torch.bfloat16, "packed")
+    with pytest.raises(ConfigError, match=r"no C compiler"):
+        resolve_backend("compiled", "cuda", torch.bfloat16, "packed", float8=True)
+    assert resolve_backend("torch", "cuda", torch.bfloat16, "packed") == "torch"
+    assert resolve_backend("compiled", "cpu", torch.float32, "packed") == "compiled"
+    monkeypatch.setenv("CC", sys.executable)
+    assert resolve_backend("compiled", "cuda", torch.bfloat16, "packed") == "compiled"
 
 
 def test_a_machine_without_a_compiler_is_told_so(minilm: str, tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def errors_of(given: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
+def test_torch_2_11_has_no_product_on_a_cpu_and_gives_the_same_numbers(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, rows = Float8Linear(make_linear(bias=bias)), draw_rows()
+    expected = linear(rows)
+    monkeypatch.setattr(float8, "_HAS_CPU_PRODUCT", False)
+    monkeypatch.setattr(float8, "scaled_mm", None)
+    torch.testing.assert_close(linear(rows), expected, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_near_the_exact_one_beside_rows_far_larger(bias: bool) -> None:
     linear, rows = make_linear(bias=bias), draw_rows()
     exact = nn.functional.linear(rows.float(), linear.weight.float(), None if linear.bias is None else linear.bias.float())

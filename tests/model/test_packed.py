@@ -21,7 +21,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
 from embedder.model.files.recipe import read_recipe
 from embedder.model.loading import load_transformer, load_way_out, resolve_layout
-from embedder.model.parity_check import agree_on_layout
+from embedder.model.parity_check import agree_on_backend, agree_on_layout, find_fault
 from embedder.model.varlen_attention import Segments
 from tests.model.conftest import CONFIGS, TinyModel
 from tests.model.test_exits import DEPTHS, LAYERS, WEIGHING, calibrate
@@ -135,6 +135,21 @@ def test_what_cannot_be_packed_is_refused(tiny_models: Callable[[str], TinyModel
         load(tiny_models("mpnet"), "packed")
     with pytest.raises(ConfigError, match=r"compute\.layout=packed: needs bfloat16 or float16 on cuda, not float32"):
         resolve_layout("packed", "cuda", torch.float32, "bert")
+
+
+@pytest.mark.parametrize("fault", [torch.AcceleratorError("CUDA error: made up"), torch.OutOfMemoryError("made up")])
+def test_a_device_that_fails_in_a_probe_is_not_taken_for_one_without_a_kernel(
+    fault: RuntimeError, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> torch.Tensor:
+        raise fault
+
+    encoder = tiny_model.load()
+    monkeypatch.setattr(Encoder, "probe_rows", fail)
+    with pytest.raises(type(fault), match="made up"):
+        find_fault(encoder, np.ones((1, 1)))
+    with pytest.raises(type(fault), match="made up"):
+        agree_on_backend(np.ones((1, 1)), lambda: encoder, "compiled")
 
 
 def builder(model: TinyModel) -> Callable[[LayoutName], Encoder]:

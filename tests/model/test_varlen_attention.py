@@ -49,27 +49,46 @@ def test_a_token_sees_the_window_of_its_own_sequence(sliding_window: int | None,
     torch.testing.assert_close(attended, attend_by_hand(query, key, value, sliding_window, is_causal, 0.3))
 
 
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("torch_version", ["2.11", "2.13"])
 @pytest.mark.parametrize(("sliding_window", "is_causal"), WINDOWS)
-def test_a_device_is_asked_for_the_same(sliding_window: int | None, is_causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_is_asked_for_the_same(
+    sliding_window: int | None, is_causal: bool, torch_version: str, key_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel that follows the documentation of torch's own, in its layout, gives what attention by segments gives."""
 
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float, **keywords: Any
+    def kernel_of_2_11(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        return_aux: None = None,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
     ) -> Tensor:
-        (back, ahead), gqa = keywords["window_size"], keywords["enable_gqa"]
+        back, ahead = window_size
         assert query.shape == (TOTAL, 4, 8)
-        assert key.shape == value.shape == (TOTAL, 2, 8)
+        assert key.shape == value.shape == (TOTAL, key_heads, 8)
         assert cu_q.dtype == cu_k.dtype == torch.int32
-        assert (max_q, max_k, gqa) == (23, 23, True)
+        assert (max_q, max_k) == (23, 23)
         assert ahead == (0 if is_causal else back)
         window = None if back < 0 else back + 1
         by_hand = [each.transpose(0, 1).unsqueeze(0) for each in (query, key, value)]
+        assert scale is not None
         return attend_by_hand(by_hand[0], by_hand[1], by_hand[2], window, is_causal, scale)[0]
 
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    def kernel_of_2_13(*states: Any, enable_gqa: bool = False, **keywords: Any) -> Tensor:
+        assert enable_gqa == (key_heads != 4)
+        return kernel_of_2_11(*states, **keywords)
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel_of_2_11 if torch_version == "2.11" else kernel_of_2_13)
     window = choose_window(sliding_window, is_causal)
-    asked = attend_on_device(*states(), segments(is_causal), 0.3, window)
-    torch.testing.assert_close(asked, attend_by_segment(*states(), segments(is_causal), 0.3, window))
+    asked = attend_on_device(*states(key_heads=key_heads), segments(is_causal), 0.3, window)
+    torch.testing.assert_close(asked, attend_by_segment(*states(key_heads=key_heads), segments(is_causal), 0.3, window))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
