@@ -1,5 +1,5 @@
 """What is run: one job a file, each of a few lines."""
 
-from embedder.observe.process import collect_rarely
+from embedder.observe.process import tune_gc
 
-collect_rarely()
+tune_gc()

@@ -12,7 +12,7 @@ from embedder.config.cli import run_job
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
-from embedder.observe.notify import check_address, tell_end, tell_error
+from embedder.observe.notify import check_address, notify_failed, notify_finished
 from embedder.run.dry_run import preview_run
 from embedder.run.embed import begin_run, run_embed
 from embedder.run.prepare import prepare_run
@@ -31,20 +31,20 @@ def main(args: Sequence[str]) -> int:
         print(dump_config(invocation.config), end="")
         return 0
     is_dry = "dry-run" in invocation.actions
-    prepared = prepare_run(invocation.config) if is_dry else prepare_run(invocation.config, begin_run)
-    check_cuts(invocation.config, prepared.spec)
+    run_plan = prepare_run(invocation.config) if is_dry else prepare_run(invocation.config, begin_run)
+    check_cuts(invocation.config, run_plan.spec)
     if is_dry:
-        preview = preview_run(prepared)
+        preview = preview_run(run_plan)
         print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
         return 0
-    summary = run_embed(prepared)
+    summary = run_embed(run_plan)
     cuts = run_cuts(invocation.config) if summary.version is not None or summary.did_nothing else []
     record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
     text, failed = "\n".join([summary.text(), *(each.text() for each in cuts)]), bool(summary.failures)
     print(json.dumps(record) if "json" in invocation.actions else text, flush=True)
-    tell_end(JOB, args, record, text, failed)
+    notify_finished(JOB, args, record, text, failed)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    run_job(main, partial(tell_error, JOB))
+    run_job(main, partial(notify_failed, JOB))

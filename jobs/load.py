@@ -11,7 +11,7 @@ from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
 from embedder.stores.config import LoadConfig
-from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.load import read_version, sync
 from embedder.stores.open import open_store
 
 ACTIONS = ("replace", "print-config", "json")
@@ -27,7 +27,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     wanted = read_version(config.table.uri, config.table.storage_options, config.table.version)
     with open_store(config) as store:
-        report = bring_in_step(store, wanted, "replace" in invocation.actions)
+        report = sync(store, wanted, "replace" in invocation.actions)
     print(json.dumps(asdict(report)) if "json" in invocation.actions else report.text())
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import tyro
 
 from embedder.config.cli import run_job
-from embedder.config.maintain import Orders
+from embedder.config.maintain import MaintainOptions
 from embedder.table.check import check_table, repair_table
 from embedder.table.compact import compact_table
 from embedder.table.log_checkpoint import write_checkpoint
@@ -17,7 +17,9 @@ from embedder.table.vacuum import vacuum_table
 
 def main(args: Sequence[str]) -> int:
     """Do what is asked and print what was done; 1 if a check found faults that were not repaired."""
-    orders = tyro.cli(Orders, args=args, prog="python -m jobs.maintain", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
+    orders = tyro.cli(
+        MaintainOptions, args=args, prog="python -m jobs.maintain", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     uri, options = orders.locate()
     if orders.compact:
         print(compact_table(uri, options, orders.target_bytes, orders.dry_run).text(orders.dry_run))

@@ -13,8 +13,8 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
-from embedder.search.answer import answer_all, read_questions, render
 from embedder.search.code_snippet import write_recipe
+from embedder.search.results import read_questions, render, run_queries
 from embedder.stores.open import open_target
 
 
@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
         if asked.recipe:
             print(write_recipe(target.spec, target.table))
             return 0
-        for answers in answer_all(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
+        for answers in run_queries(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
             print(render(answers, asked.json, sys.stdout.isatty()), flush=True)
     return 0
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from embedder.calibrate.ridge import choose_layers
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import start_weighing
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
 from embedder.model.files.recipe import locate_model, read_recipe
-from embedder.model.loading import load_layers, load_way_out, resolve_dtype
+from embedder.model.loading import load_head_and_exit, load_layers, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.sweep.candidates import tokenize
 from embedder.sweep.timing import Run, compare
@@ -66,10 +66,10 @@ class TapsAlone(Exit):
 def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
     """Load the encoder of a calibrated exit without its map."""
     recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
-    head, leave = load_way_out(spec, recipe, calibration, None)
-    assert leave is not None
+    head, exit_map = load_head_and_exit(spec, recipe, calibration, None)
+    assert exit_map is not None
     layers = load_layers(spec, recipe, calibration, resolve_dtype("auto", "cpu", recipe.family))
-    taps = TapsAlone(calibration.maps[spec.depth], leave.pool, leave.hidden_size)
+    taps = TapsAlone(calibration.maps[spec.depth], exit_map.pool, exit_map.hidden_size)
     return Encoder(layers, head, taps, spec.pooling, torch.device("cpu"))
 
 
@@ -82,6 +82,6 @@ def make_up_exits(resolved: ResolvedModel) -> Calibration:
         weight_FW = draw.normal(size=(len(layers) * NUM_POOLINGS * size, width)).astype(np.float32)
         maps[depth] = ExitMap(layers, weight_FW, np.zeros(width, np.float32))
     token_weights_V = draw.uniform(0, 9, resolved.vocab_size).astype(np.float32)
-    weighing = start_weighing(token_weights_V, resolved.spec.depth, size)
+    weighing = start_attention_pooling(token_weights_V, resolved.spec.depth, size)
     weighing.queries_TQX[..., :size] = draw.normal(0, size**-0.5, size=(*weighing.queries_TQX.shape[:2], size))
     return Calibration(fitted_for(resolved.spec), resolved.spec.depth, weighing, maps, {})

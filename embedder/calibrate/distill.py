@@ -22,7 +22,7 @@ from embedder.calibrate.config import DistillSettings
 from embedder.calibrate.ridge import Fidelity, Floats, Line, Spread, Sums, measure_fidelity, unit
 from embedder.calibrate.schedule import plan_steps, rate_at
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import Weighing
+from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.calibration import ExitMap
 from embedder.model.exits import ExitPooler, normalise_states
@@ -57,7 +57,7 @@ class Teaching:
     """The map that training starts from."""
     strengths: Sequence[float]
     """Of the ridge maps tried behind the layers that were trained."""
-    weighing: Weighing
+    weighing: AttentionPooling
     spread: Spread
     """Of the map's features over the sample."""
     token_ids: pa.ListArray

@@ -15,7 +15,7 @@ from embedder.model.exits import NUM_POOLINGS
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+Concurrency = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
 MOST_FEATURES = 12_288
@@ -41,7 +41,7 @@ class Features:
     tapped: tuple[int, ...]
     hidden_size: int
 
-    def places(self, depth: int) -> Places:
+    def places(self, depth: int) -> Concurrency:
         """Give the columns of a depth's features; they rise."""
         starts = [self.tapped.index(layer) * self.block for layer in self.layers[depth]]
         return np.concatenate([np.arange(start, start + self.block) for start in starts])
@@ -119,7 +119,7 @@ class Sums:
         covariance_WW: Doubles = self.products_WW / self.num_rows - np.outer(mean_W, mean_W)
         return covariance_WW
 
-    def spread(self, places: Places) -> "Spread":
+    def spread(self, places: Concurrency) -> "Spread":
         """Say where the features at these places lie."""
         mean_F = self.features_F[places] / self.num_rows
         squares_F = np.empty(len(places))
@@ -132,13 +132,13 @@ class Sums:
         """Take the columns of a block."""
         return features_NF[:, number * self.block : (number + 1) * self.block]
 
-    def by_block(self, places: Places) -> list[tuple[int, slice]]:
+    def by_block(self, places: Concurrency) -> list[tuple[int, slice]]:
         """Say which of the places, which rise, are of which block."""
         numbers, starts = np.unique(places // self.block, return_index=True)
         stops = [*starts[1:].tolist(), len(places)]
         return [(int(number), slice(start, stop)) for number, start, stop in zip(numbers, starts.tolist(), stops, strict=True)]
 
-    def gram(self, places: Places) -> Doubles:
+    def gram(self, places: Concurrency) -> Doubles:
         """Put together the products of the features at these places."""
         gram_FF = np.empty((len(places), len(places)))
         blocks = self.by_block(places)
@@ -150,7 +150,7 @@ class Sums:
                     gram_FF[columns, rows] = gram_FF[rows, columns].T
         return gram_FF
 
-    def fit(self, places: Places, strengths: Sequence[float]) -> Iterator[tuple[float, Line]]:
+    def fit(self, places: Concurrency, strengths: Sequence[float]) -> Iterator[tuple[float, Line]]:
         """Solve for the features at these places, at each ridge strength λ."""
         rows, spread = self.num_rows, self.spread(places)
         mean_F, deviation_F, mean_W = spread.mean_F, spread.deviation_F, self.vectors_W / rows

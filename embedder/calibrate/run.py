@@ -16,11 +16,11 @@ from embedder.calibrate.collect import Collected, Extremes, add_calibrated, add_
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
 from embedder.calibrate.distill import START_STRENGTH, Progress, Teaching, distill_exit
 from embedder.calibrate.ridge import Features, Fidelity, Floats, choose_layers, measure_fidelity, share_of_nearest, unit
-from embedder.calibrate.train_pooling import Learning, learn_weighing
+from embedder.calibrate.train_pooling import Learning, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
-from embedder.model.attention_pooling import Weighing, start_weighing
+from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.recipe import width_of
@@ -97,7 +97,7 @@ def run_calibrate(config: CalibrateConfig) -> Calibrated:
     start_ray()
     pool = choose_pool(config.compute)
     chunks, counts_V = count_units(units[num_held_out:], model.spec, model.tokenizer_json, model.vocab_size, pool)
-    weighing = start_weighing(weigh_tokens(counts_V, chunks), model.spec.depth, size)
+    weighing = start_attention_pooling(weigh_tokens(counts_V, chunks), model.spec.depth, size)
     if settings.attention.chunks and layers:
         held_out, others = (pa.concat_tables(each) for each in (units[:num_held_out], units[num_held_out:]))
         learning = Learning(model.spec, model.tokenizer_json, held_out, others, layers, weighing, settings.attention, settings.seed)
@@ -141,11 +141,11 @@ def check_memory(features: Features, memory_bytes: int) -> None:
         )
 
 
-def learn(learning: Learning, pool: Pool) -> Weighing:
+def learn(learning: Learning, pool: Pool) -> AttentionPooling:
     """Train the queries of the learned means where an encoder would run, and say how it goes."""
     weighing = learning.weighing
-    for step in run_steps(learn_weighing, (learning, pool), pool):
-        if isinstance(step, Weighing):
+    for step in run_steps(train_attention_pooling, (learning, pool), pool):
+        if isinstance(step, AttentionPooling):
             weighing = step
         else:
             logger.info("attention: %s", step)

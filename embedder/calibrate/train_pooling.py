@@ -22,7 +22,7 @@ from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import LEAST_DEVIATION, Features, Floats, unit
 from embedder.calibrate.schedule import plan_steps, rate_at
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import NUM_QUERIES, Weighing
+from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
@@ -55,7 +55,7 @@ class Learning:
     """DOCUMENTS to train on."""
     layers: Mapping[int, tuple[int, ...]]
     """By depth: the layers that its map reads."""
-    weighing: Weighing
+    weighing: AttentionPooling
     """What the training starts from."""
     settings: AttentionSettings
     seed: int
@@ -77,7 +77,7 @@ class Lessons:
     num_held_out: int
 
 
-def learn_weighing(learning: Learning, pool: Pool) -> Iterator[str | Weighing]:
+def train_attention_pooling(learning: Learning, pool: Pool) -> Iterator[str | AttentionPooling]:
     """Train; says how far it is, and last gives the weighing that was learned, or the first one if that is nearer on chunks held out.
 
     Memory holds the pooled states of all chunks, and of a batch the token states of every layer read: of 12 layers of 768, all depths and
@@ -154,9 +154,9 @@ class Student(nn.Module):
         read = {depth: [self.features.tapped.index(layer) for layer in layers] for depth, layers in self.features.layers.items()}
         return {depth: self.heads[str(depth)](learned_BT[:, places].flatten(1)) for depth, places in read.items()}
 
-    def weighing(self, first: Weighing) -> Weighing:
+    def weighing(self, first: AttentionPooling) -> AttentionPooling:
         """Give the queries as they are now."""
-        return Weighing(first.token_weights_V, self.pool.queries_TQX.detach().cpu().numpy().copy())
+        return AttentionPooling(first.token_weights_V, self.pool.queries_TQX.detach().cpu().numpy().copy())
 
 
 class Run:

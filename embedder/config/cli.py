@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from embedder.core.errors import ConfigError, EmbedderError
-from embedder.observe.logs import complain, is_json
-from embedder.observe.process import collect_no_more
+from embedder.observe.logs import is_json, print_error
+from embedder.observe.process import freeze_gc
 
 
-def tell_nobody(args: Sequence[str], error: BaseException) -> None:
+def notify_nobody(args: Sequence[str], error: BaseException) -> None:
     """Most jobs have nobody to tell why they end but the person who reads stderr."""
 
 
-def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], BaseException], None] = tell_nobody) -> None:
+def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], BaseException], None] = notify_nobody) -> None:
     """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 141 no reader, 143 terminated.
 
     What ends it is shown on stderr, without a traceback for what we know, before others are told.
@@ -36,23 +36,23 @@ def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], 
             # at once: Ray, if it was only starting, would abort on the way out; its processes end with this one
             sys.stderr.flush()
             os._exit(code)
-    collect_no_more()
+    freeze_gc()
     sys.exit(code)
 
 
 def _show(error: BaseException) -> int:
     """Say on stderr what ends a job, and give its exit code."""
     if isinstance(error, EmbedderError):
-        complain(str(error))
+        print_error(str(error))
         return 2 if isinstance(error, ConfigError) else 1
     if isinstance(error, BrokenPipeError) and has_no_reader():  # and not a connection's
         # whoever read has seen enough, as `| head` has; what is still held for them is not written on the way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, Exception):
-        complain(f"{type(error).__name__}: {error}", error)
+        print_error(f"{type(error).__name__}: {error}", error)
         return 1
-    complain("stopped; finished parts are kept, run again to go on")
+    print_error("stopped; finished parts are kept, run again to go on")
     return 143 if _is_terminated(error) else 130
 
 

@@ -14,7 +14,7 @@ _CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Orders:
+class MaintainOptions:
     """What to do, in this order: compact, vacuum, checkpoint, check."""
 
     table: tyro.conf.Positional[str]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedder.core.spec import digest
-from embedder.core.units import PartName, Shard, Task, bucket_key, find_chain, shard_key
+from embedder.core.units import PartName, Shard, Task, bucket_key, complete_parts, shard_key
 
 SMALL_SHARD_BYTES = 256 << 10
 """Shards below this are grouped: alone they would be less than a second of work and a tiny part each."""
@@ -74,7 +74,7 @@ def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Seq
     for task in wanted:
         if (task.key, task.version) in have:
             continue
-        chain = find_chain(found.get((task.key, task.version), ()))
+        chain = complete_parts(found.get((task.key, task.version), ()))
         if chain:
             adopt += chain
             continue
@@ -105,7 +105,7 @@ def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]
     ]
 
 
-def held_keys(failed: Iterable[Task], bucket_bits: int, committed: Collection[str]) -> set[str]:
+def protected_keys(failed: Iterable[Task], bucket_bits: int, committed: Collection[str]) -> set[str]:
     """Keys of parts that must stay as they are, because they may hold rows of shards that could not be read.
 
     Besides the failed tasks' own: a shard with committed parts of its own has its rows there, any other may have been

@@ -32,7 +32,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 logger = logging.getLogger("embedder")
 
 
-def patiently(call: Callable[[], T], uri: str, patience_seconds: float | None = None) -> T:
+def with_retries(call: Callable[[], T], uri: str, patience_seconds: float | None = None) -> T:
     """Call, and again after pauses that grow, while the store is busy or the connection breaks, for PATIENCE_SECONDS at most.
 
     The call must be safe to repeat although its first time may have taken effect. A server that says when to come again is obeyed.
@@ -46,7 +46,7 @@ def patiently(call: Callable[[], T], uri: str, patience_seconds: float | None = 
             pause = max(pause, asked_pause(error))
             if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
-            logger.log(logging.WARNING if attempt > 2 else logging.DEBUG, "%s: %s; trying again in %.0f s", uri, brief(error), pause)
+            logger.log(logging.WARNING if attempt > 2 else logging.DEBUG, "%s: %s; trying again in %.0f s", uri, one_line(error), pause)
         time.sleep(pause)
     raise AssertionError
 
@@ -93,7 +93,7 @@ def asked_pause(error: BaseException) -> float:
     return 0.0
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Give an error's text in one line of bounded length, without a terminal's colours."""
     text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "…"

@@ -18,7 +18,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from embedder.core.errors import StorageError
 from embedder.core.local_files import follow_link, link_once
-from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, brief, is_transient, patiently
+from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, is_transient, one_line, with_retries
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Store:
         fs = _Linked() if self.is_local else self.fs
         find = fs.glob if self.is_glob else fs.find
         with explained(self.uri, "list"):
-            found = patiently(lambda: find(self.path, detail=True), self.uri)
+            found = with_retries(lambda: find(self.path, detail=True), self.uri)
         infos = (info for info in found.values() if info["type"] == "file")
         return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
 
@@ -110,7 +110,7 @@ class Store:
         """List the files that lie directly in the folder; [] if it does not exist."""
         with explained(self.uri, "list"):
             try:
-                infos = patiently(lambda: self.fs.ls(self.path, detail=True), self.uri)
+                infos = with_retries(lambda: self.fs.ls(self.path, detail=True), self.uri)
             except FileNotFoundError:
                 return []
         return [self._found(info) for info in infos if info["type"] == "file"]
@@ -119,7 +119,7 @@ class Store:
         """Look at one object; None if there is none."""
         with explained(self.uri, "look at"):
             try:
-                return self._found(patiently(lambda: self.fs.info(self.path), self.uri))
+                return self._found(with_retries(lambda: self.fs.info(self.path), self.uri))
             except FileNotFoundError:
                 return None
 
@@ -130,7 +130,7 @@ class Store:
         With `narrow` nothing is read ahead, for a reader of a few columns: pyarrow asks for each column chunk whole.
         """
         kwargs = {} if self.is_local else {"cache_type": "none" if narrow else "readahead", "block_size": READ_BLOCK_BYTES}
-        with explained(self.uri, "read"), patiently(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
+        with explained(self.uri, "read"), with_retries(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
             if isinstance(file, AbstractBufferedFile):
                 file.cache.fetcher = _fetch_whole(file.cache.fetcher, file.size, self.uri)
             yield cast(IO[bytes], file)
@@ -143,7 +143,7 @@ class Store:
         with explained(self.uri, "write"):
             if self.is_local:
                 return link_once(Path(self.path), data)
-            return patiently(lambda: self._create(data), self.uri)
+            return with_retries(lambda: self._create(data), self.uri)
 
     def _create(self, data: bytes) -> bool:
         try:
@@ -172,7 +172,7 @@ class Store:
         """Delete one object, if it is there."""
         with explained(self.uri, "remove"):
             try:
-                patiently(lambda: self.fs.rm_file(self.path), self.uri)
+                with_retries(lambda: self.fs.rm_file(self.path), self.uri)
             except FileNotFoundError:
                 return
 
@@ -221,7 +221,7 @@ def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Cal
             raise ConnectionError(f"{len(data)} bytes came of {start} to {min(stop, size)}")
         return data
 
-    return lambda start, stop: patiently(lambda: fetch_once(start, stop), uri)
+    return lambda start, stop: with_retries(lambda: fetch_once(start, stop), uri)
 
 
 @contextmanager
@@ -234,15 +234,15 @@ def explained(uri: str, verb: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {problem}; check the path, the bucket's name and the region") from error
     except PermissionError as error:
         raise StorageError(
-            f"{uri}: not allowed to {verb} it ({brief(error)}); check the credentials in the environment and their rights"
+            f"{uri}: not allowed to {verb} it ({one_line(error)}); check the credentials in the environment and their rights"
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
-        raise StorageError(f"{uri}: cannot {verb} it ({brief(error)})") from error
+        raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
-            raise StorageError(f"{uri}: cannot {verb} it ({brief(error)})") from error
+            raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
         raise
 
 

@@ -144,7 +144,7 @@ def _numbered_bucket_key(number: int, bits: int) -> str:
     return task_key("bucket", str(bits), str(number))
 
 
-def find_chain(names: Iterable[PartName]) -> list[PartName]:
+def complete_parts(names: Iterable[PartName]) -> list[PartName]:
     """Order one task's parts from row 0 to the last; [] if a link is missing.
 
     Where parts and what they were merged into lie side by side, the longest link that leads to the end is taken.

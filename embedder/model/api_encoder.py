@@ -13,7 +13,7 @@ import numpy as np
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats
-from embedder.core.retry import brief, patiently
+from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import API, EmbeddingSpec
 
 try:
@@ -87,13 +87,13 @@ class ApiClient:
         """Embed texts in one request; a server that is busy or breaks off is asked again after pauses that grow."""
         asked: dict[str, Any] = {"model": self.name, "input": list(texts)} | ({"dimensions": dimensions} if dimensions else {})
         try:
-            return patiently(lambda: self._ask_once(asked), self.where, self._patience_seconds)
+            return with_retries(lambda: self._ask_once(asked), self.where, self._patience_seconds)
         except openai.APIStatusError as error:
             kind = RefusedError if error.status_code in _REFUSED else ModelError
-            raise kind(f"{self.where}: {error.status_code} {type(error).__name__}: {brief(error)}") from error
+            raise kind(f"{self.where}: {error.status_code} {type(error).__name__}: {one_line(error)}") from error
         except openai.OpenAIError as error:
             reason = error.__cause__ or error
-            raise ModelError(f"{self.where}: {type(error).__name__}: {brief(reason)}") from error
+            raise ModelError(f"{self.where}: {type(error).__name__}: {one_line(reason)}") from error
 
     def _ask_once(self, asked: dict[str, Any]) -> Answer:
         try:
@@ -102,10 +102,10 @@ class ApiClient:
             vectors_NW = np.array([each.embedding for each in rows], np.float32)
         except openai.APIStatusError as error:
             if error.code == _NO_MONEY:
-                raise ModelError(f"{self.where}: {brief(error)}; waiting does not mend that") from error
+                raise ModelError(f"{self.where}: {one_line(error)}; waiting does not mend that") from error
             raise
         except (AttributeError, TypeError, ValueError) as error:
-            raise ModelError(f"{self.where}: what came back is not that of /v1/embeddings ({brief(error)}); check base_url") from error
+            raise ModelError(f"{self.where}: what came back is not that of /v1/embeddings ({one_line(error)}); check base_url") from error
         num_texts = len(asked["input"])
         if vectors_NW.ndim != 2 or len(vectors_NW) != num_texts or not np.isfinite(vectors_NW).all():
             raise ModelError(f"{self.where}: {num_texts} texts were sent, and an array of shape {vectors_NW.shape} or with NaN came back")

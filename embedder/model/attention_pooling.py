@@ -19,7 +19,7 @@ LEAST_RARITY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Weighing:
+class AttentionPooling:
     """Rarity by token id, and the queries by layer: a token counts exp(query · (state, log rarity, place, 1))."""
 
     token_weights_V: Floats  # noqa: N815
@@ -37,9 +37,9 @@ class Weighing:
         return logs_V
 
 
-def start_weighing(token_weights_V: Floats, num_layers: int, hidden_size: int) -> Weighing:
+def start_attention_pooling(token_weights_V: Floats, num_layers: int, hidden_size: int) -> AttentionPooling:
     """Give the queries that training starts from: one weighs by rarity, one leans to the beginning, both the same for any state."""
     queries_TQX = np.zeros((num_layers + 1, NUM_QUERIES, hidden_size + 3), np.float32)
     queries_TQX[:, 0, -3] = 1
     queries_TQX[:, 1, -2] = -1
-    return Weighing(token_weights_V, queries_TQX)
+    return AttentionPooling(token_weights_V, queries_TQX)

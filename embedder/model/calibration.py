@@ -19,7 +19,7 @@ from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, Exit, digest
 from embedder.core.storage import Options, Store
-from embedder.model.attention_pooling import Weighing
+from embedder.model.attention_pooling import AttentionPooling
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ class Calibration:
     fitted_for: Mapping[str, Any]
     """The fields of the spec it depends on, with the model's name and revision for messages."""
     full_depth: int
-    weighing: Weighing
+    weighing: AttentionPooling
     """What tokens count in the learned means that maps read, at every layer from the embedding up."""
     maps: Mapping[int, ExitMap]
     ranges: Mapping[RangeKey, Ranges]
@@ -167,7 +167,7 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
         calibration = Calibration(
             fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
-            weighing=Weighing(tensors["tokens"], tensors["attention"]),
+            weighing=AttentionPooling(tensors["tokens"], tensors["attention"]),
             maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]

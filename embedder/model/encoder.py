@@ -23,7 +23,7 @@ from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
 from embedder.core.rotation import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
-from embedder.model.attention_pooling import Weighing
+from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.batches import Batch, LayoutName, Queued, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.compiling import compile_forward
@@ -31,7 +31,7 @@ from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_state
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import use_float8
-from embedder.model.loading import load_layers, load_way_out, resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.loading import load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import POOLERS, Head
@@ -53,7 +53,13 @@ class Encoder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, head: Head, leave: Exit | None, pooling: Pooling, device: torch.device, layout: LayoutName = "padded"
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        exit_map: Exit | None,
+        pooling: Pooling,
+        device: torch.device,
+        layout: LayoutName = "padded",
     ) -> None:
         self._config: Any = model.config
         self._family = find_family(self._config.model_type)
@@ -61,7 +67,7 @@ class Encoder:
         model.set_attn_implementation(self._layout.attention)
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
-        self._exit = leave.to(device) if leave else None
+        self._exit = exit_map.to(device) if exit_map else None
         self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
         self._graph: Forward | None = None
@@ -91,16 +97,16 @@ class Encoder:
             )
         chosen_dtype = resolve_dtype(dtype, device, recipe.family, spec.float8)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
-        head, leave = load_way_out(spec, recipe, calibration, rotation_WW)
+        head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
         chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
         if chosen_backend == "openvino":
             model = load_layers(spec, recipe, calibration, torch.float32)
-            exact = cls(model, head, leave, spec.pooling, torch.device(device))
+            exact = cls(model, head, exit_map, spec.pooling, torch.device(device))
             converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
         model = load_layers(spec, recipe, calibration, chosen_dtype)
-        build = partial(cls, model, head, leave, spec.pooling, torch.device(device))
+        build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device))
         is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
         if spec.float8:  # after layouts agreed: it makes more of a last bit than the two may differ by
@@ -175,12 +181,12 @@ class Encoder:
         Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
         """
         with self._turn, self._pooled() as forward:
-            leave = self._exit or nn.Identity()
-            queued = self._run(token_ids, token_budget, self.dim, lambda batch: self._head(leave(forward(batch))))
+            exit_map = self._exit or nn.Identity()
+            queued = self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))))
         return queued.fetch()
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: Weighing | None = None
+        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: AttentionPooling | None = None
     ) -> dict[int, np.ndarray]:
         """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
 
@@ -196,7 +202,7 @@ class Encoder:
         return dict(zip(depths, np.split(queued.fetch().vectors_ND, len(depths), axis=1), strict=True))
 
     def tap_exits(
-        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], weighing: Weighing
+        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], weighing: AttentionPooling
     ) -> ExitStates:
         """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
@@ -216,7 +222,7 @@ class Encoder:
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
         return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1], token_ids)
 
-    def _exit_pooler(self, weighing: Weighing) -> ExitPooler:
+    def _exit_pooler(self, weighing: AttentionPooling) -> ExitPooler:
         return ExitPooler(self._pooling, weighing).to(self._device)
 
     def _layer_pooler(self, batch: Batch) -> PoolLayer:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedder.core.spec import Pooling
-from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, Weighing
+from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, AttentionPooling
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
 from embedder.model.taps import LayerPooler, PoolLayer
@@ -30,7 +30,7 @@ class ExitPooler(nn.Module):
     one token alone. Queries belong to a layer and not to a depth, so one pass serves every exit.
     """
 
-    def __init__(self, pooling: Pooling, weighing: Weighing) -> None:
+    def __init__(self, pooling: Pooling, weighing: AttentionPooling) -> None:
         super().__init__()
         self.gathering: Pooling = "last" if pooling == "last" else "cls"
         self.own = 0 if pooling == "mean" else 1

@@ -173,7 +173,7 @@ def load_layers(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibrati
     return model
 
 
-def load_way_out(
+def load_head_and_exit(
     spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, rotation_WW: Floats | None
 ) -> tuple[Head, Exit | None]:
     """Load what follows the layers: the model's own modules, or the map of a calibrated exit, behind which they are not run again."""
@@ -185,5 +185,5 @@ def load_way_out(
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
     pool = ExitPooler(spec.pooling, calibration.weighing)
-    leave = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
-    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), leave
+    exit_map = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
+    return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), exit_map

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from embedder.core.errors import ModelError
-from embedder.core.retry import brief
+from embedder.core.retry import one_line
 
 DEVICE_FAILED = 70
 """Exit status of a worker whose device failed: EX_SOFTWARE of sysexits.h."""
@@ -31,7 +31,7 @@ def ending_with_its_device() -> Iterator[None]:
     try:
         yield
     except torch.AcceleratorError as error:
-        logger.critical("the device failed (%s); this worker ends, and another one takes over", brief(error))
+        logger.critical("the device failed (%s); this worker ends, and another one takes over", one_line(error))
         os._exit(DEVICE_FAILED)
 
 
@@ -43,20 +43,20 @@ def refusing_device_errors(device: str) -> Iterator[None]:
     """
     if torch.device(device).type == "cuda":
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
             raise ModelError(
-                f"compute.device={device}: torch cannot use a GPU here ({brief(error)}); "
+                f"compute.device={device}: torch cannot use a GPU here ({one_line(error)}); "
                 "check nvidia-smi and that the driver fits torch's CUDA"
             ) from error
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"compute.device={device}: out of memory while loading the model ({brief(error)}); "
+            f"compute.device={device}: out of memory while loading the model ({one_line(error)}); "
             "lower embedding.depth, give each actor more of a GPU (compute.num_gpus), or free the GPU"
         ) from error
     except torch.AcceleratorError as error:
         raise ModelError(
-            f"compute.device={device}: the device failed while loading the model ({brief(error)}); check the node's GPU and driver"
+            f"compute.device={device}: the device failed while loading the model ({one_line(error)}); check the node's GPU and driver"
         ) from error

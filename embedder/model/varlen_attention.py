@@ -84,7 +84,8 @@ def attend_on_device(
 ) -> Tensor:
     """Attend by torch's variable-length kernel, which takes half precision only and shares keys among heads by itself."""
     query_TAE, key_TKE, value_TKE = (states[0].transpose(0, 1) for states in (query_1ATE, key_1KTE, value_1KTE))
-    shares_keys = query_TAE.shape[1] != key_TKE.shape[1] and _takes_enable_gqa(varlen_attn)
+    has_fewer_keys = query_TAE.shape[1] != key_TKE.shape[1]
+    shared: Any = {"enable_gqa": True} if has_fewer_keys and _takes_enable_gqa(varlen_attn) else {}
     attended_TAE = varlen_attn(
         query_TAE,
         key_TKE,
@@ -95,7 +96,7 @@ def attend_on_device(
         segments.longest,
         scale=scaling,
         window_size=window,
-        **({"enable_gqa": True} if shares_keys else {}),
+        **shared,
     )
     assert isinstance(attended_TAE, Tensor)
     return attended_TAE.unsqueeze(0)

@@ -41,17 +41,17 @@ def is_json() -> bool:
     return wanted == "json"
 
 
-def log_about(**fields: Any) -> None:
+def add_log_fields(**fields: Any) -> None:
     """Add to every later line of this process what it is about: the run, the table."""
     _about.set(MappingProxyType({**_about.get(), **fields}))
 
 
-def about(**fields: Any) -> dict[str, Any]:
+def log_fields(**fields: Any) -> dict[str, Any]:
     """Give an event fields of its own: logger.info(…, extra=about(task=…)); only JSON shows them."""
     return {FIELDS: fields}
 
 
-def complain(text: str, error: BaseException | None = None) -> None:
+def print_error(text: str, error: BaseException | None = None) -> None:
     """Say why a job ends, on stderr: as it is, or the traceback of an error, or as JSON like every other line there."""
     if os.environ.get(VARIABLE) == "json":
         trace = (type(error), error, error.__traceback__) if error else None

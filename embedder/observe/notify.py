@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embedder.core.errors import ConfigError
-from embedder.core.retry import brief, patiently
+from embedder.core.retry import one_line, with_retries
 
 VARIABLE = "EMBEDDER_NOTIFY_URL"
 """In the environment and nowhere else: such an address is a secret."""
@@ -30,17 +30,17 @@ def check_address() -> None:
         raise ConfigError(f"{VARIABLE}: not an http:// or https:// address; correct it or leave it out")
 
 
-def tell_end(job: str, args: Sequence[str], record: Mapping[str, Any], text: str, failed: bool) -> None:
+def notify_finished(job: str, args: Sequence[str], record: Mapping[str, Any], text: str, failed: bool) -> None:
     """Send word of a run that came to its end."""
     name, outcome = _name(job, args), "failed" if failed else "done"
     send({"job": name, "outcome": outcome, "text": f"{name} {outcome}\n{text}", "run": record}, SECONDS)
 
 
-def tell_error(job: str, args: Sequence[str], error: BaseException) -> None:
+def notify_failed(job: str, args: Sequence[str], error: BaseException) -> None:
     """Send word of what ended a run."""
     name, failed = _name(job, args), isinstance(error, Exception)
     outcome = "failed" if failed else "stopped"
-    send({"job": name, "outcome": outcome, "text": f"{name} {outcome}: {brief(error)}", "error": str(error)}, SECONDS if failed else 0)
+    send({"job": name, "outcome": outcome, "text": f"{name} {outcome}: {one_line(error)}", "error": str(error)}, SECONDS if failed else 0)
 
 
 def _name(job: str, args: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def send(word: Mapping[str, Any], patience_seconds: float) -> None:
 
     def post_patiently() -> None:
         try:
-            patiently(post, VARIABLE, patience_seconds)
+            with_retries(post, VARIABLE, patience_seconds)
             problems.clear()
         except Exception as error:  # noqa: BLE001 - whatever it is, the run is over and has its own outcome
             # by its kind alone, since its text may hold the address

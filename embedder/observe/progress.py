@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.observe.logs import about, is_json
+from embedder.observe.logs import is_json, log_fields
 
 LOG_SECONDS = 10.0
 NO_REASONS: Mapping[str, int] = MappingProxyType({})
@@ -163,7 +163,7 @@ class Display:
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LOG_SECONDS
             total = self.meter.total
-            figures = about(share=round(self.meter.share, 4), documents=total.documents, chunks=total.chunks, tokens=total.tokens)
+            figures = log_fields(share=round(self.meter.share, 4), documents=total.documents, chunks=total.chunks, tokens=total.tokens)
             logger.info("%3.0f%% · %s", 100 * self.meter.share, self.meter.line(), extra=figures)
 
 

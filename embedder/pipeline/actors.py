@@ -22,11 +22,11 @@ from embedder.core.schema import CHUNKS, Reason
 from embedder.core.units import Stats
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
-from embedder.observe.process import collected_rarely
+from embedder.observe.process import gc_tuned
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Job, Row, folder_of, from_ipc, to_ipc
+from embedder.pipeline.rows import Row, StageContext, folder_of, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
-from embedder.table.attempts import MOST_KILLERS, Attempts, isolate_killers
+from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
@@ -49,7 +49,7 @@ class Actor(ABC):
 
     def __init__(self, *args: Any) -> None:
         try:
-            self.begin(*args)
+            self.setup(*args)
         except EmbedderError as error:
             self._refusal = error
 
@@ -57,39 +57,39 @@ class Actor(ABC):
         """Give what becomes of a row."""
         if self._refusal:
             raise self._refusal
-        return self.answer(row)
+        return self.process(row)
 
     @abstractmethod
-    def begin(self, *args: Any) -> None:
+    def setup(self, *args: Any) -> None:
         """Load what every row needs."""
 
     @abstractmethod
-    def answer(self, row: Row) -> dict[str, Any]:
+    def process(self, row: Row) -> dict[str, Any]:
         """Give what becomes of a row."""
 
 
 class EncoderActor(Actor):
     """Holds the model; only the token budget ever changes, and only down. Takes `pool.calls` units at a time, each from a thread."""
 
-    def begin(self, job: Job, pool: Pool) -> None:
+    def setup(self, context: StageContext, pool: Pool) -> None:
         """Load the model, and see that it gives the table's vectors."""
-        with collected_rarely():
+        with gc_tuned():
             from embedder.model.encoder import Encoder
             from embedder.model.runtime import refusing_device_errors, set_threads
 
             set_threads(pool.threads)
-            calibration = load_calibration(job.calibration_uri) if job.calibration_uri else None
+            calibration = load_calibration(context.calibration_uri) if context.calibration_uri else None
             with refusing_device_errors(pool.device):
-                self.encoder = Encoder.load(job.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
+                self.encoder = Encoder.load(context.spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
                 self.token_budget = choose_token_budget(self.encoder, pool)
                 self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe, "check weights, dtype, and the versions of torch and transformers")
-        self.spec, self.ranges = job.spec, job.ranges
-        self.folder, self.max_attempts = folder_of(job), job.max_attempts
+        check_probe(self.probe, context.probe, "check weights, dtype, and the versions of torch and transformers")
+        self.spec, self.ranges = context.spec, context.ranges
+        self.folder, self.max_attempts = folder_of(context), context.max_attempts
         self.attempts = Attempts.listed(self.folder)
-        self.places, self.clock = Places(pool.calls), BusyClock()
+        self.places, self.clock = Concurrency(pool.calls), BusyClock()
 
-    def answer(self, row: Row) -> dict[str, Any]:
+    def process(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks; the token ids have done their work and go.
 
         The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
@@ -101,7 +101,7 @@ class EncoderActor(Actor):
             return encoded
         chunks = from_ipc(row["chunks"])
         result: Encoded | None = None
-        killers: list[int] = []
+        poison_documents: list[int] = []
         with self.places.one():
             attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
             started = time.perf_counter()
@@ -109,16 +109,16 @@ class EncoderActor(Actor):
                 result = self.encode(chunks)
         if result is None:
             with self.places.all():
-                chunks, result, killers = self.encode_carefully(row["name"], chunks)
+                chunks, result, poison_documents = self.encode_carefully(row["name"], chunks)
         seconds = self.clock.count(started)
         stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
-        chunks, vectors_ND, broken = drop_broken(row["name"], chunks, result.vectors_ND)
+        chunks, vectors_ND, broken = drop_non_finite(row["name"], chunks, result.vectors_ND)
         return encoded | {
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
             "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
             "stats": json.dumps(asdict(stats)),
-            "given_up": [*killers, *broken],
-            "reasons": [str(Reason.KILLS_ENCODER)] * len(killers) + [str(Reason.NOT_FINITE)] * len(broken),
+            "given_up": [*poison_documents, *broken],
+            "reasons": [str(Reason.KILLS_ENCODER)] * len(poison_documents) + [str(Reason.NOT_FINITE)] * len(broken),
             "attempt": attempt,
         }
 
@@ -144,20 +144,20 @@ class EncoderActor(Actor):
 
         logger.warning("%s: its documents took the encoder down %d times; embedding them piece by piece", name, self.max_attempts)
         marks = Attempts.listed(self.folder)
-        killers = isolate_killers(name, int(document[-1]) + 1, marks, self.max_attempts, try_piece)
-        if len(killers) >= MOST_KILLERS:
+        poison_documents = isolate_poison_documents(name, int(document[-1]) + 1, marks, self.max_attempts, try_piece)
+        if len(poison_documents) >= MOST_POISON_DOCUMENTS:
             raise ModelError(
-                f"embedding: the encoder died on each of {len(killers)} documents of one unit ({name}), tried alone; "
+                f"embedding: the encoder died on each of {len(poison_documents)} documents of one unit ({name}), tried alone; "
                 "the machine or its software is at fault rather than the documents; mend it and run again"
             )
         done = [pieces[start] for start in sorted(pieces)]
         padded_tokens = sum(result.padded_tokens for _, result in done)
         vectors_ND = np.concatenate([np.zeros((0, self.encoder.dim), np.float32), *(result.vectors_ND for _, result in done)])
         kept = pa.concat_tables([chunks.slice(0, 0), *(part for part, _ in done)])
-        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), killers
+        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), poison_documents
 
 
-def drop_broken(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa.Table, Floats, list[int]]:
+def drop_non_finite(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa.Table, Floats, list[int]]:
     """Leave out documents of which a vector has a component that is no number, and give them; ModelError if all of many are such."""
     document = chunks["document"].to_numpy()
     broken = np.unique(document[~np.isfinite(vectors_ND).all(axis=1)])
@@ -177,7 +177,7 @@ def choose_token_budget(encoder: "Encoder", pool: Pool) -> int:
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
 
 
-class Places:
+class Concurrency:
     """So many threads at a time, or one that has all places to itself."""
 
     def __init__(self, number: int) -> None:

@@ -15,7 +15,7 @@ from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoded, ApiEncoder
 from embedder.pipeline.actors import Actor
-from embedder.pipeline.rows import Job, Row, from_ipc, to_ipc
+from embedder.pipeline.rows import Row, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.text.byte_estimate import slice_chunks
 
@@ -30,13 +30,13 @@ logger = logging.getLogger("embedder")
 class ApiActor(Actor):
     """Holds a connection; stands where the encoder of a model that runs here would."""
 
-    def begin(self, job: Job) -> None:
+    def setup(self, context: StageContext) -> None:
         """Ask the server for a first vector, and see that it is the table's."""
-        self.spec, self.encoder = job.spec, ApiEncoder(job.spec)
+        self.spec, self.encoder = context.spec, ApiEncoder(context.spec)
         self.probe = self.encoder.probe()
-        check_probe(self.probe, job.probe, "the model behind the API is another one than before")
+        check_probe(self.probe, context.probe, "the model behind the API is another one than before")
 
-    def answer(self, row: Row) -> dict[str, Any]:
+    def process(self, row: Row) -> dict[str, Any]:
         """Add the vectors of the unit's chunks. A document of which the API refuses a chunk goes to the quarantine."""
         nothing: dict[str, Any] = {"codes": None, "given_up": [], "reasons": [], "attempt": 0}
         encoded: dict[str, Any] = dict(row) | nothing | {"probe": self.probe.tobytes()}

@@ -13,7 +13,7 @@ from ray.data import DataContext
 
 from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ClusterError
-from embedder.core.retry import brief
+from embedder.core.retry import one_line
 from embedder.observe.logs import held_stderr
 from embedder.pipeline.pool import API_ACTOR_CPUS, API_ACTORS, Pool, lay_out_pool
 
@@ -45,7 +45,7 @@ def _ray_explained(address: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray raises nothing narrower, where a node does not come up in time
-        raise ClusterError(f"Ray ({address}): does not come up ({brief(error)}); look at RAY_ADDRESS, load, memory and disk") from error
+        raise ClusterError(f"Ray ({address}): does not come up ({one_line(error)}); look at RAY_ADDRESS, load, memory and disk") from error
 
 
 def choose_pool(compute: ComputeConfig, is_api: bool = False) -> Pool:

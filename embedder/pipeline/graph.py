@@ -21,7 +21,7 @@ from embedder.core.plan import Plan
 from embedder.core.units import Part, Stats, Task
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Job, Row
+from embedder.pipeline.rows import Row, StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 
 Stage = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -48,13 +48,13 @@ class Landed:
     """Of a bucket that failed: its shards that cannot be read."""
 
 
-def embed_units(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
+def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[Landed]:
     """Read, embed and write the units of all tasks; yield each as it lands, in no order.
 
     Units whose part is on storage already (`plan.done`) are read past, and reported like the others. What a
     worker raises comes out as it was raised there.
     """
-    for row in iterate(build_graph(tasks, plan, job, pool)):
+    for row in iterate(build_graph(tasks, plan, context, pool)):
         yield landed(row)
 
 
@@ -71,9 +71,11 @@ def iterate(graph: Dataset) -> Iterator[Row]:
         raise find_cause(error) from error
 
 
-def build_graph(tasks: Sequence[Task], plan: Plan, job: Job, pool: Pool) -> Dataset:
+def build_graph(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Dataset:
     """Lay out the three stages, without running them."""
-    return connect([task_row(task, plan) for task in tasks], (prepare_units, (job,)), choose_actor(job, pool), (write_unit, (job,)), pool)
+    return connect(
+        [task_row(task, plan) for task in tasks], (prepare_units, (context,)), choose_actor(context, pool), (write_unit, (context,)), pool
+    )
 
 
 def connect(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Dataset:
@@ -98,13 +100,13 @@ def ask_for(pool: Pool) -> dict[str, Any]:
     return {"compute": actors, "num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
 
 
-def choose_actor(job: Job, pool: Pool) -> tuple[type[Any], tuple[Any, ...]]:
+def choose_actor(context: StageContext, pool: Pool) -> tuple[type[Any], tuple[Any, ...]]:
     """Choose what embeds, and what it is made from."""
-    if not job.spec.is_api:
-        return EncoderActor, (job, pool)
+    if not context.spec.is_api:
+        return EncoderActor, (context, pool)
     from embedder.pipeline.api_actor import ApiActor  # extra openai
 
-    return ApiActor, (job,)
+    return ApiActor, (context,)
 
 
 def find_cause(error: BaseException) -> BaseException:

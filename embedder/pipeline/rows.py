@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class StageContext:
     """What every stage of one run needs."""
 
     source: SourceConfig
@@ -37,9 +37,9 @@ class Job:
     """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
 
 
-def folder_of(job: Job) -> Folder:
+def folder_of(context: StageContext) -> Folder:
     """Locate the table's folder."""
-    return Folder(job.output.uri, job.output.storage_options)
+    return Folder(context.output.uri, context.output.storage_options)
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -20,7 +20,7 @@ from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
 from embedder.core.schema import CHUNKS, QUARANTINE
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.pipeline.rows import Job, Row, folder_of, from_ipc, to_ipc
+from embedder.pipeline.rows import Row, StageContext, folder_of, from_ipc, to_ipc
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.validation import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
@@ -38,7 +38,7 @@ def task_row(task: Task, plan: Plan) -> dict[str, Any]:
     return {"task": task.to_json(), "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
 
 
-def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+def prepare_units(row: Row, context: StageContext) -> Iterator[dict[str, Any]]:
     """Stream one task's units: read, chunk, tokenize. A task that cannot be read to its end says so in its last row.
 
     While a unit is made its first row is marked: one that took its worker down too often is not tried again in this run. Only
@@ -46,23 +46,23 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
     """
     task, done = Task.from_json(row["task"]), frozenset(row["done"])
     begun = {name.rsplit("-", 2 if name.endswith("-last.parquet") else 1)[0] for name in done}
-    attempts = Attempts.listed(folder_of(job))
+    attempts = Attempts.listed(folder_of(context))
     first_row = task.first_row
     try:
-        units = stream_units(task, done, row["previous"], job)
+        units = stream_units(task, done, row["previous"], context)
         while True:
             name = f"{task.key}-{task.version}-{first_row:012d}"
-            mark = f"{name}.read.{job.run_id}"
+            mark = f"{name}.read.{context.run_id}"
             number = 0 if name in begun else attempts.begin(mark)
             try:
-                if number > job.max_attempts:
+                if number > context.max_attempts:
                     raise SourceError(
                         f"{task.shards[0].uri}: reading on from row {first_row} took its worker down {number - 1} times; "
                         "look at the records there, or run again to try anew"
                     )
                 first_row, prepared = next(units, (0, None))
             except SourceError as error:
-                broken = find_broken(task, job) if len(task.shards) > 1 and number <= job.max_attempts else {}
+                broken = find_broken(task, context) if len(task.shards) > 1 and number <= context.max_attempts else {}
                 reason = "\n".join(broken.values()) or str(error)
                 yield _prepared(task.key, error=reason, broken=json.dumps(sorted(broken)))
                 return
@@ -76,30 +76,30 @@ def prepare_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
         yield _prepared(task.key, error=str(error))
 
 
-def find_broken(task: Task, job: Job) -> dict[str, str]:
+def find_broken(task: Task, context: StageContext) -> dict[str, str]:
     """Say which of a bucket's small shards cannot be read to their end, and why: a unit ends with the first of them."""
     broken = {}
     for shard in task.shards:
         try:
-            for _ in read_units(Task(task.key, task.version, (shard,)), job.source, job.metadata):
+            for _ in read_units(Task(task.key, task.version, (shard,)), context.source, context.metadata):
                 pass
         except SourceError as error:
             broken[shard.uri] = str(error)
     return broken
 
 
-def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
+def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], context: StageContext) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read, chunk and tokenize a task's units; with each comes the row that the next one starts at."""
-    known = job.previous if job.previous is not None else index_parts(previous, folder_of(job))
+    known = context.previous if context.previous is not None else index_parts(previous, folder_of(context))
     started = time.perf_counter()
-    for unit in read_units(task, job.source, job.metadata):
+    for unit in read_units(task, context.source, context.metadata):
         name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
         if name in done:
             yield unit.stop_row, _prepared(task.key, name=name)
             started = time.perf_counter()
             continue
-        reused = take_reusable(unit.documents["content_hash"], known, folder_of(job), job.spec.quantization)
-        chunks = chunk_fresh(unit.documents, reused, job)
+        reused = take_reusable(unit.documents["content_hash"], known, folder_of(context), context.spec.quantization)
+        chunks = chunk_fresh(unit.documents, reused, context)
         tables = {"documents": to_ipc(unit.documents), "chunks": to_ipc(chunks), "reused": to_ipc(reused)}
         tables["quarantined"] = to_ipc(unit.quarantined)
         stats = replace(count_unit(unit, chunks, reused), read_seconds=time.perf_counter() - started)
@@ -122,10 +122,10 @@ def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | No
         )
 
 
-def chunk_fresh(documents: pa.Table, reused: pa.Table, job: Job) -> pa.Table:
+def chunk_fresh(documents: pa.Table, reused: pa.Table, context: StageContext) -> pa.Table:
     """DOCUMENTS, REUSED → CHUNKS of the documents whose vectors are not known yet."""
     fresh = np.setdiff1d(np.arange(documents.num_rows), reused["document"].to_numpy())
-    chunks = chunk_counted(documents.take(pa.array(fresh)), job.tokenizer_json, job.spec)
+    chunks = chunk_counted(documents.take(pa.array(fresh)), context.tokenizer_json, context.spec)
     owner = pa.array(fresh[chunks["document"].to_numpy()].astype(np.int32))
     return chunks.set_column(0, CHUNKS.field("document"), owner)
 
@@ -143,42 +143,42 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
     )
 
 
-def write_unit(row: Row, job: Job) -> dict[str, Any]:
+def write_unit(row: Row, context: StageContext) -> dict[str, Any]:
     """Write one unit as a part, once; describe it in a few bytes. A part that is there already is described as it is."""
     nothing = {"part": None, "reasons": "{}", "attempt": 0, "tokens": 0}
     landed: dict[str, Any] = {"key": row["key"], "error": row["error"], "broken": row["broken"], "probe": row["probe"], **nothing}
     if row["name"] is None:
         return landed
     if row["chunks"] is None:
-        return landed | {"part": json.dumps(asdict(read_part(row["name"], folder_of(job))))}
-    part, reasons = _write_encoded(row, job)
-    if row["attempt"] > job.max_attempts:
-        Attempts(folder_of(job)).forget(row["name"])
+        return landed | {"part": json.dumps(asdict(read_part(row["name"], folder_of(context))))}
+    part, reasons = _write_encoded(row, context)
+    if row["attempt"] > context.max_attempts:
+        Attempts(folder_of(context)).forget(row["name"])
     elif row["attempt"]:
-        Attempts(folder_of(job)).end(row["name"], row["attempt"])
+        Attempts(folder_of(context)).end(row["name"], row["attempt"])
     figures = {"attempt": row["attempt"], "tokens": part.stats.tokens}
     return landed | {"part": json.dumps(asdict(part)), "reasons": json.dumps(reasons), **figures}
 
 
-def _write_encoded(row: Row, job: Job) -> tuple[Part, Counter[str]]:
+def _write_encoded(row: Row, context: StageContext) -> tuple[Part, Counter[str]]:
     started = time.perf_counter()
     documents, quarantined = from_ipc(row["documents"]), from_ipc(row["quarantined"])
-    chunks, codes_NX = merge_reused(row, job)
+    chunks, codes_NX = merge_reused(row, context)
     stats = Stats(**json.loads(row["stats"]))
     if row["given_up"]:
-        documents, quarantined, chunks = give_up(row["given_up"], row["reasons"], documents, quarantined, chunks)
+        documents, quarantined, chunks = quarantine_documents(row["given_up"], row["reasons"], documents, quarantined, chunks)
         stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
     assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
-    rows = assemble_rows(documents, chunks, codes_NX, job.output.store_text)
+    rows = assemble_rows(documents, chunks, codes_NX, context.output.store_text)
     name = PartName.parse(row["name"])
     assert name is not None, row["name"]
-    part = write_part(rows, quarantined, name, footer_of(job.spec, stats, job.ranges), folder_of(job))
+    part = write_part(rows, quarantined, name, footer_of(context.spec, stats, context.ranges), folder_of(context))
     timed = replace(part.stats, write_seconds=time.perf_counter() - started)
     return replace(part, stats=timed), Counter(quarantined["reason"].to_pylist())
 
 
-def give_up(
+def quarantine_documents(
     given_up: Sequence[int], reasons: Sequence[str], documents: pa.Table, quarantined: pa.Table, chunks: pa.Table
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Move documents that cannot be encoded, of which there are no chunks, to the quarantine, each with its reason."""
@@ -192,15 +192,15 @@ def give_up(
     return documents.take(pa.array(kept)), quarantined, chunks.set_column(0, CHUNKS.field("document"), owner)
 
 
-def merge_reused(row: Row, job: Job) -> tuple[pa.Table, Codes]:
+def merge_reused(row: Row, context: StageContext) -> tuple[pa.Table, Codes]:
     """Put chunks that were encoded and chunks that were known back into the order of the source, each with its vector."""
     fresh, reused = from_ipc(row["chunks"]), from_ipc(row["reused"])
-    codes_NX = from_bytes(row["codes"], job.spec)
+    codes_NX = from_bytes(row["codes"], context.spec)
     if not reused.num_rows:
         return fresh, codes_NX
     known_NX = column_codes(reused["embedding"])
     # whether a known text was cut at max_tokens was not kept: its span says so, and is asked where chunking is off
-    cut = pa.array(np.full(reused.num_rows, not job.spec.chunking))
+    cut = pa.array(np.full(reused.num_rows, not context.spec.chunking))
     known = reused.drop_columns(["embedding"]).append_column("truncated", cut).select(fresh.schema.names)
     chunks = pa.concat_tables([fresh, known])
     order = pc.sort_indices(chunks, [("document", "ascending"), ("chunk", "ascending")])

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import Weighing
-from embedder.observe.process import collected_rarely
+from embedder.model.attention_pooling import AttentionPooling
+from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import Row, from_ipc, to_ipc
@@ -27,15 +27,15 @@ class Tapping:
     layers: tuple[int, ...]
     depths: tuple[int, ...]
     """Of the layers, those where exits are to be."""
-    weighing: Weighing
+    weighing: AttentionPooling
 
 
 class TapActor(Actor):
     """Holds the full model; gives what exits are fitted on, from one pass."""
 
-    def begin(self, tapping: Tapping, pool: Pool) -> None:
+    def setup(self, tapping: Tapping, pool: Pool) -> None:
         """Load the model."""
-        with collected_rarely():
+        with gc_tuned():
             from embedder.model.encoder import Encoder
             from embedder.model.runtime import refusing_device_errors, set_threads
 
@@ -45,7 +45,7 @@ class TapActor(Actor):
                 self.token_budget = choose_token_budget(self.encoder, pool)
         self.tapping = tapping
 
-    def answer(self, row: Row) -> dict[str, Any]:
+    def process(self, row: Row) -> dict[str, Any]:
         """Replace a unit's chunks by their states."""
         from embedder.model.runtime import ending_with_its_device
 

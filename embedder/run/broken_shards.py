@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from embedder.core.plan import Plan, group_shards, plan_work
 from embedder.core.units import PartName, Task
-from embedder.run.prepare import Prepared, layout_of
+from embedder.run.prepare import RunPlan, layout_of
 from embedder.table.parts import Folder, read_batches
 
 logger = logging.getLogger("embedder")
@@ -21,43 +21,43 @@ logger = logging.getLogger("embedder")
 class Spared:
     """Buckets planned anew without the shards that cannot be read, and the run's plan with these in their place."""
 
-    work: Prepared
+    work: RunPlan
     """What is left to do for them: nothing if an earlier run did it, as long as nobody mends the shards."""
-    whole: Prepared
+    whole: RunPlan
     keys: frozenset[str]
     """Of the buckets."""
 
 
-def spare_buckets(prepared: Prepared, broken: Mapping[str, Collection[str]]) -> Spared | None:
+def replan_without_broken_shards(run_plan: RunPlan, broken: Mapping[str, Collection[str]]) -> Spared | None:
     """Plan buckets anew without their broken shards, given by task key; None where there is nothing to plan."""
-    if prepared.replaces:
+    if run_plan.replaces:
         return None  # swapped as a whole or not at all
-    committed = prepared.table.parts if prepared.table else []
+    committed = run_plan.table.parts if run_plan.table else []
     parts: defaultdict[str, list[str]] = defaultdict(list)
     for name in committed:
         if name.key in broken:
             parts[name.key].append(str(name))
     tasks = []
-    for task in prepared.plan.read:
+    for task in run_plan.plan.read:
         shards = [shard for shard in task.shards if shard.uri not in broken.get(task.key, ())]
         if not shards or len(shards) == len(task.shards):
             continue
-        if holds_rows(parts[task.key], broken[task.key], Folder(prepared.config.output.uri, prepared.config.output.storage_options)):
+        if holds_rows(parts[task.key], broken[task.key], Folder(run_plan.config.output.uri, run_plan.config.output.storage_options)):
             continue
-        [smaller] = group_shards(shards, layout_of(prepared.config, prepared.spec, prepared.metadata), prepared.bucket_bits)
+        [smaller] = group_shards(shards, layout_of(run_plan.config, run_plan.spec, run_plan.metadata), run_plan.bucket_bits)
         tasks.append(smaller)
-    return plan_spared(prepared, tasks, committed) if tasks else None
+    return plan_spared(run_plan, tasks, committed) if tasks else None
 
 
-def plan_spared(prepared: Prepared, tasks: Sequence[Task], committed: Sequence[PartName]) -> Spared:
+def plan_spared(run_plan: RunPlan, tasks: Sequence[Task], committed: Sequence[PartName]) -> Spared:
     """Compare the smaller buckets with what the table and its folder hold, and put them into the run's plan."""
     keys = {task.key for task in tasks}
-    stored = Folder(prepared.config.output.uri, prepared.config.output.storage_options).list_parts()
+    stored = Folder(run_plan.config.output.uri, run_plan.config.output.storage_options).list_parts()
     known = set(committed)
     mine = [name for name in committed if name.key in keys]
     plan = plan_work(tasks, mine, [name for name in stored if name.key in keys and name not in known])
     logger.info("%d buckets of small shards go on without those that cannot be read", len(tasks))
-    return Spared(replace(prepared, plan=plan), replace(prepared, plan=merge_plans(prepared.plan, plan, keys)), frozenset(keys))
+    return Spared(replace(run_plan, plan=plan), replace(run_plan, plan=merge_plans(run_plan.plan, plan, keys)), frozenset(keys))
 
 
 def merge_plans(plan: Plan, spared: Plan, keys: Collection[str]) -> Plan:

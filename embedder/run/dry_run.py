@@ -12,7 +12,7 @@ from embedder.core.storage import map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
-from embedder.run.prepare import Prepared
+from embedder.run.prepare import RunPlan
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
 from embedder.table.delta import list_records
@@ -101,47 +101,47 @@ def describe_estimate(estimate: Estimate, is_api: bool = False) -> list[tuple[st
     return [*rows, ("cost", f"{estimate.device_hours.text('device-hours')}{usd} (estimated)")]
 
 
-def preview_run(prepared: Prepared) -> Preview:
+def preview_run(run_plan: RunPlan) -> Preview:
     """Say what a run would do; of the source at most a sample is read, of the table records and shard names."""
-    plan, rows = prepared.plan, prepared.table.rows if prepared.table else {}
-    rows_before, num_left_out = count_leaving_rows(prepared)
+    plan, rows = run_plan.plan, run_plan.table.rows if run_plan.table else {}
+    rows_before, num_left_out = count_leaving_rows(run_plan)
     return Preview(
-        uri=prepared.config.output.uri,
-        space_id=prepared.spec.space_id,
-        spec=prepared.spec.model_dump(),
-        shards=sort_shards(prepared, rows_before),
-        shards_ignored=len(prepared.listing.ignored),
+        uri=run_plan.config.output.uri,
+        space_id=run_plan.spec.space_id,
+        spec=run_plan.spec.model_dump(),
+        shards=sort_shards(run_plan, rows_before),
+        shards_ignored=len(run_plan.listing.ignored),
         parts_adopted=len(plan.adopt),
         parts_kept=len(plan.keep),
         rows_kept=sum(rows[str(name)] for name in plan.keep),
         parts_removed=len(plan.remove),
         rows_removed=sum(rows[str(name)] for name in plan.remove),
         parts_not_looked_into=num_left_out,
-        estimate=estimate_run(prepared) if plan.read else None,
+        estimate=estimate_run(run_plan) if plan.read else None,
     )
 
 
-def count_leaving_rows(prepared: Prepared) -> tuple[Counter[str], int]:
+def count_leaving_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
     """Count rows by shard in parts to be removed, but those of a large shard that is read anew; and the parts left out."""
-    large = {task.key for task in prepared.plan.read if task.key == shard_key(task.shards[0].uri)}
-    names = sorted((name for name in prepared.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
-    folder = Folder(prepared.config.output.uri, prepared.config.output.storage_options)
+    large = {task.key for task in run_plan.plan.read if task.key == shard_key(task.shards[0].uri)}
+    names = sorted((name for name in run_plan.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
+    folder = Folder(run_plan.config.output.uri, run_plan.config.output.storage_options)
     found: Counter[str] = Counter()
     for counts in map_threads(lambda name: _count_shards(folder, str(name)), names[:MOST_LOOKED_INTO]):
         found.update(counts)
     return found, max(0, len(names) - MOST_LOOKED_INTO)
 
 
-def sort_shards(prepared: Prepared, rows_before: Mapping[str, int]) -> dict[State, list[tuple[str, int]]]:
+def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State, list[tuple[str, int]]]:
     """Tell of each shard what becomes of it; `rows_before` are rows of parts that leave."""
-    plan = prepared.plan
+    plan = run_plan.plan
     read = {task.key: task for task in plan.read}
     adopted = {name.key for name in plan.adopt}
     keys, versions = {name.key for name in plan.remove}, {name.version for name in plan.remove}
     sorted_: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
-    for shard in prepared.listing.shards:
+    for shard in run_plan.listing.shards:
         is_small = shard.size_bytes < SMALL_SHARD_BYTES
-        key = bucket_key(shard.uri, prepared.bucket_bits) if is_small else shard_key(shard.uri)
+        key = bucket_key(shard.uri, run_plan.bucket_bits) if is_small else shard_key(shard.uri)
         state: State = "unchanged"
         if key in adopted:
             state = "adopted"
@@ -150,26 +150,26 @@ def sort_shards(prepared: Prepared, rows_before: Mapping[str, int]) -> dict[Stat
             same = not is_small and read[key].version in versions
             state = ("regrouped" if known else "new") if is_small else "changed" if known or key in keys else "moved" if same else "new"
         sorted_[state].append((shard.uri, shard.size_bytes))
-    listed = {shard.uri for shard in prepared.listing.shards}
+    listed = {shard.uri for shard in run_plan.listing.shards}
     sorted_["gone"] = sorted((uri, rows) for uri, rows in rows_before.items() if uri not in listed)
     return {state: sorted_[state] for state in MEANINGS}
 
 
-def estimate_run(prepared: Prepared) -> Estimate:
+def estimate_run(run_plan: RunPlan) -> Estimate:
     """Estimate from what earlier runs of this space recorded, or else from a sample of the shards to be read."""
-    config, space_id = prepared.config, prepared.spec.space_id
-    records = list_records(config.output.uri, config.output.storage_options) if prepared.table else []
-    rates = learn_rates(records, space_id) or sample_rates(prepared)
+    config, space_id = run_plan.config, run_plan.spec.space_id
+    records = list_records(config.output.uri, config.output.storage_options) if run_plan.table else []
+    rates = learn_rates(records, space_id) or sample_rates(run_plan)
     speed = config.compute.tokens_per_second or learn_speed(records, space_id)
     price = Price(config.compute.price_per_device_hour_usd, config.compute.price_per_million_tokens_usd)
-    return estimate_work(prepared.plan, rates, prepared.same_space, speed, price)
+    return estimate_work(run_plan.plan, rates, run_plan.same_space, speed, price)
 
 
-def sample_rates(prepared: Prepared) -> Rates:
+def sample_rates(run_plan: RunPlan) -> Rates:
     """Read and tokenize some documents of a few shards."""
-    shards = choose_shards([shard for task in prepared.plan.read for shard in task.shards], SAMPLE_SHARDS)
-    sample = sample_documents(prepared.config.source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0)
-    chunks = chunk_counted(sample.documents, prepared.model.tokenizer_json, prepared.spec)
+    shards = choose_shards([shard for task in run_plan.plan.read for shard in task.shards], SAMPLE_SHARDS)
+    sample = sample_documents(run_plan.config.source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0)
+    chunks = chunk_counted(sample.documents, run_plan.model.tokenizer_json, run_plan.spec)
     num_tokens = int(chunks["num_tokens"].to_numpy().sum())
     basis = f"a sample of {sample.documents.num_rows:,} documents of {len(shards)} shard{'s' * (len(shards) > 1)}"
     return Rates(sample.records_read / max(1, sample.bytes_read), num_tokens / sample.documents.num_rows, basis)

@@ -13,23 +13,23 @@ from types import MappingProxyType
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import CommitError, SourceError
-from embedder.core.plan import held_keys, slice_task
+from embedder.core.plan import protected_keys, slice_task
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation
 from embedder.core.storage import Store, map_threads
-from embedder.core.units import Part, PartName, Stats, Task, find_chain, shard_key
+from embedder.core.units import Part, PartName, Stats, Task, complete_parts, shard_key
 from embedder.model.backends import EMULATED
 from embedder.observe.environment import describe_environment
-from embedder.observe.logs import about, log_about
+from embedder.observe.logs import add_log_fields, log_fields
 from embedder.observe.metrics import measure
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import Display, Meter
 from embedder.pipeline.cluster import choose_pool, start_ray
 from embedder.pipeline.graph import embed_units
 from embedder.pipeline.reporter import Reporter
-from embedder.pipeline.rows import Job
-from embedder.run.broken_shards import spare_buckets
-from embedder.run.prepare import Prepared
+from embedder.pipeline.rows import StageContext
+from embedder.run.broken_shards import replan_without_broken_shards
+from embedder.run.prepare import RunPlan
 from embedder.run.summary import Summary
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.table.delta import Change, commit_table, sync_quarantine
@@ -61,7 +61,7 @@ class Outcome:
     encoder_busy_share: float | None = None
     actors: int = 0
 
-    def followed_by(self, other: "Outcome", keys: Collection[str]) -> "Outcome":
+    def merge(self, other: "Outcome", keys: Collection[str]) -> "Outcome":
         """Add what came back of buckets that went on without their broken shards; what these gave before is not used."""
         costs = [each.cost_usd for each in (self, other) if each.cost_usd is not None]
         return Outcome(
@@ -88,66 +88,66 @@ def begin_run(config: EmbedConfig) -> None:
         start_ray()
 
 
-def run_embed(prepared: Prepared) -> Summary:
+def run_embed(run_plan: RunPlan) -> Summary:
     """Embed what the plan asks for and publish it; gives what was done, shards that failed included."""
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
-    config, plan, table = prepared.config, prepared.plan, prepared.table
+    config, plan, table = run_plan.config, run_plan.plan, run_plan.table
     folder = Folder(config.output.uri, config.output.storage_options)
     Store(config.output.uri, config.output.storage_options).check_writable()
-    if prepared.model.rotation_WW is not None:
-        keep_rotation(prepared.model.rotation_WW, config.output.uri, config.output.storage_options)
+    if run_plan.model.rotation_WW is not None:
+        keep_rotation(run_plan.model.rotation_WW, config.output.uri, config.output.storage_options)
     adopted = map_threads(lambda name: read_part(str(name), folder), list(plan.adopt))
-    log_about(run_id=run_id, table=config.output.uri)
+    add_log_fields(run_id=run_id, table=config.output.uri)
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))
     environment = describe_environment()  # before hours of work: what it looks at may be gone after them
-    outcome = embed(prepared, run_id) if plan.read else Outcome()
-    spared = spare_buckets(prepared, outcome.broken)
+    outcome = embed(run_plan, run_id) if plan.read else Outcome()
+    spared = replan_without_broken_shards(run_plan, outcome.broken)
     if spared:
         adopted += map_threads(lambda name: read_part(str(name), folder), list(spared.work.plan.adopt))
         second = embed(spared.work, run_id) if spared.work.plan.read else Outcome()
-        prepared, outcome = spared.whole, outcome.followed_by(second, spared.keys)
-    add, remove = choose_change(prepared, [*adopted, *outcome.parts], outcome.unread, outcome.broken)
-    summary = summarize(prepared, outcome, add, remove, len(adopted))
+        run_plan, outcome = spared.whole, outcome.merge(second, spared.keys)
+    add, remove = choose_change(run_plan, [*adopted, *outcome.parts], outcome.unread, outcome.broken)
+    summary = summarize(run_plan, outcome, add, remove, len(adopted))
     summary = replace(summary, run_id=run_id, started=started)
-    check_removal(prepared, summary.rows)
+    check_removal(run_plan, summary.rows)
     if add or remove or (table is None and not outcome.failures):
         info = summary.record() | {
-            "space_id": prepared.spec.space_id,
-            "spec": prepared.spec.model_dump(),
-            "ranges": prepared.model.ranges.record() if prepared.model.ranges else None,
-            "bucket_bits": prepared.bucket_bits,
+            "space_id": run_plan.spec.space_id,
+            "spec": run_plan.spec.model_dump(),
+            "ranges": run_plan.model.ranges.record() if run_plan.model.ranges else None,
+            "bucket_bits": run_plan.bucket_bits,
             "probe": outcome.probe or (table.info.get("probe") if table else None),
             "config": mask_secrets(config.model_dump(mode="json")),
             "environment": environment,
         }
-        change = Change(add, remove, prepared.schema, info, prepared.replaces)
+        change = Change(add, remove, run_plan.schema, info, run_plan.replaces)
         summary = summary.published(commit_table(config.output.uri, config.output.storage_options, change, table))
     if summary.version is not None or table is not None:
         sync_quarantine(config.output.uri, config.output.storage_options)
     return summary
 
 
-def embed(prepared: Prepared, run_id: str) -> Outcome:
+def embed(run_plan: RunPlan, run_id: str) -> Outcome:
     """Run the pipeline over the plan's tasks, showing progress, and check that nothing is missing."""
-    config, plan, table = prepared.config, prepared.plan, prepared.table
+    config, plan, table = run_plan.config, run_plan.plan, run_plan.table
     start_ray()
-    pool = choose_pool(config.compute, prepared.spec.is_api).suited_to(sum(task.size_bytes for task in plan.read))
-    if prepared.spec.float8 and pool.device == "cpu":
+    pool = choose_pool(config.compute, run_plan.spec.is_api).suited_to(sum(task.size_bytes for task in plan.read))
+    if run_plan.spec.float8 and pool.device == "cpu":
         logger.warning(EMULATED)  # workers say so where nobody reads it
     price = config.compute.price_per_device_hour_usd
-    probe = table.info.get("probe") if table and prepared.same_space else None
-    job = Job(
+    probe = table.info.get("probe") if table and run_plan.same_space else None
+    job = StageContext(
         source=config.source,
         output=config.output,
-        spec=prepared.spec,
-        tokenizer_json=prepared.model.tokenizer_json,
-        metadata=prepared.metadata,
+        spec=run_plan.spec,
+        tokenizer_json=run_plan.model.tokenizer_json,
+        metadata=run_plan.metadata,
         max_attempts=config.compute.max_attempts,
         calibration_uri=config.embedding.calibration,
-        ranges=prepared.model.ranges,
+        ranges=run_plan.model.ranges,
         probe=tuple(probe) if probe else None,
         run_id=run_id,
-        previous=index_reusable(prepared),
+        previous=index_reusable(run_plan),
     )
     tasks = [each for tasks in map_threads(lambda task: sliced(task, config.source), list(plan.read)) for each in tasks]
     usd_per_hour = price * pool.actors[1] if price is not None else None
@@ -161,11 +161,11 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
             if landed.part is None:
                 failures[landed.key], broken[landed.key] = str(landed.error), landed.broken
                 meter.fail(landed.key)
-                logger.error("%s", landed.error, extra=about(task=landed.key))
+                logger.error("%s", landed.error, extra=log_fields(task=landed.key))
             else:
                 parts.append(landed.part)
                 meter.land(landed.part, landed.reasons, landed.attempt, landed.tokens)
-                logger.debug("landed", extra=about(unit=landed.part.name))
+                logger.debug("landed", extra=log_fields(unit=landed.part.name))
                 probe = landed.probe or probe
             reporter.report(measure(meter))
             display.refresh()
@@ -185,14 +185,14 @@ def embed(prepared: Prepared, run_id: str) -> Outcome:
     )
 
 
-def index_reusable(prepared: Prepared) -> PreviousParts | None:
+def index_reusable(run_plan: RunPlan) -> PreviousParts | None:
     """Index the vectors that would leave the table, so that a document is recognised wherever it moved; None if they are too many."""
-    plan, table = prepared.plan, prepared.table
-    if table is None or not prepared.same_space:
+    plan, table = run_plan.plan, run_plan.table
+    if table is None or not run_plan.same_space:
         return NO_PREVIOUS
     if sum(table.rows[str(name)] for name in plan.remove) > MOST_INDEXED_ROWS:
         return None
-    return index_parts([str(name) for name in plan.remove], Folder(prepared.config.output.uri, prepared.config.output.storage_options))
+    return index_parts([str(name) for name in plan.remove], Folder(run_plan.config.output.uri, run_plan.config.output.storage_options))
 
 
 def sliced(task: Task, source: SourceConfig) -> list[Task]:
@@ -215,34 +215,34 @@ def check_complete(tasks: Sequence[Task], parts: Sequence[Part], failures: Mappi
         names[name.key].append(name)
     for task in tasks:
         found = names[task.key]
-        if task.key not in failures and not (found and len(find_chain(found)) == len(found)):
+        if task.key not in failures and not (found and len(complete_parts(found)) == len(found)):
             raise CommitError(f"{task.shards[0].uri}: units are missing after the run, nothing was published; run again to embed them")
 
 
 def choose_change(
-    prepared: Prepared, parts: Sequence[Part], unread: Collection[str], broken: Mapping[str, Collection[str]] = MappingProxyType({})
+    run_plan: RunPlan, parts: Sequence[Part], unread: Collection[str], broken: Mapping[str, Collection[str]] = MappingProxyType({})
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Say which parts to add and which to remove, such that no shard that could not be read loses the rows it had.
 
     `unread` are keys of tasks that failed; of `broken` shards, whose buckets may go on without them, the parts that they had
     when they were larger are held too.
     """
-    plan = prepared.plan
+    plan = run_plan.plan
     failed = [task for task in plan.read if task.key in unread]
-    if failed and prepared.replaces:
+    if failed and run_plan.replaces:
         logger.error("%d shards failed: the table is swapped as a whole or not at all; nothing was published", len(failed))
         return (), ()
-    committed = {key_of(name) for name in prepared.table.rows} if prepared.table else set()
-    held = held_keys(failed, prepared.bucket_bits, committed) | {shard_key(uri) for uris in broken.values() for uri in uris}
+    committed = {key_of(name) for name in run_plan.table.rows} if run_plan.table else set()
+    held = protected_keys(failed, run_plan.bucket_bits, committed) | {shard_key(uri) for uris in broken.values() for uri in uris}
     add = tuple(part for part in parts if key_of(part.name) not in held)
     remove = tuple(str(name) for name in plan.remove if name.key not in held)
     return add, remove
 
 
-def check_removal(prepared: Prepared, rows_left: int) -> None:
+def check_removal(run_plan: RunPlan, rows_left: int) -> None:
     """Refuse to publish a table that lost most of its rows: a source that was emptied or mistyped is more likely than meant."""
-    table, most = prepared.table, prepared.config.output.max_removed_fraction
-    rows = sum(table.rows.values()) if table and prepared.same_space else 0
+    table, most = run_plan.table, run_plan.config.output.max_removed_fraction
+    rows = sum(table.rows.values()) if table and run_plan.same_space else 0
     if rows_left < rows * (1 - most):
         raise CommitError(
             f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, nothing was published; "
@@ -255,17 +255,17 @@ def key_of(name: str) -> str:
     return name.split("-", 1)[0]
 
 
-def summarize(prepared: Prepared, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], num_adopted: int) -> Summary:
+def summarize(run_plan: RunPlan, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], num_adopted: int) -> Summary:
     """Collect the figures of a run."""
-    plan, rows = prepared.plan, dict(prepared.table.rows) if prepared.table else {}
-    gone = set(rows) if prepared.replaces and add else set(remove)
+    plan, rows = run_plan.plan, dict(run_plan.table.rows) if run_plan.table else {}
+    gone = set(rows) if run_plan.replaces and add else set(remove)
     kept = [name for name in rows if name not in gone]
     return Summary(
         run_id="",
-        uri=prepared.config.output.uri,
+        uri=run_plan.config.output.uri,
         started="",
-        shards=len(prepared.listing.shards),
-        shards_ignored=len(prepared.listing.ignored),
+        shards=len(run_plan.listing.shards),
+        shards_ignored=len(run_plan.listing.ignored),
         stats=sum((part.stats for part in outcome.parts), Stats()),
         reasons=outcome.reasons,
         seconds=outcome.seconds,

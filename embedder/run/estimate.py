@@ -23,15 +23,15 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Range:
     """A quantity of which only the bounds are known."""
 
     low: float
     high: float
 
-    def times(self, factor: float) -> "Span":
+    def times(self, factor: float) -> "Range":
         """Scale both bounds."""
-        return Span(self.low * factor, self.high * factor)
+        return Range(self.low * factor, self.high * factor)
 
     def text(self, unit: str = "") -> str:
         """Say it in words, to three digits; counts are whole."""
@@ -45,12 +45,12 @@ class Estimate:
     """What a run would read and embed. The lower bound holds if all that the table knows of changed shards is still there."""
 
     documents: float
-    embedded: Span
-    tokens: Span
+    embedded: Range
+    tokens: Range
     basis: str
-    device_hours: Span | None
+    device_hours: Range | None
     """None: no rate is known."""
-    usd: Span | None
+    usd: Range | None
 
 
 def learn_rates(records: Iterable[Mapping[str, Any]], space_id: str) -> Rates | None:
@@ -94,7 +94,7 @@ def estimate_work(plan: Plan, rates: Rates, same_space: bool, speed: float | Non
     return Estimate(documents, embedded, tokens, rates.basis, hours, usd)
 
 
-def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) -> tuple[float, Span]:
+def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) -> tuple[float, Range]:
     """Estimate the documents to read, and of them those to embed: at most all but those on storage already, at least those
     that are more than the task had. A shard that only moved embeds none."""
     known: Counter[str] = Counter()
@@ -111,7 +111,7 @@ def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) 
         left = max(0.0, expected - num_documents(_parse(plan.done.get(task.key, ()))))
         low += max(0.0, left - known[task.key])
         high += left
-    return documents, Span(low, high)
+    return documents, Range(low, high)
 
 
 def num_documents(names: Iterable[PartName]) -> int:

@@ -13,7 +13,7 @@ from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
-from embedder.run.quality_gate import check_gate
+from embedder.run.quality_gate import check_quality_gate
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class RunPlan:
     """A run that is checked and planned, before the first document is read."""
 
     config: EmbedConfig
@@ -58,7 +58,7 @@ class Prepared:
         return self.table is not None and not self.plan.keep and not (self.same_space and self.table.schema.equals(self.schema))
 
 
-def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = lambda _: None) -> Prepared:
+def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = lambda _: None) -> RunPlan:
     """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found.
 
     `begin` is called as soon as it is clear that there is work, shards and no table yet, and nothing that is quick to see is wrong;
@@ -78,7 +78,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     model = _collect(problems, lambda: resolve(config))
     if model:
         spec = model.spec
-        _collect(problems, lambda: check_gate(config, spec))
+        _collect(problems, lambda: check_quality_gate(config, spec))
     if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
         changes = "; ".join(table.spec.differences(model.spec))
         problems.append(
@@ -94,7 +94,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     committed = table.parts if table else []
     known = set(committed)
     plan = plan_work(tasks, committed, [name for name in stored if name not in known])
-    return Prepared(config, model, listing, metadata, table, bits, plan)
+    return RunPlan(config, model, listing, metadata, table, bits, plan)
 
 
 def resolve(config: EmbedConfig) -> ResolvedModel:

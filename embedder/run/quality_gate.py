@@ -16,7 +16,7 @@ _PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
 """A quantization by the study's name for it."""
 
 
-def check_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
+def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     """Refuse a run whose setting the report does not find good enough; without a gate, any may run."""
     gate = config.gate
     if gate is None:

@@ -22,7 +22,7 @@ from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.environment import describe_environment
-from embedder.run.recut_vectors import Cut, plan_cut
+from embedder.run.recut_vectors import VectorTransform, plan_cut
 from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.table.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
 from embedder.table.vectors import column_codes
@@ -105,7 +105,7 @@ def run_recut(config: RecutConfig) -> Recut:
     return done
 
 
-def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output") -> tuple[Cut, TableState | None]:
+def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output") -> tuple[VectorTransform, TableState | None]:
     """Plan a cut and read the table that is to hold it; refuse one that is not to be overwritten. `where` is where the settings stand."""
     output = config.output
     if place_of(output) == place_of(config.parent):
@@ -187,7 +187,7 @@ def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:
     return PartName(name.key, digest("recut", name.version, spec.space_id), name.first_row, name.stop_row, name.last)
 
 
-def recut_part(parent_name: str, name: str, cut: Cut, schema: pa.Schema, folders: tuple[Folder, Folder]) -> Part:
+def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Schema, folders: tuple[Folder, Folder]) -> Part:
     """Write one part, its quarantine file first, each once; one that is there already stands."""
     source, target = folders
     if target.part(name).info() is None:
@@ -200,14 +200,14 @@ def recut_part(parent_name: str, name: str, cut: Cut, schema: pa.Schema, folders
     return read_part(name, target)
 
 
-def cut_tables(part: Store, cut: Cut, schema: pa.Schema) -> Iterator[pa.Table]:
+def cut_tables(part: Store, cut: VectorTransform, schema: pa.Schema) -> Iterator[pa.Table]:
     """Stream a part's rows with their new vectors."""
     place = schema.get_field_index("embedding")
     for table in read_batches(part):
         yield table.set_column(place, schema.field(place), cut.apply(column_codes(table["embedding"]))).cast(schema)
 
 
-def record_of(cut: Cut, parent: TableState, config: RecutConfig, done: Recut) -> dict[str, object]:
+def record_of(cut: VectorTransform, parent: TableState, config: RecutConfig, done: Recut) -> dict[str, object]:
     """Give the run record: the spec, what the vectors were made from, and the figures that a run's record has."""
     figures = ("started", "parts_added", "parts_kept", "parts_removed", "documents_reused", "rows", "bytes_added", "seconds")
     return {

@@ -14,7 +14,7 @@ from embedder.table.vectors import vector_column
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class VectorTransform:
     """What a table's vectors become."""
 
     spec: EmbeddingSpec
@@ -29,7 +29,7 @@ class Cut:
         return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 
-def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output") -> Cut:
+def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output") -> VectorTransform:
     """Give the spec that embedding with these settings would have: equal vectors, equal space. `place` is where they stand."""
     dim = output.dim or parent.dim
     if dim > parent.dim:
@@ -44,7 +44,7 @@ def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output
     if output.calibration is None:
         if asked:
             raise ConfigError(f"{place}.{asked[0]}: needs an artifact of jobs.calibrate; set {place}.calibration")
-        return Cut(spec)
+        return VectorTransform(spec)
     where = f"{place}.calibration={output.calibration!r}"
     if not asked:
         raise ConfigError(f"{where}: has no effect without quantization int8 or rotate; leave it out")
@@ -54,7 +54,7 @@ def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output
     turn_WW = find_axes(calibration, parent, where, f"{place}.rotate=true") if output.rotate else None
     if turn_WW is not None:
         spec = spec.model_copy(update={"rotation": digest_array(turn_WW)})
-    return Cut(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, turn_WW)
+    return VectorTransform(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, turn_WW)
 
 
 def check_fits(calibration: Calibration, spec: EmbeddingSpec, where: str) -> None:

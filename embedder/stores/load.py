@@ -100,7 +100,7 @@ def read_version(uri: str, options: Options, number: int | None = None) -> Versi
     return Version(uri, options, number, str(delta.metadata().id), spec, schema, by_name, ranges)
 
 
-def bring_in_step(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
+def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
     """Make a store hold the rows of a version and no others; does nothing to a store that does.
 
     With `replaces`, what cannot be brought in step is loaded anew: another space, another table, other columns, or a

@@ -18,7 +18,7 @@ from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.core.rotation import digest_array
 from embedder.core.schema import DOCUMENTS
 from embedder.core.spec import EmbeddingSpec, Pooling, digest
-from embedder.model.attention_pooling import Weighing
+from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
@@ -101,9 +101,9 @@ class CalibratedExit:
 
     def apply(self, pooling: Pooling, states: Mapping[int, Floats]) -> Floats:
         """Map the states of its layers, in every pooling of an exit, to shape (N, W), uncut."""
-        leave = Exit(self.calibration.maps[self.depth], ExitPooler(pooling, self.calibration.weighing), self.hidden_size)
+        exit_map = Exit(self.calibration.maps[self.depth], ExitPooler(pooling, self.calibration.weighing), self.hidden_size)
         side_by_side_NF = np.concatenate([states[layer] for layer in self.layers], axis=1)
-        vectors_NW: Floats = leave(torch.from_numpy(side_by_side_NF)).numpy()
+        vectors_NW: Floats = exit_map(torch.from_numpy(side_by_side_NF)).numpy()
         return vectors_NW
 
 
@@ -226,7 +226,7 @@ def tokenize(texts: Sequence[str], resolved: ResolvedModel, spec: EmbeddingSpec)
     return chunks["token_ids"].combine_chunks()
 
 
-def digest_weighing(weighing: Weighing) -> str:
+def digest_weighing(weighing: AttentionPooling) -> str:
     """Name how states are pooled for exits."""
     return digest(FORMAT, digest_array(weighing.token_weights_V), digest_array(weighing.queries_TQX))
 

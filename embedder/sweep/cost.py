@@ -14,7 +14,7 @@ from embedder.model.encoder import Encoder
 from embedder.sweep.timing import Run, compare
 
 
-class Leaving(NamedTuple):
+class ExitVariant(NamedTuple):
     """What decides how fast an encoder of a model is."""
 
     depth: int
@@ -81,7 +81,7 @@ class Cost:
         return None if self.embed_usd is None else self.embed_usd + (self.index_usd or 0.0)
 
 
-def measure_speeds(encoders: Mapping[Leaving, Encoder], token_ids: pa.ListArray, token_budget: int) -> dict[Leaving, Speed]:
+def measure_speeds(encoders: Mapping[ExitVariant, Encoder], token_ids: pa.ListArray, token_budget: int) -> dict[ExitVariant, Speed]:
     """Time encoders, the first the reference, in alternation on random chunks of the sample, after a warm-up."""
     timed = choose_timed(next(iter(encoders.values())), token_ids, token_budget)
     contenders: dict[str, Run] = {str(leaving): partial(each.encode, timed, token_budget) for leaving, each in encoders.items()}

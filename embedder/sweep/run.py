@@ -8,7 +8,7 @@ from embedder.model.calibration import Calibration
 from embedder.model.encoder import Encoder
 from embedder.sweep.cache import Cache
 from embedder.sweep.candidates import CalibratedExit, Machine, Report, Transformer, choose_machine, open_exits, tokenize
-from embedder.sweep.cost import Corpus, Cost, Leaving, Prices, Speed, measure_speeds, price_index, project
+from embedder.sweep.cost import Corpus, Cost, ExitVariant, Prices, Speed, measure_speeds, price_index, project
 from embedder.sweep.datasets import Retrieval, Similarity
 from embedder.sweep.evaluate import Scored, evaluate_fidelity, evaluate_retrieval, evaluate_similarity
 from embedder.sweep.grid import Grid, Setting, View, view_model
@@ -122,18 +122,18 @@ def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> 
     return evaluate_similarity(dataset, grid, seed)
 
 
-def load_encoders(model: Model, machine: Machine, calibration: Calibration | None) -> dict[Leaving, Encoder]:
+def load_encoders(model: Model, machine: Machine, calibration: Calibration | None) -> dict[ExitVariant, Encoder]:
     """Load encoders really cut at each depth, the full one first, and those that leave by a calibrated map."""
     spec, maps = model.resolved.spec, calibration.maps if calibration else {}
-    encoders: dict[Leaving, Encoder] = {}
+    encoders: dict[ExitVariant, Encoder] = {}
     for depth in model.depths:
         cut = spec.model_copy(update={"depth": depth})
-        encoders[Leaving(depth, "native", spec.float8)] = Encoder.load(
+        encoders[ExitVariant(depth, "native", spec.float8)] = Encoder.load(
             cut, machine.device, machine.dtype, None, machine.layout, machine.backend
         )
         if calibration and depth in maps:
             leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[Leaving(depth, "calibrated", spec.float8)] = Encoder.load(
+            encoders[ExitVariant(depth, "calibrated", spec.float8)] = Encoder.load(
                 leaving, machine.device, machine.dtype, calibration, machine.layout, machine.backend
             )
     return encoders
@@ -149,10 +149,10 @@ def estimate_corpus(study: Study, num_chunks: int, num_tokens: int) -> Corpus:
     return Corpus(max(total, num_sampled), round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)
 
 
-def price_model(grid: Grid, name: str, speeds: Mapping[Leaving, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
+def price_model(grid: Grid, name: str, speeds: Mapping[ExitVariant, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
     """Price all rows of one model: depth decides the time, dim and precision the index."""
     return {
-        setting: project(speeds[Leaving(setting.depth, setting.exit, setting.float8)], corpus, setting.bytes_per_vector, prices)
+        setting: project(speeds[ExitVariant(setting.depth, setting.exit, setting.float8)], corpus, setting.bytes_per_vector, prices)
         for setting in grid.settings()
         if setting.model == name
     }

@@ -14,7 +14,7 @@ ATTEMPTS_FOLDER = "_attempts"
 
 PIECES = 16
 """A unit under suspicion is taken apart so many ways at a time: 8,192 documents come down to one in four deaths."""
-MOST_KILLERS = 4
+MOST_POISON_DOCUMENTS = 4
 """Documents of one unit that may be given up: beyond, it is the machine that fails and not the documents."""
 
 _MARK = re.compile(r"(?P<name>.+)\.(?P<number>\d+)")
@@ -66,27 +66,29 @@ class Attempts:
         return Store(self._store.child(f"{name}.{number}"), self._options)
 
 
-def isolate_killers(name: str, num_documents: int, attempts: Attempts, max_attempts: int, try_piece: Callable[[range], None]) -> list[int]:
+def isolate_poison_documents(
+    name: str, num_documents: int, attempts: Attempts, max_attempts: int, try_piece: Callable[[range], None]
+) -> list[int]:
     """Try a unit piece by piece, each piece marked; give the documents that killed their worker `max_attempts` times alone.
 
     Where a piece was tried and its worker died, the next worker comes here again, finds the mark, and takes that piece
     apart. Stops after MOST_KILLERS documents.
     """
-    killers: list[int] = []
+    poison_documents: list[int] = []
     pieces = split_range(range(num_documents))
-    while pieces and len(killers) < MOST_KILLERS:
+    while pieces and len(poison_documents) < MOST_POISON_DOCUMENTS:
         piece = pieces.pop()
         mark = f"{name}.{piece.start}-{piece.stop}"
         failed = attempts.failed(mark)
         if failed and len(piece) > 1:
             pieces += split_range(piece)
         elif failed >= max_attempts:
-            killers.append(piece.start)
+            poison_documents.append(piece.start)
         else:
             number = attempts.begin(mark)
             try_piece(piece)
             attempts.end(mark, number)
-    return sorted(killers)
+    return sorted(poison_documents)
 
 
 def split_range(whole: range) -> list[range]:

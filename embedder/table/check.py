@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from embedder.core.errors import CommitError, ModelError, StorageError
 from embedder.core.rotation import ROTATION_FOLDER, read_rotation
 from embedder.core.storage import Found, Options, Store, map_threads
-from embedder.core.units import PartName, Stats, find_chain
+from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align
 from embedder.table.check_rows import check_rows
 from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
@@ -139,7 +139,7 @@ def check_chains(names: Iterable[PartName]) -> Iterator[Fault]:
         first = str(min(parts, key=lambda part: part.first_row))
         if len(versions) > 1:
             yield Fault(first, f"its task stands there at {len(versions)} versions")
-        elif not (chain := find_chain(parts)):
+        elif not (chain := complete_parts(parts)):
             yield Fault(first, f"its task of {len(parts):,} parts does not reach from row 0 to its end")
         elif len(chain) != len(parts):
             yield Fault(first, f"{len(parts) - len(chain):,} parts of its task hold rows that others hold too")

@@ -14,7 +14,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from embedder.core.errors import CommitError, VersionGoneError
-from embedder.core.retry import brief, patiently
+from embedder.core.retry import one_line, with_retries
 from embedder.core.schema import QUARANTINE
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Options, Store, delta_options, map_threads
@@ -80,12 +80,12 @@ def open_delta(uri: str, options: Options, version: int | None = None) -> DeltaT
 def read_table(uri: str, options: Options) -> TableState | None:
     """Read the newest version; None if there is no table yet."""
     try:
-        return patiently(lambda: _read_state(uri, options), uri)
+        return with_retries(lambda: _read_state(uri, options), uri)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
         raise CommitError(
-            f"{uri}: the table cannot be opened ({brief(error)}); check output.uri and the credentials in the environment"
+            f"{uri}: the table cannot be opened ({one_line(error)}); check output.uri and the credentials in the environment"
         ) from error
 
 
@@ -128,7 +128,7 @@ def list_commits(uri: str, options: Options, most: int) -> list[Commit]:
     try:
         entries = open_delta(uri, options).history(most)
     except (DeltaError, OSError) as error:
-        raise CommitError(f"{uri}: the table cannot be opened ({brief(error)}); check the uri and the credentials") from error
+        raise CommitError(f"{uri}: the table cannot be opened ({one_line(error)}); check the uri and the credentials") from error
     return [
         Commit(
             entry["version"],
@@ -166,18 +166,18 @@ def commit_table(uri: str, options: Options, change: Change, before: TableState 
     """
     info = {**change.info, "commit_id": uuid.uuid4().hex}
     try:
-        return patiently(lambda: _commit(uri, options, replace(change, info=info), before), uri)
+        return with_retries(lambda: _commit(uri, options, replace(change, info=info), before), uri)
     except (DeltaError, OSError) as error:
-        published = patiently(lambda: _find_commit(uri, options, info["commit_id"]), uri)
+        published = with_retries(lambda: _find_commit(uri, options, info["commit_id"]), uri)
         if published is not None:
             return published
         if isinstance(error, CommitFailedError):
             raise CommitError(
-                f"{uri}: another run published first ({brief(error)}); nothing was lost, run again to see what is left to do"
+                f"{uri}: another run published first ({one_line(error)}); nothing was lost, run again to see what is left to do"
             ) from error
         if before is None and read_table(uri, options):
             raise CommitError(f"{uri}: another run created the table first; run again to see what is left to do") from error
-        raise CommitError(f"{uri}: the commit failed ({brief(error)}); finished parts are kept, run again to publish them") from error
+        raise CommitError(f"{uri}: the commit failed ({one_line(error)}); finished parts are kept, run again to publish them") from error
 
 
 def _find_commit(uri: str, options: Options, commit_id: str) -> int | None:
@@ -231,10 +231,10 @@ def sync_quarantine(uri: str, options: Options, rearranges: bool = False) -> int
     the next one, whether or not that has anything else to do.
     """
     try:
-        return patiently(lambda: _sync_quarantine(uri, options, rearranges), uri)
+        return with_retries(lambda: _sync_quarantine(uri, options, rearranges), uri)
     except (DeltaError, OSError) as error:
         raise CommitError(
-            f"{uri}: its quarantine cannot be brought up to date ({brief(error)}); run again, the rest is published"
+            f"{uri}: its quarantine cannot be brought up to date ({one_line(error)}); run again, the rest is published"
         ) from error
 
 

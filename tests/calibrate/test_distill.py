@@ -11,7 +11,7 @@ from embedder.calibrate.distill import Progress, Taught, Teaching, distill_exit
 from embedder.calibrate.ridge import Sums, measure_fidelity, unit
 from embedder.calibrate.schedule import rate_at
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.model.attention_pooling import start_weighing
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
@@ -32,7 +32,7 @@ def resolved(minilm: str) -> ResolvedModel:
 def teaching(resolved: ResolvedModel) -> Teaching:
     """A map of depth 1 fitted on 100 texts; the other 60 are held out."""
     token_ids: pa.ListArray = tokenize(TEXTS, resolved, resolved.spec)
-    weighing = start_weighing(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, 384)
+    weighing = start_attention_pooling(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, 384)
     tapped = Encoder.load(resolved.spec, dtype="float32").tap_exits(token_ids, 2048, (0, 1), (1,), weighing)
     sums = Sums(tapped.states_NF.shape[1], 384)
     sums.add(tapped.states_NF[HELD_OUT:], tapped.full_NW[HELD_OUT:])

@@ -13,10 +13,10 @@ import torch
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import unit
-from embedder.calibrate.train_pooling import Learning, Lessons, Run, learn_weighing, map_rows, take_lessons
+from embedder.calibrate.train_pooling import Learning, Lessons, Run, map_rows, take_lessons, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
-from embedder.model.attention_pooling import start_weighing
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline.pool import Pool
@@ -49,7 +49,7 @@ def token_ids(resolved: ResolvedModel) -> pa.ListArray:
 
 @pytest.fixture(scope="module")
 def learning(resolved: ResolvedModel, token_ids: pa.ListArray) -> Learning:
-    start = start_weighing(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, SIZE)
+    start = start_attention_pooling(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, SIZE)
     held_out, others = documents(TEXTS[:HELD_OUT]), documents(TEXTS[HELD_OUT:])
     return Learning(resolved.spec, resolved.tokenizer_json, held_out, others, {1: (0, 1)}, start, SETTINGS, 0)
 
@@ -93,7 +93,7 @@ def test_equal_seeds_learn_equal_queries_and_leave_layers_alone_that_no_map_read
 
 def test_queries_that_are_of_no_use_on_chunks_held_out_are_dropped(learning: Learning) -> None:
     wild = replace(learning, settings=SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 50.0}))
-    *said, weighing = learn_weighing(wild, POOL)
+    *said, weighing = train_attention_pooling(wild, POOL)
     assert weighing is learning.weighing
     assert [str(line).partition(",")[0] for line in said[:2]] == ["300 chunks", "epoch 1"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedder.config.maintain import Orders
+from embedder.config.maintain import MaintainOptions
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import digest_array, keep_rotation
 from embedder.run.recut import RecutConfig, run_recut
@@ -17,9 +17,9 @@ from tests.tables import DIM, SPEC, MadeTable
 
 def test_orders_that_make_no_sense_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError, match=r"say what to do.*\n.*go with --check\n--target_mb=0"):
-        Orders("./out", deep=True, target_mb=0)
+        MaintainOptions("./out", deep=True, target_mb=0)
     with pytest.raises(ConfigError, match="no dry run"):
-        Orders("./out", checkpoint=True, dry_run=True)
+        MaintainOptions("./out", checkpoint=True, dry_run=True)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1"])
@@ -32,8 +32,8 @@ def test_what_is_no_number_of_megabytes_or_hours_is_refused(number: str) -> None
 def test_a_config_names_the_table_it_makes_and_how_to_reach_it(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("source: {uri: /corpus}\nembedding: {model: m}\noutput: {uri: s3://b/t, storage_options: {anon: true}}\n")
-    assert Orders(str(file), check=True).locate() == ("s3://b/t", {"anon": True})
-    assert Orders("s3://b/t", check=True).locate() == ("s3://b/t", {})
+    assert MaintainOptions(str(file), check=True).locate() == ("s3://b/t", {"anon": True})
+    assert MaintainOptions("s3://b/t", check=True).locate() == ("s3://b/t", {})
 
 
 def test_the_job_says_what_it_did_and_exits_1_on_faults_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.core.plan import BUCKET_BYTES, SMALL_SHARD_BYTES, choose_bucket_bits, group_shards, held_keys, plan_work, slice_task
-from embedder.core.units import PartName, Shard, Task, bucket_key, find_chain, shard_key
+from embedder.core.plan import BUCKET_BYTES, SMALL_SHARD_BYTES, choose_bucket_bits, group_shards, plan_work, protected_keys, slice_task
+from embedder.core.units import PartName, Shard, Task, bucket_key, complete_parts, shard_key
 
 LARGE = SMALL_SHARD_BYTES
 names = st.sampled_from([f"s3://docs/{number}.jsonl" for number in range(12)])
@@ -89,12 +89,12 @@ def test_another_layout_reads_everything_and_removes_everything() -> None:
 def test_a_chain_with_a_missing_link_or_without_an_end_is_no_chain() -> None:
     task = Task("0" * 16, "0" * 32, (Shard("a", "1", 1),))
     chain = parts_of(task)
-    assert find_chain(reversed(chain)) == chain
-    assert find_chain(chain[:-1]) == []
-    assert find_chain(chain[1:]) == []
-    assert find_chain([chain[0], chain[2]]) == []
+    assert complete_parts(reversed(chain)) == chain
+    assert complete_parts(chain[:-1]) == []
+    assert complete_parts(chain[1:]) == []
+    assert complete_parts([chain[0], chain[2]]) == []
     empty = PartName(task.key, task.version, 0, 0, True)
-    assert find_chain([empty]) == [empty]
+    assert complete_parts([empty]) == [empty]
 
 
 def test_small_shards_share_buckets_of_fitting_size() -> None:
@@ -122,15 +122,15 @@ def test_a_failed_shard_holds_the_parts_it_has_and_those_it_may_have_come_from()
     shard = Shard("a", "2", LARGE)
     tasks = group_shards([shard], "layout", 3)
     own, bucket = shard_key("a"), bucket_key("a", 3)
-    assert held_keys(tasks, 3, {bucket}) == {own, bucket}, "it may have been small before"
-    assert held_keys(tasks, 3, {own, bucket}) == {own}, "its rows are in parts of its own, and the bucket goes on"
-    assert held_keys(tasks, 3, set()) == {own}, "where nothing is committed nothing is lost"
+    assert protected_keys(tasks, 3, {bucket}) == {own, bucket}, "it may have been small before"
+    assert protected_keys(tasks, 3, {own, bucket}) == {own}, "its rows are in parts of its own, and the bucket goes on"
+    assert protected_keys(tasks, 3, set()) == {own}, "where nothing is committed nothing is lost"
 
 
 def test_a_failed_bucket_holds_the_parts_of_a_shard_that_was_large_before() -> None:
     tasks = group_shards([Shard("a", "v", 10)], "layout", 3)
     own, bucket = shard_key("a"), bucket_key("a", 3)
-    assert held_keys(tasks, 3, {own, bucket}) == {own, bucket}
+    assert protected_keys(tasks, 3, {own, bucket}) == {own, bucket}
 
 
 links = st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans())
@@ -151,7 +151,7 @@ def chains_of(names: list[PartName], row: int = 0) -> list[list[PartName]]:
 def test_a_chain_is_found_if_there_is_one_and_takes_the_longest_links_that_lead_on(drawn: list[tuple[int, int, bool]]) -> None:
     names = list({PartName("k", "v", first, first + length, last) for first, length, last in drawn})
     chains = chains_of(names)
-    found = find_chain(names)
+    found = complete_parts(names)
     assert (found in chains) if chains else not found
     for link in found:
         others = [chain[0] for chain in chains_of(names, link.first_row)]

@@ -23,7 +23,7 @@ from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.process import peak_bytes
 from embedder.run.embed import Outcome, choose_change, summarize
-from embedder.run.prepare import Prepared, prepare_run
+from embedder.run.prepare import RunPlan, prepare_run
 from embedder.source.shards import list_shards
 from embedder.table.delta import Change, commit_table, read_table
 
@@ -74,7 +74,7 @@ def parts_of(tasks: tuple[Task, ...]) -> list[Part]:
     return [Part(name, ROWS, 150_000, Stats(documents=ROWS, chunks=ROWS)) for name in names]
 
 
-def fill_table(prepared: Prepared) -> None:
+def fill_table(prepared: RunPlan) -> None:
     """Commit a part for each task; the files themselves are empty, as planning opens none."""
     config, folder = prepared.config, Path(prepared.config.output.uri)
     folder.mkdir(parents=True)

@@ -7,7 +7,7 @@ import s3fs.errors
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from embedder.core import retry as retries
-from embedder.core.retry import brief, is_transient, patiently
+from embedder.core.retry import is_transient, one_line, with_retries
 
 
 def answer(status: int, code: str = "Code") -> ClientError:
@@ -67,7 +67,7 @@ def test_a_call_is_repeated_after_pauses_that_grow_until_patience_ends(monkeypat
     monkeypatch.setattr(retries.time, "sleep", sleep)
     monkeypatch.setattr(retries.time, "monotonic", lambda: clock[0])
     with pytest.raises(TimeoutError):
-        patiently(lambda: (_ for _ in ()).throw(TimeoutError()), "s3://b/k")
+        with_retries(lambda: (_ for _ in ()).throw(TimeoutError()), "s3://b/k")
     assert retries.PATIENCE_SECONDS - retries.LONGEST_PAUSE_SECONDS <= sum(pauses) <= retries.PATIENCE_SECONDS
     for attempt, pause in enumerate(pauses):
         longest = min(0.5 * 2**attempt, retries.LONGEST_PAUSE_SECONDS)
@@ -84,16 +84,16 @@ def test_a_call_that_succeeds_in_the_end_gives_its_result(monkeypatch: pytest.Mo
             raise answer(503)
         return "done"
 
-    assert patiently(call, "s3://b/k") == "done"
+    assert with_retries(call, "s3://b/k") == "done"
     assert next(calls) == 5
 
 
 def test_a_refusal_is_raised_at_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: pytest.fail("waited for a refusal"))
     with pytest.raises(ClientError):
-        patiently(lambda: (_ for _ in ()).throw(answer(403)), "s3://b/k")
+        with_retries(lambda: (_ for _ in ()).throw(answer(403)), "s3://b/k")
 
 
 def test_an_error_is_told_in_one_line_without_colours() -> None:
-    assert brief(OSError("Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error")) == "Generic S3 error ↳ HTTP error"
-    assert brief(ValueError()) == "ValueError"
+    assert one_line(OSError("Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error")) == "Generic S3 error ↳ HTTP error"
+    assert one_line(ValueError()) == "ValueError"

@@ -20,7 +20,7 @@ from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import prepare_units, write_unit
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Job, Row
+from embedder.pipeline.rows import Row, StageContext
 from jobs.embed import main
 
 # what is defined in the script that runs goes to the workers as it stands, this among it
@@ -33,7 +33,7 @@ def note(stage: str) -> None:
     Path(FOLDER, f"{stage} {ray.get_runtime_context().get_node_id()} {gpus} {os.getpid()}").touch()
 
 
-def prepare(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+def prepare(row: Row, job: StageContext) -> Iterator[dict[str, Any]]:
     note("read")
     yield from prepare_units(row, job)
 
@@ -52,7 +52,7 @@ class Encode(EncoderActor):
         return super().__call__(row)
 
 
-def write(row: Row, job: Job) -> dict[str, Any]:
+def write(row: Row, job: StageContext) -> dict[str, Any]:
     note("write")
     return write_unit(row, job)
 

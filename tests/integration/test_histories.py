@@ -23,7 +23,7 @@ from embedder.core.units import Task
 from embedder.model.encoder import Encoder
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.graph import Landed, Pool, landed
-from embedder.pipeline.rows import Job
+from embedder.pipeline.rows import StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
 from tests.integration.conftest import Corpus, Site, sentences
@@ -40,7 +40,7 @@ shards = st.lists(records, min_size=1, max_size=8, unique_by=lambda record: reco
 corpora = st.dictionaries(st.sampled_from(NAMES), shards, min_size=1)
 
 
-def embed_serially(tasks: list[Task], plan: Plan, job: Job, pool: Pool) -> Iterator[Landed]:
+def embed_serially(tasks: list[Task], plan: Plan, job: StageContext, pool: Pool) -> Iterator[Landed]:
     actor = EncoderActor(job, POOL)
     for task in tasks:
         for row in prepare_units(task_row(task, plan), job):

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
-from embedder.model.attention_pooling import NUM_QUERIES, Weighing
+from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
 from embedder.model.calibration import (
     DESCRIPTION,
     TENSORS,
@@ -31,11 +31,11 @@ from tests.model.conftest import CONFIGS, TinyModel
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
 
 
-def make_up_weighing(seed: int = 7) -> Weighing:
+def make_up_weighing(seed: int = 7) -> AttentionPooling:
     """Rarities and queries of a tiny model, of which every part moves a weight by about as much."""
     rng = np.random.default_rng(seed)
     queries_TQX = rng.normal(0, [64**-0.5] * 64 + [1, 1, 1], size=(5, NUM_QUERIES, 67)).astype(np.float32)
-    return Weighing(rng.uniform(0, 5, 64).astype(np.float32), queries_TQX)
+    return AttentionPooling(rng.uniform(0, 5, 64).astype(np.float32), queries_TQX)
 
 
 WEIGHING = make_up_weighing()

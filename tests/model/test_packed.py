@@ -20,7 +20,7 @@ from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
 from embedder.model.files.recipe import read_recipe
-from embedder.model.loading import load_transformer, load_way_out, resolve_layout
+from embedder.model.loading import load_head_and_exit, load_transformer, resolve_layout
 from embedder.model.parity_check import agree_on_backend, agree_on_layout, find_fault
 from embedder.model.varlen_attention import Segments
 from tests.model.conftest import CONFIGS, TinyModel
@@ -156,7 +156,7 @@ def builder(model: TinyModel) -> Callable[[LayoutName], Encoder]:
     """Give what builds encoders that share one transformer, as loading for a device does."""
     spec, recipe = model.resolve().spec, read_recipe(model.folder)
     transformer = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
-    head, leave = load_way_out(spec, recipe, None, None)
+    head, leave = load_head_and_exit(spec, recipe, None, None)
     return partial(Encoder, transformer, head, leave, spec.pooling, torch.device("cpu"))
 
 

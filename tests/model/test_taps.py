@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Dense
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import Pooling
-from embedder.model.attention_pooling import LEAD_TOKENS, start_weighing
+from embedder.model.attention_pooling import LEAD_TOKENS, start_attention_pooling
 from embedder.model.encoder import Encoder
 from embedder.model.exits import ExitPooler
 from embedder.model.files.recipe import read_recipe
@@ -91,7 +91,7 @@ def test_an_exit_reads_the_mean_the_gathering_token_and_means_by_the_queries_of_
 
 def test_the_starting_queries_weigh_by_rarity_and_lean_to_the_beginning(tiny_model: Any, texts: list[str]) -> None:
     ids, encoder = tiny_model.tokenize(texts), tiny_model.load()
-    start = start_weighing(WEIGHING.token_weights_V, 4, 64)
+    start = start_attention_pooling(WEIGHING.token_weights_V, 4, 64)
     rare_H, lead_H = np.split(encoder.tap(ids, 512, [2], start)[2][0], 4)[2:]
     with torch.inference_mode():
         states_LH = (

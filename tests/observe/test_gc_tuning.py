@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from embedder.config.cli import run_job
-from embedder.observe.process import THRESHOLD, collected_rarely
+from embedder.observe.process import THRESHOLD, gc_tuned
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_a_job_looks_rarely_from_before_its_first_import() -> None:
 
 def test_what_was_loaded_is_never_looked_at_again_and_what_comes_later_as_usual() -> None:
     gc.set_threshold(600)
-    with collected_rarely():
+    with gc_tuned():
         assert gc.get_threshold()[0] == THRESHOLD
         loaded = [[number] for number in range(1000)]
     assert gc.get_threshold()[0] == 600

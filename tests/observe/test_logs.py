@@ -8,7 +8,7 @@ import pytest
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError, SourceError
-from embedder.observe.logs import _about, about, log_about, start_logging
+from embedder.observe.logs import _about, add_log_fields, log_fields, start_logging
 
 logger = logging.getLogger("embedder")
 
@@ -25,8 +25,8 @@ def undone() -> Iterator[None]:
 
 def fail(args: Sequence[str]) -> int:
     start_logging()
-    log_about(run_id="r1", table="s3://b/table")
-    logger.info("half of\nit is %s", "there", extra=about(unit="u1", tokens=12))
+    add_log_fields(run_id="r1", table="s3://b/table")
+    logger.info("half of\nit is %s", "there", extra=log_fields(unit="u1", tokens=12))
     raise SourceError('s3://b/x.parquet: "cannot" be read')
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from embedder.config.cli import Terminated, run_job
 from embedder.core.errors import ConfigError, StorageError
-from embedder.observe.notify import VARIABLE, check_address, tell_end, tell_error
+from embedder.observe.notify import VARIABLE, check_address, notify_failed, notify_finished
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: bool) -> None:
-    tell_end("jobs.embed", ["nightly.yaml", "--output.uri", "./out"], {"version": 3}, "read 5 documents", failed)
+    notify_finished("jobs.embed", ["nightly.yaml", "--output.uri", "./out"], {"version": 3}, "read 5 documents", failed)
     outcome = "failed" if failed else "done"
     text = f"jobs.embed nightly.yaml {outcome}\nread 5 documents"
     assert heard == [{"job": "jobs.embed nightly.yaml", "outcome": outcome, "text": text, "run": {"version": 3}}]
@@ -63,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
             raise error
 
         with pytest.raises(SystemExit) as stopped:
-            run_job(job, partial(tell_error, "jobs.embed"))
+            run_job(job, partial(notify_failed, "jobs.embed"))
         assert isinstance(stopped.value.code, int)
         return stopped.value.code
 
@@ -107,7 +107,7 @@ def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{silent.getsockname()[1]}/secret-hook")
         for error in (StorageError("a"), Terminated()):
             started = time.monotonic()
-            tell_error("jobs.embed", [], error)
+            notify_failed("jobs.embed", [], error)
             assert time.monotonic() - started < 5
     assert caplog.text.count("nobody was told") == 2
     assert "secret-hook" not in caplog.text
@@ -117,7 +117,7 @@ def test_a_connection_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyP
     caplog.set_level("DEBUG", "embedder")
     monkeypatch.setattr("embedder.observe.notify.SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret-hook")
-    tell_end("jobs.embed", [], {}, "", failed=False)
+    notify_finished("jobs.embed", [], {}, "", failed=False)
     assert "trying again" in caplog.text
     assert "nobody was told" in caplog.text
     assert "secret-hook" not in caplog.text
@@ -129,7 +129,7 @@ def test_an_address_that_turns_out_to_be_none_is_not_shown(
 ) -> None:
     caplog.set_level("DEBUG", "embedder")
     monkeypatch.setenv(VARIABLE, url)
-    tell_end("jobs.embed", [], {}, "", failed=False)
+    notify_finished("jobs.embed", [], {}, "", failed=False)
     assert "nobody was told how this run ended" in caplog.text
     assert "SECR" not in caplog.text
 
@@ -141,4 +141,4 @@ def test_an_address_that_is_none_is_refused_without_being_shown(monkeypatch: pyt
     with pytest.raises(ConfigError, match=VARIABLE) as refused:
         check_address()
     assert "passwd" not in str(refused.value)
-    tell_end("jobs.embed", [], {}, "", failed=False)
+    notify_finished("jobs.embed", [], {}, "", failed=False)

@@ -19,7 +19,7 @@ from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoder
 from embedder.model.api_spec import resolve_api
 from embedder.pipeline.api_actor import MOST_REFUSED, ApiActor
-from embedder.pipeline.rows import Job, from_ipc, to_ipc
+from embedder.pipeline.rows import StageContext, from_ipc, to_ipc
 from embedder.text.byte_estimate import chunk_counted
 from tests.api_server import ApiServer, run_api_server
 
@@ -34,14 +34,14 @@ def server(minilm: str) -> Iterator[ApiServer]:
         server.reset()
 
 
-def make_job(server: ApiServer, folder: Path, probe: tuple[float, ...] | None = None) -> Job:
+def make_job(server: ApiServer, folder: Path, probe: tuple[float, ...] | None = None) -> StageContext:
     embedding = EmbeddingConfig(model="openai:mini", base_url=server.url, dim=16, prompt="passage: ")
     spec = resolve_api(embedding, ChunkingConfig(max_tokens=30)).spec
     source, output = SourceConfig(uri="in"), OutputConfig(uri=str(folder))
-    return Job(source, output, spec, "", pa.schema([]), 3, None, None, probe, "r1")
+    return StageContext(source, output, spec, "", pa.schema([]), 3, None, None, probe, "r1")
 
 
-def make_row(texts: list[str], job: Job) -> dict[str, Any]:
+def make_row(texts: list[str], job: StageContext) -> dict[str, Any]:
     rows = len(texts)
     columns = {"doc_id": [""] * rows, "text": texts, "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
     documents = pa.table(columns, schema=DOCUMENTS)

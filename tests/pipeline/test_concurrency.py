@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedder.pipeline.actors import BusyClock, Places
+from embedder.pipeline.actors import BusyClock, Concurrency
 
 
 def test_so_many_have_a_place_at_a_time_and_one_that_asks_for_all_has_nobody_beside_it() -> None:
-    places, inside, seen, lock = Places(2), [0], {False: set(), True: set()}, threading.Lock()
+    places, inside, seen, lock = Concurrency(2), [0], {False: set(), True: set()}, threading.Lock()
 
     def visit(alone: bool) -> None:
         with places.all() if alone else places.one():
@@ -27,7 +27,7 @@ def test_so_many_have_a_place_at_a_time_and_one_that_asks_for_all_has_nobody_bes
 
 
 def test_a_place_is_free_again_after_an_error() -> None:
-    places = Places(1)
+    places = Concurrency(1)
     for take in (places.one, places.all, places.one):
         with pytest.raises(ValueError, match="within"), take():
             raise ValueError("within")

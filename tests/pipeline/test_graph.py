@@ -16,7 +16,7 @@ from embedder.core.units import Stats
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
-from embedder.pipeline.actors import BusyClock, Places, choose_token_budget
+from embedder.pipeline.actors import BusyClock, Concurrency, choose_token_budget
 from embedder.pipeline.cluster import start_ray
 from embedder.pipeline.graph import EncoderActor, ask_for, iterate
 from embedder.pipeline.pool import Pool, lay_out_pool
@@ -59,8 +59,8 @@ def encode_over_deaths(folder: Folder, deadly: set[int], chunks: pa.Table) -> tu
 
 
 def test_chunks_and_vectors_stay_together_when_documents_are_given_up(tmp_path: Path, chunks: pa.Table) -> None:
-    kept, encoded, killers = encode_over_deaths(Folder(str(tmp_path), {}), {0, 17}, chunks)
-    assert killers == [0, 17]
+    kept, encoded, poison_documents = encode_over_deaths(Folder(str(tmp_path), {}), {0, 17}, chunks)
+    assert poison_documents == [0, 17]
     assert kept["document"].to_pylist() == [number for number in chunks["document"].to_pylist() if number not in (0, 17)]
     assert encoded.vectors_ND[:, 0].tolist() == kept["document"].to_pylist()
     assert encoded.padded_tokens == kept.num_rows
@@ -130,7 +130,7 @@ def test_a_unit_that_took_its_worker_down_too_often_is_taken_apart_with_no_other
     for _ in range(2):
         Attempts(folder).begin("suspect")
     actor = Watched(folder, set())
-    actor.places, actor.clock, actor.attempts = Places(2), BusyClock(), Attempts.listed(folder)
+    actor.places, actor.clock, actor.attempts = Concurrency(2), BusyClock(), Attempts.listed(folder)
     actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
     chunks = pa.table({"document": pa.array([0, 1], pa.int32()), "token_ids": pa.array([[1], [2]])})
     given = {name: actor({"name": name, "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats()))}) for name in ("sound", "suspect")}
@@ -177,7 +177,7 @@ class BrokenActor(DoomedActor):
 
 def make_broken(folder: Folder, broken: set[int]) -> BrokenActor:
     actor = BrokenActor(folder, broken)
-    actor.places, actor.clock, actor.attempts = Places(1), BusyClock(), Attempts.listed(folder)
+    actor.places, actor.clock, actor.attempts = Concurrency(1), BusyClock(), Attempts.listed(folder)
     actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
     return actor
 

@@ -11,7 +11,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
 from embedder.pipeline import stages
-from embedder.pipeline.rows import Job
+from embedder.pipeline.rows import StageContext
 from embedder.pipeline.stages import prepare_units
 from embedder.source.shards import list_shards
 from embedder.table.attempts import ATTEMPTS_FOLDER
@@ -33,22 +33,22 @@ def task(tmp_path: Path) -> Task:
     return Task("0123456789abcdef", "0" * 32, list_shards(SourceConfig(uri=str(tmp_path / "a.jsonl"))).shards)
 
 
-def make_job(folder: Path, run_id: str) -> Job:
+def make_job(folder: Path, run_id: str) -> StageContext:
     spec = EmbeddingSpec(
         model="openai:x", base_url="http://x", revision=None, model_checksum="", depth=0, final_norm="none", pooling="mean",
         layer_norm=False, prompt="", query_prompt="", max_tokens=30, chunking=True, overlap_tokens=0, dim=8, normalize=True,
     )  # fmt: skip
     source, output = SourceConfig(uri="in", rows_per_unit=2), OutputConfig(uri=str(folder / "table"))
-    return Job(source, output, spec, "", pa.schema([]), MAX_ATTEMPTS, None, None, None, run_id)
+    return StageContext(source, output, spec, "", pa.schema([]), MAX_ATTEMPTS, None, None, None, run_id)
 
 
-def read(task: Task, job: Job) -> tuple[int, str | None]:
+def read(task: Task, job: StageContext) -> tuple[int, str | None]:
     """Give the units that come, and the error in the last row."""
     rows = list(prepare_units({"task": task.to_json(), "done": [], "previous": []}, job))
     return len(rows), rows[-1]["error"]
 
 
-def die_reading(task: Task, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def die_reading(task: Task, job: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin, and let the worker die in the first unit: its mark stays."""
     with monkeypatch.context() as patch:
         patch.setattr(stages, "stream_units", lambda *_: map(die, [0]))

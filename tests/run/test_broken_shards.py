@@ -9,7 +9,7 @@ import pytest
 
 from embedder.core.plan import group_shards, plan_work
 from embedder.core.units import Part, Shard, Stats, shard_key
-from embedder.run.broken_shards import holds_rows, spare_buckets
+from embedder.run.broken_shards import holds_rows, replan_without_broken_shards
 from embedder.run.embed import Outcome, choose_change
 from embedder.table.delta import read_table
 from embedder.table.parts import Folder
@@ -61,7 +61,7 @@ def test_the_others_of_a_bucket_are_planned_without_the_broken(prepare: Any) -> 
     keys = [task.key for task in run.plan.read]
     assert len(keys) == 2
     broken = names_of(run, keys[0])[1:3]
-    spared = spare_buckets(run, {keys[0]: broken})
+    spared = replan_without_broken_shards(run, {keys[0]: broken})
     assert spared is not None
     assert [task.key for task in spared.work.plan.read] == [keys[0]]
     assert names_of(spared.work, keys[0]) == [name for name in names_of(run, keys[0]) if name not in broken]
@@ -73,9 +73,9 @@ def test_the_others_of_a_bucket_are_planned_without_the_broken(prepare: Any) -> 
 def test_there_is_nothing_to_spare_where_all_are_broken_or_none_is_known_to_be(prepare: Any) -> None:
     run = prepare(SMALL)
     key = run.plan.read[0].key
-    assert spare_buckets(run, {key: names_of(run, key)}) is None
-    assert spare_buckets(run, {key: ()}) is None
-    assert spare_buckets(run, {}) is None
+    assert replan_without_broken_shards(run, {key: names_of(run, key)}) is None
+    assert replan_without_broken_shards(run, {key: ()}) is None
+    assert replan_without_broken_shards(run, {}) is None
 
 
 def test_a_bucket_that_holds_rows_of_the_broken_stays_as_it_is(prepare: Any) -> None:
@@ -85,16 +85,16 @@ def test_a_bucket_that_holds_rows_of_the_broken_stays_as_it_is(prepare: Any) -> 
     parts = [name for name in run.table.rows if name.startswith(key)]
     assert holds_rows(parts, ["s0"], folder)
     assert not holds_rows(parts, ["s9"], folder)
-    assert spare_buckets(run, {key: ["s0"]}) is None
+    assert replan_without_broken_shards(run, {key: ["s0"]}) is None
     other = next(name for name in names_of(run, key) if name not in ("s0", "s1"))
-    assert spare_buckets(run, {key: [other]}) is not None
+    assert replan_without_broken_shards(run, {key: [other]}) is not None
 
 
 def test_what_was_large_before_it_broke_keeps_the_parts_it_had(prepare: Any) -> None:
     run = prepare({"large-a": "2", **SMALL}, {"large-a": ROWS})
     assert [name.key for name in run.plan.remove] == [shard_key("large-a")]
     [task] = [task for task in run.plan.read if "large-a" in [shard.uri for shard in task.shards]]
-    spared = spare_buckets(run, {task.key: ["large-a"]})
+    spared = replan_without_broken_shards(run, {task.key: ["large-a"]})
     assert spared is not None
     part = Part(f"{task.key}-{'0' * 32}-{0:012d}-{1:012d}-last.parquet", 1, 1, Stats())
     add, remove = choose_change(spared.whole, [part], (), {task.key: ["large-a"]})
@@ -107,7 +107,7 @@ def test_what_comes_after_takes_the_place_of_what_failed() -> None:
         ("a" * 16, "1"), ("a" * 16, "2"), ("b" * 16, "1")))  # fmt: skip
     keys = ["a" * 16, "c" * 16]
     first = Outcome((old, other), dict.fromkeys(keys, "cut off"), {keys[0]: ("s",)}, frozenset(keys), {"x": 1}, seconds=2.0, cost_usd=1.0)
-    both = first.followed_by(Outcome((new,), reasons={"x": 1, "y": 2}, seconds=1.0, cost_usd=0.5), {keys[0]})
+    both = first.merge(Outcome((new,), reasons={"x": 1, "y": 2}, seconds=1.0, cost_usd=0.5), {keys[0]})
     assert both.parts == (other, new)
     assert both.failures == dict.fromkeys(keys, "cut off"), "what could not be read is still said"
     assert both.unread == {keys[1]}

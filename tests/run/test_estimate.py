@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embedder.core.plan import Plan
 from embedder.core.units import PartName, Shard, Task
 from embedder.run.dry_run import describe_estimate
-from embedder.run.estimate import Price, Rates, Span, estimate_documents, estimate_work, learn_rates, learn_speed
+from embedder.run.estimate import Price, Range, Rates, estimate_documents, estimate_work, learn_rates, learn_speed
 
 
 def record(**values: Any) -> dict[str, Any]:
@@ -46,32 +46,32 @@ def test_the_speed_is_that_of_one_actor_in_the_newest_run_that_has_one() -> None
 
 def test_a_changed_shard_embeds_at_most_all_and_at_least_what_it_gained() -> None:
     before = [PartName("k", "old", 0, 40, False), PartName("k", "old", 40, 60, True)]
-    assert estimate_documents(plan([task("k", "new", 1_000)], before), 0.1, same_space=True) == (100.0, Span(40.0, 100.0))
-    assert estimate_documents(plan([task("k", "new", 100)], before), 0.1, same_space=True) == (10.0, Span(0.0, 10.0))
-    assert estimate_documents(plan([task("k", "new", 1_000)], before), 0.1, same_space=False) == (100.0, Span(100.0, 100.0))
+    assert estimate_documents(plan([task("k", "new", 1_000)], before), 0.1, same_space=True) == (100.0, Range(40.0, 100.0))
+    assert estimate_documents(plan([task("k", "new", 100)], before), 0.1, same_space=True) == (10.0, Range(0.0, 10.0))
+    assert estimate_documents(plan([task("k", "new", 1_000)], before), 0.1, same_space=False) == (100.0, Range(100.0, 100.0))
 
 
 def test_a_moved_shard_is_read_and_embeds_nothing() -> None:
     moved = plan([task("there", "v", 1_000)], [PartName("here", "v", 0, 100, True)])
-    assert estimate_documents(moved, 0.1, same_space=True) == (100.0, Span(0.0, 0.0))
+    assert estimate_documents(moved, 0.1, same_space=True) == (100.0, Range(0.0, 0.0))
 
 
 def test_units_of_a_run_that_died_are_not_embedded_again() -> None:
     done = {"k": frozenset([str(PartName("k" * 16, "v" * 32, 0, 30, False)).replace("k" * 16, "0" * 16).replace("v" * 32, "0" * 32)])}
-    assert estimate_documents(plan([task("k", "v", 1_000)], done=done), 0.1, same_space=True) == (100.0, Span(70.0, 70.0))
+    assert estimate_documents(plan([task("k", "v", 1_000)], done=done), 0.1, same_space=True) == (100.0, Range(70.0, 70.0))
 
 
 def test_hours_and_money_follow_from_the_speed_of_one_actor() -> None:
     work = plan([task("k", "v", 1_000)])
     estimate = estimate_work(work, Rates(0.1, 36.0, "x"), True, speed=2.0, price=Price(4.0))
-    assert (estimate.tokens, estimate.device_hours, estimate.usd) == (Span(3_600, 3_600), Span(0.5, 0.5), Span(2.0, 2.0))
+    assert (estimate.tokens, estimate.device_hours, estimate.usd) == (Range(3_600, 3_600), Range(0.5, 0.5), Range(2.0, 2.0))
     assert estimate_work(work, Rates(0.1, 36.0, "x"), True, None, Price(4.0)).device_hours is None
     assert estimate_work(work, Rates(0.1, 36.0, "x"), True, 2.0, Price()).usd is None
 
 
 def test_behind_an_api_money_follows_from_the_tokens() -> None:
     estimate = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price(usd_per_million_tokens=500.0))
-    assert (estimate.device_hours, estimate.usd) == (None, Span(1.8, 1.8))
+    assert (estimate.device_hours, estimate.usd) == (None, Range(1.8, 1.8))
     assert describe_estimate(estimate, is_api=True)[-1] == ("cost", "~$1.8 (estimated)")
     unpriced = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price())
     assert describe_estimate(unpriced, is_api=True)[-1] == ("cost", "unknown: set compute.price_per_million_tokens_usd")
@@ -88,7 +88,7 @@ def test_bounds_are_bounds(sizes: list[tuple[str, int]], before: list[tuple[str,
 
 
 def test_a_span_is_said_as_one_number_where_its_bounds_look_alike() -> None:
-    assert Span(1_000.2, 1_000.4).text() == "~1,000"
-    assert Span(0, 1_234.5).text() == "~0 to ~1,234"
-    assert Span(0.01234, 1234).text("$") == "~$0.0123 to ~$1,234"
-    assert Span(2, 2).text("device-hours") == "~2 device-hours"
+    assert Range(1_000.2, 1_000.4).text() == "~1,000"
+    assert Range(0, 1_234.5).text() == "~0 to ~1,234"
+    assert Range(0.01234, 1234).text("$") == "~$0.0123 to ~$1,234"
+    assert Range(2, 2).text("device-hours") == "~2 device-hours"

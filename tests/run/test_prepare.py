@@ -7,7 +7,7 @@ import pytest
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.units import Part, PartName, Stats
-from embedder.run.prepare import Prepared, prepare_run
+from embedder.run.prepare import RunPlan, prepare_run
 from embedder.table.delta import Change, commit_table
 from tests.integration.conftest import Corpus, Site, documents
 
@@ -59,7 +59,7 @@ def test_nothing_begins_for_settings_that_are_refused(
     assert not begun
 
 
-def publish(site: Site, prepared: Prepared) -> None:
+def publish(site: Site, prepared: RunPlan) -> None:
     parts = [Part(str(PartName(task.key, task.version, 0, 5, True)), 5, 1_000, Stats(documents=5, chunks=5)) for task in prepared.plan.read]
     for part in parts:
         Path(site.table_uri).mkdir(exist_ok=True)

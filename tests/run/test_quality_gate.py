@@ -9,7 +9,7 @@ import pytest
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
-from embedder.run.quality_gate import check_gate
+from embedder.run.quality_gate import check_quality_gate
 
 SPEC = EmbeddingSpec(
     model="m", revision=None, model_checksum="c", depth=6, final_norm="none", pooling="mean", layer_norm=False, prompt="",
@@ -28,7 +28,7 @@ def check(folder: Path, spec: EmbeddingSpec, gate: dict[str, Any] | None = None,
     (folder / "report.json").write_text(json.dumps(record | report))
     sections = {"source": {"uri": "corpus"}, "embedding": {"model": "m"}, "output": {"uri": "out"}}
     config = EmbedConfig.model_validate(sections | {"gate": {"report": str(folder / "report.json")} | (gate or {})})
-    check_gate(config, spec)
+    check_quality_gate(config, spec)
 
 
 def test_bits_are_judged_as_they_will_be_searched(tmp_path: Path) -> None:

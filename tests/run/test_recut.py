@@ -11,7 +11,7 @@ from embedder.config.output import CutTableConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
-from embedder.model.attention_pooling import start_weighing
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.run.recut import RecutConfig, check_cuts, run_cuts, run_recut
 from embedder.run.recut_vectors import plan_cut
@@ -134,7 +134,8 @@ def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Pat
     ranges = Ranges(np.full(2, -0.5, np.float32), np.full(2, 0.5, np.float32))
     uri = str(tmp_path / "calibration")
     write_calibration(
-        Calibration(fitted_for(SPEC), 6, start_weighing(np.zeros(8, np.float32), 6, 4), {}, {RangeKey("native", 6, 2): ranges}), uri
+        Calibration(fitted_for(SPEC), 6, start_attention_pooling(np.zeros(8, np.float32), 6, 4), {}, {RangeKey("native", 6, 2): ranges}),
+        uri,
     )
     recut(parent, dim=2)
     made = MadeTable(parent.uri)
@@ -158,7 +159,7 @@ def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Pat
 def write_rotation(uri: str, **spec: Any) -> np.ndarray:
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0].astype(np.float32)
     fitted = fitted_for(SPEC.model_copy(update=spec))
-    write_calibration(Calibration(fitted, 6, start_weighing(np.zeros(8, np.float32), 6, 4), {}, {}, rotation_WW=rotation_WW), uri)
+    write_calibration(Calibration(fitted, 6, start_attention_pooling(np.zeros(8, np.float32), 6, 4), {}, {}, rotation_WW=rotation_WW), uri)
     return rotation_WW
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from embedder.core.errors import ConfigError, StorageError
-from embedder.search.answer import BOLD, PLAIN, Answer, excerpt, render, split_sentences
 from embedder.search.exact import Hit, nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
+from embedder.search.results import BOLD, PLAIN, Answer, excerpt, render, split_sentences
 from jobs.search import main
 from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
 

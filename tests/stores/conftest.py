@@ -15,7 +15,7 @@ from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.units import PartName, Stats, task_key
 from embedder.stores.config import LoadConfig
-from embedder.stores.load import Report, bring_in_step, read_version
+from embedder.stores.load import Report, read_version, sync
 from embedder.stores.open import open_store
 from embedder.stores.vector_store import Loaded
 from embedder.table.delta import Change, commit_table, open_delta, read_table
@@ -169,7 +169,7 @@ class Loader:
     def load(self, replaces: bool = False, version: int | None = None) -> Report:
         """Run the load in this process."""
         with open_store(self.config) as store:
-            return bring_in_step(store, read_version(self.table.uri, {}, version), replaces)
+            return sync(store, read_version(self.table.uri, {}, version), replaces)
 
     def loaded(self) -> Loaded | None:
         """Read how far the store says it is."""

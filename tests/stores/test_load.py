@@ -14,7 +14,7 @@ import yaml
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.search.exact import nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
-from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.load import read_version, sync
 from embedder.stores.open import open_loaded, open_store
 from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.rows import row_id_of
@@ -276,7 +276,7 @@ def die(loader: Loader, step: str, after: bool, first_load: bool) -> None:
 
         patch.setattr(type(store), step, stopping)
         with pytest.raises(StoppedError):
-            bring_in_step(store, read_version(loader.table.uri, {}))
+            sync(store, read_version(loader.table.uri, {}))
 
 
 TAKEN: dict[str, set[str]] = {"lance": {"binary"}, "pgvector": {"binary"}, "qdrant": set(), "milvus": set(), "duckdb": {"int8"}}

@@ -23,7 +23,7 @@ from embedder.model.resolve import resolve_model
 from embedder.search.exact import Target, open_table
 from embedder.search.rescore import rescored
 from embedder.stores.config import LoadConfig
-from embedder.stores.load import bring_in_step, read_version
+from embedder.stores.load import read_version, sync
 from embedder.stores.open import open_loaded, open_store
 from embedder.table.delta import Change, commit_table
 from embedder.table.parts import Folder, footer_of, write_part
@@ -120,7 +120,7 @@ def test_codes_in_a_store_find_what_exact_float_search_finds(
     uri = write_table(str(tmp_path / "codes"), sample, quantization, ranges)
     config = LoadConfig.model_validate({"table": {"uri": uri}, **section_of(kind)})
     with open_store(config) as store:
-        bring_in_step(store, read_version(uri, {}))
+        sync(store, read_version(uri, {}))
     with open_loaded(config) as target:
         if quantization == "int8":
             assert recall(target, sample) >= 0.97

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.model.attention_pooling import start_weighing
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
@@ -66,7 +66,7 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
-    weighing = start_weighing(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    weighing = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
     weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
     calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
@@ -82,7 +82,7 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
 
 
 def test_taps_of_other_queries_or_rarities_are_not_taken_from_the_cache() -> None:
-    weighing = start_weighing(np.ones(9, np.float32), 2, 4)
+    weighing = start_attention_pooling(np.ones(9, np.float32), 2, 4)
     others = replace(weighing, queries_TQX=weighing.queries_TQX * 2), replace(weighing, token_weights_V=weighing.token_weights_V * 2)
     assert len({digest_weighing(each) for each in (weighing, *others)}) == 3
 

@@ -18,10 +18,10 @@ from embedder.core.errors import ConfigError
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.run.quality_gate import check_gate
+from embedder.run.quality_gate import check_quality_gate
 from embedder.sweep.candidates import Transformer, tokenize
 from embedder.sweep.config import SweepConfig
-from embedder.sweep.cost import Leaving, Speed
+from embedder.sweep.cost import ExitVariant, Speed
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
 from embedder.sweep.prepare import prepare_study
@@ -133,10 +133,10 @@ def test_the_config_and_the_gate_know_layers_in_float8(swept: Swept) -> None:
             gate = GateConfig.model_construct(report=str(report_of(swept)), min_quality=min_quality)
             asked = config.model_copy(update={"gate": gate}), spec.model_copy(update={"float8": float8})
             if is_enough:
-                check_gate(*asked)
+                check_quality_gate(*asked)
             else:
                 with pytest.raises(ConfigError, match=f"float8 {float8} keeps"):
-                    check_gate(*asked)
+                    check_quality_gate(*asked)
 
 
 def test_a_report_from_before_has_no_row_in_float8(swept: Swept, tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_a_report_from_before_has_no_row_in_float8(swept: Swept, tmp_path: Path)
     config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, find_row(swept, False))))
     config = config.model_copy(update={"gate": GateConfig(report=str(tmp_path / "report.json"), min_quality=0.9)})
     spec = resolve_model(config.embedding, config.chunking).spec
-    check_gate(config, spec)
+    check_quality_gate(config, spec)
     with pytest.raises(ConfigError, match=r"holds no row for .*float8 True"):
-        check_gate(config, spec.model_copy(update={"float8": True}))
+        check_quality_gate(config, spec.model_copy(update={"float8": True}))
 
 
 def test_a_sweep_goes_on_with_float8_added_and_runs_documents_alone(swept: Swept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_sweep_goes_on_with_float8_added_and_runs_documents_alone(swept: Swept
         asked.append((model.spec.float8, key))
         states(model, key, names, token_ids)
 
-    def time_nothing(encoders: Mapping[Leaving, Encoder], *_: object) -> dict[Leaving, Speed]:
+    def time_nothing(encoders: Mapping[ExitVariant, Encoder], *_: object) -> dict[ExitVariant, Speed]:
         return {leaving: Speed(1000.0, 1.0, 1) for leaving in encoders}
 
     monkeypatch.setattr(Transformer, "_tap", watch)

@@ -23,7 +23,7 @@ from embedder.core.errors import ConfigError
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
-from embedder.run.quality_gate import check_gate
+from embedder.run.quality_gate import check_quality_gate
 from embedder.sweep.cache import Cache
 from embedder.sweep.candidates import tokenize
 from embedder.sweep.config import GridConfig, SweepConfig
@@ -143,7 +143,7 @@ def test_the_config_of_every_row_passes_its_own_gate(swept: Swept) -> None:
     for row in swept.rows:
         if row.can_be_embedded and row.setting.precision != "int8":  # which needs a calibration
             config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, row)))
-            check_gate(config, resolve_model(config.embedding, config.chunking).spec)
+            check_quality_gate(config, resolve_model(config.embedding, config.chunking).spec)
 
 
 def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[EmbedConfig, Any]:
@@ -160,24 +160,24 @@ def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[Em
 
 
 def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept) -> None:
-    check_gate(*embed_config(swept, 1.0))
+    check_quality_gate(*embed_config(swept, 1.0))
     with pytest.raises(ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality"):
-        check_gate(*embed_config(swept, 0.99, depth=3, dim=64))
+        check_quality_gate(*embed_config(swept, 0.99, depth=3, dim=64))
     with pytest.raises(ConfigError, match="holds no row for depth 5"):
-        check_gate(*embed_config(swept, 0.5, depth=5))
+        check_quality_gate(*embed_config(swept, 0.5, depth=5))
 
 
 def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) -> None:
     config, spec = embed_config(swept, 0.5)
     with pytest.raises(ConfigError, match=r"of another run \(prompt: '' → 'passage: '\)"):
-        check_gate(config, spec.model_copy(update={"prompt": "passage: "}))
+        check_quality_gate(config, spec.model_copy(update={"prompt": "passage: "}))
     elsewhere = config.model_copy(update={"source": config.source.model_copy(update={"uri": "elsewhere"})})
     with pytest.raises(ConfigError, match=r"source.uri: .* → 'elsewhere'"):
-        check_gate(elsewhere, spec)
+        check_quality_gate(elsewhere, spec)
     (tmp_path / "other.json").write_text("{}")
     wrong = config.model_copy(update={"gate": GateConfig(report=str(tmp_path / "other.json"))})
     with pytest.raises(ConfigError, match=r"not a report of jobs\.sweep"):
-        check_gate(wrong, spec)
+        check_quality_gate(wrong, spec)
 
 
 def test_a_sweep_of_bits_alone_is_measured_by_the_full_model_too(swept: Swept) -> None:
@@ -319,7 +319,7 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
     config = EmbedConfig.model_validate(yaml.safe_load(build_config(turned.study.config, row)))
     assert (config.embedding.rotate, config.embedding.dim) == (True, 64)
     spec = resolve_model(config.embedding, config.chunking).spec
-    check_gate(config, spec)
+    check_quality_gate(config, spec)
     [plain] = [
         each for each in turned.rows
         if (each.setting.depth, each.setting.dim, each.setting.precision, each.setting.rotated) == (6, 64, "float32", False)
@@ -327,7 +327,7 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
     assert plain.kept is not None
     assert row.kept is not None
     with pytest.raises(ConfigError, match=r"of another run \(rotation: "):
-        check_gate(config, spec.model_copy(update={"rotation": "of another"}))
+        check_quality_gate(config, spec.model_copy(update={"rotation": "of another"}))
     low, high = sorted((plain, row), key=lambda each: each.kept.floor if each.kept else 0)
     assert low.kept is not None
     assert high.kept is not None
@@ -335,5 +335,5 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
         update={"gate": GateConfig(report=str(report_of(turned)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
     )
     with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated}, float8 False keeps"):
-        check_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))
-    check_gate(strict, spec if high.setting.rotated else spec.model_copy(update={"rotation": None}))
+        check_quality_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))
+    check_quality_gate(strict, spec if high.setting.rotated else spec.model_copy(update={"rotation": None}))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_KILLERS, Attempts, isolate_killers, split_range
+from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents, split_range
 from embedder.table.parts import Folder
 
 
@@ -43,19 +43,19 @@ def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Folder) -> None:
     assert marks(folder) == {"b.parquet.1"}
 
 
-def run_until_done(folder: Folder, num_documents: int, killers: set[int], max_attempts: int) -> tuple[list[int], list[range], int]:
+def run_until_done(folder: Folder, num_documents: int, poison_documents: set[int], max_attempts: int) -> tuple[list[int], list[range], int]:
     """Give the killers found, the pieces that the last worker embedded, and the number of deaths."""
     deaths = 0
     while True:
         embedded: list[range] = []
 
         def try_piece(piece: range, embedded: list[range] = embedded) -> None:
-            if killers.intersection(piece):
+            if poison_documents.intersection(piece):
                 raise DeathError
             embedded.append(piece)
 
         try:
-            return isolate_killers("unit", num_documents, Attempts.listed(folder), max_attempts, try_piece), embedded, deaths
+            return isolate_poison_documents("unit", num_documents, Attempts.listed(folder), max_attempts, try_piece), embedded, deaths
         except DeathError:
             deaths += 1
 
@@ -66,17 +66,17 @@ def run_until_done(folder: Folder, num_documents: int, killers: set[int], max_at
 def test_exactly_the_documents_that_kill_are_found_and_all_others_embedded_once(
     tmp_path_factory: pytest.TempPathFactory, num_documents: int, data: st.DataObject
 ) -> None:
-    killers = data.draw(st.sets(st.integers(0, num_documents - 1), max_size=3))
+    poison_documents = data.draw(st.sets(st.integers(0, num_documents - 1), max_size=3))
     folder = Folder(str(tmp_path_factory.mktemp("table")), {})
-    found, embedded, deaths = run_until_done(folder, num_documents, killers, 2)
-    assert found == sorted(killers)
-    assert sorted(number for piece in embedded for number in piece) == sorted(set(range(num_documents)) - killers)
-    assert deaths <= 5 * len(killers), "a unit of 600 comes down to one document in three levels, the last of which is tried twice"
+    found, embedded, deaths = run_until_done(folder, num_documents, poison_documents, 2)
+    assert found == sorted(poison_documents)
+    assert sorted(number for piece in embedded for number in piece) == sorted(set(range(num_documents)) - poison_documents)
+    assert deaths <= 5 * len(poison_documents), "a unit of 600 comes down to one document in three levels, the last of which is tried twice"
 
 
 def test_a_machine_that_kills_every_document_is_given_up_soon(folder: Folder) -> None:
     found, embedded, _ = run_until_done(folder, 100, set(range(100)), 1)
-    assert len(found) == MOST_KILLERS
+    assert len(found) == MOST_POISON_DOCUMENTS
     assert embedded == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from embedder.core.errors import CommitError
 from embedder.core.plan import group_shards, plan_work
 from embedder.core.storage import Store
-from embedder.core.units import PartName, find_chain
+from embedder.core.units import PartName, complete_parts
 from embedder.table.check import check_table
 from embedder.table.compact import compact_table, plan_merges
 from embedder.table.delta import Change, commit_table, open_delta, read_table
@@ -135,4 +135,4 @@ def test_merges_are_of_small_neighbours_and_what_is_left_cannot_be_merged_again(
         after.add(PartName(run[0].key, run[0].version, run[0].first_row, run[-1].stop_row, run[-1].last))
     for number in range(len(tasks)):
         chain = [name for name in after if name.key == f"{number:016d}"]
-        assert len(find_chain(chain)) == len(chain)
+        assert len(complete_parts(chain)) == len(chain)

@@ -16,7 +16,7 @@ from embedder.model.results import Encoded
 from embedder.pipeline import stages
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Job, Row
+from embedder.pipeline.rows import Row, StageContext
 from embedder.text.tokenizing import load_tokenizer
 from tests.integration.conftest import Site, documents
 
@@ -38,7 +38,7 @@ class FragileActor(EncoderActor):
 class FailingDeviceActor(EncoderActor):
     """Has a device that fails at the word."""
 
-    def __init__(self, job: Job, pool: Pool) -> None:
+    def __init__(self, job: StageContext, pool: Pool) -> None:
         super().__init__(job, pool)
         encode = self.encoder.encode
 
@@ -50,7 +50,7 @@ class FailingDeviceActor(EncoderActor):
         self.encoder.encode = fail
 
 
-def fragile_units(row: Row, job: Job) -> Iterator[dict[str, Any]]:
+def fragile_units(row: Row, job: StageContext) -> Iterator[dict[str, Any]]:
     """Read units in a worker that dies of the word."""
     chunk_counted = stages.chunk_counted
 

@@ -22,11 +22,11 @@ FAILED = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered
 class LoadingActor(Actor):
     """Fails as a device does while it loads."""
 
-    def begin(self, device: str, error: Exception) -> None:
+    def setup(self, device: str, error: Exception) -> None:
         with refusing_device_errors(device):
             raise error
 
-    def answer(self, row: dict[str, Any]) -> dict[str, Any]:
+    def process(self, row: dict[str, Any]) -> dict[str, Any]:
         return row
 
 

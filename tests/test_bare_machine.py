@@ -25,7 +25,8 @@ def run_without_them(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tests_of_a_gpu_are_collected() -> None:
-    code = "import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-m', 'gpu', '-p', 'no:cacheprovider', 'tests/model/test_device.py']))"
+    options = ["--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/model/test_device.py"]
+    code = f"import pytest; sys.exit(pytest.main({options!r}))"
     done = run_without_them(code)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_a_gpu_gives_the_vectors_of_a_cpu[bert]" in done.stdout

@@ -50,7 +50,7 @@ class Answer:
         return "\n".join([f"{rank}. {self.hit.score:.3f}  {row['doc_id']}{place}", *(f"   {each}" for each in (metadata, passage) if each)])
 
 
-def answer_all(target: Target, questions: Iterable[str], top: int, condition: str | None) -> Iterator[list[Answer]]:
+def run_queries(target: Target, questions: Iterable[str], top: int, condition: str | None) -> Iterator[list[Answer]]:
     """Answer one question after the other; what is wrong with a setting is said before the model is loaded."""
     if top < 1:
         raise ConfigError(f"--top {top}: show at least 1 row")
