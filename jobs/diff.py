@@ -12,6 +12,7 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.observe.progress import align
 from embedder.table.diff import name_rows, read_changes
 
@@ -37,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     asked = tyro.cli(Diff, args=args, prog="python -m jobs.diff", use_underscores=True)
     if min(asked.from_version, asked.to_version or 0) < 0:
         raise ConfigError(f"--from_version {asked.from_version} --to_version {asked.to_version}: versions count from 0")
-    changes = read_changes(asked.uri, {}, asked.from_version, asked.to_version)
+    changes = read_changes(Location(asked.uri), asked.from_version, asked.to_version)
     counts: Counter[str] = Counter(came=0, changed=0, left=0)
     for row in name_rows(changes):
         counts[row["change"]] += 1

@@ -11,6 +11,7 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.table.history import lay_out, read_history
 
 
@@ -31,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     asked = tyro.cli(History, args=args, prog="python -m jobs.history", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
     if asked.most < 1:
         raise ConfigError(f"--most {asked.most}: at least one version")
-    events = read_history(asked.uri, {}, asked.most)
+    events = read_history(Location(asked.uri), asked.most)
     print("\n".join(json.dumps(event.record()) for event in events) if asked.json else lay_out(events))
     return 0
 

@@ -25,7 +25,7 @@ def main(args: Sequence[str]) -> int:
     if "print-config" in invocation.actions:
         print(dump_config(config), end="")
         return 0
-    wanted = read_version(config.table.uri, config.table.storage_options, config.table.version)
+    wanted = read_version(config.table.location, config.table.version)
     with open_store(config) as store:
         report = sync(store, wanted, "replace" in invocation.actions)
     print(json.dumps(asdict(report)) if "json" in invocation.actions else report.text())

@@ -17,25 +17,25 @@ from embedder.table.vacuum import vacuum_table
 
 def main(args: Sequence[str]) -> int:
     """Do what is asked and print what was done; 1 if a check found faults that were not repaired."""
-    orders = tyro.cli(
+    options = tyro.cli(
         MaintainOptions, args=args, prog="python -m jobs.maintain", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
     )
-    uri, options = orders.locate()
-    if orders.compact:
-        print(compact_table(uri, options, orders.target_bytes, orders.dry_run).text(orders.dry_run))
-    if orders.vacuum:
-        print(vacuum_table(uri, options, orders.older_than_hours, orders.dry_run, orders.insist).text())
-    if orders.checkpoint:
-        version, removed = write_checkpoint(uri, options)
+    table = options.locate()
+    if options.compact:
+        print(compact_table(table, options.target_bytes, options.dry_run).text(options.dry_run))
+    if options.vacuum:
+        print(vacuum_table(table, options.older_than_hours, options.dry_run, options.insist).text())
+    if options.checkpoint:
+        version, removed = write_checkpoint(table)
         print(f"checkpoint  of version {version}, {removed:,} files of the log removed")
-    if not orders.check:
+    if not options.check:
         return 0
-    checked = check_table(uri, options, orders.deep)
+    checked = check_table(table, options.deep)
     print(checked.text())
-    if checked.faults and orders.repair and not orders.dry_run:
-        num_parts = repair_table(uri, options, checked)
+    if checked.faults and options.repair and not options.dry_run:
+        num_parts = repair_table(table, checked)
         print(f"repair  {num_parts:,} parts left the table" + (f"; run {checked.made_by} to make them anew" if num_parts else ""))
-        checked = check_table(uri, options)
+        checked = check_table(table)
         if checked.faults:
             print(checked.text())
     return 1 if checked.faults else 0

@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
     with open_target(None if asked.store else words[0], asked.store, asked.rescore) as target:
         if asked.recipe:
-            print(write_recipe(target.spec, target.table))
+            print(write_recipe(target.spec, target.table.uri))
             return 0
         for answers in run_queries(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
             print(render(answers, asked.json, sys.stdout.isatty()), flush=True)

@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     if not all(0 < each < math.inf for each in numbers):
         raise ConfigError("--gpus, --tokens_per_second, --documents, --gpus_per_node and --unit_seconds: all must be more than 0")
     output = load_config(EmbedConfig, [asked.config]).config.output
-    runs = (commit.info for commit in list_commits(output.uri, output.storage_options, MOST_VERSIONS) if commit.info)
+    runs = (commit.info for commit in list_commits(output.location, MOST_VERSIONS) if commit.info)
     document = learn_document(runs)
     fleet = Fleet(asked.gpus, asked.gpus_per_node, asked.tokens_per_second, asked.documents, asked.unit_seconds)
     size = size_fleet(document, fleet)

@@ -11,9 +11,10 @@ import pyarrow as pa
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE, table_schema
 from embedder.core.spec import digest
+from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.table.delta import Change, commit_table, open_delta, read_table, sync_quarantine
-from embedder.table.parts import Folder, assemble_rows, footer_of, read_part, write_part
+from embedder.table.parts import assemble_rows, footer_of, list_parts, read_part, write_part
 from tests.core.test_spec import SPEC as ANY_SPEC
 
 DIM = 4
@@ -39,16 +40,16 @@ class MadeTable:
 
     def follow(self, corpus: Corpus, layout: str = "layout", quarantine: bool = True, record: Mapping[str, Any] = NO_FIGURES) -> int:
         """Make the table hold the corpus, in one commit that carries a record's figures; give its version."""
-        state = read_table(self.uri, {})
+        state = read_table(Location(self.uri))
         tasks = group_shards([as_shard(name, content) for name, content in corpus.items()], layout, BITS)
-        stored = set(Folder(self.uri, {}).list_parts()) - set(state.parts if state else [])
+        stored = set(list_parts(Location(self.uri))) - set(state.parts if state else [])
         plan = plan_work(tasks, state.parts if state else [], list(stored))
-        parts = [read_part(str(name), Folder(self.uri, {})) for name in plan.adopt]
+        parts = [read_part(str(name), Location(self.uri)) for name in plan.adopt]
         parts += [part for task in plan.read for part in self.write(task, corpus)]
         info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS, **record}
-        version = commit_table(self.uri, {}, Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
+        version = commit_table(Location(self.uri), Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
         if quarantine:
-            sync_quarantine(self.uri, {})
+            sync_quarantine(Location(self.uri))
         return version
 
     def write(self, task: Task, corpus: Corpus) -> list[Part]:
@@ -72,21 +73,21 @@ class MadeTable:
         stats = Stats(documents=len(records), quarantined=len(bad), chunks=chunks.num_rows, tokens=3 * chunks.num_rows)
         rows = assemble_rows(documents, chunks, vectors_ND, store_text=True)
         footer = footer_of(SPEC, stats)
-        return write_part(rows, to_columns(QUARANTINE, bad), name, footer, Folder(self.uri, {}))
+        return write_part(rows, to_columns(QUARANTINE, bad), name, footer, Location(self.uri))
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:
         """All rows, in order of shard, row and chunk."""
-        rows = open_delta(self.uri, {}, version).to_pyarrow_table().to_pylist()
+        rows = open_delta(Location(self.uri), version).to_pyarrow_table().to_pylist()
         return sorted(rows, key=lambda row: (row["shard"], row["row"], row["chunk"]))
 
     def quarantine(self) -> list[dict[str, Any]]:
         """All quarantined records, in order of shard and row."""
-        rows = open_delta(f"{self.uri}/_quarantine", {}).to_pyarrow_table().to_pylist()
+        rows = open_delta(Location(f"{self.uri}/_quarantine")).to_pyarrow_table().to_pylist()
         return sorted(rows, key=lambda row: (row["shard"], row["row"]))
 
     def names(self, version: int | None = None) -> list[PartName]:
         """The committed parts."""
-        names = pa.table(open_delta(self.uri, {}, version).get_add_actions())["path"].to_pylist()
+        names = pa.table(open_delta(Location(self.uri), version).get_add_actions())["path"].to_pylist()
         return [name for name in map(PartName.parse, sorted(names)) if name is not None]
 
 

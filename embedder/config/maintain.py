@@ -8,7 +8,7 @@ import tyro
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_config
 from embedder.core.errors import ConfigError
-from embedder.core.storage import Options
+from embedder.core.storage import Location
 
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 
@@ -60,9 +60,9 @@ class MaintainOptions:
         """Bytes of a merged part."""
         return int(self.target_mb * 1e6)
 
-    def locate(self) -> tuple[str, Options]:
-        """Give the table's uri and storage options: a config's own, else the uri as it is, its endpoint from the environment."""
+    def locate(self) -> Location:
+        """Return the table's location: that of a config, else the uri itself, its endpoint from the environment."""
         if not self.table.endswith(_CONFIG_SUFFIXES):
-            return self.table, {}
+            return Location(self.table)
         output = load_config(EmbedConfig, [self.table]).config.output
-        return output.uri, output.storage_options
+        return output.location

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from embedder.config.section import NonEmpty, Section, TableAddress
+from embedder.config.section import Located, NonEmpty, Section, TableAddress
 from embedder.core.spec import Quantization
 
 
-class TableConfig(Section):
+class TableConfig(Located, Section):
     """A table that is read."""
 
     uri: NonEmpty
@@ -17,7 +17,7 @@ class TableConfig(Section):
     """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
 
 
-class CutTableConfig(Section):
+class CutTableConfig(Located, Section):
     """A table made from another one's vectors."""
 
     uri: TableAddress
@@ -36,7 +36,7 @@ class CutTableConfig(Section):
     """Passed to the fsspec filesystem, e.g. {endpoint_url: …}. Credentials belong in the environment."""
 
 
-class OutputConfig(Section):
+class OutputConfig(Located, Section):
     """Where the table is and what it keeps."""
 
     uri: TableAddress

@@ -1,11 +1,13 @@
 """What every section of the settings has in common, and the kinds of text that they share."""
 
 import re
-from typing import Annotated, Any, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from embedder.core.redaction import has_password
+from embedder.core.storage import Location
 
 _NOT_OPENED = re.compile(r"[#?\\]|::|%[0-9A-Fa-f]{2}")
 
@@ -48,6 +50,27 @@ class Section(BaseModel):
         if given and (takes(kind, int) or takes(kind, float)) and not takes(kind, bool):
             raise ValueError(f"{str(given[0]).lower()} is no number (YAML reads yes, no, on and off as true and false)")
         return value
+
+
+class Addressed(Protocol):
+    """A section that names a place."""
+
+    @property
+    def uri(self) -> str:
+        """Folder, glob or file."""
+
+    @property
+    def storage_options(self) -> Mapping[str, Any]:
+        """Options of the filesystem that holds it."""
+
+
+class Located:
+    """Adds `location` to a section with `uri` and `storage_options`."""
+
+    @property
+    def location(self: Addressed) -> Location:
+        """The uri with the options of its filesystem."""
+        return Location(self.uri, self.storage_options)
 
 
 def takes(annotation: Any, kind: Any) -> bool:

@@ -4,17 +4,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from embedder.config.section import Address, NonEmpty, Section
+from embedder.config.section import Address, Located, NonEmpty, Section
 from embedder.core.schema import check_metadata_names, name_columns
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 
 
-class SourceConfig(Section):
+class SourceConfig(Located, Section):
     """Where the documents are and how a record is read."""
 
     uri: Address
-    """Folder, glob or file: a local path, s3://, gs:// or az://."""
+    """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
     """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, each but parquet also .gz .zst .bz2 .xz."""
     text_columns: tuple[NonEmpty, ...] = ("text",)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from embedder.core.errors import ModelError, StorageError
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options, Store
+from embedder.core.storage import Location, Store
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -42,18 +42,18 @@ def rotation_uri(name: str, table: str) -> str:
     return Store(Store(table).child(ROTATION_FOLDER)).child(f"{name}.npy")
 
 
-def keep_rotation(rotation_WW: Floats, table: str, options: Options) -> None:
+def keep_rotation(rotation_WW: Floats, location: Location) -> None:
     """Write a table's rotation into its folder, once."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(rotation_WW, np.dtype("<f4")))
-    Store(rotation_uri(digest_array(rotation_WW), table), options).write_once(buffer.getvalue())
+    Store(rotation_uri(digest_array(rotation_WW), location.uri), location.options).write_once(buffer.getvalue())
 
 
-def read_rotation(spec: EmbeddingSpec, table: str, options: Options) -> Floats | None:
+def read_rotation(spec: EmbeddingSpec, location: Location) -> Floats | None:
     """Read what a table's vectors were turned by, None if they were not; StorageError if it is gone, ModelError if it is damaged."""
     if spec.rotation is None:
         return None
-    store = Store(rotation_uri(spec.rotation, table), options)
+    store = Store(rotation_uri(spec.rotation, location.uri), location.options)
     if store.info() is None:
         raise StorageError(f"{store.uri}: gone, and without it no query can be turned as the vectors were; run what made the table again")
     with store.open_input() as file:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -60,6 +60,22 @@ class Found:
     size_bytes: int
     modified: float | None = None
     """Seconds since 1970 by the storage's own clock; None where a filesystem does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A uri, and the options of the filesystem that holds it."""
+
+    uri: str
+    options: Options = field(default_factory=dict, repr=False)
+
+    def child(self, name: str) -> "Location":
+        """Return the location of a file or folder below this one."""
+        return Location(f"{self.uri.rstrip('/')}/{name}", self.options)
+
+    def open(self) -> "Store":
+        """Return the store behind the location; StorageError if its filesystem cannot be opened."""
+        return Store(self.uri, self.options)
 
 
 class Store:

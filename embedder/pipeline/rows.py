@@ -10,7 +10,7 @@ from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
 from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.table.parts import Folder
+from embedder.core.storage import Location
 from embedder.table.reuse import PreviousParts
 
 Row = Mapping[str, Any]
@@ -37,9 +37,9 @@ class StageContext:
     """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
 
 
-def folder_of(context: StageContext) -> Folder:
+def folder_of(context: StageContext) -> Location:
     """Locate the table's folder."""
-    return Folder(context.output.uri, context.output.storage_options)
+    return context.output.location
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from embedder.core.plan import Plan, group_shards, plan_work
+from embedder.core.storage import Location
 from embedder.core.units import PartName, Task
 from embedder.run.prepare import RunPlan, layout_of
-from embedder.table.parts import Folder, read_batches
+from embedder.table.parts import list_parts, part_file, read_batches
 
 logger = logging.getLogger("embedder")
 
@@ -42,7 +43,7 @@ def replan_without_broken_shards(run_plan: RunPlan, broken: Mapping[str, Collect
         shards = [shard for shard in task.shards if shard.uri not in broken.get(task.key, ())]
         if not shards or len(shards) == len(task.shards):
             continue
-        if holds_rows(parts[task.key], broken[task.key], Folder(run_plan.config.output.uri, run_plan.config.output.storage_options)):
+        if holds_rows(parts[task.key], broken[task.key], run_plan.config.output.location):
             continue
         [smaller] = group_shards(shards, layout_of(run_plan.config, run_plan.spec, run_plan.metadata), run_plan.bucket_bits)
         tasks.append(smaller)
@@ -52,7 +53,7 @@ def replan_without_broken_shards(run_plan: RunPlan, broken: Mapping[str, Collect
 def plan_spared(run_plan: RunPlan, tasks: Sequence[Task], committed: Sequence[PartName]) -> Spared:
     """Compare the smaller buckets with what the table and its folder hold, and put them into the run's plan."""
     keys = {task.key for task in tasks}
-    stored = Folder(run_plan.config.output.uri, run_plan.config.output.storage_options).list_parts()
+    stored = list_parts(run_plan.config.output.location)
     known = set(committed)
     mine = [name for name in committed if name.key in keys]
     plan = plan_work(tasks, mine, [name for name in stored if name.key in keys and name not in known])
@@ -72,10 +73,10 @@ def merge_plans(plan: Plan, spared: Plan, keys: Collection[str]) -> Plan:
     )
 
 
-def holds_rows(parts: Sequence[str], shards: Collection[str], folder: Folder) -> bool:
+def holds_rows(parts: Sequence[str], shards: Collection[str], folder: Location) -> bool:
     """Tell whether any row of these parts is of one of the shards."""
     return any(
         not set(shards).isdisjoint(batch["shard"].unique().to_pylist())
         for name in parts
-        for batch in read_batches(folder.part(name), ["shard"])
+        for batch in read_batches(part_file(folder, name), ["shard"])
     )

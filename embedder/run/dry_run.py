@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from embedder.core.plan import SMALL_SHARD_BYTES
-from embedder.core.storage import map_threads
+from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
@@ -16,7 +16,7 @@ from embedder.run.prepare import RunPlan
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
 from embedder.table.delta import list_records
-from embedder.table.parts import Folder, read_batches
+from embedder.table.parts import part_file, read_batches
 from embedder.text.byte_estimate import chunk_counted
 
 SHOWN_SHARDS = 10
@@ -125,7 +125,7 @@ def count_leaving_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
     """Count rows by shard in parts to be removed, but those of a large shard that is read anew; and the parts left out."""
     large = {task.key for task in run_plan.plan.read if task.key == shard_key(task.shards[0].uri)}
     names = sorted((name for name in run_plan.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
-    folder = Folder(run_plan.config.output.uri, run_plan.config.output.storage_options)
+    folder = run_plan.config.output.location
     found: Counter[str] = Counter()
     for counts in map_threads(lambda name: _count_shards(folder, str(name)), names[:MOST_LOOKED_INTO]):
         found.update(counts)
@@ -158,7 +158,7 @@ def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State
 def estimate_run(run_plan: RunPlan) -> Estimate:
     """Estimate from what earlier runs of this space recorded, or else from a sample of the shards to be read."""
     config, space_id = run_plan.config, run_plan.spec.space_id
-    records = list_records(config.output.uri, config.output.storage_options) if run_plan.table else []
+    records = list_records(config.output.location) if run_plan.table else []
     rates = learn_rates(records, space_id) or sample_rates(run_plan)
     speed = config.compute.tokens_per_second or learn_speed(records, space_id)
     price = Price(config.compute.price_per_device_hour_usd, config.compute.price_per_million_tokens_usd)
@@ -182,9 +182,9 @@ def choose_shards(shards: Sequence[Shard], count: int) -> list[Shard]:
     return [shards[place] for place in np.unique(np.minimum(places, len(shards) - 1))]
 
 
-def _count_shards(folder: Folder, name: str) -> Counter[str]:
+def _count_shards(folder: Location, name: str) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for table in read_batches(folder.part(name), ("shard",)):
+    for table in read_batches(part_file(folder, name), ("shard",)):
         counts.update({str(each["values"]): int(each["counts"]) for each in table["shard"].value_counts().to_pylist()})
     return counts
 

@@ -16,7 +16,7 @@ from embedder.core.errors import CommitError, SourceError
 from embedder.core.plan import protected_keys, slice_task
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation
-from embedder.core.storage import Store, map_threads
+from embedder.core.storage import map_threads
 from embedder.core.units import Part, PartName, Stats, Task, complete_parts, shard_key
 from embedder.model.backends import EMULATED
 from embedder.observe.environment import describe_environment
@@ -33,7 +33,7 @@ from embedder.run.prepare import RunPlan
 from embedder.run.summary import Summary
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.table.delta import Change, commit_table, sync_quarantine
-from embedder.table.parts import Folder, read_part
+from embedder.table.parts import read_part
 from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
 
 MOST_INDEXED_ROWS = 5_000_000
@@ -92,10 +92,10 @@ def run_embed(run_plan: RunPlan) -> Summary:
     """Embed what the plan asks for and publish it; gives what was done, shards that failed included."""
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="seconds")
     config, plan, table = run_plan.config, run_plan.plan, run_plan.table
-    folder = Folder(config.output.uri, config.output.storage_options)
-    Store(config.output.uri, config.output.storage_options).check_writable()
+    folder = config.output.location
+    config.output.location.open().check_writable()
     if run_plan.model.rotation_WW is not None:
-        keep_rotation(run_plan.model.rotation_WW, config.output.uri, config.output.storage_options)
+        keep_rotation(run_plan.model.rotation_WW, config.output.location)
     adopted = map_threads(lambda name: read_part(str(name), folder), list(plan.adopt))
     add_log_fields(run_id=run_id, table=config.output.uri)
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(adopted))
@@ -121,9 +121,9 @@ def run_embed(run_plan: RunPlan) -> Summary:
             "environment": environment,
         }
         change = Change(add, remove, run_plan.schema, info, run_plan.replaces)
-        summary = summary.published(commit_table(config.output.uri, config.output.storage_options, change, table))
+        summary = summary.published(commit_table(config.output.location, change, table))
     if summary.version is not None or table is not None:
-        sync_quarantine(config.output.uri, config.output.storage_options)
+        sync_quarantine(config.output.location)
     return summary
 
 
@@ -192,7 +192,7 @@ def index_reusable(run_plan: RunPlan) -> PreviousParts | None:
         return NO_PREVIOUS
     if sum(table.rows[str(name)] for name in plan.remove) > MOST_INDEXED_ROWS:
         return None
-    return index_parts([str(name) for name in plan.remove], Folder(run_plan.config.output.uri, run_plan.config.output.storage_options))
+    return index_parts([str(name) for name in plan.remove], run_plan.config.output.location)
 
 
 def sliced(task: Task, source: SourceConfig) -> list[Task]:

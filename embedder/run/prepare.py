@@ -17,7 +17,7 @@ from embedder.run.quality_gate import check_quality_gate
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
-from embedder.table.parts import Folder
+from embedder.table.parts import list_parts
 
 PART_VERSION = 1
 """Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
@@ -67,7 +67,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     problems: list[str] = []
     _collect(problems, lambda: check_backend(config.compute.backend))
     _collect(problems, lambda: refuse_own_source(config))
-    table = _collect(problems, lambda: read_table(config.output.uri, config.output.storage_options))
+    table = _collect(problems, lambda: read_table(config.output.location))
     listing = _collect(problems, lambda: list_source(config, table))
     metadata = None
     if listing:
@@ -90,7 +90,7 @@ def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = la
     keeps = table is not None and table.spec.space_id == model.spec.space_id
     bits = int(table.info["bucket_bits"]) if table and keeps else choose_bucket_bits(listing.shards)
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
-    stored = Folder(config.output.uri, config.output.storage_options).list_parts()
+    stored = list_parts(config.output.location)
     committed = table.parts if table else []
     known = set(committed)
     plan = plan_work(tasks, committed, [name for name in stored if name not in known])

@@ -19,12 +19,12 @@ from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation, read_rotation
 from embedder.core.schema import VECTORS
 from embedder.core.spec import EmbeddingSpec, digest
-from embedder.core.storage import Store, map_threads
+from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.environment import describe_environment
 from embedder.run.recut_vectors import VectorTransform, plan_cut
 from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.table.parts import Folder, encode_batches, footer_of, read_batches, read_footer, read_part
+from embedder.table.parts import encode_batches, footer_of, part_file, quarantine_file, read_batches, read_footer, read_part
 from embedder.table.vectors import column_codes
 
 NUM_THREADS = 8
@@ -79,11 +79,11 @@ def run_recut(config: RecutConfig) -> Recut:
     # by task, not by part: either table may have been compacted since
     missing = [name for name in wanted if (name.key, name.version) not in have]
     remove = tuple(str(name) for name in old if (name.key, name.version) not in tasks)
-    folders = Folder(config.parent.uri, config.parent.storage_options), Folder(output.uri, output.storage_options)
-    Store(output.uri, output.storage_options).check_writable()
-    rotation_WW = cut.turn_WW if cut.turn_WW is not None else read_rotation(parent.spec, config.parent.uri, config.parent.storage_options)
+    folders = config.parent.location, output.location
+    output.location.open().check_writable()
+    rotation_WW = cut.turn_WW if cut.turn_WW is not None else read_rotation(parent.spec, config.parent.location)
     if rotation_WW is not None:
-        keep_rotation(rotation_WW, output.uri, output.storage_options)
+        keep_rotation(rotation_WW, output.location)
     add = map_threads(lambda name: recut_part(str(wanted[name]), str(name), cut, schema, folders), missing, NUM_THREADS)
     done = Recut(
         uri=output.uri,
@@ -100,8 +100,8 @@ def run_recut(config: RecutConfig) -> Recut:
     )
     if add or remove or table is None or replaces or not is_made_from(table, config):
         change = Change(tuple(add), remove, schema, record_of(cut, parent, config, done), replaces)
-        done = replace(done, version=commit_table(output.uri, output.storage_options, change, table))
-    sync_quarantine(output.uri, output.storage_options)
+        done = replace(done, version=commit_table(output.location, change, table))
+    sync_quarantine(output.location)
     return done
 
 
@@ -110,7 +110,7 @@ def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output")
     output = config.output
     if place_of(output) == place_of(config.parent):
         raise ConfigError(f"{where}.uri={output.uri!r} is the parent itself; choose another folder")
-    cut, table = plan_cut(parent, output, where), read_table(output.uri, output.storage_options)
+    cut, table = plan_cut(parent, output, where), read_table(output.location)
     if table and table.spec.space_id != cut.spec.space_id and not output.replace:
         changes = "; ".join(table.spec.differences(cut.spec))
         raise ConfigError(
@@ -134,7 +134,7 @@ def is_made_from(table: TableState, config: RecutConfig) -> bool:
 
 def place_of(table: TableConfig | CutTableConfig) -> str:
     """Say where a table is, however its uri was written."""
-    return Store(table.uri, table.storage_options).place
+    return table.location.open().place
 
 
 def check_cuts(config: EmbedConfig, spec: EmbeddingSpec) -> None:
@@ -171,7 +171,7 @@ def run_cuts(config: EmbedConfig) -> list[Recut]:
 
 def read_parent(parent: TableConfig) -> TableState:
     """Read the table that vectors are taken from."""
-    state = read_table(parent.uri, parent.storage_options)
+    state = read_table(parent.location)
     if state is None:
         raise ConfigError(f"parent.uri={parent.uri!r}: no table there; make one with jobs.embed")
     if state.spec.quantization != "none":
@@ -187,16 +187,16 @@ def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:
     return PartName(name.key, digest("recut", name.version, spec.space_id), name.first_row, name.stop_row, name.last)
 
 
-def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Schema, folders: tuple[Folder, Folder]) -> Part:
+def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Schema, folders: tuple[Location, Location]) -> Part:
     """Write one part, its quarantine file first, each once; one that is there already stands."""
     source, target = folders
-    if target.part(name).info() is None:
-        stats = Stats(**read_footer(source.part(parent_name))[1]["stats"])
+    if part_file(target, name).info() is None:
+        stats = Stats(**read_footer(part_file(source, parent_name))[1]["stats"])
         if stats.quarantined:
-            with source.quarantine(parent_name).open_input() as file:
-                target.quarantine(name).write_once(file.read())
-        tables = cut_tables(source.part(parent_name), cut, schema)
-        target.part(name).write_once(encode_batches(tables, schema, footer_of(cut.spec, stats, cut.ranges)))
+            with quarantine_file(source, parent_name).open_input() as file:
+                quarantine_file(target, name).write_once(file.read())
+        tables = cut_tables(part_file(source, parent_name), cut, schema)
+        part_file(target, name).write_once(encode_batches(tables, schema, footer_of(cut.spec, stats, cut.ranges)))
     return read_part(name, target)
 
 

@@ -15,7 +15,7 @@ from deltalake.exceptions import TableNotFoundError
 from embedder.core.errors import StorageError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options
+from embedder.core.storage import Location
 from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_delta
 from embedder.table.run_record import read_record
@@ -45,27 +45,26 @@ class Target:
     schema: pa.Schema
     find: Callable[[Floats, int, Filter | None], list[Hit]]
     """Query vector, how many rows, which rows → the rows nearest to it, best first."""
-    table: str
-    """Where the table is, or that which the store was loaded from."""
-    options: Options
+    table: Location
+    """The table, or the one that the store was loaded from."""
 
 
-def open_table(uri: str, options: Options) -> Target:
+def open_table(location: Location) -> Target:
     """Open the newest version of a table for exact search."""
-    record, dataset = read_record(uri, options), open_dataset(uri, options)
+    record, dataset = read_record(location), open_dataset(location)
 
     def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
         return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
 
-    return Target(record.spec, dataset.schema, find, uri, options)
+    return Target(record.spec, dataset.schema, find, location)
 
 
-def open_dataset(uri: str, options: Options) -> Any:
+def open_dataset(location: Location) -> Any:
     """Open the files of the newest version."""
     try:
-        return open_delta(uri, options).to_pyarrow_dataset()
+        return open_delta(location).to_pyarrow_dataset()
     except TableNotFoundError as error:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed") from error
+        raise StorageError(f"{location.uri}: no table there; make one with jobs.embed") from error
 
 
 def nearest_rows(

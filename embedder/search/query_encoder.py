@@ -13,7 +13,7 @@ import pyarrow as pa
 from embedder.core.errors import ModelError
 from embedder.core.rotation import Floats, read_rotation
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options
+from embedder.core.storage import Location, Options
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
@@ -39,8 +39,9 @@ class QueryEncoder:
     @classmethod
     def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
         """Make the encoder that matches a table; its model must be here under the name that the table's spec gives it."""
-        spec = read_spec(uri, options or {})
-        return cls(spec, device, dtype, read_rotation(spec, uri, options or {}))
+        table = Location(uri, options or {})
+        spec = read_spec(table)
+        return cls(spec, device, dtype, read_rotation(spec, table))
 
     def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries, each cut at max_tokens; gives (N, dim)."""

@@ -13,7 +13,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options
+from embedder.core.storage import Location
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter
@@ -31,13 +31,13 @@ KEY = ("shard", "doc_id", "chunk")
 Key = tuple[str, str, int]
 
 
-def rescored(target: Target, uri: str, options: Options) -> Target:
+def rescored(target: Target, location: Location) -> Target:
     """Order what a target finds by the float vectors of the table at `uri`, which holds the same rows at the same dim or a larger one."""
-    state, dataset = read_table(uri, options), open_dataset(uri, options)
-    assert state is not None, uri
+    state, dataset = read_table(location), open_dataset(location)
+    assert state is not None, location.uri
     spec, bucket_bits = state.spec, int(state.info["bucket_bits"])
-    check_match(spec, target.spec, uri)
-    turn_WW = read_rotation(target.spec, target.table, target.options) if spec.rotation is None else None
+    check_match(spec, target.spec, location.uri)
+    turn_WW = read_rotation(target.spec, target.table) if spec.rotation is None else None
 
     def find(query_W: Floats, top: int, where: Filter | None) -> list[Hit]:
         turned_W = query_W if turn_WW is None else query_W @ turn_WW
@@ -45,11 +45,13 @@ def rescored(target: Target, uri: str, options: Options) -> Target:
         hits = target.find(query_D, RESCORED * top, where)
         vectors = read_vectors(dataset, [hit.row for hit in hits], bucket_bits)
         if len(vectors) < len(hits):
-            raise ConfigError(f"--rescore {uri}: {len(hits) - len(vectors)} of {len(hits)} rows found are not in it; bring both in step")
+            raise ConfigError(
+                f"--rescore {location.uri}: {len(hits) - len(vectors)} of {len(hits)} rows found are not in it; bring both in step"
+            )
         scored = [replace(hit, score=float(vectors[key_of(hit.row)] @ query_W)) for hit in hits]
         return sorted(scored, key=lambda hit: -hit.score)[:top]
 
-    return Target(spec, target.schema, find, uri, options)
+    return Target(spec, target.schema, find, location)
 
 
 def check_match(spec: EmbeddingSpec, codes: EmbeddingSpec, uri: str) -> None:

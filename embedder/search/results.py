@@ -55,7 +55,7 @@ def run_queries(target: Target, questions: Iterable[str], top: int, condition: s
     if top < 1:
         raise ConfigError(f"--top {top}: show at least 1 row")
     where = parse_filter(condition, target.schema) if condition else None
-    encoder = QueryEncoder(target.spec, rotation_WW=read_rotation(target.spec, target.table, target.options))
+    encoder = QueryEncoder(target.spec, rotation_WW=read_rotation(target.spec, target.table))
     for question in questions:
         yield answer(target, encoder, question, top, where)
 

@@ -61,7 +61,7 @@ def list_shards(source: SourceConfig) -> Listing:
 
     EmptySourceError if there is no shard at all.
     """
-    store = Store(source.uri, source.storage_options)
+    store = source.location.open()
     listed, root = store.list_files(), store.uri
     while store.is_glob and any(character in root for character in WILDCARDS):
         root = root.rpartition("/")[0]
@@ -112,7 +112,7 @@ def _suffixes(uris: list[str]) -> str:
 
 def refuse_own_source(config: EmbedConfig) -> None:
     """Refuse a table, or a cut, whose parts the source's uri names, however the two are spelled."""
-    source = Store(config.source.uri, config.source.storage_options)
+    source = config.source.location.open()
     tables: list[tuple[str, OutputConfig | CutTableConfig]] = [("output.uri", config.output)]
     tables += [(f"output.cuts[{number}].uri", cut) for number, cut in enumerate(config.output.cuts)]
     problems = [

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from embedder.config.section import NonEmpty, Section
+from embedder.config.section import Located, NonEmpty, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
 """A name that every store takes as it stands."""
 
 
-class TableConfig(Section):
+class TableConfig(Located, Section):
     """The table that is loaded."""
 
     uri: NonEmpty

@@ -16,13 +16,12 @@ import pyarrow as pa
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options
+from embedder.core.storage import Location
 from embedder.observe.progress import align
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 from embedder.stores.vector_store import Loaded, VectorStore
 from embedder.table.delta import list_committed, open_delta, read_table
 from embedder.table.diff import check_present, read_changes
-from embedder.table.parts import Folder
 from embedder.table.run_record import find_info
 
 GROUP_ROWS = 100_000
@@ -37,8 +36,7 @@ Outcome = Literal["loaded", "refreshed", "nothing to do"]
 class Version:
     """A version of a table, as far as loading it needs."""
 
-    uri: str
-    options: Options
+    location: Location
     number: int
     table_id: str
     spec: EmbeddingSpec
@@ -81,23 +79,23 @@ class Report:
         return align([*rows, ("search", self.index)])
 
 
-def read_version(uri: str, options: Options, number: int | None = None) -> Version:
+def read_version(location: Location, number: int | None = None) -> Version:
     """Read what a version consists of; the newest if no number is given."""
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
+        raise StorageError(f"{location.uri}: no table there; make one with jobs.embed")
     number = state.version if number is None else number
-    names = list_committed(uri, options, number)
-    delta = open_delta(uri, options, number)
+    names = list_committed(location, number)
+    delta = open_delta(location, number)
     adds = pa.table(delta.get_add_actions(flatten=True))
     rows = dict(zip(adds["path"].to_pylist(), adds["num_records"].to_pylist(), strict=True))
     schema = pa.schema(delta.schema().to_arrow())
     by_name = {each: rows[each] for each in sorted(map(str, names))}
-    info = state.info if number == state.version else find_info(uri, options, number)
+    info = state.info if number == state.version else find_info(location, number)
     if info is None:
-        raise VersionGoneError(f"{uri}: version {number} has no run record any more, its log was cleaned up; load a later version")
+        raise VersionGoneError(f"{location.uri}: version {number} has no run record any more, its log was cleaned up; load a later version")
     spec, ranges = EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges"))
-    return Version(uri, options, number, str(delta.metadata().id), spec, schema, by_name, ranges)
+    return Version(location, number, str(delta.metadata().id), spec, schema, by_name, ranges)
 
 
 def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
@@ -108,7 +106,9 @@ def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
     """
     started = time.monotonic()
     if ROW_ID in wanted.schema.names:
-        raise ConfigError(f"{wanted.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name")
+        raise ConfigError(
+            f"{wanted.location.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name"
+        )
     quantization = wanted.spec.quantization
     if quantization not in store.quantizations:
         known = ", ".join(sorted(store.quantizations))
@@ -133,12 +133,12 @@ def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
     check_count(store, wanted)
     outcome: Outcome = "nothing to do" if did_nothing else "loaded" if previous is None else "refreshed"
     seconds = time.monotonic() - started
-    return Report(outcome, store.place, wanted.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+    return Report(outcome, store.place, wanted.location.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
 
 
 def begin(wanted: Version) -> Loaded:
     """Say that a first load is on its way, of a version that is still there as a whole."""
-    check_present(Folder(wanted.uri, wanted.options), wanted.rows, wanted.number)
+    check_present(wanted.location, wanted.rows, wanted.number)
     return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
 
 
@@ -167,7 +167,7 @@ def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, in
 
 def at_version(wanted: Version, number: int | None) -> Version:
     """Give another version of the same table."""
-    return wanted if number in (None, wanted.number) else read_version(wanted.uri, wanted.options, number)
+    return wanted if number in (None, wanted.number) else read_version(wanted.location, number)
 
 
 def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
@@ -175,7 +175,7 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
     store.record(loaded)
     if not loaded.done:
         store.create(loaded)
-    folder = Folder(target.uri, target.options)
+    folder = target.location
     names, written = list(target.rows)[loaded.done :], 0
     # a load that died may have written some of its next rows already
     write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
@@ -207,7 +207,7 @@ def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[
 
 def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
     """Write and remove what differs between the version that is loaded and another; give the rows written and removed."""
-    changes = read_changes(wanted.uri, wanted.options, loaded.version, target)  # before the store is told of a version that is gone
+    changes = read_changes(wanted.location, loaded.version, target)  # before the store is told of a version that is gone
     loaded = replace(loaded, target=target)
     store.record(loaded)
     counts = Counter[str]()
@@ -232,7 +232,7 @@ def check_count(store: VectorStore, wanted: Version) -> None:
     found = store.count()
     if found != wanted.num_rows:
         raise StorageError(
-            f"{store.place}: {found:,} rows after the load, but {wanted.uri} has {wanted.num_rows:,} at version {wanted.number}; "
+            f"{store.place}: {found:,} rows after the load, but {wanted.location.uri} has {wanted.num_rows:,} at version {wanted.number}; "
             "was it written to by others, or by two loads at once? Load it anew under another name"
         )
 
@@ -241,11 +241,13 @@ def find_mismatch(place: str, loaded: Loaded, wanted: Version) -> str | None:
     """Say why a store's rows and a table's may not stand side by side; None if they may."""
     if loaded.spec.space_id != wanted.spec.space_id:
         changes = "; ".join(loaded.spec.differences(wanted.spec))
-        return f"{place}: holds rows of space {loaded.spec.space_id}, and {wanted.uri} is of space {wanted.spec.space_id} ({changes})"
+        return (
+            f"{place}: holds rows of space {loaded.spec.space_id}, and {wanted.location.uri} is of space {wanted.spec.space_id} ({changes})"
+        )
     if loaded.table_id != wanted.table_id:
-        return f"{place}: holds rows of another table (Delta id {loaded.table_id}, and that of {wanted.uri} is {wanted.table_id})"
+        return f"{place}: holds rows of another table (Delta id {loaded.table_id}, and that of {wanted.location.uri} is {wanted.table_id})"
     if not loaded.schema.equals(wanted.schema):
         mine, theirs = ({f"{field.name} {field.type}" for field in schema} for schema in (loaded.schema, wanted.schema))
         changes = ", ".join([*(f"−{each}" for each in sorted(mine - theirs)), *(f"+{each}" for each in sorted(theirs - mine))])
-        return f"{place}: its columns are not those of {wanted.uri} ({changes or 'in another order'})"
+        return f"{place}: its columns are not those of {wanted.location.uri} ({changes or 'in another order'})"
     return None

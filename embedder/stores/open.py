@@ -11,6 +11,7 @@ from embedder.config.load import load_config
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.quantization import Floats, Ranges, to_binary
 from embedder.core.spec import Quantization
+from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target, open_table
 from embedder.search.filter import Filter
 from embedder.search.rescore import rescored
@@ -23,9 +24,9 @@ MOST_INT8 = 127
 @contextmanager
 def open_target(table: str | None, store: str | None, rescore: str | None) -> Iterator[Target]:
     """Open a table by its folder, or a store by the settings of its load, perhaps to be rescored by the float vectors of another table."""
-    opened = open_loaded(load_config(LoadConfig, [store]).config) if store else nullcontext(open_table(str(table), {}))
+    opened = open_loaded(load_config(LoadConfig, [store]).config) if store else nullcontext(open_table(Location(str(table))))
     with opened as target:
-        yield rescored(target, rescore, {}) if rescore else target
+        yield rescored(target, Location(rescore)) if rescore else target
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def open_loaded(config: LoadConfig) -> Iterator[Target]:
             codes_X, scale, offset = to_query_codes(query_D, loaded.spec.quantization, loaded.ranges)
             return [replace(hit, score=float(hit.score * scale + offset)) for hit in store.search(codes_X, top, where)]
 
-        yield Target(loaded.spec, loaded.schema, find, config.table.uri, config.table.storage_options)
+        yield Target(loaded.spec, loaded.schema, find, config.table.location)
 
 
 def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges | None) -> tuple[Vector, float, float]:

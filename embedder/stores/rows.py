@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedder.core.spec import EmbeddingSpec
-from embedder.table.parts import Folder
+from embedder.core.storage import Location
+from embedder.table.parts import part_file
 from embedder.table.vectors import CODES, column_codes, num_codes
 
 ROW_ID = "row_id"
@@ -57,10 +58,10 @@ def vectors_of(rows: pa.Table) -> npt.NDArray[Any]:
     return values.reshape(rows.num_rows, rows.schema.field("embedding").type.list_size)
 
 
-def read_parts(folder: Folder, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+def read_parts(folder: Location, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """Stream the rows of parts, a batch at a time, columns as in the table."""
     for name in names:
-        with folder.part(name).open_input() as file, pq.ParquetFile(file) as parquet:
+        with part_file(folder, name).open_input() as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=schema.names):
                 yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedder.core.storage import Options, Store
+from embedder.core.storage import Location, Store
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +25,8 @@ def digest_texts(texts: Sequence[str]) -> str:
 class Cache:
     """Arrays by key, block and name, below one folder; each is written whole or not at all."""
 
-    def __init__(self, uri: str, options: Options) -> None:
-        self._store, self._options = Store(uri, options), options
+    def __init__(self, location: Location) -> None:
+        self._store, self._options = location.open(), location.options
 
     def names(self, key: str) -> set[str]:
         """List what is there of a key, as block-name."""

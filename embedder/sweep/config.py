@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.config.section import NonEmpty, OneOrMore, Positive, Section
+from embedder.config.section import Located, NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
 from embedder.core.spec import API
 
@@ -107,7 +107,7 @@ class PickConfig(Section):
     """Months that the index is kept."""
 
 
-class StudyOutputConfig(Section):
+class StudyOutputConfig(Located, Section):
     """Where the report goes."""
 
     uri: NonEmpty

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.core.errors import ConfigError, StorageError
-from embedder.core.storage import Options, Store
+from embedder.core.storage import Location, Options, Store
 from embedder.sweep.config import QualityConfig
 
 TOP = 100
@@ -53,8 +53,8 @@ class Similarity:
 def read_beir(uri: str, quality: QualityConfig, seed: int) -> Retrieval:
     """Read a BEIR folder; title and text are joined by one space. ConfigError holds every problem of the folder."""
     store, options = Store(uri, quality.storage_options), quality.storage_options
-    documents = {row["_id"]: _joined(row) for row in _read_jsonl(store.child("corpus.jsonl"), options)}
-    queries = {row["_id"]: str(row.get("text") or "").strip() for row in _read_jsonl(store.child("queries.jsonl"), options)}
+    documents = {row["_id"]: _joined(row) for row in _read_jsonl(Location(store.child("corpus.jsonl"), options))}
+    queries = {row["_id"]: str(row.get("text") or "").strip() for row in _read_jsonl(Location(store.child("queries.jsonl"), options))}
     qrels = _read_qrels(store, quality.qrels, options)
     where = f"quality.beir={uri!r}"
     unknown = {
@@ -81,11 +81,11 @@ def read_beir(uri: str, quality: QualityConfig, seed: int) -> Retrieval:
     )
 
 
-def read_similarity(uri: str, options: Options) -> Similarity:
+def read_similarity(location: Location) -> Similarity:
     """Read an STS file: columns sentence1, sentence2, score, or else the first three."""
-    where = f"quality.sts={uri!r}"
-    text = _read_text(uri, options)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if uri.endswith(".tsv") else ","))
+    where = f"quality.sts={location.uri!r}"
+    text = _read_text(location)
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if location.uri.endswith(".tsv") else ","))
     if not rows or len(rows[0]) < 3:
         raise ConfigError(f"{where}: a header and at least three columns are needed: two texts and a score")
     names = [name.strip().lower() for name in rows[0]]
@@ -106,7 +106,7 @@ def read_similarity(uri: str, options: Options) -> Similarity:
     if len(pairs) < LEAST_QUERIES or len({value for *_, value in pairs}) < 2:
         raise ConfigError(f"{where}: {len(pairs)} pairs of {len({value for *_, value in pairs})} different scores; too few to rank")
     firsts, seconds, scores = zip(*pairs, strict=True)
-    return Similarity(PurePosixPath(uri).stem, firsts, seconds, scores)
+    return Similarity(PurePosixPath(location.uri).stem, firsts, seconds, scores)
 
 
 def make_known_items(documents: pa.Table, query_column: str | None, num_queries: int, seed: int) -> Retrieval:
@@ -175,25 +175,27 @@ def _joined(row: Mapping[str, Any]) -> str:
     return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
 
 
-def _read_text(uri: str, options: Options) -> str:
+def _read_text(location: Location) -> str:
     try:
-        with Store(uri, options).open_input() as file:
+        with location.open().open_input() as file:
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{uri}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise ConfigError(f"{location.uri}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except StorageError as error:
         raise ConfigError(str(error)) from error
 
 
-def _read_jsonl(uri: str, options: Options) -> list[dict[str, Any]]:
+def _read_jsonl(location: Location) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(_read_text(uri, options).split("\n"), 1):
+    for number, line in enumerate(_read_text(location).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
                 rows.append(row | {"_id": str(row["_id"])})
             except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{uri}:{number}: not an object with an _id ({type(error).__name__}: {error}); correct it") from error
+                raise ConfigError(
+                    f"{location.uri}:{number}: not an object with an _id ({type(error).__name__}: {error}); correct it"
+                ) from error
     return rows
 
 
@@ -205,7 +207,7 @@ def _read_qrels(store: Store, name: str, options: Options) -> dict[str, dict[str
         raise ConfigError(f"quality.qrels={name!r}: {folder.uri} has {', '.join(found) or 'no .tsv'}; choose one of them")
     uri = folder.child(f"{name}.tsv")
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_read_text(uri, options).split("\n"), 1):
+    for number, line in enumerate(_read_text(Location(uri, options)).split("\n"), 1):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and cells[-1].strip().lower() == "score"):
             continue

@@ -12,7 +12,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmbedderError
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Store
+from embedder.core.storage import Location
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import check_device
@@ -74,12 +74,12 @@ def prepare_study(config: SweepConfig) -> Study:
     ]
     labelled: list[Retrieval | Similarity | None] = []
     labelled += [_collect(problems, partial(read_beir, uri, config.quality, config.sample.seed)) for uri in config.quality.beir]
-    labelled += [_collect(problems, partial(read_similarity, uri, config.quality.storage_options)) for uri in config.quality.sts]
+    labelled += [_collect(problems, partial(read_similarity, Location(uri, config.quality.storage_options))) for uri in config.quality.sts]
     drawn = _collect(problems, partial(draw_sample, config.source, config)) if config.source else None
     known = _collect(problems, partial(_known_items, drawn[0], config)) if drawn and config.uses_known_items else None
     if model and config.grid.float8:
         _collect(problems, partial(_check_float8, model.resolved.spec, config.compute))
-    _collect(problems, Store(config.output.uri, config.output.storage_options).check_writable)
+    _collect(problems, config.output.location.open().check_writable)
     lacking = check_extras(config)
     problems += [*_check_names(config), *lacking]
     if config.quality.mteb and not lacking:

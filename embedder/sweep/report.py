@@ -33,7 +33,7 @@ QUANTIZATION: dict[Precision, Quantization] = {"float32": "none", "int8": "int8"
 def write_report(swept: Swept) -> dict[str, str]:
     """Write the files beside each other, replacing an earlier report; gives their uris by kind."""
     output = swept.study.config.output
-    store = Store(output.uri, output.storage_options)
+    store = output.location.open()
     record = build_record(swept)
     files = {
         "json": json.dumps(record, indent=1, allow_nan=False) + "\n",

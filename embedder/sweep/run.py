@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from embedder.core.storage import Location
 from embedder.model.calibration import Calibration
 from embedder.model.encoder import Encoder
 from embedder.sweep.cache import Cache
@@ -40,7 +41,7 @@ def run_sweep(study: Study, report: Report) -> Swept:
     """Score and price the grid; where there is a calibration, its exits' rows come beside the native ones."""
     config = study.config
     machine = choose_machine(config.compute)
-    cache = Cache(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options)
+    cache = Cache(Location(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options))
     models = {each.name: each for each in (study.model, *study.rivals)}
     main = study.model
     exits = open_exits(study.calibration, main.depths, main.resolved.hidden_size) if study.calibration else {}

@@ -7,8 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from embedder.core.storage import Store
-from embedder.table.parts import Folder
+from embedder.core.storage import Location, Store
 
 ATTEMPTS_FOLDER = "_attempts"
 
@@ -23,13 +22,13 @@ _MARK = re.compile(r"(?P<name>.+)\.(?P<number>\d+)")
 class Attempts:
     """The marks of one table; `failed` counts those that were there when they were listed, by name."""
 
-    def __init__(self, folder: Folder, failed: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: Location, failed: Mapping[str, int] | None = None) -> None:
         self._store = Store(f"{folder.uri}/{ATTEMPTS_FOLDER}", folder.options)
         self._options = folder.options
         self._failed = failed or {}
 
     @classmethod
-    def listed(cls, folder: Folder) -> "Attempts":
+    def listed(cls, folder: Location) -> "Attempts":
         """List the marks there are: attempts that failed, and those of other workers in flight."""
         store = Store(f"{folder.uri}/{ATTEMPTS_FOLDER}", folder.options)
         found = (_MARK.fullmatch(each.uri.rsplit("/", 1)[-1]) for each in store.list_folder())

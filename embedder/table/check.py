@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from embedder.core.errors import CommitError, ModelError, StorageError
 from embedder.core.rotation import ROTATION_FOLDER, read_rotation
-from embedder.core.storage import Found, Options, Store, map_threads
+from embedder.core.storage import Found, Location, Store, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align
 from embedder.table.check_rows import check_rows
 from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.table.log_checkpoint import read_quarantined
-from embedder.table.parts import QUARANTINE_FOLDER, Folder, read_footer
+from embedder.table.parts import QUARANTINE_FOLDER, part_file, quarantine_file, read_footer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,13 @@ class OnStorage:
     """Size and rows by name, as the quarantine table has them."""
 
 
-def check_table(uri: str, options: Options, deep: bool = False) -> Checked:
+def check_table(location: Location, deep: bool = False) -> Checked:
     """Compare the newest version with storage; `deep` reads every row of it."""
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None:
-        raise CommitError(f"{uri}: no table there; make one with jobs.embed")
-    folder = Folder(uri, options)
-    stored = list_storage(uri, options)
+        raise CommitError(f"{location.uri}: no table there; make one with jobs.embed")
+    folder = location
+    stored = list_storage(location)
     found = map_threads(lambda name: list(check_part(name, state, stored, folder)), sorted(state.rows))
     faults = [*check_chains(state.parts), *(fault for each in found for fault in each), *check_quarantine(state, stored)]
     faults += check_turning(state, folder)
@@ -72,17 +72,17 @@ def check_table(uri: str, options: Options, deep: bool = False) -> Checked:
     return Checked(state.version, len(state.rows), sum(state.rows.values()), deep, made_by, tuple(faults))
 
 
-def list_storage(uri: str, options: Options) -> OnStorage:
+def list_storage(location: Location) -> OnStorage:
     """List the table's folder and that of its quarantine."""
-    table = Store(uri, options)
+    table = location.open()
     parts, rejects = (
         {found.uri.rsplit("/", 1)[-1]: found for found in store.list_folder()}
-        for store in (table, Store(table.child(QUARANTINE_FOLDER), options))
+        for store in (table, Store(table.child(QUARANTINE_FOLDER), location.options))
     )
-    return OnStorage(parts, rejects, read_quarantined(uri, options))
+    return OnStorage(parts, rejects, read_quarantined(location))
 
 
-def check_part(name: str, state: TableState, stored: OnStorage, folder: Folder) -> Iterator[Fault]:
+def check_part(name: str, state: TableState, stored: OnStorage, folder: Location) -> Iterator[Fault]:
     """Compare one part's file and footer with what the log, its name and its quarantine file say."""
     found, parsed = stored.parts.get(name), PartName.parse(name)
     assert parsed is not None, name
@@ -92,7 +92,7 @@ def check_part(name: str, state: TableState, stored: OnStorage, folder: Folder) 
     if found.size_bytes != state.sizes[name]:
         yield Fault(name, f"{found.size_bytes:,} bytes on storage, {state.sizes[name]:,} in the log")
     try:
-        rows, footer = read_footer(folder.part(name))
+        rows, footer = read_footer(part_file(folder, name))
     except (StorageError, OSError, ValueError) as error:
         yield Fault(name, f"cannot be read ({error})")
         return
@@ -107,10 +107,10 @@ def check_part(name: str, state: TableState, stored: OnStorage, folder: Folder) 
         yield Fault(name, f"{stats.quarantined:,} records were quarantined, but {QUARANTINE_FOLDER} has no file of its name")
 
 
-def check_turning(state: TableState, folder: Folder) -> Iterator[Fault]:
+def check_turning(state: TableState, folder: Location) -> Iterator[Fault]:
     """See whether queries can still be turned as the vectors were."""
     try:
-        read_rotation(state.spec, folder.uri, folder.options)
+        read_rotation(state.spec, folder)
     except (StorageError, ModelError) as error:
         yield Fault(f"{ROTATION_FOLDER}/{state.spec.rotation}", str(error))
 
@@ -145,22 +145,22 @@ def check_chains(names: Iterable[PartName]) -> Iterator[Fault]:
             yield Fault(first, f"{len(parts) - len(chain):,} parts of its task hold rows that others hold too")
 
 
-def repair_table(uri: str, options: Options, checked: Checked) -> int:
+def repair_table(location: Location, checked: Checked) -> int:
     """Take the tasks that have faults out of the table, and broken files off storage, so that the next run makes them anew.
 
     Gives the number of parts that left; what is only wrong in the quarantine table is mended on the spot.
     """
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None or state.version != checked.version:
-        raise CommitError(f"{uri}: the table changed while it was checked; check it again")
+        raise CommitError(f"{location.uri}: the table changed while it was checked; check it again")
     broken = {fault.name for fault in checked.faults}.intersection(state.rows)
     tasks = {name.key for name in state.parts if str(name) in broken}
     remove = tuple(str(name) for name in state.parts if name.key in tasks)
     if remove:
         info = {**state.info, MAINTENANCE_KEY: "repair"}
-        commit_table(uri, options, Change((), remove, state.schema, info), state)
-        folder = Folder(uri, options)
-        map_threads(lambda name: folder.part(name).remove(), sorted(broken))  # first: a part on storage always has its namesake
-        map_threads(lambda name: folder.quarantine(name).remove(), sorted(broken))
-    sync_quarantine(uri, options)
+        commit_table(location, Change((), remove, state.schema, info), state)
+        folder = location
+        map_threads(lambda name: part_file(folder, name).remove(), sorted(broken))  # first: a part on storage always has its namesake
+        map_threads(lambda name: quarantine_file(folder, name).remove(), sorted(broken))
+    sync_quarantine(location)
     return len(remove)

@@ -11,15 +11,16 @@ import pyarrow.compute as pc
 
 from embedder.core.errors import StorageError
 from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Location
 from embedder.core.units import PartName
 from embedder.table.diff import Digests, digest_keys
-from embedder.table.parts import Folder, read_batches
+from embedder.table.parts import part_file, read_batches
 
 NORM_TOLERANCE = 1e-4
 """float32 sums over some thousand components stay below 1e-6; more is damage."""
 
 
-def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, folder: Folder, broken: Collection[str]) -> Iterator[tuple[str, str]]:
+def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, folder: Location, broken: Collection[str]) -> Iterator[tuple[str, str]]:
     """Give the part and what is wrong with rows of it; parts that are known to be broken are passed over.
 
     Memory: 16 bytes for each row of one task, and for each shard of the table.
@@ -48,11 +49,11 @@ def _count_repeated(keys: Sequence[Digests]) -> Counter[int]:
     return Counter(number[order[again]].tolist())
 
 
-def _check_part(part: PartName, spec: EmbeddingSpec, folder: Folder, seen: list[Digests], owners: dict[bytes, str]) -> Iterator[str]:
+def _check_part(part: PartName, spec: EmbeddingSpec, folder: Location, seen: list[Digests], owners: dict[bytes, str]) -> Iterator[str]:
     """Read one part, adding its keys to those seen, and its shards to those that have an owner."""
     places = [np.zeros((0, 2), np.int32)]
     try:
-        for rows in read_batches(folder.part(str(part))):
+        for rows in read_batches(part_file(folder, str(part))):
             yield from describe_faults(rows, spec)
             yield from _other_owners(rows, part.key, owners)
             seen.append(digest_keys(rows))

@@ -8,11 +8,20 @@ import pyarrow as pa
 
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.schema import QUARANTINE
-from embedder.core.storage import Options, map_threads
+from embedder.core.storage import Location, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.progress import align
 from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.table.parts import Folder, encode_batches, encode_parquet, read_batches, read_footer, read_part, read_schema
+from embedder.table.parts import (
+    encode_batches,
+    encode_parquet,
+    part_file,
+    quarantine_file,
+    read_batches,
+    read_footer,
+    read_part,
+    read_schema,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +48,24 @@ class Compacted:
         return align([("compact", merged), ("parts", f"{self.parts_before:,} → {self.parts_after:,}, {done}")])
 
 
-def compact_table(uri: str, options: Options, target_bytes: int, dry_run: bool = False) -> Compacted:
+def compact_table(location: Location, target_bytes: int, dry_run: bool = False) -> Compacted:
     """Merge small neighbours and publish all merges at once; of a run at the same time, one commits and the other is told so.
 
     Holds one merged part in memory. What a compaction that died has merged is taken up by the next one.
     """
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None:
-        raise CommitError(f"{uri}: no table there; make one with jobs.embed")
+        raise CommitError(f"{location.uri}: no table there; make one with jobs.embed")
     merges = tuple(plan_merges(state.parts, state.sizes, target_bytes))
     size = sum(state.sizes[str(name)] for names in merges for name in names)
     if dry_run or not merges:
         return Compacted(len(state.rows), merges, size, None)
-    folder = Folder(uri, options)
+    folder = location
     merged = tuple(merge_parts(names, state, folder) for names in merges)
     info = {**state.info, MAINTENANCE_KEY: "compact"}
     change = Change(merged, tuple(str(name) for names in merges for name in names), state.schema, info, rearranges=True)
-    version = commit_table(uri, options, change, state)
-    sync_quarantine(uri, options, rearranges=True)
+    version = commit_table(location, change, state)
+    sync_quarantine(location, rearranges=True)
     return Compacted(len(state.rows), merges, size, version)
 
 
@@ -89,23 +98,23 @@ def _merge(run: Sequence[PartName]) -> Iterator[tuple[PartName, ...]]:
         yield tuple(run)
 
 
-def merge_parts(names: Sequence[PartName], state: TableState, folder: Folder) -> Part:
+def merge_parts(names: Sequence[PartName], state: TableState, folder: Location) -> Part:
     """Write what these parts hold as one, once, its quarantine file first; footers are kept but for the stats, which are summed."""
     merged = PartName(names[0].key, names[0].version, names[0].first_row, names[-1].stop_row, names[-1].last)
-    footers = map_threads(lambda name: read_footer(folder.part(str(name)))[1], list(names))
+    footers = map_threads(lambda name: read_footer(part_file(folder, str(name)))[1], list(names))
     stats = sum((Stats(**footer["stats"]) for footer in footers), Stats())
     if stats.quarantined:
         with_rejects = [name for name, footer in zip(names, footers, strict=True) if footer["stats"]["quarantined"]]
-        rejects = pa.concat_tables([table for name in with_rejects for table in read_batches(folder.quarantine(str(name)))])
-        folder.quarantine(str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
-    tables = (table for name in names for table in read_batches(folder.part(str(name))))
-    schema = read_schema(folder.part(str(names[0])))
-    folder.part(str(merged)).write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
+        rejects = pa.concat_tables([table for name in with_rejects for table in read_batches(quarantine_file(folder, str(name)))])
+        quarantine_file(folder, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
+    tables = (table for name in names for table in read_batches(part_file(folder, str(name))))
+    schema = read_schema(part_file(folder, str(names[0])))
+    part_file(folder, str(merged)).write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
     part = read_part(str(merged), folder)
     rows = sum(state.rows[str(name)] for name in names)
     if part.rows != rows or part.stats != stats:
         raise StorageError(
-            f"{folder.part(str(merged)).uri}: holds {part.rows:,} rows where {rows:,} were merged, nothing was published; "
+            f"{part_file(folder, str(merged)).uri}: holds {part.rows:,} rows where {rows:,} were merged, nothing was published; "
             "look at the table with jobs.maintain --check --deep"
         )
     return part

@@ -17,9 +17,9 @@ from embedder.core.errors import CommitError, VersionGoneError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.schema import QUARANTINE
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options, Store, delta_options, map_threads
+from embedder.core.storage import Location, Store, delta_options, map_threads
 from embedder.core.units import Part, PartName
-from embedder.table.parts import QUARANTINE_FOLDER, Folder, count_rows, find_missing
+from embedder.table.parts import QUARANTINE_FOLDER, count_rows, find_missing
 from embedder.table.run_record import INFO_KEY, find_info
 
 MAINTENANCE_KEY = "maintenance"
@@ -71,36 +71,36 @@ class Change:
     rearranges: bool = False
 
 
-def open_delta(uri: str, options: Options, version: int | None = None) -> DeltaTable:
+def open_delta(location: Location, version: int | None = None) -> DeltaTable:
     """Open a table for reading; TableNotFoundError if there is none."""
-    location = Store(uri, options).uri
-    return DeltaTable(location, version=version, storage_options=delta_options(location, options))
+    uri = location.open().uri
+    return DeltaTable(uri, version=version, storage_options=delta_options(uri, location.options))
 
 
-def read_table(uri: str, options: Options) -> TableState | None:
+def read_table(location: Location) -> TableState | None:
     """Read the newest version; None if there is no table yet."""
     try:
-        return with_retries(lambda: _read_state(uri, options), uri)
+        return with_retries(lambda: _read_state(location), location.uri)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
         raise CommitError(
-            f"{uri}: the table cannot be opened ({one_line(error)}); check output.uri and the credentials in the environment"
+            f"{location.uri}: the table cannot be opened ({one_line(error)}); check output.uri and the credentials in the environment"
         ) from error
 
 
-def _read_state(uri: str, options: Options) -> TableState:
-    delta = open_delta(uri, options)
-    info = find_info(uri, options, delta.version())
+def _read_state(location: Location) -> TableState:
+    delta = open_delta(location)
+    info = find_info(location, delta.version())
     if info is None:
         raise CommitError(
-            f"{uri}: a Delta table that embedder did not write (no run record in its log); choose another output.uri, or, if another "
-            "tool cleaned up the log, restore the commits it removed"
+            f"{location.uri}: a Delta table that embedder did not write (no run record in its log); choose another output.uri, or, if "
+            "another tool cleaned up the log, restore the commits it removed"
         )
     adds = pa.table(delta.get_add_actions(flatten=True))
     names = adds["path"].to_pylist()
     for name in names:
-        _parse(name, uri)
+        _parse(name, location.uri)
     return TableState(
         version=delta.version(),
         rows=dict(zip(names, adds["num_records"].to_pylist(), strict=True)),
@@ -123,12 +123,12 @@ class Commit:
     """Its run record; None: another tool's commit, or one that only follows ours."""
 
 
-def list_commits(uri: str, options: Options, most: int) -> list[Commit]:
+def list_commits(location: Location, most: int) -> list[Commit]:
     """List the newest commits, newest first; CommitError if there is no table."""
     try:
-        entries = open_delta(uri, options).history(most)
+        entries = open_delta(location).history(most)
     except (DeltaError, OSError) as error:
-        raise CommitError(f"{uri}: the table cannot be opened ({one_line(error)}); check the uri and the credentials") from error
+        raise CommitError(f"{location.uri}: the table cannot be opened ({one_line(error)}); check the uri and the credentials") from error
     return [
         Commit(
             entry["version"],
@@ -140,50 +140,52 @@ def list_commits(uri: str, options: Options, most: int) -> list[Commit]:
     ]
 
 
-def list_records(uri: str, options: Options, most_commits: int = 100) -> list[Mapping[str, Any]]:
+def list_records(location: Location, most_commits: int = 100) -> list[Mapping[str, Any]]:
     """List the records of the newest runs, newest first, without those that maintenance carried forward."""
-    entries = open_delta(uri, options).history(most_commits)
+    entries = open_delta(location).history(most_commits)
     records = (entry.get(INFO_KEY) for entry in entries)
     return [record for record in records if isinstance(record, dict) and MAINTENANCE_KEY not in record]
 
 
-def list_committed(uri: str, options: Options, version: int) -> list[PartName]:
+def list_committed(location: Location, version: int) -> list[PartName]:
     """List the parts of one version; VersionGoneError if its log is no longer there."""
     try:
-        delta = open_delta(uri, options, version)
+        delta = open_delta(location, version)
     except (DeltaError, OSError) as error:
-        newest = open_delta(uri, options).version()
+        newest = open_delta(location).version()
         if version > newest:
-            raise CommitError(f"{uri}: there is no version {version}; the newest is {newest}") from error
-        raise VersionGoneError(f"{uri}: version {version} can no longer be opened ({error}); its log was cleaned up") from error
-    return [_parse(name, uri) for name in pa.table(delta.get_add_actions())["path"].to_pylist()]
+            raise CommitError(f"{location.uri}: there is no version {version}; the newest is {newest}") from error
+        raise VersionGoneError(f"{location.uri}: version {version} can no longer be opened ({error}); its log was cleaned up") from error
+    return [_parse(name, location.uri) for name in pa.table(delta.get_add_actions())["path"].to_pylist()]
 
 
-def commit_table(uri: str, options: Options, change: Change, before: TableState | None) -> int:
+def commit_table(location: Location, change: Change, before: TableState | None) -> int:
     """Publish a change in one atomic commit; give the new version. Readers see the table before it or after it.
 
     A commit whose answer was lost is repeated, conflicts with itself, and is known by its id.
     """
     info = {**change.info, "commit_id": uuid.uuid4().hex}
     try:
-        return with_retries(lambda: _commit(uri, options, replace(change, info=info), before), uri)
+        return with_retries(lambda: _commit(location, replace(change, info=info), before), location.uri)
     except (DeltaError, OSError) as error:
-        published = with_retries(lambda: _find_commit(uri, options, info["commit_id"]), uri)
+        published = with_retries(lambda: _find_commit(location, info["commit_id"]), location.uri)
         if published is not None:
             return published
         if isinstance(error, CommitFailedError):
             raise CommitError(
-                f"{uri}: another run published first ({one_line(error)}); nothing was lost, run again to see what is left to do"
+                f"{location.uri}: another run published first ({one_line(error)}); nothing was lost, run again to see what is left to do"
             ) from error
-        if before is None and read_table(uri, options):
-            raise CommitError(f"{uri}: another run created the table first; run again to see what is left to do") from error
-        raise CommitError(f"{uri}: the commit failed ({one_line(error)}); finished parts are kept, run again to publish them") from error
+        if before is None and read_table(location):
+            raise CommitError(f"{location.uri}: another run created the table first; run again to see what is left to do") from error
+        raise CommitError(
+            f"{location.uri}: the commit failed ({one_line(error)}); finished parts are kept, run again to publish them"
+        ) from error
 
 
-def _find_commit(uri: str, options: Options, commit_id: str) -> int | None:
+def _find_commit(location: Location, commit_id: str) -> int | None:
     """Find the version of a commit among the newest ones; None if it is not there."""
     try:
-        entries = open_delta(uri, options).history(FOLLOWING_COMMITS)
+        entries = open_delta(location).history(FOLLOWING_COMMITS)
     except TableNotFoundError:
         return None
     found = (
@@ -192,12 +194,12 @@ def _find_commit(uri: str, options: Options, commit_id: str) -> int | None:
     return next(found, None)
 
 
-def _commit(uri: str, options: Options, change: Change, before: TableState | None) -> int:
-    location = Store(uri, options).uri
-    gone = find_missing([part.name for part in change.add], Folder(uri, options))
+def _commit(location: Location, change: Change, before: TableState | None) -> int:
+    uri = location.open().uri
+    gone = find_missing([part.name for part in change.add], location)
     if gone:
         raise CommitError(
-            f"{location}: {len(gone)} parts were deleted while this run went on ({gone[0]}), nothing was published; "
+            f"{uri}: {len(gone)} parts were deleted while this run went on ({gone[0]}), nothing was published; "
             "run again to write them anew, and vacuum with a larger --older_than_hours"
         )
     adds = [_add_action(part.name, part.size_bytes, part.rows, not change.rearranges) for part in change.add]
@@ -206,12 +208,12 @@ def _commit(uri: str, options: Options, change: Change, before: TableState | Non
     schema = Schema.from_arrow(change.schema)
     if before is None:
         spec = json.dumps(change.info["spec"], sort_keys=True)
-        storage = delta_options(location, options)
+        storage = delta_options(uri, location.options)
         create_table_with_add_actions(
-            location, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
+            uri, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
         )
         return 0
-    delta = open_delta(uri, options, before.version)
+    delta = open_delta(location, before.version)
     if change.replaces:
         delta.create_write_transaction([*adds], "overwrite", schema, commit_properties=properties)
     else:
@@ -220,30 +222,30 @@ def _commit(uri: str, options: Options, change: Change, before: TableState | Non
     if change.replaces:
         # for other tools' eyes: embedder itself reads the spec from the commit, which is already out
         record = CommitProperties(custom_metadata={INFO_KEY: dict(change.info)})
-        open_delta(uri, options).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True), commit_properties=record)
-    return open_delta(uri, options).version()
+        open_delta(location).alter.set_table_description(json.dumps(change.info["spec"], sort_keys=True), commit_properties=record)
+    return open_delta(location).version()
 
 
-def sync_quarantine(uri: str, options: Options, rearranges: bool = False) -> int:
+def sync_quarantine(location: Location, rearranges: bool = False) -> int:
     """Make the quarantine table hold the namesakes of the table's parts, no more and no less; give its rows.
 
     It follows the table's own commit and depends on nothing but storage, so a run that died in between is mended by
     the next one, whether or not that has anything else to do.
     """
     try:
-        return with_retries(lambda: _sync_quarantine(uri, options, rearranges), uri)
+        return with_retries(lambda: _sync_quarantine(location, rearranges), location.uri)
     except (DeltaError, OSError) as error:
         raise CommitError(
-            f"{uri}: its quarantine cannot be brought up to date ({one_line(error)}); run again, the rest is published"
+            f"{location.uri}: its quarantine cannot be brought up to date ({one_line(error)}); run again, the rest is published"
         ) from error
 
 
-def _sync_quarantine(uri: str, options: Options, rearranges: bool) -> int:
-    committed = set(pa.table(open_delta(uri, options).get_add_actions())["path"].to_pylist())
-    folder = Store(Store(uri, options).child(QUARANTINE_FOLDER), options)
+def _sync_quarantine(location: Location, rearranges: bool) -> int:
+    committed = set(pa.table(open_delta(location).get_add_actions())["path"].to_pylist())
+    folder = location.child(QUARANTINE_FOLDER).open()
     wanted = {found.uri.rsplit("/", 1)[-1]: found for found in folder.list_folder()}
     wanted = {name: found for name, found in wanted.items() if name in committed}
-    storage = delta_options(folder.uri, options)
+    storage = delta_options(folder.uri, location.options)
     schema = Schema.from_arrow(QUARANTINE)
     if not DeltaTable.is_deltatable(folder.uri, storage_options=storage):
         create_table_with_add_actions(folder.uri, schema, [], mode="ignore", storage_options=storage)
@@ -251,7 +253,7 @@ def _sync_quarantine(uri: str, options: Options, rearranges: bool) -> int:
     present = pa.table(delta.get_add_actions())
     sizes = dict(zip(present["path"].to_pylist(), present["size_bytes"].to_pylist(), strict=True))
     missing = [name for name in wanted if name not in sizes]
-    rows = dict(zip(missing, map_threads(lambda name: count_rows(Store(wanted[name].uri, options)), missing), strict=True))
+    rows = dict(zip(missing, map_threads(lambda name: count_rows(Store(wanted[name].uri, location.options)), missing), strict=True))
     adds = [_add_action(name, wanted[name].size_bytes, rows[name], not rearranges) for name in missing]
     removes = _remove_actions([name for name in sizes if name not in wanted], sizes, not rearranges)
     if adds or removes:

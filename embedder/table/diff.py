@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.core.errors import CommitError, VersionGoneError
-from embedder.core.storage import Options, map_threads
+from embedder.core.storage import Location, map_threads
 from embedder.core.units import PartName, bucket_key
 from embedder.table.delta import list_committed, read_table
-from embedder.table.parts import Folder, read_batches
+from embedder.table.parts import list_parts, part_file, read_batches
 
 KEY = ("shard", "doc_id", "chunk")
 """What names a row for good: ids are unique within a shard only."""
@@ -54,7 +54,7 @@ class Changes:
     of 16,384 rows.
     """
 
-    folder: Folder
+    folder: Location
     groups: tuple[PartGroup, ...]
     old: int | None
     new: int
@@ -100,25 +100,25 @@ class Changes:
         return every[order], np.concatenate(contents)[order]
 
     def _read(self, names: Iterable[PartName], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        return (table for name in names for table in read_batches(self.folder.part(str(name)), columns))
+        return (table for name in names for table in read_batches(part_file(self.folder, str(name)), columns))
 
 
 _EMPTY: Digests = np.zeros(0, f"S{_HASH_BYTES}")
 
 
-def read_changes(uri: str, options: Options, old: int | None, new: int | None) -> Changes:
+def read_changes(location: Location, old: int | None, new: int | None) -> Changes:
     """Compare version `old` (None: before the first) with `new` (None: the newest); what is read is proportional to what changed.
 
     Apply `upserts` and `deletes` in either order, in batches of any size, again after a failure: both are idempotent.
     VersionGoneError if a version, or a part that left since, is no longer on storage: then the table must be loaded anew.
     """
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None:
-        raise CommitError(f"{uri}: no table there; make one with jobs.embed")
+        raise CommitError(f"{location.uri}: no table there; make one with jobs.embed")
     new = state.version if new is None else new
-    before = [] if old is None else list_committed(uri, options, old)
-    removed, added = plan_changes(before, state.parts if new == state.version else list_committed(uri, options, new))
-    folder = Folder(uri, options)
+    before = [] if old is None else list_committed(location, old)
+    removed, added = plan_changes(before, state.parts if new == state.version else list_committed(location, new))
+    folder = location
     check_present(folder, map(str, removed), old)
     check_present(folder, map(str, added), new)
     buckets = _find_buckets(folder, removed, added, int(state.info["bucket_bits"]))
@@ -194,10 +194,10 @@ def _find(ordered: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
     return np.where(ordered[place] == wanted, place, -1)
 
 
-def check_present(folder: Folder, names: Iterable[str], version: int | None) -> None:
+def check_present(folder: Location, names: Iterable[str], version: int | None) -> None:
     """Refuse before the first row what could not be read to the last."""
     wanted = set(names)
-    gone = wanted.difference(map(str, folder.list_parts())) if wanted else wanted
+    gone = wanted.difference(map(str, list_parts(folder))) if wanted else wanted
     if gone:
         raise VersionGoneError(
             f"{folder.uri}: version {version} can no longer be read: {len(gone)} of its parts were vacuumed ({min(gone)}); "
@@ -205,7 +205,7 @@ def check_present(folder: Folder, names: Iterable[str], version: int | None) -> 
         )
 
 
-def _find_buckets(folder: Folder, removed: Sequence[PartName], added: Sequence[PartName], bits: int) -> dict[str, str]:
+def _find_buckets(folder: Location, removed: Sequence[PartName], added: Sequence[PartName], bits: int) -> dict[str, str]:
     """Lead each key that only left or only came to the bucket of its shard: a shard that grows or shrinks leaves one for the other."""
     left, came = ({name.key for name in names} for names in (removed, added))
     if not left or not came:
@@ -219,9 +219,9 @@ def _find_buckets(folder: Folder, removed: Sequence[PartName], added: Sequence[P
     return {key: bucket_key(shard, bits) for key, shard in zip(keys, shards, strict=True) if shard is not None}
 
 
-def _first_shard(folder: Folder, names: Iterable[PartName]) -> str | None:
+def _first_shard(folder: Location, names: Iterable[PartName]) -> str | None:
     """Read a shard that these parts hold rows of; None if they hold none. All shards of a bucket lead to the same one."""
     for name in names:
-        for table in read_batches(folder.part(str(name)), ("shard",)):
+        for table in read_batches(part_file(folder, str(name)), ("shard",)):
             return str(table["shard"][0])
     return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from embedder.core.errors import CommitError
 from embedder.core.spec import EmbeddingSpec, digest
-from embedder.core.storage import Options
+from embedder.core.storage import Location
 from embedder.table.delta import MAINTENANCE_KEY, Commit, list_commits
 
 RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
@@ -44,11 +44,13 @@ class Event:
         return listed | dict(self.figures) | {"environment": dict(self.environment), "changes": list(self.changes)}
 
 
-def read_history(uri: str, options: Options, most: int) -> list[Event]:
+def read_history(location: Location, most: int) -> list[Event]:
     """Read the newest versions, newest first; what changed is said of each but the oldest run read."""
-    commits = list_commits(uri, options, most)
+    commits = list_commits(location, most)
     if not any(commit.info for commit in commits) and len(commits) < most:
-        raise CommitError(f"{uri}: a Delta table that embedder did not write (no run record in its log); give one that jobs.embed made")
+        raise CommitError(
+            f"{location.uri}: a Delta table that embedder did not write (no run record in its log); give one that jobs.embed made"
+        )
     return note_changes(list(to_events(commits)))
 
 

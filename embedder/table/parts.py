@@ -14,7 +14,7 @@ from embedder.core.errors import StorageError
 from embedder.core.quantization import Ranges
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options, Store, map_threads
+from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.vectors import Codes, quantization_of, vector_column
 
@@ -54,16 +54,16 @@ def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array([documents[document][start:end] for document, start, end in spans], pa.string())])
 
 
-def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Folder") -> Part:
+def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Location") -> Part:
     """Put the quarantine file, then the part, each once; if another run was first, its part stands and is described.
 
     The quarantine file comes first, so that a part on storage always has its namesake.
     """
     rejects = encode_parquet(quarantined.select(QUARANTINE.names), {}) if quarantined.num_rows else b""
     if rejects:
-        folder.quarantine(str(name)).write_once(rejects)
+        quarantine_file(folder, str(name)).write_once(rejects)
     data = encode_parquet(rows, footer)
-    if not folder.part(str(name)).write_once(data):
+    if not part_file(folder, str(name)).write_once(data):
         return read_part(str(name), folder)
     stats = Stats(**footer["stats"])
     return Part(str(name), rows.num_rows, len(data), stats, len(rejects))
@@ -108,44 +108,40 @@ def _cut_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Ta
         yield held
 
 
-class Folder:
-    """The table's folder: where a part and its namesake in the quarantine lie."""
-
-    def __init__(self, uri: str, options: Options) -> None:
-        self.uri, self.options = uri.rstrip("/"), options
-
-    def part(self, name: str) -> Store:
-        """Locate a part."""
-        return Store(f"{self.uri}/{name}", self.options)
-
-    def quarantine(self, name: str) -> Store:
-        """Locate a part's quarantined records."""
-        return Store(f"{self.uri}/{QUARANTINE_FOLDER}/{name}", self.options)
-
-    def list_parts(self) -> list[PartName]:
-        """List the parts on storage, committed or not."""
-        names = (PartName.parse(found.uri.rsplit("/", 1)[-1]) for found in Store(self.uri, self.options).list_folder())
-        return [name for name in names if name is not None]
+def part_file(table: Location, name: str) -> Store:
+    """Return the file of a part."""
+    return table.child(name).open()
 
 
-def read_part(name: str, folder: Folder) -> Part:
+def quarantine_file(table: Location, name: str) -> Store:
+    """Return the file of a part's quarantined records."""
+    return table.child(f"{QUARANTINE_FOLDER}/{name}").open()
+
+
+def list_parts(table: Location) -> list[PartName]:
+    """List the parts on storage, committed or not."""
+    names = (PartName.parse(found.uri.rsplit("/", 1)[-1]) for found in table.open().list_folder())
+    return [name for name in names if name is not None]
+
+
+def read_part(name: str, folder: Location) -> Part:
     """Describe a part on storage by its footer."""
-    store = folder.part(name)
+    store = part_file(folder, name)
     found = store.info()
     if found is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it anew")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
-    quarantine = folder.quarantine(name).info() if stats.quarantined else None
+    quarantine = quarantine_file(folder, name).info() if stats.quarantined else None
     return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
 
 
-def find_missing(names: Sequence[str], folder: Folder) -> list[str]:
+def find_missing(names: Sequence[str], folder: Location) -> list[str]:
     """Find parts that are not on storage: such as old leftovers that a run took up while a vacuum deleted them."""
     if len(names) > LISTED_PARTS:
-        stored = set(map(str, folder.list_parts()))
+        stored = set(map(str, list_parts(folder)))
         return [name for name in names if name not in stored]
-    infos = map_threads(lambda name: folder.part(name).info(), list(names))
+    infos = map_threads(lambda name: part_file(folder, name).info(), list(names))
     return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from embedder.core.schema import LEADING, VECTORS
 from embedder.core.spec import Quantization
-from embedder.core.storage import map_threads
-from embedder.table.parts import Folder
+from embedder.core.storage import Location, map_threads
+from embedder.table.parts import part_file
 
 Int64s = npt.NDArray[np.int64]
 
@@ -45,7 +45,7 @@ NO_PREVIOUS = PreviousParts((), np.zeros(0, np.uint64), np.zeros(0, np.int32), n
 """An index in which nothing is found."""
 
 
-def index_parts(names: Sequence[str], folder: Folder) -> PreviousParts:
+def index_parts(names: Sequence[str], folder: Location) -> PreviousParts:
     """Read the hash of every document of these parts: three small columns, no text and no vectors."""
     heads = map_threads(lambda name: _read_columns(folder, name, _HEAD), list(names))
     hashes, parts, rows, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
@@ -60,7 +60,7 @@ def index_parts(names: Sequence[str], folder: Folder) -> PreviousParts:
     return PreviousParts(tuple(names), every[order], *(np.concatenate(each)[order] for each in (parts, rows, counts)))
 
 
-def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, folder: Folder, quantization: Quantization) -> pa.Table:
+def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, folder: Location, quantization: Quantization) -> pa.Table:
     """Content hashes of documents → REUSED with their `embedding`: the chunks and vectors of those that are known, in order of document."""
     places = previous.find(content_hashes)
     known = np.flatnonzero(places >= 0)
@@ -73,7 +73,7 @@ def take_reusable(content_hashes: pa.ChunkedArray, previous: PreviousParts, fold
     return reused.take(pc.sort_indices(reused, [("document", "ascending"), ("chunk", "ascending")]))
 
 
-def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: PreviousParts, name: str, folder: Folder) -> pa.Table:
+def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: PreviousParts, name: str, folder: Location) -> pa.Table:
     """Read of one part the row groups that hold these documents, and take their rows, the whole hash compared."""
     columns = (*REUSED.names[1:], "embedding")
     places = previous.find(content_hashes.take(pa.array(documents)))
@@ -87,14 +87,14 @@ def _take_rows(documents: Int64s, content_hashes: pa.ChunkedArray, previous: Pre
     return pa.table([owner, *(taken[each] for each in columns)], names=["document", *columns]).filter(same)
 
 
-def _read_columns(folder: Folder, name: str, columns: Sequence[str]) -> pa.Table:
-    with folder.part(name).open_input(narrow=True) as file:
+def _read_columns(folder: Location, name: str, columns: Sequence[str]) -> pa.Table:
+    with part_file(folder, name).open_input(narrow=True) as file:
         return pq.read_table(file, columns=list(columns))
 
 
-def _read_rows(folder: Folder, name: str, columns: Sequence[str], wanted: Int64s) -> pa.Table:
+def _read_rows(folder: Location, name: str, columns: Sequence[str], wanted: Int64s) -> pa.Table:
     """Take rows of a part by their numbers: one that was merged is much larger than what a unit asks of it."""
-    with folder.part(name).open_input(narrow=True) as source:
+    with part_file(folder, name).open_input(narrow=True) as source:
         file = pq.ParquetFile(source)
         sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)], np.int64)
         firsts = np.cumsum(sizes) - sizes

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from embedder.core.errors import StorageError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Options, Store
+from embedder.core.storage import Location, Store
 
 INFO_KEY = "embedder"
 """Key of the run record in a commit's metadata. It holds the spec of the table's vectors."""
@@ -28,37 +28,37 @@ class Record:
     """Of int8."""
 
 
-def read_spec(uri: str, options: Options) -> EmbeddingSpec:
+def read_spec(location: Location) -> EmbeddingSpec:
     """Give the spec of the newest version."""
-    return read_record(uri, options).spec
+    return read_record(location).spec
 
 
-def read_record(uri: str, options: Options) -> Record:
+def read_record(location: Location) -> Record:
     """Read the record of the newest version, or, where records were cleaned up, what the checkpoint keeps of it: the spec."""
-    log = Store(Store(uri, options).child("_delta_log"), options)
+    log = location.child("_delta_log").open()
     names = sorted((found.uri for found in log.list_folder()), reverse=True)
     if not names:
-        raise StorageError(f"{uri}: no table there; make one with jobs.embed")
+        raise StorageError(f"{location.uri}: no table there; make one with jobs.embed")
     newest = next((int(found[1]) for found in map(_COMMIT.search, names) if found), -1)
-    info = find_info(uri, options, newest)
+    info = find_info(location, newest)
     if info is not None:
         return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
     for name in (each for each in names if ".checkpoint" in each and each.endswith(".parquet")):
-        with Store(name, options).open_input(narrow=True) as file:
+        with Store(name, location.options).open_input(narrow=True) as file:
             actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
         for action in actions:
             return Record(EmbeddingSpec.model_validate_json(action["description"]), None)
-    raise StorageError(f"{uri}: a Delta table that embedder did not write; give one that jobs.embed made")
+    raise StorageError(f"{location.uri}: a Delta table that embedder did not write; give one that jobs.embed made")
 
 
-def find_info(uri: str, options: Options, version: int) -> Mapping[str, Any] | None:
+def find_info(location: Location, version: int) -> Mapping[str, Any] | None:
     """Find the run record that holds at a version, from its commit back; a commit that restored a version leads to that one.
 
     None where there is none, or it was cleaned up. (Of a version that is not the newest, DeltaTable.history gives the newer commits too.)
     """
-    log, restored = Store(Store(uri, options).child("_delta_log"), options), None
+    log, restored = location.child("_delta_log").open(), None
     while version >= 0:
-        commit = Store(log.child(f"{version:020d}.json"), options)
+        commit = Store(log.child(f"{version:020d}.json"), location.options)
         if commit.info() is None:
             break
         entry = _read_entry(commit)
@@ -66,11 +66,13 @@ def find_info(uri: str, options: Options, version: int) -> Mapping[str, Any] | N
         if isinstance(info, dict) and "spec" in info:
             return info
         if entry.get("operation") == "RESTORE":
-            version = restored = _restored_version(uri, version, entry)
+            version = restored = _restored_version(location.uri, version, entry)
         else:
             version -= 1
     if restored is not None:
-        raise StorageError(f"{uri}: version {restored} was restored, whose run record is no longer in the log; restore a later one")
+        raise StorageError(
+            f"{location.uri}: version {restored} was restored, whose run record is no longer in the log; restore a later one"
+        )
     return None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.core.storage import PROBE_PREFIX, Found, Options, Store, map_threads
+from embedder.core.storage import PROBE_PREFIX, Found, Location, Store, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER
@@ -70,7 +70,7 @@ class Vacuumed:
         return "\n".join([*([align(listed)] if listed else []), align(rows)])
 
 
-def vacuum_table(uri: str, options: Options, older_than_hours: float, dry_run: bool = False, insist: bool = False) -> Vacuumed:
+def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = False, insist: bool = False) -> Vacuumed:
     """Delete what no version needs that was the newest within the age, and that is itself older; a dry run only lists it.
 
     A running embed is protected by the age: what it wrote is younger, and it checks before its commit that old leftovers
@@ -81,28 +81,27 @@ def vacuum_table(uri: str, options: Options, older_than_hours: float, dry_run: b
             f"--older_than_hours={older_than_hours:g}: parts of a run in progress are in no version yet, and would be deleted from under "
             f"it; give at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is going on"
         )
-    table = Store(uri, options)
-    state = read_table(uri, options)
+    state = read_table(location)
     if state is None:
-        raise CommitError(f"{uri}: no table there; nothing was deleted")
-    cutoff = table.check_writable() - 3600 * older_than_hours
-    recent = read_recent_log(table.uri, options, cutoff)
-    quarantine = Store(table.child(QUARANTINE_FOLDER), options)
-    needed = {*state.rows, *recent.removed, *read_quarantined(uri, options), *read_recent_log(quarantine.uri, options, cutoff).removed}
-    stale = plan_vacuum(list_files(table, options), needed, cutoff)
+        raise CommitError(f"{location.uri}: no table there; nothing was deleted")
+    cutoff = location.open().check_writable() - 3600 * older_than_hours
+    recent = read_recent_log(location, cutoff)
+    of_quarantine = read_recent_log(location.child(QUARANTINE_FOLDER), cutoff)
+    needed = {*state.rows, *recent.removed, *read_quarantined(location), *of_quarantine.removed}
+    stale = plan_vacuum(list_files(location), needed, cutoff)
     vacuumed = Vacuumed(stale, state.version if recent.first_version is None else recent.first_version, dry_run)
     if not dry_run:
         for kinds in (("part",), ("quarantine", "temporary", "attempt")):  # a part on storage always has its namesake
-            map_threads(lambda each: Store(each.uri, options).remove(), [each for each in stale if each.kind in kinds])
-        check_untouched(uri, options, stale)
+            map_threads(lambda each: Store(each.uri, location.options).remove(), [each for each in stale if each.kind in kinds])
+        check_untouched(location, stale)
     return vacuumed
 
 
-def list_files(table: Store, options: Options) -> list[tuple[Found, bool]]:
+def list_files(location: Location) -> list[tuple[Found, bool]]:
     """List what lies in the table's folder, in the quarantine's, and (True) the marks of attempts."""
-    folders = [table, Store(table.child(QUARANTINE_FOLDER), options)]
-    files = [(found, False) for folder in folders for found in folder.list_folder()]
-    return files + [(found, True) for found in Store(table.child(ATTEMPTS_FOLDER), options).list_folder()]
+    folders = [location, location.child(QUARANTINE_FOLDER)]
+    files = [(found, False) for folder in folders for found in folder.open().list_folder()]
+    return files + [(found, True) for found in location.child(ATTEMPTS_FOLDER).open().list_folder()]
 
 
 def plan_vacuum(files: Iterable[tuple[Found, bool]], needed: set[str], cutoff: float) -> tuple[Stale, ...]:
@@ -129,12 +128,12 @@ def kind_of(uri: str, is_mark: bool) -> Kind | None:
     return "quarantine" if folder.endswith(f"/{QUARANTINE_FOLDER}") else "part"
 
 
-def check_untouched(uri: str, options: Options, deleted: Iterable[Stale]) -> None:
+def check_untouched(location: Location, deleted: Iterable[Stale]) -> None:
     """Find out whether a run published old leftovers in the moment they were deleted."""
-    state = read_table(uri, options)
+    state = read_table(location)
     lost = sorted({each.name for each in deleted if each.kind == "part"}.intersection(state.rows if state else ()))
     if lost:
         raise CommitError(
-            f"{uri}: a run published {len(lost)} old parts while they were deleted ({lost[0]}); "
+            f"{location.uri}: a run published {len(lost)} old parts while they were deleted ({lost[0]}); "
             "run jobs.maintain with --check --repair, then jobs.embed, which embeds them anew"
         )

@@ -8,6 +8,7 @@ import pytest
 from embedder.config.maintain import MaintainOptions
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import digest_array, keep_rotation
+from embedder.core.storage import Location
 from embedder.run.recut import RecutConfig, run_recut
 from embedder.table.delta import read_table
 from jobs.maintain import main
@@ -43,7 +44,7 @@ def test_the_job_says_what_it_did_and_exits_1_on_faults_only(tmp_path: Path, cap
     said = capsys.readouterr().out
     assert "dry run: nothing was merged" in said
     assert "dry run: nothing was" in said
-    assert read_table(table.uri, {}).version == 0  # type: ignore[union-attr]
+    assert read_table(Location(table.uri)).version == 0  # type: ignore[union-attr]
     assert main([table.uri, "--compact", "--vacuum", "--checkpoint", "--check"]) == 0
     said = capsys.readouterr().out
     assert "version 1, the same rows" in said
@@ -65,7 +66,7 @@ def test_a_repair_that_leaves_a_fault_exits_1_and_names_it(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "repair  0 parts left the table\n" in said
     assert said.count(f"_rotation/{turned.rotation}") == 4  # the fault and its file, before and after
-    keep_rotation(np.eye(DIM, dtype=np.float32), table.uri, {})
+    keep_rotation(np.eye(DIM, dtype=np.float32), Location(table.uri))
     assert main([table.uri, "--check", "--repair"]) == 0
 
 

@@ -20,6 +20,7 @@ from fsspec import AbstractFileSystem
 
 from embedder.config.embed import EmbedConfig
 from embedder.core.plan import SMALL_SHARD_BYTES
+from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.process import peak_bytes
 from embedder.run.embed import Outcome, choose_change, summarize
@@ -82,7 +83,7 @@ def fill_table(prepared: RunPlan) -> None:
     for part in parts:
         (folder / part.name).touch()
     info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
-    commit_table(config.output.uri, {}, Change(tuple(parts), (), prepared.schema, info), None)
+    commit_table(Location(config.output.uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 
 def measure(folder: str) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def measure(folder: str) -> dict[str, Any]:
     with clock.measured("of which list"):
         list_shards(config.source)
     with clock.measured("of which open the table"):
-        read_table(config.output.uri, {})
+        read_table(Location(config.output.uri))
     with clock.measured("nothing to do: prepare"):
         prepared = prepare_run(config)
     assert prepared.plan.is_empty

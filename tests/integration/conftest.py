@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable
 
 from embedder.config.embed import EmbedConfig
-from embedder.core.storage import Store
+from embedder.core.storage import Location, Store
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.summary import Summary
@@ -100,7 +100,7 @@ class Site:
 
     def delta(self, version: int | None = None) -> DeltaTable:
         """Open the table."""
-        return open_delta(self.table_uri, {}, version)
+        return open_delta(Location(self.table_uri), version)
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:
         """All rows, in order of document and chunk."""
@@ -109,7 +109,7 @@ class Site:
 
     def quarantine(self) -> list[dict[str, Any]]:
         """All quarantined records."""
-        return open_delta(f"{self.table_uri}/_quarantine", {}).to_pyarrow_table().to_pylist()
+        return open_delta(Location(f"{self.table_uri}/_quarantine")).to_pyarrow_table().to_pylist()
 
 
 def fill(site: Site) -> None:

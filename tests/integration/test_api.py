@@ -14,6 +14,7 @@ import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
+from embedder.core.storage import Location
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.run.dry_run import preview_run
@@ -23,6 +24,7 @@ from embedder.search.code_snippet import write_recipe
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import read_table
+from embedder.table.parts import quarantine_file
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents
 from tests.model.conftest import tokenize
@@ -65,7 +67,7 @@ def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, serve
     threading.Thread(target=set_once_a_part_is_there, args=(server.before_refusing, Path(local_site.table_uri)), daemon=True).start()
     with pytest.raises(ModelError, match=r"openai:mini at http.*/v1: 401 AuthenticationError.*the key was taken away"):
         local_site.embed(**settings)
-    assert read_table(local_site.table_uri, {}) is None, "nothing half is published"
+    assert read_table(Location(local_site.table_uri)) is None, "nothing half is published"
     finished = {path.name: path.read_bytes() for path in Path(local_site.table_uri).glob("*.parquet")}
     assert finished, "it was in the middle of the run"
     server.most_requests, server.delay_seconds = None, 0.0
@@ -79,7 +81,12 @@ def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, serve
     assert paid
     assert not paid & set(asked), "nor is it asked for again"
     assert {row["doc_id"] for row in found} == {f"d{number}" for number in range(60) if number != 23}
-    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("d23", "refused_by_api")]
+    assert [
+        (row["doc_id"], row["reason"])
+        for row in quarantine_file(
+            local_site,
+        )
+    ] == [("d23", "refused_by_api")]
     expected = vectors_of(minilm, [row["text"] for row in found])
     np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
     assert len({row["chunk"] for row in found}) > 1
@@ -100,7 +107,7 @@ def set_once_a_part_is_there(event: threading.Event, table: Path) -> None:
 
 def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: ApiServer) -> None:
     """Search, cut, price and replace the table as any other."""
-    target = open_table(site.table_uri, {})
+    target = open_table(Location(site.table_uri))
     wanted = next(row for row in site.rows() if row["doc_id"] == "d8")
     query = QueryEncoder.from_table(site.table_uri).encode([wanted["text"]])[0]
     assert target.find(query, 1, None)[0].score == pytest.approx(1, abs=1e-4)
@@ -112,7 +119,7 @@ def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: 
     smaller: dict[str, Any] = {"dim": 32, "quantization": "binary"}
     run_recut(RecutConfig.model_validate({"parent": {"uri": site.table_uri}, "output": {"uri": cut_uri, **smaller}}))
     asked_for = prepare_run(site.config(**sections(server, **smaller), output={"uri": f"{site.table_uri}-asked"}))
-    assert open_table(cut_uri, {}).spec.space_id == asked_for.spec.space_id, "as if it were asked for at that dim"
+    assert open_table(Location(cut_uri)).spec.space_id == asked_for.spec.space_id, "as if it were asked for at that dim"
     site.corpus.put("b.jsonl", documents(100, 40))
     preview = preview_run(prepare_run(site.config(**settings)))
     assert preview.estimate is not None

@@ -12,6 +12,7 @@ from embedder.calibrate.config import CalibrateConfig
 from embedder.calibrate.run import Calibrated, run_calibrate
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import restore, to_int8
+from embedder.core.storage import Location
 from embedder.demo.corpus import write_corpus
 from embedder.model.calibration import RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
@@ -82,7 +83,7 @@ def test_a_turned_table_is_searched_without_its_calibration(
     site.embed(source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []}, chunking=chunking, embedding=embedding)
     shutil.rmtree(artifact)
     query_D = QueryEncoder.from_table(site.table_uri).encode(["split a path into folder and file"])[0]
-    assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(site.table_uri, {}).find(query_D, 20, None)]
+    assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(site.table_uri)).find(query_D, 20, None)]
     turned = Encoder.load(QueryEncoder.from_table(site.table_uri).spec.for_queries(), rotation_WW=calibrated.calibration.rotation_WW)
     assert turned.dim == 128
 
@@ -112,7 +113,7 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     assert (restored_ND * vectors_ND).sum(axis=1).mean() > 0.999
     for table in (site, floats):
         query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
-        assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(table.table_uri, {}).find(query_D, 20, None)]
+        assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(table.table_uri)).find(query_D, 20, None)]
 
 
 def test_trained_layers_are_kept_where_they_beat_the_map_alone_and_do_no_harm_elsewhere(

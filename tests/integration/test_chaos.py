@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedder.core.storage import Location
 from embedder.demo.s3_server import S3Server
 from embedder.table.delta import read_table
+from embedder.table.parts import quarantine_file
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences
 from tests.integration.runs import WORKERS, Run, start_run
@@ -208,7 +210,7 @@ def test_rounds_of_damage_lose_nothing_and_write_nothing_twice(chaos: Chaos, rep
         chaos.damage(run)
         if chaos.draw.random() < 0.5:
             chaos.counts["Ray's agents left behind"] += run.wait_for_workers_to_go(60)
-        if read_table(chaos.site.table_uri, {}):
+        if read_table(Location(chaos.site.table_uri)):
             assert max(places(chaos.site.rows()).values()) == 1, "in no version is a row twice"
     finish(chaos, repository)
     fresh = replace(chaos.site, table_uri=f"{chaos.site.table_uri}-fresh")
@@ -252,12 +254,24 @@ def compare(site: Site, fresh: Site) -> dict[str, int]:
         "rows lost": lost.total(),
         "rows too many": many.total(),
         "rows twice": sum(count - 1 for count in places(mine).values()),
-        "quarantined": len(fresh.quarantine()),
+        "quarantined": len(
+            quarantine_file(
+                fresh,
+            )
+        ),
     }
     if not lost and not many:
         plain = [[{name: row[name] for name in row if name != "embedding"} for row in rows] for rows in (mine, theirs)]
         assert plain[0] == plain[1]
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-        rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
+        rejects = [
+            sorted(
+                json.dumps(row, sort_keys=True)
+                for row in quarantine_file(
+                    each,
+                )
+            )
+            for each in (site, fresh)
+        ]
         assert rejects[0] == rejects[1]
     return report

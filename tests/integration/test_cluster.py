@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from embedder.core.storage import Location
 from embedder.demo.s3_server import free_ports
 from embedder.observe.metrics import METRICS
 from embedder.table.history import read_history
+from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run
 
@@ -79,9 +81,16 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
     rows = site.rows()
     assert {row["doc_id"] for row in rows} == {each["id"] for number in range(3) for each in documents(100 * number, 40)}
     assert len({(row["doc_id"], row["chunk"]) for row in rows}) == len(rows)
-    assert len(site.quarantine()) == 3
+    assert (
+        len(
+            quarantine_file(
+                site,
+            )
+        )
+        == 3
+    )
 
-    (event,) = read_history(site.table_uri, {}, 5)
+    (event,) = read_history(Location(site.table_uri), 5)
     lines = [json.loads(line) for line in run.log.read_text().splitlines() if line.startswith("{")]
     assert {line["run_id"] for line in lines if line["message"].startswith("run ")} == {event.figures["run_id"]}
     known = {f"ray_{metric.name}" + ("_total" if metric.kind == "counter" else "") for metric in METRICS}
@@ -155,6 +164,6 @@ def test_a_submitted_job_ends_with_its_own_exit_code(filled_site: Site, reposito
         assert not Path(site.table_uri).exists()
         done = submit()
         assert done.returncode == 0, done.stdout + done.stderr
-    (event,) = read_history(site.table_uri, {}, 5)
+    (event,) = read_history(Location(site.table_uri), 5)
     assert event.figures["stats"]["documents"] == 123
     assert re.fullmatch("[0-9a-f]{40}", event.environment["revision"])  # git's files were not uploaded

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from embedder.core.errors import CommitError, StorageError
+from embedder.core.storage import Location
 from embedder.table.delta import read_table
+from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.ray
@@ -75,12 +77,19 @@ def test_a_driver_killed_again_and_again_loses_nothing(disturbed: Site, undistur
         wait_for_parts(disturbed, process, count)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert read_table(disturbed.table_uri, {}) is None, "nothing half is published"
+        assert read_table(Location(disturbed.table_uri)) is None, "nothing half is published"
     # while workers of the last one may still write
     summary = disturbed.embed()
     assert summary.version == 0
     check_whole(disturbed, undisturbed)
-    assert len(disturbed.quarantine()) == 6
+    assert (
+        len(
+            quarantine_file(
+                disturbed,
+            )
+        )
+        == 6
+    )
 
 
 def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str) -> None:

@@ -19,6 +19,7 @@ import embedder.core.plan
 import embedder.model.encoder
 import embedder.run.embed
 from embedder.core.plan import Plan
+from embedder.core.storage import Location
 from embedder.core.units import Task
 from embedder.model.encoder import Encoder
 from embedder.pipeline.actors import EncoderActor
@@ -26,6 +27,7 @@ from embedder.pipeline.graph import Landed, Pool, landed
 from embedder.pipeline.rows import StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
+from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, sentences
 
 pytestmark = pytest.mark.slow
@@ -93,7 +95,7 @@ def test_a_refreshed_table_equals_a_fresh_one_compacted_or_not(
         copies = sum(number in fresh_texts for content in corpus.values() for number, _ in content)
         assert encoded <= copies + num_moved_beside(before, corpus)
         if is_compacted:
-            compact_table(site.table_uri, {}, 10**8)
+            compact_table(Location(site.table_uri), 10**8)
         before = corpus
     assert site.embed(**CONFIG).did_nothing
     fresh = Site(site.corpus, str(tmp_path / "fresh"), minilm)
@@ -113,5 +115,13 @@ def assert_equal(site: Site, fresh: Site) -> None:
     assert plain[0] == plain[1]
     if mine:
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-    rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
+    rejects = [
+        sorted(
+            json.dumps(row, sort_keys=True)
+            for row in quarantine_file(
+                each,
+            )
+        )
+        for each in (site, fresh)
+    ]
     assert rejects[0] == rejects[1]

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.table.delta import read_table
+from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
 
@@ -64,13 +66,13 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_goes_on(site_of_size
     assert "Traceback" not in said
     before, after = parts_of(logs / "full"), parts_of(logs / "freed")
     assert before, "it was in the middle of the run"
-    assert read_table(str(logs / "full"), {}) is None, "nothing half is published"
+    assert read_table(Location(str(logs / "full"))) is None, "nothing half is published"
     assert not [path.name for path in (logs / "full").rglob("*.tmp")]
     for name in before:
         pq.read_table(logs / "full" / name)
     assert (logs / "freed.status").read_text().strip() == "0", (logs / "freed.log").read_text()
     assert {name: after[name] for name in before} == before, "finished parts were kept"
-    state = read_table(str(logs / "freed"), {})
+    state = read_table(Location(str(logs / "freed")))
     assert state is not None
     rows = Site(site_of_size.corpus, str(logs / "freed"), site_of_size.model).rows()
     assert {row["doc_id"] for row in rows} == {f"d{number}" for number in range(120)}
@@ -152,7 +154,13 @@ def test_a_source_that_is_gone_empties_the_table_only_when_told_to(local_site: S
     assert len(local_site.rows()) == rows
     summary = local_site.embed(output={"max_removed_fraction": 1.0})
     assert (summary.rows, summary.version) == (0, 1)
-    assert local_site.rows() == local_site.quarantine() == []
+    assert (
+        local_site.rows()
+        == quarantine_file(
+            local_site,
+        )
+        == []
+    )
     assert local_site.embed(output={"max_removed_fraction": 1.0}).did_nothing
     local_site.corpus.put("a.jsonl", documents(0, 12))
     local_site.embed()

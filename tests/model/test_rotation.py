@@ -12,6 +12,7 @@ from embedder.calibrate.ridge import unit
 from embedder.core.errors import ConfigError, ModelError, StorageError
 from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
+from embedder.core.storage import Location
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from tests.core.test_spec import SPEC
@@ -151,12 +152,12 @@ def test_a_worker_or_a_query_without_the_specs_rotation_refuses_to_start(tiny_mo
 def test_a_table_keeps_its_rotation_on_every_storage(location: str) -> None:
     rotation_WW = make_rotation(0, 8)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
-    assert read_rotation(SPEC, location, {}) is None
+    assert read_rotation(SPEC, Location(location)) is None
     with pytest.raises(StorageError, match="gone, and without it no query can be turned"):
-        read_rotation(spec, location, {})
-    keep_rotation(rotation_WW, location, {})
-    keep_rotation(rotation_WW, location, {})
-    found = read_rotation(spec, location, {})
+        read_rotation(spec, Location(location))
+    keep_rotation(rotation_WW, Location(location))
+    keep_rotation(rotation_WW, Location(location))
+    found = read_rotation(spec, Location(location))
     assert found is not None
     assert np.array_equal(found, rotation_WW)
 
@@ -164,10 +165,10 @@ def test_a_table_keeps_its_rotation_on_every_storage(location: str) -> None:
 def test_a_damaged_rotation_is_refused(tmp_path: Path) -> None:
     rotation_WW = make_rotation(0, 8)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
-    keep_rotation(rotation_WW, str(tmp_path), {})
+    keep_rotation(rotation_WW, Location(str(tmp_path)))
     file = Path(rotation_uri(str(spec.rotation), str(tmp_path)))
     data = file.read_bytes()
     for damaged, message in ((data[:50], "damaged"), (b"", "damaged"), (data[:-4] + b"\0\0\0\1", "not the rotation of the spec")):
         file.write_bytes(damaged)
         with pytest.raises(ModelError, match=message):
-            read_rotation(spec, str(tmp_path), {})
+            read_rotation(spec, Location(str(tmp_path)))

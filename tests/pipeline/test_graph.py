@@ -12,6 +12,7 @@ import pytest
 
 from embedder.config.compute import Backend, ComputeConfig
 from embedder.core.errors import ClusterError, ConfigError, ModelError
+from embedder.core.storage import Location
 from embedder.core.units import Stats
 from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
@@ -24,7 +25,6 @@ from embedder.pipeline.reporter import Reporter
 from embedder.pipeline.rows import Row, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import Attempts
-from embedder.table.parts import Folder
 
 
 class DeathError(Exception):
@@ -34,7 +34,7 @@ class DeathError(Exception):
 class DoomedActor(EncoderActor):
     """Dies of each document that it is told to die of."""
 
-    def __init__(self, folder: Folder, deadly: set[int]) -> None:
+    def __init__(self, folder: Location, deadly: set[int]) -> None:
         self.folder, self.deadly, self.max_attempts, self.token_budget = folder, deadly, 2, 64
         self.encoder = type("Encoder", (), {"dim": 1})
 
@@ -50,7 +50,7 @@ def chunks() -> pa.Table:
     return pa.table({"document": pa.array(np.repeat(np.arange(40, dtype=np.int32), np.arange(40) % 3 + 1))})
 
 
-def encode_over_deaths(folder: Folder, deadly: set[int], chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
+def encode_over_deaths(folder: Location, deadly: set[int], chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
     while True:
         try:
             return DoomedActor(folder, deadly).encode_carefully("unit", chunks)
@@ -59,7 +59,7 @@ def encode_over_deaths(folder: Folder, deadly: set[int], chunks: pa.Table) -> tu
 
 
 def test_chunks_and_vectors_stay_together_when_documents_are_given_up(tmp_path: Path, chunks: pa.Table) -> None:
-    kept, encoded, poison_documents = encode_over_deaths(Folder(str(tmp_path), {}), {0, 17}, chunks)
+    kept, encoded, poison_documents = encode_over_deaths(Location(str(tmp_path)), {0, 17}, chunks)
     assert poison_documents == [0, 17]
     assert kept["document"].to_pylist() == [number for number in chunks["document"].to_pylist() if number not in (0, 17)]
     assert encoded.vectors_ND[:, 0].tolist() == kept["document"].to_pylist()
@@ -68,11 +68,11 @@ def test_chunks_and_vectors_stay_together_when_documents_are_given_up(tmp_path: 
 
 def test_a_machine_on_which_every_document_kills_the_encoder_ends_the_run(tmp_path: Path, chunks: pa.Table) -> None:
     with pytest.raises(ModelError, match=r"died on each of 4 documents of one unit \(unit\).*the machine or its software is at fault"):
-        encode_over_deaths(Folder(str(tmp_path), {}), set(range(40)), chunks)
+        encode_over_deaths(Location(str(tmp_path)), set(range(40)), chunks)
 
 
 def test_attempts_of_a_unit_that_fails_as_a_whole_leave_marks_of_pieces_only(tmp_path: Path, chunks: pa.Table) -> None:
-    folder = Folder(str(tmp_path), {})
+    folder = Location(str(tmp_path))
     encode_over_deaths(folder, {5}, chunks)
     assert Attempts.listed(folder).failed("unit.5-6") == 2
     assert Attempts.listed(folder).failed("unit.6-7") == 0
@@ -120,7 +120,7 @@ def test_a_model_is_not_converted_for_a_corpus_too_small_to_give_it_back(asked: 
 
 
 def test_a_unit_that_took_its_worker_down_too_often_is_taken_apart_with_no_other_beside_it(tmp_path: Path) -> None:
-    folder, alone = Folder(str(tmp_path), {}), []
+    folder, alone = Location(str(tmp_path)), []
 
     class Watched(DoomedActor):
         def encode(self, chunks: pa.Table) -> Encoded:
@@ -175,7 +175,7 @@ class BrokenActor(DoomedActor):
         return Encoded(vectors_ND, chunks.num_rows, 64)
 
 
-def make_broken(folder: Folder, broken: set[int]) -> BrokenActor:
+def make_broken(folder: Location, broken: set[int]) -> BrokenActor:
     actor = BrokenActor(folder, broken)
     actor.places, actor.clock, actor.attempts = Concurrency(1), BusyClock(), Attempts.listed(folder)
     actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
@@ -183,14 +183,14 @@ def make_broken(folder: Folder, broken: set[int]) -> BrokenActor:
 
 
 def test_a_document_with_a_vector_that_is_no_number_is_given_up_with_all_its_chunks(tmp_path: Path) -> None:
-    row = make_broken(Folder(str(tmp_path), {}), {1})(make_row([0, 1, 1, 2]))
+    row = make_broken(Location(str(tmp_path)), {1})(make_row([0, 1, 1, 2]))
     assert (row["given_up"], row["reasons"]) == ([1], ["not_finite"])
     assert from_ipc(row["chunks"])["document"].to_pylist() == [0, 2]
     assert np.frombuffer(row["codes"], np.float32).tolist() == [0.0, 2.0]
 
 
 def test_a_model_that_gives_no_numbers_ends_the_run(tmp_path: Path) -> None:
-    actor = make_broken(Folder(str(tmp_path), {}), set(range(16)))
+    actor = make_broken(Location(str(tmp_path)), set(range(16)))
     with pytest.raises(ModelError, match=r"all 16 documents of one unit \(unit\) hold NaN or infinity"):
         actor(make_row(list(range(16))))
     with pytest.raises(ModelError, match="the probe's vector holds NaN or infinity; advice"):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from embedder.core.plan import group_shards, plan_work
+from embedder.core.storage import Location
 from embedder.core.units import Part, Shard, Stats, shard_key
 from embedder.run.broken_shards import holds_rows, replan_without_broken_shards
 from embedder.run.embed import Outcome, choose_change
 from embedder.table.delta import read_table
-from embedder.table.parts import Folder
 from tests.tables import BITS, MadeTable
 
 ROWS = [("a1", "one two", "x"), ("a2", "three", "y")]
@@ -40,7 +40,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Plan shards given by name and version, after a commit of a corpus."""
         if committed:
             MadeTable(uri).follow(committed)
-        table = read_table(uri, {})
+        table = read_table(Location(uri))
         tasks = group_shards([Shard(name, version, 1) for name, version in names.items()], "layout", BITS)
         config = SimpleNamespace(output=SimpleNamespace(uri=uri, storage_options={}))
         return Run(config, None, None, table, BITS, plan_work(tasks, table.parts if table else [], []))
@@ -81,7 +81,7 @@ def test_there_is_nothing_to_spare_where_all_are_broken_or_none_is_known_to_be(p
 def test_a_bucket_that_holds_rows_of_the_broken_stays_as_it_is(prepare: Any) -> None:
     run = prepare(SMALL, {"s0": ROWS, "s1": ROWS})
     [key] = [task.key for task in run.plan.read if "s0" in [shard.uri for shard in task.shards]]
-    folder = Folder(run.config.output.uri, {})
+    folder = Location(run.config.output.uri)
     parts = [name for name in run.table.rows if name.startswith(key)]
     assert holds_rows(parts, ["s0"], folder)
     assert not holds_rows(parts, ["s9"], folder)

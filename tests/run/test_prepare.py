@@ -6,6 +6,7 @@ import pytest
 
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
 from embedder.run.prepare import RunPlan, prepare_run
 from embedder.table.delta import Change, commit_table
@@ -65,7 +66,7 @@ def publish(site: Site, prepared: RunPlan) -> None:
         Path(site.table_uri).mkdir(exist_ok=True)
         Path(site.table_uri, part.name).touch()
     info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
-    commit_table(site.table_uri, {}, Change(tuple(parts), (), prepared.schema, info), None)
+    commit_table(Location(site.table_uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 
 def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: list[EmbedConfig]) -> None:

@@ -11,6 +11,7 @@ from embedder.config.output import CutTableConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
+from embedder.core.storage import Location
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.run.recut import RecutConfig, check_cuts, run_cuts, run_recut
@@ -40,7 +41,7 @@ def recut(parent: MadeTable, **output: Any) -> Any:
 
 
 def rows(uri: str) -> dict[tuple[str, int], dict[str, Any]]:
-    return {(row["doc_id"], row["chunk"]): row for row in open_delta(uri, {}).to_pyarrow_table().to_pylist()}
+    return {(row["doc_id"], row["chunk"]): row for row in open_delta(Location(uri)).to_pyarrow_table().to_pylist()}
 
 
 def test_every_row_is_there_with_the_prefix_of_its_vector_at_length_one(parent: MadeTable) -> None:
@@ -52,13 +53,13 @@ def test_every_row_is_there_with_the_prefix_of_its_vector_at_length_one(parent: 
         prefix = np.array(before[key]["embedding"][:2])
         np.testing.assert_allclose(row["embedding"], prefix / np.linalg.norm(prefix), atol=1e-6)
         assert {**row, "embedding": None} == {**before[key], "embedding": None}
-    quarantine = open_delta(f"{parent.uri}-cut/_quarantine", {}).to_pyarrow_table()
+    quarantine = open_delta(Location(f"{parent.uri}-cut/_quarantine")).to_pyarrow_table()
     assert quarantine["doc_id"].to_pylist() == ["bad"]
 
 
 def test_the_space_is_that_of_embedding_there_directly(parent: MadeTable) -> None:
     recut(parent, dim=2)
-    state = read_table(f"{parent.uri}-cut", {})
+    state = read_table(Location(f"{parent.uri}-cut"))
     assert state is not None
     assert state.spec.space_id == SPEC.model_copy(update={"dim": 2}).space_id
     assert state.info["parent"] == {"uri": parent.uri, "version": 0}
@@ -79,13 +80,13 @@ def test_a_compaction_of_either_table_is_nothing_to_recut(tmp_path: Path) -> Non
     parent.follow(CORPUS)
     recut(parent, dim=2)
     whole = rows(f"{parent.uri}-cut")
-    assert compact_table(f"{parent.uri}-cut", {}, 10_000_000).merges
+    assert compact_table(Location(f"{parent.uri}-cut"), 10_000_000).merges
     assert recut(parent, dim=2).version is None
     parent.follow({**CORPUS, "b": [("b1", "five six", None), ("b2", "seven", None)]})
     made = recut(parent, dim=2)
     assert (made.parts_added, made.parts_kept, made.parts_removed) == (2, 1, 1)
     parent.follow(CORPUS)
-    assert compact_table(parent.uri, {}, 10_000_000).merges
+    assert compact_table(Location(parent.uri), 10_000_000).merges
     recut(parent, dim=2)
     assert recut(parent, dim=2).version is None
     assert rows(f"{parent.uri}-cut") == whole
@@ -145,9 +146,9 @@ def test_int8_takes_its_ranges_from_an_artifact(parent: MadeTable, tmp_path: Pat
         )
     )
     order = [("doc_id", "ascending"), ("chunk", "ascending")]
-    codes, floats = (open_delta(each, {}).to_pyarrow_table().sort_by(order) for each in (f"{made.uri}-int8", f"{made.uri}-cut"))
+    codes, floats = (open_delta(Location(each)).to_pyarrow_table().sort_by(order) for each in (f"{made.uri}-int8", f"{made.uri}-cut"))
     assert np.array_equal(column_codes(codes["embedding"]), to_int8(column_codes(floats["embedding"]), ranges))
-    state = read_table(f"{made.uri}-int8", {})
+    state = read_table(Location(f"{made.uri}-int8"))
     assert state is not None
     assert state.info["ranges"] == ranges.record()
     with pytest.raises(ConfigError, match=r"holds int8 codes, from which no other vectors can be made"):
@@ -170,7 +171,7 @@ def test_whole_vectors_are_turned_before_the_cut_and_the_table_keeps_what_turned
     for key, row in after.items():
         turned = (np.array(before[key]["embedding"]) @ rotation_WW)[:2]
         np.testing.assert_allclose(row["embedding"], turned / np.linalg.norm(turned), atol=1e-5)
-    state = read_table(f"{parent.uri}-cut", {})
+    state = read_table(Location(f"{parent.uri}-cut"))
     assert state is not None
     calibration = load_calibration(str(tmp_path / "calibration"))
     same = {"dim": 2, "rotation": digest_array(rotation_WW), "calibration": calibration.fingerprint}
@@ -179,7 +180,7 @@ def test_whole_vectors_are_turned_before_the_cut_and_the_table_keeps_what_turned
     values = {"parent": {"uri": f"{parent.uri}-cut"}, "output": {"uri": f"{parent.uri}-smaller", "dim": 1}}
     run_recut(RecutConfig.model_validate(values))
     for uri in (f"{parent.uri}-cut", f"{parent.uri}-smaller"):
-        found = read_rotation(state.spec, uri, {})
+        found = read_rotation(state.spec, Location(uri))
         assert found is not None
         assert np.array_equal(found, rotation_WW)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.core.errors import ConfigError, StorageError
+from embedder.core.storage import Location
 from embedder.search.exact import Hit, nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
 from embedder.search.results import BOLD, PLAIN, Answer, excerpt, render, split_sentences
@@ -23,10 +24,10 @@ def test_the_best_rows_come_first_from_whichever_file_and_batch(location: str, m
     rows = table.rows()
     scores = {key: float(np.dot(np.array(row["embedding"], np.float32), QUERY_D)) for key, row in rows.items()}
     for top in (1, 7, 500):
-        hits = nearest_rows(open_dataset(location, {}), QUERY_D, top)
+        hits = nearest_rows(open_dataset(Location(location)), QUERY_D, top)
         assert [key_of(hit.row) for hit in hits] == sorted(scores, key=lambda key: -scores[key])[:top]
         assert [hit.score for hit in hits] == pytest.approx([scores[key_of(hit.row)] for hit in hits], abs=1e-6)
-    found = nearest_rows(open_dataset(location, {}), QUERY_D, 500, parse_filter("topic = 'x' and year > 2000", SCHEMA))
+    found = nearest_rows(open_dataset(Location(location)), QUERY_D, 500, parse_filter("topic = 'x' and year > 2000", SCHEMA))
     assert {key_of(hit.row) for hit in found} == {key for key, row in rows.items() if row["topic"] == "x" and (row["year"] or 0) > 2000}
     assert "embedding" not in found[0].row
 
@@ -37,8 +38,8 @@ def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
         table.follow(corpus_of(2))
         exact = TypedTable(str(tmp_path / f"{quantization}-exact"))
         exact.follow(corpus_of(2))
-        wanted = {key_of(hit.row): hit.score for hit in open_table(exact.uri, {}).find(QUERY_D, 100, None)}
-        hits = open_table(table.uri, {}).find(QUERY_D, 100, None)
+        wanted = {key_of(hit.row): hit.score for hit in open_table(Location(exact.uri)).find(QUERY_D, 100, None)}
+        hits = open_table(Location(table.uri)).find(QUERY_D, 100, None)
         assert len(hits) == len(wanted)
         assert all(abs(hit.score - wanted[key_of(hit.row)]) <= off for hit in hits)
         correlation = np.corrcoef([hit.score for hit in hits], [wanted[key_of(hit.row)] for hit in hits])[0, 1]
@@ -47,15 +48,15 @@ def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no table there; make one with jobs\.embed"):
-        open_table(str(tmp_path / "nothing"), {})
+        open_table(Location(str(tmp_path / "nothing")))
 
 
 def test_an_empty_table_and_a_filter_that_nothing_passes_give_no_hits(tmp_path: Path) -> None:
     table = TypedTable(str(tmp_path / "table"), TABLE_SPEC)
     table.follow({"shard": []})
-    assert open_table(table.uri, {}).find(QUERY_D, 5, None) == []
+    assert open_table(Location(table.uri)).find(QUERY_D, 5, None) == []
     table.follow(corpus_of(1))
-    assert open_table(table.uri, {}).find(QUERY_D, 5, parse_filter("year > 3000", SCHEMA)) == []
+    assert open_table(Location(table.uri)).find(QUERY_D, 5, parse_filter("year > 3000", SCHEMA)) == []
 
 
 @pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--store", "x.yaml", "a", "b"]])

@@ -16,6 +16,7 @@ from embedder.core.errors import ModelError, StorageError
 from embedder.core.rotation import digest_array, keep_rotation
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
 from embedder.search.code_snippet import write_recipe
 from embedder.search.query_encoder import QueryEncoder
@@ -31,7 +32,7 @@ QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sa
 
 def commit(uri: str, spec: EmbeddingSpec, replaces: bool = False) -> None:
     info: dict[str, Any] = {"spec": spec.model_dump(), "bucket_bits": 0}
-    commit_table(uri, {}, Change((), (), SCHEMA, info, replaces), read_table(uri, {}))
+    commit_table(Location(uri), Change((), (), SCHEMA, info, replaces), read_table(Location(uri)))
 
 
 def resolve(model: str, max_tokens: int | None = None, **embedding: Any) -> EmbeddingSpec:
@@ -40,12 +41,12 @@ def resolve(model: str, max_tokens: int | None = None, **embedding: Any) -> Embe
 
 def test_the_spec_is_read_from_the_log_on_every_storage(location: str) -> None:
     with pytest.raises(StorageError, match="no table there"):
-        read_spec(location, {})
+        read_spec(Location(location))
     commit(location, SPEC)
-    assert read_spec(location, {}) == SPEC
+    assert read_spec(Location(location)) == SPEC
     other = SPEC.model_copy(update={"depth": 3, "query_prompt": "q: "})
     commit(location, other, replaces=True)
-    assert read_spec(location, {}) == other
+    assert read_spec(Location(location)) == other
 
 
 def test_the_spec_is_found_in_the_checkpoint_where_records_were_cleaned_up(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_spec_is_found_in_the_checkpoint_where_records_were_cleaned_up(tmp_p
     DeltaTable(uri).create_checkpoint()
     for log in Path(uri, "_delta_log").glob("*.json"):
         log.unlink()
-    assert read_spec(uri, {}) == other
+    assert read_spec(Location(uri)) == other
 
 
 def test_a_query_is_encoded_with_its_own_prompt_at_the_tables_depth_and_dim(tmp_path: Path, minilm: str) -> None:
@@ -129,7 +130,7 @@ def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path,
     commit(str(tmp_path), spec)
     with pytest.raises(StorageError, match="no query can be turned as the vectors were"):
         QueryEncoder.from_table(str(tmp_path))
-    keep_rotation(rotation_WW, str(tmp_path), {})
+    keep_rotation(rotation_WW, Location(str(tmp_path)))
     vectors_ND = QueryEncoder.from_table(str(tmp_path)).encode(QUERIES)
     turned = (QueryEncoder(whole).encode(QUERIES) @ rotation_WW)[:, :48]
     np.testing.assert_allclose(vectors_ND, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)

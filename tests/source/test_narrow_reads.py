@@ -12,12 +12,13 @@ from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.config.source import SourceConfig
+from embedder.core.storage import Location
 from embedder.core.units import Shard, Task
 from embedder.source import documents
 from embedder.source.documents import read_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
-from embedder.table.parts import Folder, encode_parquet, read_batches
+from embedder.table.parts import encode_parquet, part_file, read_batches
 from embedder.table.reuse import index_parts, take_reusable
 
 
@@ -58,7 +59,7 @@ HASHES = [DRAW.bytes(16).hex() for _ in range(1000)]
 
 
 @pytest.fixture
-def folder(store: type[CountedFileSystem]) -> Folder:
+def folder(store: type[CountedFileSystem]) -> Location:
     """One part of 1,000 chunks: vectors and texts are nearly all of it."""
     count, dim = len(HASHES), 384
     numbers = {name: pa.array([value] * count, pa.int32()) for name, value in {"chunk": 0, "num_chunks": 1, "start_char": 0}.items()}
@@ -66,25 +67,25 @@ def folder(store: type[CountedFileSystem]) -> Folder:
     texts = {"text": [DRAW.bytes(1000).hex() for _ in range(count)], "content_hash": HASHES, "shard": ["s3://docs/a"] * count}
     vectors = pa.array(list(DRAW.standard_normal((count, dim)).astype(np.float32)), pa.list_(pa.field("element", pa.float32())))
     store.objects["table/part.parquet"] = encode_parquet(pa.table({**numbers, **texts, "embedding": vectors}), {"stats": {}})
-    return Folder("counted://table", {})
+    return Location("counted://table")
 
 
-def test_an_index_of_hashes_costs_the_hashes_of_a_part(store: type[CountedFileSystem], folder: Folder) -> None:
+def test_an_index_of_hashes_costs_the_hashes_of_a_part(store: type[CountedFileSystem], folder: Location) -> None:
     previous = index_parts(["part.parquet"], folder)
     assert len(previous.hashes) == len(HASHES)
     assert store.bytes < len(store.objects["table/part.parquet"]) / 10
     assert store.requests <= 3
 
 
-def test_vectors_are_taken_without_the_texts(store: type[CountedFileSystem], folder: Folder) -> None:
+def test_vectors_are_taken_without_the_texts(store: type[CountedFileSystem], folder: Location) -> None:
     previous = index_parts(["part.parquet"], folder)
     store.bytes = 0
     assert take_reusable(pa.chunked_array([HASHES[:3]]), previous, folder, "none").num_rows == 3
     assert store.bytes < len(store.objects["table/part.parquet"]) * 2 / 3
 
 
-def test_the_shards_of_a_part_cost_their_column(store: type[CountedFileSystem], folder: Folder) -> None:
-    assert sum(table.num_rows for table in read_batches(folder.part("part.parquet"), ("shard",))) == len(HASHES)
+def test_the_shards_of_a_part_cost_their_column(store: type[CountedFileSystem], folder: Location) -> None:
+    assert sum(table.num_rows for table in read_batches(part_file(folder, "part.parquet"), ("shard",))) == len(HASHES)
     assert store.bytes < len(store.objects["table/part.parquet"]) / 20
     assert store.requests <= 2
 

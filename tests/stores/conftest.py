@@ -13,13 +13,14 @@ import pytest
 from embedder.core.quantization import Ranges, quantize
 from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.storage import Location
 from embedder.core.units import PartName, Stats, task_key
 from embedder.stores.config import LoadConfig
 from embedder.stores.load import Report, read_version, sync
 from embedder.stores.open import open_store
 from embedder.stores.vector_store import Loaded
 from embedder.table.delta import Change, commit_table, open_delta, read_table
-from embedder.table.parts import Folder, footer_of, write_part
+from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 from tests.core.test_spec import SPEC
 
@@ -53,8 +54,8 @@ class TypedTable:
 
     def follow(self, corpus: Corpus) -> int:
         """Make the table hold the corpus, in one commit; give its version."""
-        state = read_table(self.uri, {})
-        folder = Folder(self.uri, {})
+        state = read_table(Location(self.uri))
+        folder = Location(self.uri)
         wanted = {str(name_of(shard, texts, self.spec)): (shard, texts) for shard, texts in corpus.items()}
         held = set(state.rows) if state else set()
         rejects = QUARANTINE.empty_table()
@@ -70,7 +71,7 @@ class TypedTable:
         info["ranges"] = RANGES.record()
         replaces = state is not None and state.spec.space_id != self.spec.space_id
         change = Change(tuple(parts), tuple(sorted(held - set(wanted))), schema_of(self.spec), info, replaces)
-        return commit_table(self.uri, {}, change, state)
+        return commit_table(Location(self.uri), change, state)
 
     def of_space(self, **changes: Any) -> "TypedTable":
         """Give the same table under another spec."""
@@ -78,7 +79,7 @@ class TypedTable:
 
     def rows(self, version: int | None = None) -> dict[tuple[str, str, int], dict[str, Any]]:
         """All rows by key."""
-        return {key_of(row): row for row in open_delta(self.uri, {}, version).to_pyarrow_table().to_pylist()}
+        return {key_of(row): row for row in open_delta(Location(self.uri), version).to_pyarrow_table().to_pylist()}
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
@@ -169,7 +170,7 @@ class Loader:
     def load(self, replaces: bool = False, version: int | None = None) -> Report:
         """Run the load in this process."""
         with open_store(self.config) as store:
-            return sync(store, read_version(self.table.uri, {}, version), replaces)
+            return sync(store, read_version(Location(self.table.uri), version), replaces)
 
     def loaded(self) -> Loaded | None:
         """Read how far the store says it is."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
+from embedder.core.storage import Location
 from embedder.search.exact import nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
 from embedder.stores.load import read_version, sync
@@ -69,7 +70,7 @@ def test_search_agrees_with_exact_search_with_and_without_filters(loader: Loader
     with open_store(loader.config) as store:
         for text in FILTERS:
             where = parse_filter(text, SCHEMA) if text else None
-            expected = nearest_rows(open_dataset(loader.table.uri, {}), query_D, 7, where)
+            expected = nearest_rows(open_dataset(Location(loader.table.uri)), query_D, 7, where)
             found = store.search(query_D, 7, where)
             assert [key_of(hit.row) for hit in found] == [key_of(hit.row) for hit in expected], text
             assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
@@ -127,7 +128,7 @@ def test_a_version_from_before_a_swap_is_loaded_as_of_the_space_it_was_made_in(l
     newest = other.follow(corpus_of(2, salt="other"))
     loader.load(version=1)
     assert_in_step(loader, 1)
-    assert read_version(other.uri, {}, newest).spec == other.spec
+    assert read_version(Location(other.uri), newest).spec == other.spec
 
 
 INDEXES: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -276,7 +277,7 @@ def die(loader: Loader, step: str, after: bool, first_load: bool) -> None:
 
         patch.setattr(type(store), step, stopping)
         with pytest.raises(StoppedError):
-            sync(store, read_version(loader.table.uri, {}))
+            sync(store, read_version(Location(loader.table.uri)))
 
 
 TAKEN: dict[str, set[str]] = {"lance": {"binary"}, "pgvector": {"binary"}, "qdrant": set(), "milvus": set(), "duckdb": {"int8"}}
@@ -294,7 +295,7 @@ def test_codes_go_where_there_is_a_type_for_them_and_are_refused_by_name_elsewhe
         return
     loader.load()
     query_D = np.array(vector_of("query"), np.float32)
-    exact = open_table(loader.table.uri, {}).find(query_D, 72, None)
+    exact = open_table(Location(loader.table.uri)).find(query_D, 72, None)
     with open_loaded(loader.config) as target:
         hits = target.find(query_D, 5, None)
         filtered = target.find(query_D, 5, parse_filter("topic = 'x'", SCHEMA))

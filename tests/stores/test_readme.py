@@ -15,11 +15,12 @@ import yaml
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import digest
+from embedder.core.storage import Location
 from embedder.core.units import PartName, Stats
 from embedder.model.resolve import resolve_model
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import Change, commit_table
-from embedder.table.parts import Folder, footer_of, write_part
+from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 from jobs.search import main as search
 
@@ -53,9 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Iterator[Pa
     table = pa.Table.from_pylist(rows, SCHEMA).set_column(len(SCHEMA) - 1, SCHEMA.field("embedding"), vector_column(vectors_ND))
     stats = Stats(documents=len(rows), chunks=len(rows))
     name = PartName("a" * 16, "b" * 32, 0, len(rows), True)
-    part = write_part(table, QUARANTINE.empty_table(), name, footer_of(spec, stats), Folder(uri, {}))
+    part = write_part(table, QUARANTINE.empty_table(), name, footer_of(spec, stats), Location(uri))
     info = {"spec": spec.model_dump(), "space_id": spec.space_id, "bucket_bits": 0}
-    commit_table(uri, {}, Change((part,), (), SCHEMA, info), None)
+    commit_table(Location(uri), Change((part,), (), SCHEMA, info), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         yield root

@@ -16,6 +16,7 @@ from embedder.core.quantization import Floats, Ranges, fit_ranges, quantize
 from embedder.core.rotation import digest_array, fit_rotation, keep_rotation
 from embedder.core.schema import QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, Quantization
+from embedder.core.storage import Location
 from embedder.core.units import PartName, Stats, task_key
 from embedder.demo.corpus import read_documents
 from embedder.model.encoder import Encoder
@@ -26,7 +27,7 @@ from embedder.stores.config import LoadConfig
 from embedder.stores.load import read_version, sync
 from embedder.stores.open import open_loaded, open_store
 from embedder.table.delta import Change, commit_table
-from embedder.table.parts import Folder, footer_of, write_part
+from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 
 NUM_TEXTS, NUM_QUERIES, WANTED = 800, 200, 10
@@ -80,9 +81,9 @@ def write_table(uri: str, sample: Sample, quantization: Quantization, ranges: Ra
         name = PartName(task_key("shard", shard), "0" * 32, 0, len(numbers), True)
         stats = Stats(documents=len(numbers), chunks=len(numbers))
         rows = pa.table(columns).cast(schema)
-        parts.append(write_part(rows, QUARANTINE.empty_table(), name, footer_of(spec, stats, ranges), Folder(uri, {})))
+        parts.append(write_part(rows, QUARANTINE.empty_table(), name, footer_of(spec, stats, ranges), Location(uri)))
     info = {"spec": spec.model_dump(), "space_id": spec.space_id, "bucket_bits": 0, "ranges": ranges.record() if ranges else None}
-    commit_table(uri, {}, Change(tuple(parts), (), schema, info, False), None)
+    commit_table(Location(uri), Change(tuple(parts), (), schema, info, False), None)
     return uri
 
 
@@ -98,10 +99,10 @@ def recall(target: Target, sample: Sample) -> float:
 
 
 def test_bits_over_a_table_find_most_and_rescored_nearly_all(sample: Sample, floats: str, tmp_path: Path) -> None:
-    bits = open_table(write_table(str(tmp_path / "bits"), sample, "binary"), {})
+    bits = open_table(Location(write_table(str(tmp_path / "bits"), sample, "binary")))
     assert recall(bits, sample) > 0.7
-    assert recall(rescored(bits, floats, {}), sample) >= 0.95
-    hits = rescored(bits, floats, {}).find(sample.queries_QD[0], WANTED, None)
+    assert recall(rescored(bits, Location(floats)), sample) >= 0.95
+    hits = rescored(bits, Location(floats)).find(sample.queries_QD[0], WANTED, None)
     scores = [float(sample.vectors_ND[int(hit.row["doc_id"][1:])] @ sample.queries_QD[0]) for hit in hits]
     assert [hit.score for hit in hits] == pytest.approx(scores, abs=1e-5)
     assert scores == sorted(scores, reverse=True)
@@ -109,7 +110,7 @@ def test_bits_over_a_table_find_most_and_rescored_nearly_all(sample: Sample, flo
 
 def test_a_smaller_dim_is_rescored_by_the_larger_one(sample: Sample, floats: str, tmp_path: Path) -> None:
     small = write_table(str(tmp_path / "small"), sample, "binary", changes={"dim": 128})
-    assert recall(rescored(open_table(small, {}), floats, {}), sample) >= 0.9
+    assert recall(rescored(open_table(Location(small)), Location(floats)), sample) >= 0.9
 
 
 @pytest.mark.parametrize(("kind", "quantization"), [("lance", "binary"), ("pgvector", "binary"), ("duckdb", "int8")])
@@ -120,11 +121,11 @@ def test_codes_in_a_store_find_what_exact_float_search_finds(
     uri = write_table(str(tmp_path / "codes"), sample, quantization, ranges)
     config = LoadConfig.model_validate({"table": {"uri": uri}, **section_of(kind)})
     with open_store(config) as store:
-        sync(store, read_version(uri, {}))
+        sync(store, read_version(Location(uri)))
     with open_loaded(config) as target:
         if quantization == "int8":
             assert recall(target, sample) >= 0.97
-        assert recall(rescored(target, floats, {}), sample) >= 0.95
+        assert recall(rescored(target, Location(floats)), sample) >= 0.95
 
 
 def test_turned_codes_are_rescored_by_vectors_that_were_not(sample: Sample, floats: str, tmp_path: Path) -> None:
@@ -133,19 +134,19 @@ def test_turned_codes_are_rescored_by_vectors_that_were_not(sample: Sample, floa
     changes = {"dim": 64, "rotation": digest_array(rotation_WW)}
     bits = write_table(str(tmp_path / "bits"), turned, "binary", changes=changes)
     with pytest.raises(StorageError, match="gone"):
-        rescored(open_table(bits, {}), floats, {})
-    keep_rotation(rotation_WW, bits, {})
-    assert recall(rescored(open_table(bits, {}), floats, {}), sample) > 0.8
+        rescored(open_table(Location(bits)), Location(floats))
+    keep_rotation(rotation_WW, Location(bits))
+    assert recall(rescored(open_table(Location(bits)), Location(floats)), sample) > 0.8
 
 
 def test_a_table_that_the_codes_were_not_made_from_is_refused(sample: Sample, floats: str, tmp_path: Path) -> None:
     bits_uri = write_table(str(tmp_path / "bits"), sample, "binary")
-    bits = open_table(bits_uri, {})
+    bits = open_table(Location(bits_uri))
     with pytest.raises(ConfigError, match="holds binary codes; give the table with float vectors"):
-        rescored(bits, bits_uri, {})
+        rescored(bits, Location(bits_uri))
     small = write_table(str(tmp_path / "small"), sample, "none", changes={"dim": 64})
     with pytest.raises(ConfigError, match="holds 64 components, fewer than the 384 searched"):
-        rescored(bits, small, {})
+        rescored(bits, Location(small))
     other = write_table(str(tmp_path / "other"), sample, "none", changes={"depth": 3})
     with pytest.raises(ConfigError, match="is of another space"):
-        rescored(bits, other, {})
+        rescored(bits, Location(other))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
 from embedder.sweep.cache import Cache
 from embedder.sweep.candidates import Machine, Transformer
@@ -19,7 +20,7 @@ MACHINE = Machine("cpu", "float32", 2048)
 
 @pytest.fixture(scope="session")
 def grid_of(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Grid]:
-    cache = Cache(str(tmp_path_factory.mktemp("taps")), {})
+    cache = Cache(Location(str(tmp_path_factory.mktemp("taps"))))
 
     def make(depths: Sequence[int] = (6, 3), dims: tuple[int, ...] = (384, 64), **grid: Any) -> Grid:
         resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())

@@ -9,6 +9,7 @@ import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
+from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
 from embedder.sweep.api_candidate import Api, plan_requests
 from embedder.sweep.cache import Cache
@@ -39,14 +40,14 @@ def server(running: ApiServer, monkeypatch: pytest.MonkeyPatch) -> ApiServer:
 
 def connect(server: ApiServer, folder: Path, **settings: Any) -> Api:
     values = {"model": "openai:mini", "dims": (64, 256), "base_url": server.url, "price_per_million_tokens_usd": 0.5} | settings
-    return Api(BaselineConfig(**values), Cache(str(folder), {}), quiet)
+    return Api(BaselineConfig(**values), Cache(Location(str(folder))), quiet)
 
 
 def test_vectors_are_the_models_in_order_and_cut_to_the_largest_dim(server: ApiServer, minilm: str, tmp_path: Path) -> None:
     api = connect(server, tmp_path)
     vectors = api.widths(TEXTS, "document", 0)
     model = Transformer(
-        minilm, resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig()), [6], MACHINE, Cache(str(tmp_path), {}), quiet
+        minilm, resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig()), [6], MACHINE, Cache(Location(str(tmp_path))), quiet
     )
     expected = cut(model.widths([*TEXTS[:-1], " "], "document", 6), 256)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.storage import Location
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
@@ -29,7 +30,7 @@ def resolved(minilm: str) -> ResolvedModel:
 
 
 def open_model(resolved: ResolvedModel, folder: Path, depths: tuple[int, ...] = (6, 2)) -> Transformer:
-    return Transformer("mini", resolved, depths, MACHINE, Cache(str(folder), {}), quiet)
+    return Transformer("mini", resolved, depths, MACHINE, Cache(Location(str(folder))), quiet)
 
 
 def encode(resolved: ResolvedModel, depth: int, texts: list[str], prompt: str = "") -> np.ndarray:
@@ -71,7 +72,7 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
-    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(str(tmp_path), {}), quiet, exits)
+    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, exits)
     found = cut(model.exit_widths(TEXTS, "document", exits[2]), 128)
     np.testing.assert_allclose(cut(model.widths(TEXTS, "document", 6), 384), encode(resolved, 6, TEXTS), atol=1e-5)
     update = {"depth": 2, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.sweep.config import QualityConfig
 from embedder.sweep.datasets import make_known_items, read_beir, read_similarity
 from tests.sentences import sentence
@@ -71,7 +72,7 @@ def test_an_sts_file_is_read_by_name_or_by_position(tmp_path: Path) -> None:
     (tmp_path / "named.tsv").write_text("score\tsentence1\tsentence2\n" + "".join("\t".join(row) + "\n" for row in rows))
     (tmp_path / "plain.csv").write_text("x,y,z\n" + "".join(f'"{a}","{b}",{score}\n' for score, a, b in rows))
     for name in ("named.tsv", "plain.csv"):
-        dataset = read_similarity(str(tmp_path / name), {})
+        dataset = read_similarity(Location(str(tmp_path / name)))
         assert (dataset.firsts[1], dataset.seconds[1], dataset.scores[1]) == ("a 1", "b, 1", 0.25)
 
 
@@ -87,7 +88,7 @@ def test_an_sts_file_is_read_by_name_or_by_position(tmp_path: Path) -> None:
 def test_an_sts_file_that_cannot_be_ranked_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "sts.csv").write_text(text)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        read_similarity(str(tmp_path / "sts.csv"), {})
+        read_similarity(Location(str(tmp_path / "sts.csv")))
 
 
 def documents(texts: list[str], titles: list[str | None] | None = None) -> pa.Table:

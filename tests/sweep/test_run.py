@@ -20,6 +20,7 @@ from embedder.benchmark.exit_cost import make_up_exits
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
@@ -262,7 +263,7 @@ def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: s
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert Cache(str(taps), {}).names(next(iter(kept)).parent.name)
+    assert Cache(Location(str(taps))).names(next(iter(kept)).parent.name)
     assert "recommended:" in done.stdout
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE
 from embedder.core.spec import digest
+from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
-from embedder.table.parts import Folder, assemble_rows, footer_of, write_part
+from embedder.table.parts import assemble_rows, footer_of, write_part
 from tests.core.test_spec import SPEC
 from tests.tables import Corpus, MadeTable
 
@@ -79,7 +80,7 @@ def write_unit(tmp_path: Path) -> Callable[..., Part]:
         stats = Stats(documents=len(TEXTS) + quarantined, quarantined=quarantined, chunks=chunks.num_rows)
         name = PartName(key, version, 0, stats.documents, True)
         rows = assemble_rows(documents, chunks.drop_columns(["token_ids"]), make_vectors(chunks.num_rows, seed), True)
-        return write_part(rows, rejects, name, footer_of(SPEC, stats), Folder(uri or str(tmp_path / "table"), {}))
+        return write_part(rows, rejects, name, footer_of(SPEC, stats), Location(uri or str(tmp_path / "table")))
 
     return write
 

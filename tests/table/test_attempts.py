@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embedder.core.storage import Location
 from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents, split_range
-from embedder.table.parts import Folder
 
 
 class DeathError(Exception):
@@ -13,29 +13,29 @@ class DeathError(Exception):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(str(tmp_path), {})
+def folder(tmp_path: Path) -> Location:
+    return Location(str(tmp_path))
 
 
-def marks(folder: Folder) -> set[str]:
+def marks(folder: Location) -> set[str]:
     return {path.name for path in Path(folder.uri, ATTEMPTS_FOLDER).glob("*")}
 
 
-def test_attempts_are_counted_over_workers_that_do_not_know_of_each_other(folder: Folder) -> None:
+def test_attempts_are_counted_over_workers_that_do_not_know_of_each_other(folder: Location) -> None:
     first, second = Attempts.listed(folder), Attempts.listed(folder)
     assert [first.begin("unit"), second.begin("unit"), Attempts.listed(folder).begin("unit")] == [1, 2, 3]
     assert Attempts.listed(folder).failed("unit") == 3
     assert Attempts.listed(folder).failed("another") == 0
 
 
-def test_an_attempt_that_ends_leaves_no_mark(folder: Folder) -> None:
+def test_an_attempt_that_ends_leaves_no_mark(folder: Location) -> None:
     Attempts.listed(folder).begin("unit")
     attempts = Attempts.listed(folder)
     attempts.end("unit", attempts.begin("unit"))
     assert marks(folder) == set()
 
 
-def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Folder) -> None:
+def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Location) -> None:
     attempts = Attempts.listed(folder)
     for name in ("a.parquet", "a.parquet.0-5", "b.parquet"):
         attempts.begin(name)
@@ -43,7 +43,9 @@ def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Folder) -> None:
     assert marks(folder) == {"b.parquet.1"}
 
 
-def run_until_done(folder: Folder, num_documents: int, poison_documents: set[int], max_attempts: int) -> tuple[list[int], list[range], int]:
+def run_until_done(
+    folder: Location, num_documents: int, poison_documents: set[int], max_attempts: int
+) -> tuple[list[int], list[range], int]:
     """Give the killers found, the pieces that the last worker embedded, and the number of deaths."""
     deaths = 0
     while True:
@@ -67,14 +69,14 @@ def test_exactly_the_documents_that_kill_are_found_and_all_others_embedded_once(
     tmp_path_factory: pytest.TempPathFactory, num_documents: int, data: st.DataObject
 ) -> None:
     poison_documents = data.draw(st.sets(st.integers(0, num_documents - 1), max_size=3))
-    folder = Folder(str(tmp_path_factory.mktemp("table")), {})
+    folder = Location(str(tmp_path_factory.mktemp("table")))
     found, embedded, deaths = run_until_done(folder, num_documents, poison_documents, 2)
     assert found == sorted(poison_documents)
     assert sorted(number for piece in embedded for number in piece) == sorted(set(range(num_documents)) - poison_documents)
     assert deaths <= 5 * len(poison_documents), "a unit of 600 comes down to one document in three levels, the last of which is tried twice"
 
 
-def test_a_machine_that_kills_every_document_is_given_up_soon(folder: Folder) -> None:
+def test_a_machine_that_kills_every_document_is_given_up_soon(folder: Location) -> None:
     found, embedded, _ = run_until_done(folder, 100, set(range(100)), 1)
     assert len(found) == MOST_POISON_DOCUMENTS
     assert embedded == []

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.rotation import digest_array, keep_rotation
+from embedder.core.storage import Location
 from embedder.core.units import PartName
 from embedder.table.check import check_chains, check_table, repair_table
 from embedder.table.check_rows import check_rows, count_misplaced, describe_faults
-from embedder.table.parts import FOOTER_KEY, Folder, encode_parquet, vector_column
+from embedder.table.parts import FOOTER_KEY, encode_parquet, quarantine_file, vector_column
 from tests.table.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 
@@ -31,7 +32,7 @@ def local(tmp_path: Path) -> MadeTable:
 def test_a_whole_table_has_no_fault(table: MadeTable) -> None:
     table.follow(CORPUS)
     table.follow({**CORPUS, "q": [("b", "eight", "x")]})
-    checked = check_table(table.uri, {}, deep=True)
+    checked = check_table(Location(table.uri), deep=True)
     assert checked.faults == ()
     assert (checked.parts, checked.rows) == (len(table.names()), len(table.rows()))
     assert "every row read: no fault" in checked.text()
@@ -41,10 +42,10 @@ def test_a_rotation_that_is_gone_is_a_fault_and_comes_back(local: MadeTable) -> 
     rotation_WW = np.eye(DIM, dtype=np.float32)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
     local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump()})
-    [fault] = check_table(local.uri, {}).faults
+    [fault] = check_table(Location(local.uri)).faults
     assert fault.name == f"_rotation/{spec.rotation}"
-    keep_rotation(rotation_WW, local.uri, {})
-    assert check_table(local.uri, {}).faults == ()
+    keep_rotation(rotation_WW, Location(local.uri))
+    assert check_table(Location(local.uri)).faults == ()
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **footer: Any) -> None:
@@ -69,22 +70,32 @@ SHALLOW: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", SHALLOW)
 def test_a_fault_is_named_and_repaired_by_the_next_run(local: MadeTable, damage: str) -> None:
-    rows, rejects = local.rows(), local.quarantine()
+    rows, rejects = (
+        local.rows(),
+        quarantine_file(
+            local,
+        ),
+    )
     names = [
         path.name for path in Path(local.uri, "_quarantine").glob("*.parquet") if pq.read_metadata(Path(local.uri, path.name)).num_rows
     ]
     broken = Path(local.uri, sorted(names)[0])
     do, what = SHALLOW[damage]
     do(broken)
-    checked = check_table(local.uri, {})
+    checked = check_table(Location(local.uri))
     assert any(fault.name == broken.name and what in fault.what for fault in checked.faults)
     assert {fault.name.removeprefix("_quarantine/") for fault in checked.faults} == {broken.name}
     assert broken.name in checked.text()
-    assert repair_table(local.uri, {}, checked) >= 1
-    assert check_table(local.uri, {}, deep=True).faults == ()
+    assert repair_table(Location(local.uri), checked) >= 1
+    assert check_table(Location(local.uri), deep=True).faults == ()
     local.follow(CORPUS)
-    assert check_table(local.uri, {}, deep=True).faults == ()
-    assert (local.rows(), local.quarantine()) == (rows, rejects)
+    assert check_table(Location(local.uri), deep=True).faults == ()
+    assert (
+        local.rows(),
+        quarantine_file(
+            local,
+        ),
+    ) == (rows, rejects)
 
 
 def replace_vector(values: list[float]) -> Callable[[pa.Table], pa.Table]:
@@ -121,9 +132,9 @@ def test_a_deep_check_finds_what_footers_do_not_show(local: MadeTable, damage: s
     change, what = DEEP[damage]
     broken = max(Path(local.uri).glob("*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
     rewrite(broken, change)
-    shallow = check_table(local.uri, {}).faults
+    shallow = check_table(Location(local.uri)).faults
     assert [fault.what for fault in shallow if "bytes on storage" not in fault.what] == []
-    found = list(check_rows(local.names(), SPEC, Folder(local.uri, {}), broken=()))
+    found = list(check_rows(local.names(), SPEC, Location(local.uri), broken=()))
     assert {name for name, _ in found} == {broken.name}
     assert any(what in each for _, each in found)
 

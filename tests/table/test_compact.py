@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from embedder.core.errors import CommitError
 from embedder.core.plan import group_shards, plan_work
-from embedder.core.storage import Store
+from embedder.core.storage import Location, Store
 from embedder.core.units import PartName, complete_parts
 from embedder.table.check import check_table
 from embedder.table.compact import compact_table, plan_merges
 from embedder.table.delta import Change, commit_table, open_delta, read_table
 from embedder.table.diff import read_changes
-from embedder.table.parts import ROW_GROUP_ROWS, Folder, read_part
+from embedder.table.parts import ROW_GROUP_ROWS, list_parts, quarantine_file, read_part
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, SCHEMA, MadeTable, as_shard
 
@@ -25,49 +25,60 @@ MUCH = 10**9
 
 def test_rows_and_quarantine_stay_to_the_bit_and_there_is_nothing_left_to_do(table: MadeTable) -> None:
     table.follow(CORPUS)
-    rows, rejects, before = table.rows(), table.quarantine(), table.names()
-    stats = {name.key: [read_part(str(each), Folder(table.uri, {})).stats for each in before if each.key == name.key] for name in before}
-    planned = compact_table(table.uri, {}, MUCH, dry_run=True)
+    rows, rejects, before = (
+        table.rows(),
+        quarantine_file(
+            table,
+        ),
+        table.names(),
+    )
+    stats = {name.key: [read_part(str(each), Location(table.uri)).stats for each in before if each.key == name.key] for name in before}
+    planned = compact_table(Location(table.uri), MUCH, dry_run=True)
     assert table.names() == before
-    done = compact_table(table.uri, {}, MUCH)
+    done = compact_table(Location(table.uri), MUCH)
     assert (done.version, done.merges, done.parts_after) == (1, planned.merges, len(table.names()))
     assert len(table.names()) < len(before)
     assert table.rows() == rows
-    assert table.quarantine() == rejects
-    assert check_table(table.uri, {}, deep=True).faults == ()
+    assert (
+        quarantine_file(
+            table,
+        )
+        == rejects
+    )
+    assert check_table(Location(table.uri), deep=True).faults == ()
     for name in table.names():
-        part = read_part(str(name), Folder(table.uri, {}))
+        part = read_part(str(name), Location(table.uri))
         assert part.stats == sum(stats[name.key][1:], stats[name.key][0])
-    state = read_table(table.uri, {})
+    state = read_table(Location(table.uri))
     assert state is not None
     tasks = group_shards([as_shard(name, content) for name, content in CORPUS.items()], "layout", BITS)
-    stored = set(Folder(table.uri, {}).list_parts()) - set(state.parts)
+    stored = set(list_parts(Location(table.uri))) - set(state.parts)
     assert plan_work(tasks, state.parts, list(stored)).is_empty
-    assert compact_table(table.uri, {}, MUCH).version is None
-    changes = read_changes(table.uri, {}, 0, 1)
+    assert compact_table(Location(table.uri), MUCH).version is None
+    changes = read_changes(Location(table.uri), 0, 1)
     assert (list(changes.upserts), list(changes.deletes)) == ([], [])
 
 
 def test_readers_of_the_change_feed_see_nothing(table: MadeTable) -> None:
     table.follow(CORPUS)
-    version = compact_table(table.uri, {}, MUCH).version
+    version = compact_table(Location(table.uri), MUCH).version
     for uri in (table.uri, f"{table.uri}/_quarantine"):
-        newest = open_delta(uri, {}).version()
+        newest = open_delta(Location(uri)).version()
         with Store(f"{uri}/_delta_log/{newest:020d}.json").open_input() as log:
             actions = [line for line in log.read().decode().splitlines() if '"add"' in line or '"remove"' in line]
         assert actions
         assert all('"dataChange":false' in line for line in actions)
-    assert open_delta(table.uri, {}).version() == version
+    assert open_delta(Location(table.uri)).version() == version
 
 
 def test_of_a_compaction_and_a_run_at_once_one_is_told(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    state = read_table(table.uri, {})
+    state = read_table(Location(table.uri))
     assert state is not None
-    compact_table(table.uri, {}, MUCH)
+    compact_table(Location(table.uri), MUCH)
     with pytest.raises(CommitError, match="another run published first"):
-        commit_table(table.uri, {}, Change((), (), SCHEMA, state.info), state)
+        commit_table(Location(table.uri), Change((), (), SCHEMA, state.info), state)
 
 
 def test_a_compaction_that_died_before_its_commit_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,11 +91,11 @@ def test_a_compaction_that_died_before_its_commit_is_taken_up(tmp_path: Path, mo
 
     monkeypatch.setattr("embedder.table.compact.commit_table", die)
     with pytest.raises(KeyboardInterrupt):
-        compact_table(table.uri, {}, MUCH)
+        compact_table(Location(table.uri), MUCH)
     monkeypatch.undo()
     merged = {path.name: path.stat().st_ino for path in Path(table.uri).glob("*.parquet")}
     assert table.rows() == rows
-    compact_table(table.uri, {}, MUCH)
+    compact_table(Location(table.uri), MUCH)
     assert {path.name: path.stat().st_ino for path in Path(table.uri).glob("*.parquet")} == merged
     assert table.rows() == rows
 
@@ -92,7 +103,7 @@ def test_a_compaction_that_died_before_its_commit_is_taken_up(tmp_path: Path, mo
 def test_a_table_whose_source_went_back_is_adopted_merged(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    compact_table(table.uri, {}, MUCH)
+    compact_table(Location(table.uri), MUCH)
     merged = table.names()
     table.follow({"q": CORPUS["q"]})
     table.follow(CORPUS)
@@ -104,7 +115,7 @@ def test_row_groups_keep_their_size(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"), rows_per_unit=10)
     table.follow({"large": [(f"d{number}", words, "x") for number in range(60)]})
     rows = table.rows()
-    compact_table(table.uri, {}, MUCH)
+    compact_table(Location(table.uri), MUCH)
     (name,) = table.names()
     metadata = pq.read_metadata(tmp_path / "table" / str(name))
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

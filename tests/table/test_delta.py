@@ -17,6 +17,7 @@ from deltalake import DeltaTable
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
+from embedder.core.storage import Location
 from embedder.core.units import Part
 from embedder.table.delta import Change, commit_table, read_table, sync_quarantine
 from embedder.table.run_record import read_record
@@ -41,18 +42,18 @@ def uri(tmp_path: Path) -> str:
 
 
 def test_there_is_no_table_before_the_first_commit(uri: str) -> None:
-    assert read_table(uri, {}) is None
+    assert read_table(Location(uri)) is None
 
 
 def test_adds_and_removes_are_one_version(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new = write_unit(key="a" * 16), write_unit(key="b" * 16, first_id=10)
-    assert commit_table(uri, {}, change((old,)), None) == 0
-    state = read_table(uri, {})
+    assert commit_table(Location(uri), change((old,)), None) == 0
+    state = read_table(Location(uri))
     assert state is not None
     assert state.rows == {old.name: 6}
     assert state.spec == SPEC
-    assert commit_table(uri, {}, change((new,), (old.name,)), state) == 1
-    after = read_table(uri, {})
+    assert commit_table(Location(uri), change((new,), (old.name,)), state) == 1
+    after = read_table(Location(uri))
     assert after is not None
     assert after.rows == {new.name: 6}
     assert DeltaTable(uri, version=0).to_pyarrow_table().num_rows == 6
@@ -60,28 +61,28 @@ def test_adds_and_removes_are_one_version(uri: str, write_unit: Callable[..., Pa
 
 
 def test_of_two_runs_planned_on_one_version_the_second_is_told(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(key="a" * 16),)), None)
-    state = read_table(uri, {})
-    commit_table(uri, {}, change((write_unit(key="b" * 16),)), state)
+    commit_table(Location(uri), change((write_unit(key="a" * 16),)), None)
+    state = read_table(Location(uri))
+    commit_table(Location(uri), change((write_unit(key="b" * 16),)), state)
     with pytest.raises(CommitError, match="another run published first"):
-        commit_table(uri, {}, change((write_unit(key="b" * 16),)), state)
-    after = read_table(uri, {})
+        commit_table(Location(uri), change((write_unit(key="b" * 16),)), state)
+    after = read_table(Location(uri))
     assert after is not None
     assert sum(after.rows.values()) == 12
 
 
 def test_of_two_first_runs_one_creates_the_table(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
+    commit_table(Location(uri), change((write_unit(),)), None)
     with pytest.raises(CommitError, match="another run created the table first"):
-        commit_table(uri, {}, change((write_unit(),)), None)
+        commit_table(Location(uri), change((write_unit(),)), None)
 
 
 def test_another_spec_swaps_everything_and_old_versions_stay_readable(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new = write_unit(key="a" * 16), write_unit(key="b" * 16, first_id=10)
-    commit_table(uri, {}, change((old,)), None)
+    commit_table(Location(uri), change((old,)), None)
     other = SPEC.model_copy(update={"depth": 3})
-    commit_table(uri, {}, change((new,), spec=other, replaces=True), read_table(uri, {}))
-    state = read_table(uri, {})
+    commit_table(Location(uri), change((new,), spec=other, replaces=True), read_table(Location(uri)))
+    state = read_table(Location(uri))
     assert state is not None
     assert state.rows == {new.name: 6}
     assert state.spec == other
@@ -92,74 +93,74 @@ def test_another_spec_swaps_everything_and_old_versions_stay_readable(uri: str, 
 def test_a_table_of_another_writer_is_refused(uri: str) -> None:
     pl.DataFrame({"a": [1]}).write_delta(uri)
     with pytest.raises(CommitError, match="embedder did not write"):
-        read_table(uri, {})
+        read_table(Location(uri))
 
 
 def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(key="a" * 16), write_unit(key="b" * 16))), None)
+    commit_table(Location(uri), change((write_unit(key="a" * 16), write_unit(key="b" * 16))), None)
     DeltaTable(uri).optimize.compact()
     with pytest.raises(CommitError, match="restore the version before"):
-        read_table(uri, {})
+        read_table(Location(uri))
 
 
 def test_a_table_restored_after_another_tool_rewrote_its_files_is_as_before(uri: str, write_unit: Callable[..., Part]) -> None:
     parts = tuple(write_unit(key=key * 16) for key in "ab")
-    commit_table(uri, {}, change(parts), None)
+    commit_table(Location(uri), change(parts), None)
     DeltaTable(uri).optimize.compact()
     DeltaTable(uri).restore(0)
-    state = read_table(uri, {})
+    state = read_table(Location(uri))
     assert state is not None
     assert (set(state.rows), state.spec) == ({part.name for part in parts}, SPEC)
 
 
 def test_a_table_restored_to_before_a_swap_is_of_the_space_it_had_then(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new, other = write_unit(key="a" * 16), write_unit(key="b" * 16), SPEC.model_copy(update={"depth": 3})
-    commit_table(uri, {}, change((old,)), None)
-    commit_table(uri, {}, change((new,), spec=other, replaces=True), read_table(uri, {}))
+    commit_table(Location(uri), change((old,)), None)
+    commit_table(Location(uri), change((new,), spec=other, replaces=True), read_table(Location(uri)))
     for version, spec in ((0, SPEC), (1, other), (3, SPEC)):  # the last one restores a version that was itself restored
         DeltaTable(uri).restore(version)
-        state = read_table(uri, {})
+        state = read_table(Location(uri))
         assert state is not None
-        assert state.spec == read_record(uri, {}).spec == spec
+        assert state.spec == read_record(Location(uri)).spec == spec
     DeltaTable(uri).alter.set_table_description("another tool")
-    assert read_record(uri, {}).spec == SPEC
+    assert read_record(Location(uri)).spec == SPEC
 
 
 def test_a_table_restored_as_of_a_time_is_refused_until_it_is_restored_by_number(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(key="a" * 16),)), None)
+    commit_table(Location(uri), change((write_unit(key="a" * 16),)), None)
     before = datetime.now(UTC)
-    commit_table(uri, {}, change((write_unit(key="b" * 16),)), read_table(uri, {}))
+    commit_table(Location(uri), change((write_unit(key="b" * 16),)), read_table(Location(uri)))
     DeltaTable(uri).restore(before)
     for read in (read_table, read_record):
         with pytest.raises(StorageError, match=r"version 2 restored the table as of a time.*restore\(VERSION\)"):
             read(uri, {})
     DeltaTable(uri).restore(0)
-    assert read_record(uri, {}).spec == SPEC
+    assert read_record(Location(uri)).spec == SPEC
 
 
 def test_a_restored_version_whose_record_was_cleaned_up_is_refused(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
+    commit_table(Location(uri), change((write_unit(),)), None)
     DeltaTable(uri).alter.set_table_description("another tool")
     DeltaTable(uri).restore(0)
     DeltaTable(uri).create_checkpoint()
     Path(uri, "_delta_log", f"{0:020d}.json").unlink()
     with pytest.raises(StorageError, match=r"version 0 was restored, whose run record is no longer in the log; restore a later one"):
-        read_record(uri, {})
+        read_record(Location(uri))
 
 
 def test_quarantined_records_follow_their_parts(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new = write_unit(key="a" * 16, quarantined=2), write_unit(key="b" * 16, quarantined=1)
-    commit_table(uri, {}, change((old,)), None)
-    assert sync_quarantine(uri, {}) == 2
-    commit_table(uri, {}, change((new,), (old.name,)), read_table(uri, {}))
-    assert sync_quarantine(uri, {}) == 1
-    assert sync_quarantine(uri, {}) == 1
+    commit_table(Location(uri), change((old,)), None)
+    assert sync_quarantine(Location(uri)) == 2
+    commit_table(Location(uri), change((new,), (old.name,)), read_table(Location(uri)))
+    assert sync_quarantine(Location(uri)) == 1
+    assert sync_quarantine(Location(uri)) == 1
     assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table()["reason"].to_pylist() == ["null_text"]
 
 
 def test_a_run_without_bad_records_has_an_empty_quarantine(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
-    assert sync_quarantine(uri, {}) == 0
+    commit_table(Location(uri), change((write_unit(),)), None)
+    assert sync_quarantine(Location(uri)) == 0
     assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table().num_rows == 0
 
 
@@ -192,7 +193,7 @@ def read_lancedb(uri: str) -> pa.Table:
 
 @pytest.mark.parametrize("read", [read_deltalake, read_polars, read_duckdb, read_pandas, read_lancedb])
 def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part], read: Callable[[str], pa.Table]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
+    commit_table(Location(uri), change((write_unit(),)), None)
     rows = read(uri)
     assert rows["doc_id"].to_pylist() == ["d0", "d0", "d1", "d1", "d2", "d2"]
     assert rows["text"].to_pylist()[3] == "🦊 vier"
@@ -202,29 +203,29 @@ def test_the_table_reads_unchanged_in(uri: str, write_unit: Callable[..., Part],
 
 
 def test_the_run_record_is_found_behind_many_commits_of_other_tools(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
+    commit_table(Location(uri), change((write_unit(),)), None)
     for number in range(12):
         DeltaTable(uri).alter.set_table_description(f"{number}")
-    state = read_table(uri, {})
+    state = read_table(Location(uri))
     assert state is not None
     assert state.spec == SPEC
 
 
 def test_a_log_whose_run_record_another_tool_removed_is_refused_with_the_reason(uri: str, write_unit: Callable[..., Part]) -> None:
-    commit_table(uri, {}, change((write_unit(),)), None)
+    commit_table(Location(uri), change((write_unit(),)), None)
     DeltaTable(uri).alter.set_table_description("another tool")
     DeltaTable(uri).create_checkpoint()
     Path(uri, "_delta_log", f"{0:020d}.json").unlink()
     with pytest.raises(CommitError, match=r"no run record in its log.*restore the commits it removed"):
-        read_table(uri, {})
+        read_table(Location(uri))
 
 
 def test_parts_that_are_no_longer_there_are_not_published(uri: str, write_unit: Callable[..., Part]) -> None:
     part = write_unit()
     Path(uri, part.name).unlink()
     with pytest.raises(CommitError, match=r"1 parts were deleted while this run went on.*nothing was published"):
-        commit_table(uri, {}, change((part,)), None)
-    assert read_table(uri, {}) is None
+        commit_table(Location(uri), change((part,)), None)
+    assert read_table(Location(uri)) is None
 
 
 LOG = {"method": "PUT", "contains": "_delta_log"}
@@ -235,13 +236,13 @@ LOG = {"method": "PUT", "contains": "_delta_log"}
 def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str) -> None:
     old, new = (write_unit(key=key * 16, uri=bucket) for key in "ab")
     proxy.inject(break_first(1, fault, **LOG))
-    assert commit_table(bucket, {}, change((old,)), None) == 0
+    assert commit_table(Location(bucket), change((old,)), None) == 0
     proxy.inject(break_first(1, fault, **LOG))
-    assert commit_table(bucket, {}, change((new,), (old.name,)), read_table(bucket, {})) == 1
+    assert commit_table(Location(bucket), change((new,), (old.name,)), read_table(Location(bucket))) == 1
     proxy.inject(break_first(1, fault, **LOG))
-    assert commit_table(bucket, {}, change((old,), replaces=True), read_table(bucket, {})) >= 2
+    assert commit_table(Location(bucket), change((old,), replaces=True), read_table(Location(bucket))) >= 2
     proxy.inject(NO_FAULTS)
-    state = read_table(bucket, {})
+    state = read_table(Location(bucket))
     assert state is not None
     assert state.rows == {old.name: 6}
     assert [entry["operation"] for entry in DeltaTable(bucket).history()].count("WRITE") == 2
@@ -249,13 +250,13 @@ def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: Faulty
 
 @pytest.mark.s3
 def test_of_two_runs_on_a_bad_connection_the_second_is_still_told(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
-    commit_table(bucket, {}, change((write_unit(key="a" * 16, uri=bucket),)), None)
-    state, part = read_table(bucket, {}), write_unit(key="b" * 16, uri=bucket)
+    commit_table(Location(bucket), change((write_unit(key="a" * 16, uri=bucket),)), None)
+    state, part = read_table(Location(bucket)), write_unit(key="b" * 16, uri=bucket)
     proxy.inject(break_first(1, "reset_after", **LOG))
-    commit_table(bucket, {}, change((part,)), state)
+    commit_table(Location(bucket), change((part,)), state)
     proxy.inject(break_first(1, "reset_after", **LOG))
     with pytest.raises(CommitError, match="another run published first"):
-        commit_table(bucket, {}, change((part,)), state)
+        commit_table(Location(bucket), change((part,)), state)
 
 
 @pytest.mark.s3
@@ -264,12 +265,12 @@ def test_a_table_and_its_quarantine_are_read_and_written_over_a_bad_connection(
     bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str
 ) -> None:
     part = write_unit(quarantined=2, uri=bucket)
-    commit_table(bucket, {}, change((part,)), None)
+    commit_table(Location(bucket), change((part,)), None)
     proxy.inject(break_first(1, fault))
-    state = read_table(bucket, {})
+    state = read_table(Location(bucket))
     assert state is not None
     assert state.rows == {part.name: 6}
     before = proxy.injected(fault)
     proxy.inject(break_first(3, fault))
-    assert sync_quarantine(bucket, {}) == 2
+    assert sync_quarantine(Location(bucket)) == 2
     assert proxy.injected(fault) == before + 3

@@ -15,6 +15,7 @@ import embedder.table.diff
 from embedder.core.errors import CommitError, ConfigError, VersionGoneError
 from embedder.core.schema import VECTORS
 from embedder.core.spec import Quantization
+from embedder.core.storage import Location
 from embedder.core.units import PartName
 from embedder.table.delta import open_delta
 from embedder.table.diff import KEY, Changes, digest_contents, plan_changes, read_changes
@@ -56,7 +57,7 @@ def describe(changes: Changes) -> tuple[set[str], set[str]]:
 def test_the_older_rows_with_the_changes_applied_are_the_newer_rows(table: MadeTable, before: Corpus, after: Corpus) -> None:
     shutil.rmtree(table.uri, ignore_errors=True)
     old, new = table.follow(before), table.follow(after)
-    changes = read_changes(table.uri, {}, old, new)
+    changes = read_changes(Location(table.uri), old, new)
     rows, wanted = by_key(table.rows(old)), by_key(table.rows(new))
     upserts, deletes = rows_of(changes.upserts), rows_of(changes.deletes)
     assert len(by_key(upserts)) == len(upserts)
@@ -72,7 +73,7 @@ def test_nothing_is_read_of_what_did_not_change(table: MadeTable, monkeypatch: p
     new = table.follow({**CORPUS, "large": [*CORPUS["large"][:1], ("b", "other", "x")]})
     read: set[str] = set()
     monkeypatch.setattr(embedder.table.diff, "read_batches", lambda store, columns: read.add(store.uri) or read_batches(store, columns))
-    assert describe(read_changes(table.uri, {}, old, new)) == ({"large/b/0"}, {"large/c/0"})
+    assert describe(read_changes(Location(table.uri), old, new)) == ({"large/b/0"}, {"large/c/0"})
     differing = set(table.names(old)) ^ set(table.names(new))
     assert {uri.rsplit("/", 1)[-1] for uri in read} == set(map(str, differing))
     assert len({name.key for name in differing}) == 1
@@ -81,13 +82,13 @@ def test_nothing_is_read_of_what_did_not_change(table: MadeTable, monkeypatch: p
 def test_a_row_that_only_moved_down_its_shard_is_no_change(table: MadeTable) -> None:
     old = table.follow(CORPUS)
     new = table.follow({**CORPUS, "large": [("new", "zero", "x"), *CORPUS["large"]]})
-    assert describe(read_changes(table.uri, {}, old, new)) == ({"large/new/0"}, set())
+    assert describe(read_changes(Location(table.uri), old, new)) == ({"large/new/0"}, set())
 
 
 def test_metadata_alone_is_a_change(table: MadeTable) -> None:
     old = table.follow(CORPUS)
     new = table.follow({**CORPUS, "p": [("a", "five", "y")]})
-    changes = read_changes(table.uri, {}, old, new)
+    changes = read_changes(Location(table.uri), old, new)
     assert describe(changes) == ({"p/a/0"}, set())
     assert [list(each.known) for each in changes.compared()] == [[True]]
 
@@ -95,24 +96,24 @@ def test_metadata_alone_is_a_change(table: MadeTable) -> None:
 def test_a_moved_shard_leaves_under_its_old_name_and_comes_under_the_new(table: MadeTable) -> None:
     old = table.follow(CORPUS)
     new = table.follow({"large": CORPUS["large"], "q": CORPUS["q"], "p-moved": CORPUS["p"]})
-    assert describe(read_changes(table.uri, {}, old, new)) == ({"p-moved/a/0"}, {"p/a/0"})
+    assert describe(read_changes(Location(table.uri), old, new)) == ({"p-moved/a/0"}, {"p/a/0"})
 
 
 def test_a_shard_that_outgrows_its_bucket_keeps_the_rows_it_had(table: MadeTable) -> None:
     grown = [*CORPUS["p"], *((f"n{number}", "more", "x") for number in range(7))]
     old, new = table.follow(CORPUS), table.follow({**CORPUS, "p": grown})
-    assert describe(read_changes(table.uri, {}, old, new)) == ({f"p/n{number}/0" for number in range(7)}, set())
+    assert describe(read_changes(Location(table.uri), old, new)) == ({f"p/n{number}/0" for number in range(7)}, set())
     back = table.follow(CORPUS)
-    assert describe(read_changes(table.uri, {}, new, back)) == (set(), {f"p/n{number}/0" for number in range(7)})
+    assert describe(read_changes(Location(table.uri), new, back)) == (set(), {f"p/n{number}/0" for number in range(7)})
 
 
 def test_from_nothing_every_row_comes_and_between_equal_versions_none(table: MadeTable) -> None:
     new = table.follow(CORPUS)
-    first = read_changes(table.uri, {}, None, new)
+    first = read_changes(Location(table.uri), None, new)
     assert by_key(rows_of(first.upserts)) == by_key(table.rows())
     assert by_key(rows_of(first.upserts)) == by_key(table.rows()), "a second pass gives the same"
     assert rows_of(first.deletes) == []
-    assert read_changes(table.uri, {}, new, new).groups == ()
+    assert read_changes(Location(table.uri), new, new).groups == ()
 
 
 def test_parts_cut_otherwise_are_no_change() -> None:
@@ -125,15 +126,15 @@ def test_what_can_no_longer_be_compared_is_refused_before_the_first_row(table: M
     old = table.follow(CORPUS)
     new = table.follow({**CORPUS, "p": [("a", "other", "x")]})
     with pytest.raises(CommitError, match="there is no version 7; the newest is 1"):
-        read_changes(table.uri, {}, old, 7)
+        read_changes(Location(table.uri), old, 7)
     gone = next(iter(set(table.names(old)) - set(table.names(new))))
     Path(table.uri, str(gone)).unlink()
     with pytest.raises(VersionGoneError, match=f"version 0 can no longer be read: 1 of its parts were vacuumed.*{gone}.*load the table"):
-        read_changes(table.uri, {}, old, new)
-    open_delta(table.uri, {}).create_checkpoint()
+        read_changes(Location(table.uri), old, new)
+    open_delta(Location(table.uri)).create_checkpoint()
     Path(table.uri, "_delta_log", f"{0:020d}.json").unlink()
     with pytest.raises(VersionGoneError, match=r"version 0 can no longer be opened.*its log was cleaned up"):
-        read_changes(table.uri, {}, old, new)
+        read_changes(Location(table.uri), old, new)
 
 
 def test_the_job_counts_rows_or_names_each(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:

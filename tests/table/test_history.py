@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from embedder.core.errors import CommitError, ConfigError
+from embedder.core.storage import Location
 from embedder.core.units import Stats
 from embedder.observe.environment import read_revision
 from embedder.run.recut import RecutConfig, run_recut
@@ -51,7 +52,7 @@ def table(tmp_path: Path) -> MadeTable:
 def test_each_run_says_what_it_did_and_what_changed_since_the_one_before(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
     table.follow(EDITED, record=record(4, {"a": 2}, revision="abc", failures={"k": "s3://b/x.parquet: broken"}))
-    newer, older = read_history(table.uri, {}, 20)
+    newer, older = read_history(Location(table.uri), 20)
     assert (older.version, older.kind, older.changes) == (0, "run", ())
     assert older.figures["stats"]["tokens"] == 1234
     assert newer.changes == (f"config {older.config_digest} → {newer.config_digest}", "revision None → abc")
@@ -68,9 +69,9 @@ def test_each_run_says_what_it_did_and_what_changed_since_the_one_before(table: 
 def test_maintenance_is_marked_as_such_and_its_figures_are_not_shown_twice(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
     table.follow(EDITED, record=record(3, {"a": 1}))
-    compact_table(table.uri, {}, 10_000_000)
-    write_checkpoint(table.uri, {})
-    events = read_history(table.uri, {}, 20)
+    compact_table(Location(table.uri), 10_000_000)
+    write_checkpoint(Location(table.uri))
+    events = read_history(Location(table.uri), 20)
     kinds = [event.kind for event in events]
     assert kinds[-2:] == ["run", "run"]
     assert "compact" in kinds
@@ -80,12 +81,12 @@ def test_maintenance_is_marked_as_such_and_its_figures_are_not_shown_twice(table
 
 def test_another_space_is_told_by_its_differences_and_a_swap_is_one_run(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
-    state = read_table(table.uri, {})
+    state = read_table(Location(table.uri))
     assert state is not None
     deeper = SPEC.model_copy(update={"depth": SPEC.depth - 1})
     info = record(3, {"a": 1}) | {"spec": deeper.model_dump(), "space_id": deeper.space_id, "bucket_bits": 1}
-    commit_table(table.uri, {}, Change((), (), SCHEMA, info, replaces=True), state)
-    events = read_history(table.uri, {}, 20)
+    commit_table(Location(table.uri), Change((), (), SCHEMA, info, replaces=True), state)
+    events = read_history(Location(table.uri), 20)
     assert [event.kind for event in events] == ["describe", "run", "run"]
     assert f"depth: {SPEC.depth} → {SPEC.depth - 1}" in events[1].changes[0]
 
@@ -95,13 +96,13 @@ def test_a_recut_says_what_it_did_and_one_of_before_it_could_is_a_line_of_its_ow
     uri = f"{table.uri}-cut"
     config = RecutConfig.model_validate({"parent": {"uri": table.uri}, "output": {"uri": uri, "dim": 2}})
     run_recut(config)
-    state = read_table(uri, {})
+    state = read_table(Location(uri))
     assert state is not None
     earlier = {name: state.info[name] for name in ("spec", "space_id", "bucket_bits", "parent", "stats", "environment")}
-    commit_table(uri, {}, Change((), (), state.schema, earlier), state)
+    commit_table(Location(uri), Change((), (), state.schema, earlier), state)
     table.follow(EDITED)
     done = run_recut(config)
-    newest, old, first = read_history(uri, {}, 20)
+    newest, old, first = read_history(Location(uri), 20)
     assert [event.kind for event in (newest, old, first)] == ["run"] * 3
     assert (newest.figures["documents_reused"], newest.figures["rows"], newest.figures["parts_kept"]) == (4, len(table.rows()), 2)
     assert (newest.figures["parts_added"], newest.figures["bytes_added"]) == (done.parts_added, done.bytes_added)
@@ -119,8 +120,8 @@ def test_a_recut_says_what_it_did_and_one_of_before_it_could_is_a_line_of_its_ow
 
 def test_another_tools_commit_is_named_after_what_it_did(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
-    open_delta(table.uri, {}).alter.set_table_name("mine")
-    newest = read_history(table.uri, {}, 20)[0]
+    open_delta(Location(table.uri)).alter.set_table_name("mine")
+    newest = read_history(Location(table.uri), 20)[0]
     assert newest.kind == "foreign"
     assert f"{newest.operation}, by another tool" in lay_out([newest])
 
@@ -128,9 +129,9 @@ def test_another_tools_commit_is_named_after_what_it_did(table: MadeTable) -> No
 def test_a_table_that_embedder_did_not_write_and_none_at_all_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"a": [1]}).write_delta(str(tmp_path / "other"))
     with pytest.raises(CommitError, match="that embedder did not write"):
-        read_history(str(tmp_path / "other"), {}, 20)
+        read_history(Location(str(tmp_path / "other")), 20)
     with pytest.raises(CommitError, match="cannot be opened"):
-        read_history(str(tmp_path / "none"), {}, 20)
+        read_history(Location(str(tmp_path / "none")), 20)
 
 
 def test_the_job_prints_a_json_line_for_each_version_the_newest_first(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from embedder.core.errors import StorageError
 from embedder.core.schema import CHUNKS
+from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.parts import Folder, assemble_rows, encode_parquet, read_part
+from embedder.table.parts import assemble_rows, encode_parquet, list_parts, read_part
 from embedder.table.vectors import vector_column
 from tests.table.conftest import TEXTS, make_chunks, make_documents, make_vectors
 
@@ -81,9 +82,9 @@ def test_the_first_writer_stands_and_the_second_describes_it(tmp_path: Path, wri
 
 def test_a_part_on_storage_is_described_by_its_footer(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
     part = write_unit(quarantined=1)
-    folder = Folder(str(tmp_path / "table"), {})
+    folder = Location(str(tmp_path / "table"))
     assert read_part(part.name, folder) == part
-    assert [str(name) for name in folder.list_parts()] == [part.name]
+    assert [str(name) for name in list_parts(folder)] == [part.name]
 
 
 def test_a_foreign_parquet_file_is_not_taken_for_a_part(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
@@ -93,4 +94,4 @@ def test_a_foreign_parquet_file_is_not_taken_for_a_part(tmp_path: Path, write_un
     path.unlink()
     path.write_bytes(foreign)
     with pytest.raises(StorageError, match="not a part of embedder"):
-        read_part(part.name, Folder(str(tmp_path / "table"), {}))
+        read_part(part.name, Location(str(tmp_path / "table")))

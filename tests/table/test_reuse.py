@@ -11,8 +11,8 @@ import pytest
 
 import embedder.table.parts
 from embedder.core.spec import digest
+from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.parts import Folder
 from embedder.table.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
 from tests.table.conftest import TEXTS, make_vectors
 
@@ -24,11 +24,11 @@ def ask(*hashes: str) -> pa.ChunkedArray:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(str(tmp_path / "table"), {})
+def folder(tmp_path: Path) -> Location:
+    return Location(str(tmp_path / "table"))
 
 
-def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Folder, write_unit: Callable[..., Part]) -> None:
+def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 2, 2]
@@ -37,25 +37,25 @@ def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Fol
     assert np.array_equal(vectors_ND, make_vectors(6)[[4, 5, 0, 1]])
 
 
-def test_one_text_may_be_asked_for_twice_and_stand_in_several_parts(folder: Folder, write_unit: Callable[..., Part]) -> None:
+def test_one_text_may_be_asked_for_twice_and_stand_in_several_parts(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit(key="a" * 16).name, write_unit(key="b" * 16).name], folder)
     reused = take_reusable(ask(HASHES[1], HASHES[1]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 1, 1]
 
 
-def test_hashes_that_only_begin_alike_are_told_apart(folder: Folder, write_unit: Callable[..., Part]) -> None:
+def test_hashes_that_only_begin_alike_are_told_apart(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     impostor = HASHES[0][:16] + "0" * 16
     assert previous.find(ask(impostor))[0] >= 0, "the index holds the first half only"
     assert take_reusable(ask(impostor, HASHES[1]), previous, folder, "none")["document"].to_pylist() == [1, 1]
 
 
-def test_nothing_is_found_where_there_is_nothing(folder: Folder) -> None:
+def test_nothing_is_found_where_there_is_nothing(folder: Location) -> None:
     assert take_reusable(ask(*HASHES), NO_PREVIOUS, folder, "none").num_rows == 0
     assert take_reusable(ask(), index_parts([], folder), folder, "none").num_rows == 0
 
 
-def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[..., Part]) -> None:
+def test_the_index_is_sorted_and_small(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     assert np.array_equal(previous.hashes, np.sort(to_uint64(ask(*HASHES))))
     arrays = [getattr(previous, field.name) for field in dataclasses.fields(previous) if field.name != "names"]
@@ -63,7 +63,7 @@ def test_the_index_is_sorted_and_small(folder: Folder, write_unit: Callable[...,
 
 
 def test_only_row_groups_that_hold_what_is_asked_for_are_read(
-    folder: Folder, write_unit: Callable[..., Part], monkeypatch: pytest.MonkeyPatch
+    folder: Location, write_unit: Callable[..., Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder.table.parts, "ROW_GROUP_ROWS", 2)
     previous = index_parts([write_unit().name], folder)

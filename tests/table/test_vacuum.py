@@ -12,9 +12,9 @@ import embedder.core.plan
 import embedder.table.parts
 from embedder.core.errors import CommitError, ConfigError
 from embedder.core.plan import group_shards
-from embedder.core.storage import Found, Store
+from embedder.core.storage import Found, Location, Store
 from embedder.table.attempts import Attempts
-from embedder.table.parts import Folder
+from embedder.table.parts import quarantine_file
 from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
@@ -41,15 +41,15 @@ def test_parts_that_left_long_ago_go_and_every_version_of_the_age_stays_readable
         table.follow({**CORPUS, "large-2": [("a", "five", topic)]})
         age(table, 100)
     table.follow({**CORPUS, "large-2": [("a", "five", "fourth")]})
-    assert vacuum_table(table.uri, {}, 301).stale == (), "the first version was still the newest 301 hours ago"
-    vacuumed = vacuum_table(table.uri, {}, 150)
+    assert vacuum_table(Location(table.uri), 301).stale == (), "the first version was still the newest 301 hours ago"
+    vacuumed = vacuum_table(Location(table.uri), 150)
     assert [each.name for each in vacuumed.stale] == [str(name) for name in set(table.names(0)) - set(table.names(1))]
     assert vacuumed.first_version == 1
     assert [len(table.rows(version)) for version in (1, 2, 3)] == [len(table.rows())] * 3
     with pytest.raises(OSError, match="parquet"):
         table.rows(0)
-    assert vacuum_table(table.uri, {}, 150).stale == ()
-    assert len(vacuum_table(table.uri, {}, 1).stale) == 1
+    assert vacuum_table(Location(table.uri), 150).stale == ()
+    assert len(vacuum_table(Location(table.uri), 1).stale) == 1
 
 
 def test_a_dry_run_names_files_and_bytes_and_deletes_nothing(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_dry_run_names_files_and_bytes_and_deletes_nothing(tmp_path: Path) -> 
     table.follow(EDITED)
     age(table, 200)
     before = files(table)
-    planned = vacuum_table(table.uri, {}, 168, dry_run=True)
+    planned = vacuum_table(Location(table.uri), 168, dry_run=True)
     assert files(table) == before
     assert planned.stale
     for each in planned.stale:
@@ -66,7 +66,7 @@ def test_a_dry_run_names_files_and_bytes_and_deletes_nothing(tmp_path: Path) -> 
         assert f"{each.size_bytes:,}" in planned.text()
         assert each.uri in planned.text()
     assert "from 1 on stay readable; older ones could no longer be read" in planned.text()
-    done = vacuum_table(table.uri, {}, 168)
+    done = vacuum_table(Location(table.uri), 168)
     assert done.stale == planned.stale
     assert files(table) == before - {each.uri.removeprefix(f"{table.uri}/") for each in planned.stale}
 
@@ -77,10 +77,15 @@ def test_the_quarantine_loses_the_namesakes_of_what_left(tmp_path: Path) -> None
     rejected = {file for file in files(table) if file.startswith("_quarantine/")}
     table.follow({"q": CORPUS["q"]})
     age(table, 200)
-    vacuum_table(table.uri, {}, 168)
+    vacuum_table(Location(table.uri), 168)
     assert rejected
     assert not rejected & files(table)
-    assert table.quarantine() == []
+    assert (
+        quarantine_file(
+            table,
+        )
+        == []
+    )
     assert files(table) == {str(name) for name in table.names()}
 
 
@@ -91,15 +96,15 @@ def test_leftovers_of_dead_runs_go_when_they_are_old_and_stay_while_they_are_you
     before = files(table)
     task = group_shards([as_shard("large-9", CORPUS["large"])], "layout", BITS)[0]
     table.write(task, {"large-9": CORPUS["large"]})
-    folder = Folder(table.uri, {})
+    folder = Location(table.uri)
     Attempts(folder).begin("unit")
     part = table.names()[0]
     for name in (f".{part}.{'0' * 32}.tmp", f"_quarantine/.{part}.{'1' * 32}.tmp", f"_writable-{'2' * 32}"):
         Path(table.uri, name).write_bytes(b"half")
     leftovers = files(table) - before
-    assert vacuum_table(table.uri, {}, 168).stale == (), "a run may be writing them"
+    assert vacuum_table(Location(table.uri), 168).stale == (), "a run may be writing them"
     age(table, 200)
-    vacuumed = vacuum_table(table.uri, {}, 168)
+    vacuumed = vacuum_table(Location(table.uri), 168)
     assert {each.uri.removeprefix(f"{table.uri}/") for each in vacuumed.stale} == leftovers
     assert {each.kind for each in vacuumed.stale} == {"part", "quarantine", "temporary", "attempt"}
     assert files(table) == before
@@ -114,7 +119,7 @@ def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"mine")
     age(table, 10_000)
-    assert vacuum_table(table.uri, {}, 168).stale == ()
+    assert vacuum_table(Location(table.uri), 168).stale == ()
     assert set(names) <= files(table)
 
 
@@ -133,13 +138,13 @@ def test_an_age_that_a_run_could_outlast_is_refused_without_insisting(tmp_path: 
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     with pytest.raises(ConfigError, match=r"--older_than_hours=0.5: parts of a run in progress.*--insist"):
-        vacuum_table(table.uri, {}, 0.5)
+        vacuum_table(Location(table.uri), 0.5)
     table.follow(EDITED)
     time.sleep(0.01)
-    assert vacuum_table(table.uri, {}, 0, insist=True).stale
+    assert vacuum_table(Location(table.uri), 0, insist=True).stale
     assert len(table.rows()) > 0
     with pytest.raises(CommitError, match="no table there"):
-        vacuum_table(str(tmp_path / "nothing"), {}, 168)
+        vacuum_table(Location(str(tmp_path / "nothing")), 168)
 
 
 def test_ages_are_by_the_clock_of_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +152,7 @@ def test_ages_are_by_the_clock_of_the_storage(tmp_path: Path, monkeypatch: pytes
     table.follow(CORPUS)
     table.follow(EDITED)
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert vacuum_table(table.uri, {}, 168).stale == (), "a clock decades ahead ages nothing"
+    assert vacuum_table(Location(table.uri), 168).stale == (), "a clock decades ahead ages nothing"
 
 
 @pytest.mark.s3
@@ -155,9 +160,9 @@ def test_on_an_object_store_a_young_table_keeps_all_and_an_old_one_only_what_is_
     table.follow(CORPUS)
     table.follow(EDITED)
     before = files(table)
-    assert vacuum_table(table.uri, {}, 1).stale == ()
+    assert vacuum_table(Location(table.uri), 1).stale == ()
     time.sleep(2.1)  # its clock has seconds
-    vacuumed = vacuum_table(table.uri, {}, 1 / HOUR, insist=True)
+    vacuumed = vacuum_table(Location(table.uri), 1 / HOUR, insist=True)
     assert {each.name for each in vacuumed.stale if each.kind == "part"} == set(map(str, set(table.names(0)) - set(table.names())))
     assert files(table) == before - {each.uri.removeprefix(f"{Store(table.uri).uri}/") for each in vacuumed.stale}
     assert table.rows()
@@ -174,8 +179,8 @@ def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(
         plan = planned(*args)  # type: ignore[arg-type]
         assert plan.adopt
         monkeypatch.setattr("tests.tables.read_part", lambda name, folder: parts[name])
-        parts = {str(name): embedder.table.parts.read_part(str(name), Folder(table.uri, {})) for name in plan.adopt}
-        vacuum_table(table.uri, {}, 168)
+        parts = {str(name): embedder.table.parts.read_part(str(name), Location(table.uri)) for name in plan.adopt}
+        vacuum_table(Location(table.uri), 168)
         return plan
 
     monkeypatch.setattr("tests.tables.plan_work", vacuumed_after_planning)
