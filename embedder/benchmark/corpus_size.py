@@ -1,4 +1,4 @@
-"""Corpora of growing size, each embedded by a job of its own → whether speed and memory stay as they are while the corpus grows."""
+"""Embed corpora of growing size, each by a job of its own, to see whether speed and memory depend on the size."""
 
 import json
 import tempfile
@@ -21,20 +21,20 @@ BAR = 40
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """One size."""
+    """Figures of one corpus size."""
 
     documents: int
     chunks: int
     tokens_per_second: float
-    """Between the first unit that landed and the last."""
+    """Between the first landed unit and the last."""
     encoder_busy_share: float
     driver_peak_bytes: int
     seconds: float
-    """Of the whole run, with the start of Ray and of the model."""
+    """Whole run, with the start of Ray and of the model."""
 
 
 def measure_growth(model: str, depth: int, sizes: Sequence[int]) -> list[Growth]:
-    """Embed corpora of these sizes at a depth; small depths are the harder test of what feeds the encoder."""
+    """Embed corpora of these sizes. A small depth is the harder test for the readers that feed the encoder."""
     documents, _ = read_documents()
     found = []
     for size in sizes:
@@ -45,7 +45,7 @@ def measure_growth(model: str, depth: int, sizes: Sequence[int]) -> list[Growth]
 
 
 def write_repeated(documents: Sequence[Document], count: int, folder: Path) -> None:
-    """Write so many documents, the given ones over and over under new ids, as parquet shards of equal size."""
+    """Write `count` documents, the given ones repeated under new ids, as parquet shards of equal size."""
     folder.mkdir(parents=True)
     for first in range(0, count, SHARD_DOCUMENTS):
         numbers = range(first, min(count, first + SHARD_DOCUMENTS))
@@ -55,14 +55,14 @@ def write_repeated(documents: Sequence[Document], count: int, folder: Path) -> N
 
 
 def embed_in_a_process(model: str, depth: int, folder: Path) -> Growth:
-    """Run the job as a user does, in a process of its own, whose memory is its driver's."""
+    """Run the job as a user does, in a process of its own, so that its peak memory is the driver's."""
     flags = [
         f"--source.uri={folder}/corpus",
         "--source.id_column=id",
         f"--source.rows_per_unit={UNIT_DOCUMENTS}",
         f"--embedding.model={model}",
         f"--embedding.depth={depth}",
-        f"--compute.backend={'openvino' if has_openvino() else 'torch'}",  # also for a corpus that auto finds too small for it
+        f"--compute.backend={'openvino' if has_openvino() else 'torch'}",  # auto leaves a small corpus to torch
         f"--output.uri={folder}/table",
     ]
     run = json.loads(run_module("jobs.embed", *flags, "--json"))
@@ -77,7 +77,7 @@ def embed_in_a_process(model: str, depth: int, folder: Path) -> Growth:
 
 
 def plot_growth(found: Sequence[Growth]) -> str:
-    """Draw speed and memory as bars, a line a size."""
+    """Draw speed and memory as bars, one line per size."""
     fastest, largest = max(each.tokens_per_second for each in found), max(each.driver_peak_bytes for each in found)
     names = [f"{each.documents:,} documents" for each in found]
     speeds = [
@@ -89,5 +89,5 @@ def plot_growth(found: Sequence[Growth]) -> str:
 
 
 def draw_bar(share: float) -> str:
-    """Draw a share of the longest bar."""
+    """Return a bar of this share of the longest."""
     return ("█" * round(BAR * share)).ljust(BAR)

@@ -1,7 +1,7 @@
-"""Tokens a second on this machine: the encoder by depth, dtype and backend beside its peers, and the whole job beside the encoder.
+"""Measure tokens per second: the encoder by depth, dtype and backend beside its peers, and the whole job beside the encoder.
 
-Contenders run in turn, round after round, so that a machine that slows down slows all of them; what is reported is the
-median over rounds of each one's ratio to the reference of the same round.
+Contenders run in turn, round after round, so that a slow phase of the machine slows all of them. Each figure is the median
+over rounds of a contender's ratio to the reference of the same round.
 """
 
 import statistics
@@ -41,7 +41,7 @@ from embedder.text.tokenizing import load_tokenizer
 
 
 def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel, chunking: bool = False) -> pa.Table:
-    """Texts → CHUNKS: without chunking one a text, cut at max_tokens, as sentence-transformers cuts them."""
+    """Return CHUNKS of texts. Without chunking, a text is one chunk truncated at max_tokens, as in sentence-transformers."""
     rows = len(texts)
     columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
     spec = resolved.spec.model_copy(update={"chunking": chunking})
@@ -54,9 +54,9 @@ OURS = "embedder, "
 def benchmark_encoder(
     model: str, texts: Sequence[str], token_budget: int, rounds: int, peer_python: str | None = None
 ) -> tuple[int, list[Timing]]:
-    """Compare the encoder, tokenizing included, with sentence-transformers' encode; the reference is its default. Gives tokens, timings.
+    """Compare the encoder with sentence-transformers' encode, both with tokenizing; return tokens and timings.
 
-    `peer_python` runs more peers, in an environment of their own.
+    The reference is sentence-transformers' default. `peer_python` runs more peers in another environment.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -77,7 +77,7 @@ def benchmark_encoder(
 
 
 def lay_out(timings: Sequence[Timing]) -> str:
-    """Lay out the contenders, and how much faster the fastest of ours was than the fastest of the others, in the same rounds."""
+    """Return a table of the contenders, and the ratio of our fastest to the fastest peer in the same rounds."""
     ours = max((each for each in timings if each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
     best = max((each for each in timings if not each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
     rows = [(each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x") for each in timings]
@@ -90,7 +90,7 @@ def _embed(encoder: Encoder, texts: Sequence[str], resolved: ResolvedModel, toke
 
 @dataclass(frozen=True, slots=True)
 class DepthTiming:
-    """A depth beside the full model: how much faster as a whole, and in the layers alone, against the ideal full / depth."""
+    """Speedup of a depth over the full model: of the whole pass and of the layers alone, beside the ideal full / depth."""
 
     depth: int
     tokens_per_second: float
@@ -98,21 +98,21 @@ class DepthTiming:
     layer_speedup: float
     ideal: float
     found: dict[int, float]
-    """By dim: MRR@10 of names that should find their own documentation, both sides embedded at this depth."""
+    """By dim: MRR@10 of names that search for their own documentation, both sides embedded at this depth."""
 
     def heading(self) -> str:
-        """Name the columns of `line`."""
+        """Return the heading of `line`."""
         return "".join(f"{dim:>7}" for dim in self.found) + "   tokens/s   whole  layers  ideal"
 
     def line(self) -> str:
-        """Lay out the figures in columns."""
+        """Return the figures in columns."""
         found = "".join(f"{score:7.3f}" for score in self.found.values())
         return f"{found}  {self.tokens_per_second:9,.0f}  {self.speedup:5.2f}x  {self.layer_speedup:5.2f}x  {self.ideal:4.2f}x"
 
 
 def lay_out_depths(depths: Sequence[DepthTiming]) -> str:
-    """Lay out the depths, the full model first."""
-    heading = "names that find their own documentation (MRR@10) by dim, and speed beside the full model"
+    """Return a table of the depths, the full model first."""
+    heading = "MRR@10 of names that search for their own documentation, by dim; speed relative to the full model"
     return f"{heading}\n" + align([("depth", depths[0].heading()), *((str(each.depth), each.line()) for each in depths)])
 
 
@@ -121,7 +121,7 @@ NUM_QUERIES = 1000
 
 
 def benchmark_depths(model: str, documents: Sequence[Document], token_budget: int, rounds: int) -> list[DepthTiming]:
-    """Compare every depth, really cut, with the full model: speed on the first 1,500 documents, and what its vectors find in all."""
+    """Compare every depth, loaded alone, with the full model: speed on the first 1,500 documents, search quality on all."""
     texts = [document.text for document in documents]
     full = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     token_ids = tokenize_texts(texts[:1500], full)["token_ids"].combine_chunks()
@@ -152,7 +152,7 @@ def benchmark_depths(model: str, documents: Sequence[Document], token_budget: in
 
 
 def find_titles(encoder: Encoder, documents: Sequence[Document], resolved: ResolvedModel, token_budget: int) -> dict[int, float]:
-    """Search for documents by their names among all of them: MRR@10 by dim."""
+    """Search for documents by their names among all of them; return MRR@10 by dim."""
 
     def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
         return encoder.encode(tokenize_texts(texts, resolved)["token_ids"].combine_chunks(), token_budget).vectors_ND
@@ -166,17 +166,17 @@ def find_titles(encoder: Encoder, documents: Sequence[Document], resolved: Resol
 
 @contextmanager
 def timed_layers(layers: torch.nn.ModuleList) -> Iterator[list[float]]:
-    """Collect the seconds from the entry of the first layer to the exit of the last, for each forward pass on a CPU."""
+    """Yield a list that collects, per forward pass on a CPU, the seconds from the first layer's start to the last layer's end."""
     spent: list[float] = []
-    entered = threading.local()  # batches run side by side, a thread each
+    entered = threading.local()  # batches run in parallel, one thread each
 
     def enter(*_: object) -> None:
         entered.at = time.perf_counter()
 
-    def leave(*_: object) -> None:
+    def finish(*_: object) -> None:
         spent.append(time.perf_counter() - entered.at)
 
-    hooks = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
+    hooks = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(finish)]
     try:
         yield spent
     finally:
@@ -185,35 +185,35 @@ def timed_layers(layers: torch.nn.ModuleList) -> Iterator[list[float]]:
 
 
 def shuffle_documents(seed: int = 0) -> list[Document]:
-    """Read the documentation of this Python, in random order, so that lengths are mixed."""
+    """Read the documentation of the running Python in random order, so that lengths are mixed."""
     documents, _ = read_documents()
     return [documents[number] for number in np.random.default_rng(seed).permutation(len(documents))]
 
 
 @dataclass(frozen=True, slots=True)
 class JobTiming:
-    """The whole job beside the encoder alone on the same documents."""
+    """Speed of the whole job and of the encoder alone on the same documents."""
 
     documents: int
     tokens: int
     encoder_tokens_per_second: float
     job_tokens_per_second: float
-    """Between the first unit that landed and the last."""
+    """Between the first landed unit and the last."""
     ratio: float
     seconds: float
-    """Of the whole run, with the start of Ray and of the model."""
+    """Whole run, with the start of Ray and of the model."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Lay out the figures for a person."""
+        """Return the figures as named lines."""
         return [
             ("whole job, steady", f"{self.job_tokens_per_second:9,.0f} tokens/s  {self.ratio:5.2f} x the encoder alone"),
-            ("encoder alone", f"{self.encoder_tokens_per_second:9,.0f} tokens/s, {self.tokens:,} tokens tokenized before"),
-            ("whole job, start included", f"{self.seconds:9.1f} s for {self.documents:,} documents"),
+            ("encoder alone", f"{self.encoder_tokens_per_second:9,.0f} tokens/s, {self.tokens:,} tokens, tokenized beforehand"),
+            ("whole job, with start", f"{self.seconds:9.1f} s for {self.documents:,} documents"),
         ]
 
 
 def benchmark_job(model: str, token_budget: int, rounds: int) -> JobTiming:
-    """Embed the demo corpus with the whole job and with the encoder alone, in turn; medians over rounds, the ratio's too."""
+    """Embed the demo corpus with the whole job and with the encoder alone, in turn; return medians over rounds."""
     alone = [_encoder_rate(model, token_budget)]
     runs: list[Summary] = []
     for _ in range(rounds):
@@ -242,7 +242,7 @@ def benchmark_job(model: str, token_budget: int, rounds: int) -> JobTiming:
 
 
 def _encoder_rate(model: str, token_budget: int) -> float:
-    """Tokens a second of the encoder over the chunks of the same documents, tokenized beforehand, in units of 500."""
+    """Return tokens per second of the encoder alone over the same chunks, tokenized beforehand, in units of 500."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     encoder = Encoder.load(resolved.spec, "cpu", "auto", backend="auto")
     texts = [f"{each.title} {each.text}" for each in read_documents()[0]]

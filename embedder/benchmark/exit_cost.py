@@ -1,4 +1,4 @@
-"""A depth that leaves by a calibrated exit beside the same depth as it is: what the taps and the map cost a pass."""
+"""Measure what the taps and the map of a calibrated exit add to a pass of the same depth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,42 +24,44 @@ from embedder.sweep.timing import Run, compare
 
 @dataclass(frozen=True, slots=True)
 class ExitTiming:
-    """One depth, on a CPU."""
+    """Figures of one depth on a CPU."""
 
     depth: int
     tokens_per_second: float
-    """By the calibrated exit."""
+    """With the calibrated exit."""
     taps: float
-    """Time that pooling the states which a map reads takes, as a share of a native pass: median over rounds."""
+    """Time to pool the states that a map reads, as a share of a native pass; median over rounds."""
     price: float
-    """The same of all that a calibrated exit takes more: the taps, and the product with the map."""
+    """The same for the whole exit: the taps and the product with the map."""
 
     def line(self) -> str:
-        """Lay it out for a person."""
+        """Return the figures as one line."""
         return f"{self.tokens_per_second:9,.0f} tokens/s  {self.taps:+.1%} time for taps, {self.price:+.1%} with the map"
 
 
 def benchmark_exits(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> list[ExitTiming]:
-    """Time every depth below the full one as it is, by an exit, and with its taps alone, in turn; the map's numbers are made up."""
+    """Time each depth below the full one with a native exit, a calibrated exit, and the taps alone, in turn. The map is random."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     token_ids = tokenize(texts, resolved, resolved.spec)
     calibration, timings = make_up_exits(resolved), []
     for depth in calibration.maps:
         native = resolved.spec.model_copy(update={"depth": depth})
-        leaving = native.model_copy(update={"exit": "calibrated", "calibration": calibration.fingerprint})
-        encoders = {name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", leaving))}
+        calibrated_spec = native.model_copy(update={"exit": "calibrated", "calibration": calibration.fingerprint})
+        encoders = {
+            name: Encoder.load(spec, "cpu", "auto", calibration) for name, spec in (("native", native), ("calibrated", calibrated_spec))
+        }
         runs: dict[str, Run] = {name: partial(encoder.encode, token_ids, token_budget) for name, encoder in encoders.items()}
-        runs["taps"] = partial(load_taps(leaving, calibration).encode, token_ids, token_budget)
+        runs["taps"] = partial(load_taps(calibrated_spec, calibration).encode, token_ids, token_budget)
         _, calibrated, taps = compare(runs, len(token_ids.values), rounds)
         timings.append(ExitTiming(depth, calibrated.tokens_per_second, 1 / taps.ratio - 1, 1 / calibrated.ratio - 1))
     return timings
 
 
 class TapsAlone(Exit):
-    """An exit that pools and normalises all that its map would read, and gives some of it in place of the product."""
+    """An exit that pools and normalizes what its map reads, and returns a part of it in place of the product."""
 
     def forward(self, states_BF: Tensor) -> Tensor:
-        """Give as many numbers as the map would: (B, W)."""
+        """Return as many components as the map: (B, W)."""
         return normalise_states(states_BF, self.hidden_size)[:, : self.linear.out_features]
 
 
@@ -74,7 +76,7 @@ def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
 
 
 def make_up_exits(resolved: ResolvedModel) -> Calibration:
-    """Make a calibration of the right sizes out of random numbers."""
+    """Return a random calibration of the right shapes."""
     draw, size, width = np.random.default_rng(0), resolved.hidden_size, resolved.spec.dim
     maps = {}
     for depth in range(1, resolved.spec.depth):

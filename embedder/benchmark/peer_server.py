@@ -1,7 +1,9 @@
-"""Other encoders of the same texts, timed on demand: a script for an environment of its own, where nothing of embedder is installed.
+"""Run peer encoders on demand: a script for an environment in which embedder is not installed.
 
-python peer_server.py MODEL_FOLDER TEXTS_JSON     names of the peers come out first, as a JSON list; then, for each name that comes
-in on a line, the peer encodes all texts, and a line goes out. Needs sentence-transformers[openvino,onnx].
+python peer_server.py MODEL_FOLDER TEXTS_JSON
+
+Prints the names of the peers as a JSON list. For each name read from stdin, that peer encodes all texts, and a line is
+printed. Needs sentence-transformers[openvino,onnx].
 """
 
 import json
@@ -18,11 +20,11 @@ Run = Callable[[], object]
 
 MOST_TOKENS_ENTRY = "max_seq_length"
 BATCH_ROWS = 32
-"""sentence-transformers' own default, and what a plain loop would take."""
+"""Default of sentence-transformers."""
 
 
 def load_peers(folder: str, texts: list[str]) -> dict[str, Run]:
-    """Load every peer that is installed here."""
+    """Load every peer."""
     from sentence_transformers import SentenceTransformer
 
     peers: dict[str, Run] = {}
@@ -34,7 +36,7 @@ def load_peers(folder: str, texts: list[str]) -> dict[str, Run]:
 
 
 class PlainLoop:
-    """OpenVINO as its documentation shows it, at its default precision and with its hint for throughput."""
+    """OpenVINO as in its documentation: default precision, throughput hint."""
 
     def __init__(self, folder: str) -> None:
         import openvino
@@ -50,12 +52,12 @@ class PlainLoop:
         self.queue = openvino.AsyncInferQueue(compiled)
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Encode batches of texts of like length, several at a time; mean pooling and L2."""
+        """Encode batches of similar lengths asynchronously; mean pooling and L2."""
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
         vectors: dict[int, np.ndarray] = {}
 
-        def finish(request: object, told: tuple[list[int], np.ndarray]) -> None:
-            rows, mask_BL = told
+        def finish(request: object, batch_info: tuple[list[int], np.ndarray]) -> None:
+            rows, mask_BL = batch_info
             hidden_BLH = request.get_output_tensor(0).data  # type: ignore[attr-defined]
             pooled_BH = (hidden_BLH * mask_BL[..., None]).sum(axis=1) / mask_BL.sum(axis=1, keepdims=True)
             vectors.update(zip(rows, pooled_BH / np.linalg.norm(pooled_BH, axis=1, keepdims=True), strict=True))
@@ -71,16 +73,16 @@ class PlainLoop:
         return np.stack([vectors[number] for number in range(len(texts))])
 
 
-def serve(peers: Mapping[str, Run], say: Callable[[str], None]) -> None:
-    """Run whom each line names, until there are no more."""
-    say(json.dumps(list(peers)))
+def serve(peers: Mapping[str, Run], write_line: Callable[[str], None]) -> None:
+    """Run the peer that each line of stdin names."""
+    write_line(json.dumps(list(peers)))
     for line in sys.stdin:
         peers[line.strip()]()
-        say("done")
+        write_line("done")
 
 
 def main() -> None:
-    """Keep stdout for what is asked: libraries print there too."""
+    """Serve on stdout, and send what libraries print there to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")

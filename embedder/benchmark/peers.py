@@ -1,6 +1,7 @@
-"""A Python of another environment → contenders that run there, side by side with those of this one."""
+"""Run peer encoders in another Python environment, in turn with the encoders of this one."""
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,11 @@ NEEDS = "torch and sentence-transformers[openvino,onnx]"
 
 @contextmanager
 def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterator[dict[str, Run]]:
-    """Start the peers once; each run of one is a line to the process and a line back. Without a Python there are none."""
+    """Start the peer process and yield its contenders; {} without a Python.
+
+    Each run of a contender is one line to the process and one line back. PYTHONSAFEPATH keeps this folder off the
+    path of the process, where a module of ours could shadow a package.
+    """
     if python is None:
         yield {}
         return
@@ -26,9 +31,10 @@ def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterato
         path.write_text(json.dumps(list(texts)))
         command = [python, str(Path(peer_server.__file__)), folder, str(path)]
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         except OSError as error:
-            raise ConfigError(f"--peer_python {python}: {error.strerror}; name the Python of an environment with {NEEDS}") from error
+            raise ConfigError(f"--peer-python {python}: {error.strerror}; name the Python of an environment with {NEEDS}") from error
         with process:
             try:
                 names: list[str] = json.loads(_ask(process, None))
@@ -38,7 +44,7 @@ def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterato
 
 
 def _ask(process: "subprocess.Popen[str]", name: str | None) -> str:
-    """Wait for the answer to a line, or for the first one."""
+    """Send a line, if any, and return the next line of the process."""
     assert process.stdin is not None
     assert process.stdout is not None
     if name is not None:
@@ -46,5 +52,5 @@ def _ask(process: "subprocess.Popen[str]", name: str | None) -> str:
         process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        raise ConfigError(f"--peer_python: the peers ended with {process.wait()} (see above); their environment needs {NEEDS}")
+        raise ConfigError(f"--peer-python: the peer process exited with {process.wait()} (see above); its environment needs {NEEDS}")
     return answer

