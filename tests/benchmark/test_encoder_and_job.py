@@ -54,6 +54,7 @@ def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, mo
     server = tmp_path / "server.py"
     server.write_text(
         "import json, sys, functools, pathlib\n"
+        "assert str(pathlib.Path(__file__).parent) not in sys.path, 'a module beside it could shadow a package'\n"
         f"sys.path.insert(0, {str(Path(peer_server.__file__).parent)!r})\n"
         "from peer_server import serve\n"
         "texts = json.loads(pathlib.Path(sys.argv[2]).read_text())\n"
@@ -66,12 +67,12 @@ def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, mo
         assert not (tmp_path / "ran").exists()
         found["one"]()
         assert (tmp_path / "ran").read_text() == "café"
-        with pytest.raises(ConfigError, match="--peer_python: the peers ended with 0"):
+        with pytest.raises(ConfigError, match="--peer-python: the peer process exited with 0"):
             found["two"]()
 
 
 def test_a_python_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="--peer_python /none: No such file"), peers.open_peers("/none", "", []):
+    with pytest.raises(ConfigError, match="--peer-python /none: No such file"), peers.open_peers("/none", "", []):
         pass
 
 

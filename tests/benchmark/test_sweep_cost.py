@@ -37,4 +37,4 @@ def test_a_price_is_measured_for_the_depths_and_dims_of_a_study(minilm: str) -> 
 
 def test_the_price_is_said_in_a_line() -> None:
     line = GridPrice((2, 1), (8, 4, 2), 1000, 500.0, 1.0).text()
-    assert line == "vectors of the whole grid of a study (2 depths x 3 dims): 1.00 x the time of one plain pass over 1,000 tokens"
+    assert line == "vectors of a sweep's whole grid (2 depths x 3 dims): 1.00 x the time of one plain pass over 1,000 tokens"
