@@ -1,4 +1,4 @@
-"""DuckDB: one file, in which SQL and vectors stand side by side."""
+"""DuckDB: rows and vectors in one file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.core.errors import ConfigError, StorageError
+from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
@@ -19,13 +20,10 @@ from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 _DIALECT = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
 
 
-ERRORS = (duckdb.Error,)
-
-
 class DuckdbStore:
-    """A table of a DuckDB file. What stands between two records is one transaction.
+    """A table of a DuckDB file. Everything between two records is one transaction.
 
-    The file is opened for reading, which any number of processes may do, until something is recorded.
+    The file is opened read-only, which any number of processes may do at once, until something is recorded.
     """
 
     quantizations: frozenset[Quantization] = frozenset({"none", "int8"})
@@ -41,14 +39,14 @@ class DuckdbStore:
         try:
             connection = duckdb.connect(self.config.path, read_only=not writes) if is_there or writes else duckdb.connect()
         except duckdb.IOException as error:
-            raise StorageError(f"{self.config.path}: cannot be opened ({_brief(error)}); is another process writing to it?") from error
+            raise StorageError(f"{self.config.path}: cannot be opened ({one_line(error)}); is another process writing to it?") from error
         connection.execute("SET TimeZone = 'UTC'")
         if self.config.index == "hnsw":
             _load_vss(connection)
         return connection
 
     def exists(self) -> bool:
-        """Tell whether the table is there."""
+        """Return whether the table exists."""
         return self._has(self.config.name)
 
     def _has(self, table: str) -> bool:
@@ -76,7 +74,7 @@ class DuckdbStore:
         self.connection.begin()
 
     def create(self, loaded: Loaded) -> None:
-        """Make it anew; the columns are those that DuckDB gives to Arrow's."""
+        """Replace the table by an empty one with DuckDB's types for the Arrow columns."""
         self._run("CREATE OR REPLACE TABLE {table} AS SELECT * FROM new_rows", store_schema(loaded.schema, loaded.spec).empty_table())
 
     def append(self, rows: Iterator[pa.Table]) -> None:
@@ -95,7 +93,7 @@ class DuckdbStore:
         self._run(f"DELETE FROM {{table}} WHERE {ROW_ID} IN (SELECT {ROW_ID} FROM new_rows)", pa.table({ROW_ID: row_ids}))
 
     def _run(self, statement: str, rows: pa.Table) -> None:
-        """Run a statement on rows of Arrow, under the name new_rows."""
+        """Run a statement with Arrow rows registered as new_rows."""
         self.connection.register("new_rows", rows)
         self.connection.execute(statement.format(table=self.table))
         self.connection.unregister("new_rows")
@@ -105,7 +103,7 @@ class DuckdbStore:
         return int(self.connection.execute(f"SELECT count(*) FROM {self.table}").fetchall()[0][0])
 
     def build_index(self) -> str:
-        """Build HNSW where it is asked for and missing; DuckDB keeps it up to date itself."""
+        """Build HNSW if it is asked for and missing; DuckDB keeps it up to date."""
         if self.config.index == "none":
             return "no index, exact search"
         name = f"{self.config.name}_hnsw"
@@ -118,9 +116,9 @@ class DuckdbStore:
         return "index hnsw"
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Order by inner product; with HNSW and no filter the index answers."""
+        """Order by inner product; HNSW serves searches without a filter."""
         vectors = "embedding" if query_D.dtype == np.float32 else f"embedding::FLOAT[{len(query_D)}]"
-        # the form that the index knows, and that is as fast without one
+        # the index serves this form only, which is as fast without one
         distance = f"array_negative_inner_product({vectors}, ?::FLOAT[{len(query_D)}])"
         condition = f"WHERE {render_sql(where, _DIALECT)}" if where is not None else ""
         columns = f"* EXCLUDE ({ROW_ID}, embedding), {distance} AS _distance"
@@ -129,7 +127,7 @@ class DuckdbStore:
         return [Hit(-row.pop("_distance"), row) for row in found]
 
     def close(self) -> None:
-        """Leave what was not recorded undone."""
+        """Roll back what was not recorded."""
         if self.writes:
             self.connection.rollback()
         self.connection.close()
@@ -140,9 +138,9 @@ def _load_vss(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("LOAD vss")
         connection.execute("SET hnsw_enable_experimental_persistence = true")
     except duckdb.Error as error:
-        message = f"duckdb.index='hnsw': the extension vss cannot be loaded ({_brief(error)})"
+        message = f"duckdb.index='hnsw': the extension vss cannot be loaded ({one_line(error)})"
         raise ConfigError(f"{message}; run INSTALL vss in DuckDB once, or choose index: none") from error
 
 
-def _brief(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+STORE = DuckdbStore
+ERRORS = (duckdb.Error,)

@@ -1,4 +1,4 @@
-"""A filter as the SQL of a store: columns quoted, values written as literals of their type."""
+"""Render a filter as a store's SQL: columns quoted, values as literals of their type."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Where the stores' SQL differs."""
+    """Differences between the stores' SQL."""
 
     quote: str
-    """Around a column's name."""
+    """Quote around a column's name."""
     timestamp: str
-    """A point in time, from ISO format."""
+    """Template of a timestamp, from ISO format."""
     has: str
-    """A list that holds a value."""
+    """Template of a test whether a list contains a value."""
     number: str = "{}"
-    """A floating-point number."""
+    """Template of a floating-point number."""
 
 
 def render_sql(where: Filter, dialect: Dialect) -> str:
-    """Write a filter as a condition."""
+    """Return a filter as an SQL condition."""
     if isinstance(where, Group):
         return "(" + f" {where.joined_by.upper()} ".join(render_sql(part, dialect) for part in where.parts) + ")"
     column = quote_name(where.column, dialect.quote)
@@ -38,7 +38,7 @@ def render_sql(where: Filter, dialect: Dialect) -> str:
 
 
 def render_value(value: Value, dialect: Dialect) -> str:
-    """Write a value as a literal."""
+    """Return a value as an SQL literal."""
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, datetime):
@@ -51,10 +51,10 @@ def render_value(value: Value, dialect: Dialect) -> str:
 
 
 def quote_text(text: str) -> str:
-    """Write a text as an SQL literal."""
+    """Return a text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def quote_name(name: str, quote: str = '"') -> str:
-    """Write a name as an SQL identifier."""
+    """Return a name as an SQL identifier."""
     return quote + name.replace(quote, quote * 2) + quote

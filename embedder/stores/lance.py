@@ -1,4 +1,4 @@
-"""LanceDB: a folder on local disk or S3, read by the application itself."""
+"""LanceDB: a folder on local disk or S3 that applications read directly."""
 
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -20,27 +20,24 @@ from embedder.stores.filter_sql import Dialect, quote_text, render_sql
 from embedder.stores.rows import ROW_ID, store_schema
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
-# a bare 2000.5 is refused beside integers
+# Lance refuses a bare 2000.5 in a comparison with integers
 _DIALECT = Dialect("`", "timestamp '{}'", "array_has({column}, {value})", "CAST({} AS double)")
 _STATE = pa.schema([("name", pa.string()), ("loaded", pa.string())])
 _INDEXES: Mapping[str, Any] = {"ivf_hnsw_sq": HnswSq, "ivf_pq": IvfPq, "ivf_flat": IvfFlat}
 
 INDEXED_ROWS = 50_000
-"""Rows from which `auto` builds an index: 50,000 vectors of 384 dims are scanned in about 10 ms."""
+"""Rows from which `auto` builds an index: a scan of 50,000 vectors of 384 dims takes about 10 ms."""
 DELETED_IDS = 2_000
-"""Ids named in one condition; each condition is a commit."""
+"""Ids per delete condition; each condition is one commit."""
 KEPT_VERSIONS = timedelta(days=1)
-"""Versions of the Lance table that are kept for readers which opened them."""
-
-
-ERRORS = (RuntimeError, OSError)
+"""Age up to which versions of the Lance table are kept for readers that opened them."""
 
 
 class LanceStore:
-    """A Lance table. Every write is a commit of its own; the state is a table beside it."""
+    """A Lance table. Every write is a commit of its own; the state is a second table."""
 
     quantizations: frozenset[Quantization] = frozenset({"none", "binary"})
-    """It stores int8 too, but its client turns every query into float32, which is then refused."""
+    """Lance stores int8 too, but its client converts every query to float32, which the server then refuses."""
 
     def __init__(self, config: LanceConfig) -> None:
         self.config, self.place = config, f"{mask_text(config.uri)}: LanceDB table {config.name!r}"
@@ -51,7 +48,7 @@ class LanceStore:
             raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
-        """Tell whether the table is there."""
+        """Return whether the table exists."""
         return self.config.name in self._names()
 
     def _names(self) -> list[str]:
@@ -80,7 +77,7 @@ class LanceStore:
         self.db.create_table(self._state_name, rows, mode="overwrite").optimize(cleanup_older_than=KEPT_VERSIONS)
 
     def create(self, loaded: Loaded) -> None:
-        """Make it anew, empty."""
+        """Replace the table by an empty one."""
         schema = store_schema(loaded.schema, loaded.spec)
         self.db.create_table(self.config.name, schema=schema, mode="overwrite")
 
@@ -91,7 +88,7 @@ class LanceStore:
         table.add(pa.RecordBatchReader.from_batches(table.schema, batches))
 
     def upsert(self, rows: Iterator[pa.Table]) -> None:
-        """Merge by row id, a commit a batch."""
+        """Merge by row id, one commit per batch."""
         table = self._table()
         for each in rows:
             table.merge_insert(ROW_ID).when_matched_update_all().when_not_matched_insert_all().execute(each)
@@ -107,7 +104,7 @@ class LanceStore:
         return int(self._table().count_rows())
 
     def build_index(self) -> str:
-        """Index row ids once, vectors where another index is there than asked for, and add new rows; files are compacted on the way."""
+        """Index row ids once and vectors as the settings ask, add new rows to both, and compact files."""
         table = self._table()
         present = {column: index for index in table.list_indices() for column in index.columns}
         built = next(
@@ -129,7 +126,7 @@ class LanceStore:
         return "no index, exact search" if kind == "none" else f"index {kind}"
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Search by inner product, binary vectors by bits in common; the filter comes first."""
+        """Search by inner product, binary vectors by equal bits; the filter is applied first."""
         table, binary = self._table(), query_D.dtype == np.uint8
         query = table.search(query_D, vector_column_name="embedding").distance_type("hamming" if binary else "dot").limit(top)
         if where is not None:
@@ -139,16 +136,20 @@ class LanceStore:
         return [Hit(len(query_D) * 8 - row["_distance"] if binary else 1 - row["_distance"], _without(row, "_distance")) for row in found]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the client holds no connection."""
 
     def _table(self) -> Any:
         return self.db.open_table(self.config.name)
 
 
 def _storage_options(config: LanceConfig) -> dict[str, str]:
-    """Lead LanceDB to the S3 endpoint of the environment, as the table's own reader is led."""
+    """Return the S3 endpoint and credentials of the environment, updated by the settings."""
     return delta_options(config.uri, {}) | config.storage_options
 
 
 def _without(row: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != name}
+
+
+STORE = LanceStore
+ERRORS = (RuntimeError, OSError)

@@ -1,7 +1,6 @@
-"""Bring a store in step with a table: all of its rows once, and from then on what changed between two versions.
+"""Sync a store with a table: all rows once, then the difference between two versions.
 
-What a load is about to do is recorded in the store before it does it, so that whoever comes after a load that died ends
-that one first. Every step may be done twice.
+Each step is recorded in the store before it starts, so that the next load finishes a load that died. Every step is idempotent.
 """
 
 import logging
@@ -25,7 +24,7 @@ from embedder.table.diff import check_present, read_changes
 from embedder.table.run_record import find_info
 
 GROUP_ROWS = 100_000
-"""Rows of a first load between two records of how far it came: what a load that died does again."""
+"""Rows of a first load between two records: at most these are written again after a crash."""
 
 logger = logging.getLogger("embedder")
 
@@ -34,7 +33,7 @@ Outcome = Literal["loaded", "refreshed", "nothing to do"]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a table, as far as loading it needs."""
+    """What a load needs of a table version."""
 
     location: Location
     number: int
@@ -44,17 +43,17 @@ class Version:
     rows: Mapping[str, int]
     """By part name."""
     ranges: Ranges | None
-    """Of int8 vectors."""
+    """Ranges of int8 vectors."""
 
     @property
     def num_rows(self) -> int:
-        """Rows in all."""
+        """Total rows."""
         return sum(self.rows.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a load did."""
+    """Result of a load."""
 
     outcome: Outcome
     place: str
@@ -68,7 +67,7 @@ class Report:
     index: str
 
     def text(self) -> str:
-        """Lay it out for a person."""
+        """Return the report as text."""
         at = f"version {self.version} of {self.uri}, {self.rows:,} rows"
         if self.outcome == "nothing to do":
             return f"nothing to do: {self.place} holds {at}; {self.index}"
@@ -80,7 +79,7 @@ class Report:
 
 
 def read_version(location: Location, number: int | None = None) -> Version:
-    """Read what a version consists of; the newest if no number is given."""
+    """Read a version; the newest without a number."""
     state = read_table(location)
     if state is None:
         raise StorageError(f"{location.uri}: no table there; make one with jobs.embed")
@@ -93,29 +92,27 @@ def read_version(location: Location, number: int | None = None) -> Version:
     by_name = {each: rows[each] for each in sorted(map(str, names))}
     info = state.info if number == state.version else find_info(location, number)
     if info is None:
-        raise VersionGoneError(f"{location.uri}: version {number} has no run record any more, its log was cleaned up; load a later version")
+        raise VersionGoneError(f"{location.uri}: version {number} lost its run record when the log was cleaned up; load a later version")
     spec, ranges = EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges"))
     return Version(location, number, str(delta.metadata().id), spec, schema, by_name, ranges)
 
 
 def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
-    """Make a store hold the rows of a version and no others; does nothing to a store that does.
+    """Make a store hold the rows of a version and no others.
 
-    With `replaces`, what cannot be brought in step is loaded anew: another space, another table, other columns, or a
-    version loaded before that was vacuumed since.
+    With `replaces`, a store that cannot be synced is loaded anew: another space, table or columns, or a loaded version
+    that was vacuumed.
     """
     started = time.monotonic()
     if ROW_ID in wanted.schema.names:
-        raise ConfigError(
-            f"{wanted.location.uri}: a metadata column is called {ROW_ID!r}, which is the stores' own; embed it under another name"
-        )
+        raise ConfigError(f"{wanted.location.uri}: metadata column {ROW_ID!r} has a name that stores reserve; embed it under another name")
     quantization = wanted.spec.quantization
     if quantization not in store.quantizations:
         known = ", ".join(sorted(store.quantizations))
-        raise ConfigError(f"{store.place}: no type for vectors of quantization {quantization!r} there; load a table with {known}")
+        raise ConfigError(f"{store.place}: has no type for vectors of quantization {quantization!r}; load a table with {known}")
     loaded = store.loaded()
     if loaded is None and store.exists():
-        raise StorageError(f"{store.place}: it is there already, and jobs.load did not make it; choose another name")
+        raise StorageError(f"{store.place}: exists, and jobs.load did not make it; choose another name")
     problem = find_mismatch(store.place, loaded, wanted) if loaded else None
     if problem and not replaces:
         raise ConfigError(f"{problem}; choose another name, or load everything anew with --replace")
@@ -137,13 +134,13 @@ def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
 
 
 def begin(wanted: Version) -> Loaded:
-    """Say that a first load is on its way, of a version that is still there as a whole."""
+    """Return the state of a first load; VersionGoneError if parts of the version are gone."""
     check_present(wanted.location, wanted.rows, wanted.number)
     return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
 
 
 def can_go_on(loaded: Loaded, wanted: Version) -> bool:
-    """Tell whether what a load was on its way to can still be read; of a first load nothing else is to be said."""
+    """Return whether the target of an unfinished first load can still be read."""
     if loaded.version is not None:
         return True
     try:
@@ -154,7 +151,7 @@ def can_go_on(loaded: Loaded, wanted: Version) -> bool:
 
 
 def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, int]:
-    """End the load that is on its way, if one is, then go on to the wanted version; give the rows written and removed."""
+    """Finish a load in progress, then load the wanted version; return rows written and removed."""
     upserted = deleted = 0
     if loaded.version is None:
         loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target))
@@ -166,18 +163,18 @@ def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, in
 
 
 def at_version(wanted: Version, number: int | None) -> Version:
-    """Give another version of the same table."""
+    """Return another version of the same table."""
     return wanted if number in (None, wanted.number) else read_version(wanted.location, number)
 
 
 def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
-    """Write every row of a version, going on where a load before this one stopped; give the rows written."""
+    """Write every row of a version, from where an earlier load stopped; return the rows written."""
     store.record(loaded)
     if not loaded.done:
         store.create(loaded)
     folder = target.location
     names, written = list(target.rows)[loaded.done :], 0
-    # a load that died may have written some of its next rows already
+    # a load that died may have written a part of this group
     write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
     for group in group_parts(names, target.rows):
         write(to_store_rows(rows, target.spec) for rows in read_parts(folder, group, target.schema))
@@ -192,7 +189,7 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
 
 
 def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[str]]:
-    """Put parts together to groups of about GROUP_ROWS."""
+    """Yield groups of parts with about GROUP_ROWS rows."""
     group: list[str] = []
     held = 0
     for name in names:
@@ -206,8 +203,8 @@ def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[
 
 
 def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
-    """Write and remove what differs between the version that is loaded and another; give the rows written and removed."""
-    changes = read_changes(wanted.location, loaded.version, target)  # before the store is told of a version that is gone
+    """Write and remove the difference between the loaded version and another; return rows written and removed."""
+    changes = read_changes(wanted.location, loaded.version, target)  # raises before the state changes
     loaded = replace(loaded, target=target)
     store.record(loaded)
     counts = Counter[str]()
@@ -221,24 +218,24 @@ def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: in
 
 
 def counted(tables: Iterable[pa.Table], counts: Counter[str], name: str) -> Iterator[pa.Table]:
-    """Count rows as they go by."""
+    """Yield tables and count their rows."""
     for table in tables:
         counts[name] += table.num_rows
         yield table
 
 
 def check_count(store: VectorStore, wanted: Version) -> None:
-    """Refuse to call a store in step whose rows are not as many as the table's: someone else wrote to it."""
+    """Raise StorageError if the store has other rows than the table: something else wrote to it."""
     found = store.count()
     if found != wanted.num_rows:
         raise StorageError(
             f"{store.place}: {found:,} rows after the load, but {wanted.location.uri} has {wanted.num_rows:,} at version {wanted.number}; "
-            "was it written to by others, or by two loads at once? Load it anew under another name"
+            "another writer or a second load changed it; load under another name"
         )
 
 
 def find_mismatch(place: str, loaded: Loaded, wanted: Version) -> str | None:
-    """Say why a store's rows and a table's may not stand side by side; None if they may."""
+    """Return why a store's rows and a table's may not be mixed; None if they may."""
     if loaded.spec.space_id != wanted.spec.space_id:
         changes = "; ".join(loaded.spec.differences(wanted.spec))
         return (

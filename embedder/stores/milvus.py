@@ -1,4 +1,4 @@
-"""Milvus: a collection of typed fields; a server, or a file of Milvus Lite."""
+"""Milvus: a collection of typed fields, on a server or in a file of Milvus Lite."""
 
 import json
 import os
@@ -21,15 +21,15 @@ from embedder.stores.rows import ROW_ID, store_schema, to_payloads, to_rfc3339, 
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 MOST_BYTES = 65_535
-"""Of a VARCHAR; a longer text is cut, at a character."""
+"""Limit of a VARCHAR; a longer text is cut at a character."""
 MOST_ITEMS = 4_096
-"""Of an ARRAY."""
+"""Limit of an ARRAY."""
 BATCH_ROWS = 1_000
-"""Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 64 MB."""
+"""Rows per request: 1.5 MB of 384-dim vectors, far below the server's limit of 64 MB."""
 NUM_LISTS, NUM_PROBED = 1_024, 32
-"""Of IVF_FLAT: lists, and how many of them a search looks into."""
+"""IVF_FLAT: lists, and lists probed per search."""
 LEAST_CANDIDATES = 100
-"""Of a search in HNSW."""
+"""Candidates per HNSW search."""
 
 _VECTORS: dict[Quantization, DataType] = {
     "none": DataType.FLOAT_VECTOR,
@@ -39,11 +39,9 @@ _VECTORS: dict[Quantization, DataType] = {
 _INDEXES = {"auto": "AUTOINDEX", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "flat": "FLAT"}
 _KEYWORDS = frozenset({"and", "or", "not", "in", "like", "is", "null", "true", "false", "exists"})
 
-ERRORS = (MilvusException, OSError)
-
 
 class MilvusStore:
-    """A collection. Rows are written by primary key, so that writing twice is writing once; the state is a collection beside it."""
+    """A collection. Rows are written by primary key, so a repeated write changes nothing; the state is a second collection."""
 
     quantizations: frozenset[Quantization] = frozenset({"none", "int8", "binary"})
 
@@ -56,7 +54,7 @@ class MilvusStore:
             raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
-        """Tell whether the collection is there."""
+        """Return whether the collection exists."""
         return bool(self.client.has_collection(self.config.name))
 
     def loaded(self) -> Loaded | None:
@@ -68,11 +66,11 @@ class MilvusStore:
         return Loaded.from_json(found[0]["loaded"]) if found else None
 
     def record(self, loaded: Loaded) -> None:
-        """Write the state by name, after what was written before it is flushed; columns that no filter can name are refused."""
+        """Flush earlier writes, then write the state by name; ConfigError if a filter could not name a column."""
         unnamed = [name for name in loaded.schema.names if not name.isidentifier() or name.lower() in _KEYWORDS]
         if unnamed:
             raise ConfigError(
-                f"{self.place}: no filter can name column {unnamed[0]!r}, names being letters, digits and _ and no keyword of Milvus; "
+                f"{self.place}: a filter cannot name column {unnamed[0]!r}: Milvus takes letters, digits and _, and no keyword; "
                 "embed it under another name: source.metadata_columns takes {new name: column}"
             )
         if self.exists():
@@ -81,13 +79,13 @@ class MilvusStore:
             schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("name", DataType.VARCHAR, max_length=64, is_primary=True)
             schema.add_field("loaded", DataType.VARCHAR, max_length=MOST_BYTES)
-            schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # a collection without a vector is refused
+            schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)  # Milvus refuses a collection without a vector
             self.client.create_collection(STATE_NAME, schema=schema, index_params=self._index("nothing", "FLAT", "L2"))
         self.client.upsert(STATE_NAME, [{"name": self.config.name, "loaded": loaded.to_json(), "nothing": [0.0, 0.0]}])
         self.client.flush(STATE_NAME)
 
     def create(self, loaded: Loaded) -> None:
-        """Make it anew, with its fields typed and its index declared: Milvus builds it as rows come."""
+        """Replace the collection by an empty one with typed fields and a declared index, which Milvus builds as rows arrive."""
         self.client.drop_collection(self.config.name)
         schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
         for field in store_schema(loaded.schema, loaded.spec):
@@ -114,7 +112,7 @@ class MilvusStore:
         return prepared
 
     def _search_params(self, top: int) -> dict[str, int]:
-        """Look at more candidates than are shown: recall is lost below that."""
+        """Return search parameters with more candidates than results, which recall needs."""
         if self.config.index == "ivf_flat":
             return {"nprobe": NUM_PROBED}
         return {"ef": max(LEAST_CANDIDATES, 2 * top)} if self.config.index == "hnsw" else {}
@@ -143,7 +141,7 @@ class MilvusStore:
         return int(found[0]["count(*)"])
 
     def build_index(self) -> str:
-        """Make another index if the settings name one, and say which there is; Milvus keeps it up to date itself."""
+        """Rebuild the index if the settings name another, and return its name; Milvus keeps it up to date."""
         found = self.client.describe_index(self.config.name, "embedding")
         kind = _INDEXES[self.config.index]
         differs = found["index_type"] != kind or any(
@@ -161,8 +159,8 @@ class MilvusStore:
         return any(field["name"] == "embedding" and field["type"] == DataType.FLOAT_VECTOR for field in fields)
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Search by inner product, binary vectors by bits in common."""
-        self.client.load_collection(self.config.name)  # Lite lets go of it when a process ends
+        """Search by inner product, binary vectors by equal bits."""
+        self.client.load_collection(self.config.name)  # Lite unloads it when a process ends
         binary = query_D.dtype == np.uint8
         fields = [field["name"] for field in self.client.describe_collection(self.config.name)["fields"]]
         found = self.client.search(
@@ -178,12 +176,12 @@ class MilvusStore:
         return [Hit(bits - hit["distance"] if binary else hit["distance"], dict(hit["entity"])) for hit in found[0]]
 
     def close(self) -> None:
-        """Close files and connections."""
+        """Close the client."""
         self.client.close()
 
 
 def field_options(field: pa.Field) -> dict[str, Any]:
-    """Choose Milvus's type for a column; what has none goes as JSON."""
+    """Return Milvus's type of a column; JSON if it has none."""
     if inner := _element_type(field.type):
         return {"datatype": DataType.ARRAY, "element_type": inner, "max_capacity": MOST_ITEMS, **_length(inner), "nullable": True}
     kind = _scalar_type(field.type) or (DataType.TIMESTAMPTZ if pa.types.is_timestamp(field.type) else DataType.JSON)
@@ -213,7 +211,7 @@ def _scalar_type(arrow: pa.DataType) -> DataType | None:
 
 
 def to_entities(rows: pa.Table) -> list[dict[str, Any]]:
-    """Give each row as Milvus takes it: no null in an ARRAY, and texts of at most MOST_BYTES."""
+    """Return rows for Milvus: no null in an ARRAY, and texts of at most MOST_BYTES."""
     vectors_ND = vectors_of(rows)
     plain = rows.drop_columns(["embedding"])
     arrays = [field.name for field in plain.schema if _element_type(field.type)]
@@ -227,7 +225,7 @@ def to_entities(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def render_expression(where: Filter) -> str:
-    """Write a filter as Milvus's expression; a null passes no test here, which Milvus does not promise of itself."""
+    """Return a filter as Milvus's expression. Null never passes, which Milvus itself does not promise."""
     if isinstance(where, Group):
         return "(" + f" {where.joined_by} ".join(render_expression(part) for part in where.parts) + ")"
     column = where.column
@@ -250,3 +248,7 @@ def _literal(value: Value) -> str:
     if isinstance(value, date):
         return f"'{value.isoformat()}'"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+STORE = MilvusStore
+ERRORS = (MilvusException, OSError)

@@ -1,4 +1,4 @@
-"""A store that was loaded → a target of searches, with the spec that its rows were embedded with."""
+"""Open a store: for a load, or as a search target with the spec of its rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,6 +10,7 @@ import numpy as np
 from embedder.config.load import load_config
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.quantization import Floats, Ranges, to_binary
+from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target, open_table
@@ -23,7 +24,7 @@ MOST_INT8 = 127
 
 @contextmanager
 def open_target(table: str | None, store: str | None, rescore: str | None) -> Iterator[Target]:
-    """Open a table by its folder, or a store by the settings of its load, perhaps to be rescored by the float vectors of another table."""
+    """Open a table by its folder, or a store by its load config; rescore by the float vectors of another table if asked."""
     opened = open_loaded(load_config(LoadConfig, [store]).config) if store else nullcontext(open_table(Location(str(table))))
     with opened as target:
         yield rescored(target, Location(rescore)) if rescore else target
@@ -31,11 +32,11 @@ def open_target(table: str | None, store: str | None, rescore: str | None) -> It
 
 @contextmanager
 def open_loaded(config: LoadConfig) -> Iterator[Target]:
-    """Open a store for searching; one whose first load has not ended is refused."""
+    """Open a store for searching; StorageError if its first load has not finished."""
     with open_store(config) as store:
         loaded = store.loaded()
         if loaded is None or loaded.version is None:
-            state = "nothing was loaded yet" if loaded is None else "its first load has not ended"
+            state = "nothing is loaded" if loaded is None else "its first load has not finished"
             raise StorageError(f"{store.place}: {state}; run jobs.load")
 
         def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
@@ -46,10 +47,10 @@ def open_loaded(config: LoadConfig) -> Iterator[Target]:
 
 
 def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges | None) -> tuple[Vector, float, float]:
-    """Give a query as a store wants it beside its codes, and what leads from the store's score to an inner product.
+    """Return the query in the store's type, and scale and offset that turn the store's score into an inner product.
 
-    A vector of int8 is (code + 128.5) · step + low, so the query's product with it is that of code with query · step, and
-    a constant. The former is rounded to int8 itself, by its own largest component: stores multiply codes with codes.
+    An int8 vector is (code + 128.5) · step + low, so its inner product with the query is code · (query · step) plus a
+    constant. query · step is rounded to int8 by its largest component, since stores multiply codes with codes.
     """
     if quantization == "none":
         return query_D, 1.0, 0.0
@@ -62,27 +63,18 @@ def to_query_codes(query_D: Floats, quantization: Quantization, ranges: Ranges |
     return codes_D, largest / MOST_INT8, float(query_D @ (ranges.low_D + np.float32(128.5) * ranges.step_D))
 
 
-_CLASSES = {
-    "lance": "LanceStore",
-    "pgvector": "PgvectorStore",
-    "qdrant": "QdrantStore",
-    "milvus": "MilvusStore",
-    "duckdb": "DuckdbStore",
-}
-
-
 @contextmanager
 def open_store(config: LoadConfig) -> Iterator[VectorStore]:
-    """Open the one store that is set, and close it at the end; what its package raises becomes a StorageError."""
+    """Open the store that is set and close it at the end; its client's errors become StorageErrors."""
     kind = config.stores[0]
     try:
         module = import_module(f"embedder.stores.{kind}")
     except ModuleNotFoundError as error:
         raise ConfigError(f"{kind}: needs the package {error.name!r}, which is not installed; pip install 'embedder[{kind}]'") from error
-    store: VectorStore = getattr(module, _CLASSES[kind])(getattr(config, kind))
+    store: VectorStore = module.STORE(getattr(config, kind))
     try:
         yield store
     except module.ERRORS as error:
-        raise StorageError(f"{store.place}: {' '.join(str(error).split())}; what was loaded is kept, run again to go on") from error
+        raise StorageError(f"{store.place}: {one_line(error)}; rows loaded so far are kept, run again to continue") from error
     finally:
         store.close()

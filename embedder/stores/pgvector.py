@@ -1,4 +1,4 @@
-"""PostgreSQL with pgvector: rows go in by binary COPY, vectors as bytes in pgvector's own format."""
+"""PostgreSQL with pgvector: rows are written by binary COPY, vectors in pgvector's binary format."""
 
 import math
 import struct
@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.redaction import mask_text
+from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
@@ -26,12 +27,12 @@ from embedder.stores.rows import ROW_ID, store_schema, to_bytes, to_json_value, 
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 LOCK_SECONDS = 5.0
-"""A connection that was closed holds its lock until the server has noticed."""
+"""Time for the server to notice that a connection closed and to release its lock."""
 LEAST_PROBES = 10
-"""Lists of IVFFlat that a search looks into: pgvector's own 1 found 3 of the ten nearest among 30 lists of random vectors."""
+"""IVFFlat lists probed per search: pgvector's default of 1 found 3 of the ten nearest among 30 lists of random vectors."""
 _DIALECT = Dialect('"', "timestamptz '{}'", "{value} = ANY({column})")
 _MOST_DIMS = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000}
-"""That HNSW and IVFFlat take."""
+"""Limits of HNSW and IVFFlat."""
 _OPERATORS = {"vector": "vector_ip_ops", "halfvec": "halfvec_ip_ops", "bit": "bit_hamming_ops"}
 
 _SCALARS: list[tuple[Callable[[pa.DataType], bool], str]] = [
@@ -51,11 +52,8 @@ _SCALARS: list[tuple[Callable[[pa.DataType], bool], str]] = [
 ]
 
 
-ERRORS = (psycopg.Error,)
-
-
 class PgvectorStore:
-    """A table of a PostgreSQL database. What stands between two records is one transaction."""
+    """A table of a PostgreSQL database. Everything between two records is one transaction."""
 
     quantizations: frozenset[Quantization] = frozenset({"none", "binary"})
 
@@ -65,13 +63,13 @@ class PgvectorStore:
         try:
             self.connection = psycopg.connect(config.dsn)
         except psycopg.Error as error:
-            # libpq quotes a part of what it cannot take apart
-            reason = _brief(error) if isinstance(error, psycopg.OperationalError) else "not a connection string"
+            # libpq quotes a part of a connection string that it cannot parse
+            reason = one_line(error) if isinstance(error, psycopg.OperationalError) else "not a connection string"
             raise StorageError(f"pgvector.dsn={mask_text(config.dsn)!r}: no connection ({reason}); check it and PGPASSWORD") from error
         self.place = f"{self.connection.info.host}/{self.connection.info.dbname}: pgvector table {config.name!r}"
 
     def exists(self) -> bool:
-        """Tell whether the table is there."""
+        """Return whether the table exists."""
         return self._exists(self.config.name)
 
     def _exists(self, table: str) -> bool:
@@ -85,7 +83,7 @@ class PgvectorStore:
         return Loaded.from_json(found) if found else None
 
     def record(self, loaded: Loaded) -> None:
-        """Write the state and commit; of two loads at once the second is refused."""
+        """Write the state and commit; a second load at the same time is refused."""
         self._lock()
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {STATE_NAME} (name text PRIMARY KEY, loaded text NOT NULL)")
         statement = f"INSERT INTO {STATE_NAME} VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET loaded = excluded.loaded"
@@ -93,15 +91,15 @@ class PgvectorStore:
         self.connection.commit()
 
     def _lock(self) -> None:
-        """Hold the table's lock until the connection closes; the server may take a while to notice that the load before has ended."""
+        """Take the table's lock, which is held until the connection closes; wait for a load that just ended."""
         deadline = time.monotonic() + LOCK_SECONDS
         while not self._one("SELECT pg_try_advisory_lock(hashtext(%s))", f"{STATE_NAME}.{self.config.name}"):
             if time.monotonic() > deadline:
-                raise StorageError(f"{self.place}: another load is at work on it; wait until it has ended")
+                raise StorageError(f"{self.place}: another load is running; wait until it ends")
             time.sleep(0.1)
 
     def create(self, loaded: Loaded) -> None:
-        """Make it anew, with the extension if it is missing."""
+        """Replace the table by an empty one, and create the extension if it is missing."""
         schema = store_schema(loaded.schema, loaded.spec)
         kind = "bit" if loaded.spec.quantization == "binary" else self.config.type
         types = [f"{kind}({loaded.spec.dim})" if field.name == "embedding" else column_type(field) for field in schema]
@@ -110,20 +108,20 @@ class PgvectorStore:
             self.connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.Error as error:
             raise StorageError(
-                f"{self.place}: the extension vector is not there ({_brief(error)}); install pgvector on the server"
+                f"{self.place}: the extension vector is missing ({one_line(error)}); install pgvector on the server"
             ) from error
         self.connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self.table))
         self.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table, sql.SQL(", ").join(columns)))
-        # vectors do not compress, and inline storage saves a look-up each; longer rows fall back to TOAST by themselves
+        # vectors do not compress, and inline storage saves a lookup per row; longer rows still fall back to TOAST
         self.connection.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(self.table))
 
     def append(self, rows: Iterator[pa.Table]) -> None:
-        """COPY into the table; an index would be filled row by row, so there is none before the end of a first load."""
+        """COPY into the table without an index, which would be filled row by row."""
         self._drop_index()
         self._copy(self.table, rows)
 
     def upsert(self, rows: Iterator[pa.Table]) -> None:
-        """COPY beside the table, then replace; in the transaction that ends with the next record."""
+        """COPY into a temporary table, then replace rows, in the transaction that the next record ends."""
         self.connection.execute(sql.SQL("CREATE TEMP TABLE new_rows (LIKE {}) ON COMMIT DROP").format(self.table))
         self._copy(sql.Identifier("new_rows"), rows)
         self.connection.execute(sql.SQL("DELETE FROM {} WHERE row_id IN (SELECT row_id FROM new_rows)").format(self.table))
@@ -138,7 +136,7 @@ class PgvectorStore:
         return int(self._one(sql.SQL("SELECT count(*) FROM {}").format(self.table)))
 
     def build_index(self) -> str:
-        """Build the row id's index, and the vectors' where another is there than asked for; PostgreSQL keeps them up to date itself."""
+        """Index row ids, and vectors as the settings ask; PostgreSQL keeps both up to date."""
         name = sql.Identifier(f"{self.config.name}_row_id")
         self.connection.execute(sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} (row_id)").format(name, self.table))
         kind, dim = self._stored_type()
@@ -146,7 +144,7 @@ class PgvectorStore:
             self._drop_index()
         elif dim > _MOST_DIMS[kind]:
             self.connection.rollback()
-            raise ConfigError(f"{self.place}: {dim} dims of {kind} are more than an index takes ({_MOST_DIMS[kind]:,}); choose index: none")
+            raise ConfigError(f"{self.place}: {dim} dims of {kind} exceed the index's limit ({_MOST_DIMS[kind]:,}); choose index: none")
         else:
             self._create_index(kind)
         self.connection.commit()
@@ -155,7 +153,7 @@ class PgvectorStore:
     def _create_index(self, kind: str) -> None:
         built, present = self._built_index()
         if self.config.index == "ivfflat":
-            # lists are by the rows of the first build: growth alone is no reason for another
+            # lists follow the rows of the first build: growth alone does not rebuild the index
             wanted = {"lists": present.get("lists") or max(1, min(self.count() // 1000, 32_768))}
         else:
             wanted = {"m": self.config.m, "ef_construction": self.config.ef_construction}
@@ -167,7 +165,7 @@ class PgvectorStore:
         self.connection.execute(sql.SQL(statement).format(self.index, self.table))
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Order by inner product, binary vectors by bits in common; with a filter the index goes on until enough rows pass."""
+        """Order by inner product, binary vectors by equal bits; with a filter the index scans until enough rows pass."""
         kind, dim = self._stored_type()
         if kind == "bit":
             query, operator = "".join(f"{byte:08b}" for byte in query_D.tolist()), "<~>"
@@ -175,21 +173,21 @@ class PgvectorStore:
             query, operator = "[" + ",".join(map(repr, query_D.astype(np.float64).tolist())) + "]", "<#>"
         columns = [sql.Identifier(name) for name in self._columns() if name not in (ROW_ID, "embedding")]
         condition = f"WHERE {render_sql(where, _DIALECT)}" if where is not None else ""
-        for sign in "%{}":  # the first is psycopg's, the others are its composer's
+        for sign in "%{}":  # % is psycopg's placeholder, braces are its composer's
             condition = condition.replace(sign, sign * 2)
         statement = f"SELECT {{}}, embedding {operator} %s::{kind}({dim}) AS _distance FROM {{}} {condition} ORDER BY _distance LIMIT %s"
         self.connection.execute(f"SET hnsw.ef_search = {max(self.config.ef_search, min(top, 1000))}")
         self.connection.execute("SET hnsw.iterative_scan = strict_order")
         lists = self._built_index()[1].get("lists", 0)
         self.connection.execute(f"SET ivfflat.probes = {max(LEAST_PROBES, math.isqrt(lists))}")
-        self.connection.execute("SET ivfflat.iterative_scan = relaxed_order")  # it has no strict one, so rows are put in order below
+        self.connection.execute("SET ivfflat.iterative_scan = relaxed_order")  # IVFFlat has no strict order, so rows are sorted below
         with self.connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(sql.SQL(statement).format(sql.SQL(", ").join(columns), self.table), (query, top))
             found = sorted(cursor.fetchall(), key=itemgetter("_distance"))
         return [Hit(dim - row.pop("_distance") if kind == "bit" else -row.pop("_distance"), row) for row in found]
 
     def close(self) -> None:
-        """Leave what was not recorded undone."""
+        """Roll back what was not recorded."""
         self.connection.rollback()
         self.connection.close()
 
@@ -201,7 +199,7 @@ class PgvectorStore:
         self.connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(self.index))
 
     def _built_index(self) -> tuple[str, dict[str, int]]:
-        """Read kind and parameters of the vectors' index; none if there is none."""
+        """Read kind and parameters of the vectors' index; kind is none if it is missing."""
         statement = """SELECT concat_ws(' ', amname, array_to_string(reloptions, ' ')) FROM pg_class
             JOIN pg_am ON pg_am.oid = relam WHERE pg_class.oid = to_regclass(%s)"""
         kind, *options = str(self._one(statement, self.index.as_string(self.connection)) or "none").split()
@@ -212,7 +210,7 @@ class PgvectorStore:
         return [column.name for column in found.description or ()]
 
     def _stored_type(self) -> tuple[str, int]:
-        """Read how vectors are stored: vector, halfvec or bit, and of how many components."""
+        """Read the type of stored vectors (vector, halfvec or bit) and their components."""
         statement = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'embedding'"
         kind, _, size = str(self._one(statement, self.table.as_string(self.connection))).partition("(")
         return kind, int(size.rstrip(")"))
@@ -231,7 +229,7 @@ class PgvectorStore:
 
 
 def column_type(field: pa.Field) -> str:
-    """Choose PostgreSQL's type for a column; what has none goes as jsonb."""
+    """Return PostgreSQL's type of a column; jsonb if it has none."""
     if field.name == ROW_ID:
         return "uuid"
     if pa.types.is_list(field.type):
@@ -245,7 +243,7 @@ def _scalar_type(arrow: pa.DataType) -> str | None:
 
 
 def to_values(name: str, rows: pa.Table, kind: str, dim: int) -> list[Any]:
-    """Give a column's values as psycopg takes them: vectors and ids as bytes of PostgreSQL's own, texts without NUL."""
+    """Return a column's values for psycopg: vectors and ids in PostgreSQL's binary form, texts without NUL."""
     if name == "embedding":
         return encode_vectors(vectors_of(rows), kind, dim)
     column, field = rows[name], rows.schema.field(name)
@@ -261,12 +259,12 @@ def to_values(name: str, rows: pa.Table, kind: str, dim: int) -> list[Any]:
 
 
 def _without_nul(text: str | None) -> str | None:
-    """Put the replacement character for NUL, which PostgreSQL refuses; places in the text stay as they are."""
+    """Replace NUL, which PostgreSQL refuses, by U+FFFD, so that offsets stay valid."""
     return text and text.replace("\x00", "\ufffd")
 
 
 def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:
-    """Write vectors as pgvector sends and receives them: a head of sizes, then big-endian components, or bits."""
+    """Return vectors in pgvector's binary form: a header of sizes, then big-endian components, or bits."""
     if kind == "bit":
         head, body = struct.pack(">i", dim), to_bytes(vectors_ND)
     else:
@@ -274,5 +272,5 @@ def encode_vectors(vectors_ND: Any, kind: str, dim: int) -> list[bytes]:
     return [head + each for each in body]
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())
+STORE = PgvectorStore
+ERRORS = (psycopg.Error,)

@@ -1,4 +1,4 @@
-"""Qdrant: a collection of points, metadata as payload; a server, or the client's own local mode."""
+"""Qdrant: a collection of points with metadata as payload, on a server or in the client's local mode."""
 
 import os
 from collections.abc import Iterator
@@ -19,18 +19,15 @@ from embedder.stores.rows import ROW_ID, to_payloads, to_rfc3339, vectors_of
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 BATCH_POINTS = 1_000
-"""Of one request: 1.5 MB of 384-dim vectors, far below the server's limit of 32 MB."""
+"""Points per request: 1.5 MB of 384-dim vectors, far below the server's limit of 32 MB."""
 INDEXING_THRESHOLD_KB = 10_000
-"""Qdrant's own: segments with more than this get an HNSW graph; 0 while a first load is on its way."""
+"""Qdrant's default: larger segments get an HNSW graph. 0 during a first load."""
 
 _RANGES: dict[str, str] = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
 
 
-ERRORS = (ApiException, OSError)
-
-
 class QdrantStore:
-    """A collection. Points are written by id, so that writing twice is writing once; the state is the collection's metadata."""
+    """A collection. Points are written by id, so a repeated write changes nothing; the state is the collection's metadata."""
 
     quantizations: frozenset[Quantization] = frozenset({"none"})
 
@@ -48,7 +45,7 @@ class QdrantStore:
             raise StorageError(mask_text(problem)) from error
 
     def exists(self) -> bool:
-        """Tell whether the collection is there."""
+        """Return whether the collection exists."""
         return self.client.collection_exists(self.config.name)
 
     def loaded(self) -> Loaded | None:
@@ -59,14 +56,14 @@ class QdrantStore:
         return Loaded.from_json(metadata[STATE_NAME]) if STATE_NAME in metadata else None
 
     def record(self, loaded: Loaded) -> None:
-        """Put the state into the collection's metadata; the first record makes the collection."""
+        """Write the state into the collection's metadata; the first record creates the collection."""
         if self.exists():
             self.client.update_collection(self.config.name, metadata={STATE_NAME: loaded.to_json()})
         else:
             self.create(loaded)
 
     def create(self, loaded: Loaded) -> None:
-        """Make it anew, with its state; no graph is built before the first load has ended."""
+        """Replace the collection by an empty one with its state; no graph is built before the first load ends."""
         self.client.delete_collection(self.config.name)
         self.client.create_collection(
             self.config.name,
@@ -84,14 +81,14 @@ class QdrantStore:
             self._index_payload(loaded.schema)
 
     def _index_payload(self, schema: pa.Schema) -> None:
-        """Index the metadata that can be filtered on; a server builds its filterable graph with them."""
+        """Index the metadata that can be filtered; the server builds its filterable graph from these indexes."""
         for field in schema:
             kind = payload_type(field.type.value_type if pa.types.is_list(field.type) else field.type)
             if field.name not in ("embedding", "text", "content_hash") and kind is not None:
                 self.client.create_payload_index(self.config.name, payload_key(field.name), kind)
 
     def append(self, rows: Iterator[pa.Table]) -> None:
-        """Write points; here new and old are one."""
+        """Write points by id."""
         self.upsert(rows)
 
     def upsert(self, rows: Iterator[pa.Table]) -> None:
@@ -117,7 +114,7 @@ class QdrantStore:
         return self.client.count(self.config.name, exact=True).count
 
     def build_index(self) -> str:
-        """Let the server build its graph, which it does on its own from here on, and anew where the settings changed."""
+        """Let the server build its graph, and rebuild it if the settings changed; from then on it does so by itself."""
         if self.is_local:
             return "no index, exact search (local mode)"
         self.client.update_collection(
@@ -128,7 +125,7 @@ class QdrantStore:
         return f"index hnsw, {self.client.get_collection(self.config.name).status.value}"
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Search by inner product; the filter is Qdrant's own."""
+        """Search by inner product with Qdrant's filter."""
         found = self.client.query_points(
             self.config.name,
             query=query_D.tolist(),
@@ -139,12 +136,12 @@ class QdrantStore:
         return [Hit(point.score, dict(point.payload or {})) for point in found.points]
 
     def close(self) -> None:
-        """Close files and connections."""
+        """Close the client."""
         self.client.close()
 
 
 def payload_type(arrow: pa.DataType) -> models.PayloadSchemaType | None:
-    """Choose the index of a payload field; None for what is not filtered on."""
+    """Return the index type of a payload field; None if it cannot be filtered."""
     if pa.types.is_string(arrow):
         return models.PayloadSchemaType.KEYWORD
     if pa.types.is_boolean(arrow):
@@ -157,14 +154,14 @@ def payload_type(arrow: pa.DataType) -> models.PayloadSchemaType | None:
 
 
 def payload_key(column: str) -> str:
-    """Write a column as Qdrant's path into a payload, in which a dot leads into an object, and only quotes let a space or dot be."""
+    """Return a column as Qdrant's payload path: a dot enters an object, so names with spaces or dots are quoted."""
     if '"' in column:
-        raise ConfigError(f"column {column!r}: Qdrant has no way to name it; embed it under another name (source.metadata_columns)")
+        raise ConfigError(f"column {column!r}: Qdrant cannot address it; embed it under another name (source.metadata_columns)")
     return column if column.isidentifier() else f'"{column}"'
 
 
 def render_filter(where: Filter) -> models.Filter:
-    """Write a filter as Qdrant's."""
+    """Return a filter in Qdrant's form."""
     if isinstance(where, Group):
         parts: Any = [render_filter(part) for part in where.parts]
         return models.Filter(must=parts) if where.joined_by == "and" else models.Filter(should=parts)
@@ -194,3 +191,7 @@ def _range(column: str, bounds: dict[str, Any]) -> models.FieldCondition:
     if isinstance(value, date):
         return models.FieldCondition(key=key, range=models.DatetimeRange(**{name: to_rfc3339(each) for name, each in bounds.items()}))
     return models.FieldCondition(key=key, range=models.Range(**bounds))
+
+
+STORE = QdrantStore
+ERRORS = (ApiException, OSError)

@@ -1,4 +1,4 @@
-"""Rows of a table, part by part, as stores take them: with one id of their own, and vectors as flat arrays."""
+"""Read a table's rows, part by part, in the form of stores: with one id per row, and vectors as fixed-size lists."""
 
 import json
 import math
@@ -19,32 +19,32 @@ from embedder.table.vectors import CODES, column_codes, num_codes
 
 ROW_ID = "row_id"
 NAMESPACE = uuid.UUID("6f1b3a52-5d0c-5c8e-9a3e-2f7f6f0f4b11")
-"""Of the version 5 UUIDs that name rows: the key of a row in every store that wants one id."""
+"""Namespace of the version 5 UUIDs that identify rows in stores."""
 
 BATCH_ROWS = 8_192
-"""12 MB of 384-dim vectors: what a load holds at once, several times over."""
+"""12 MB of 384-dim vectors; a load holds a few such batches."""
 
 
 def row_id_of(shard: str, doc_id: str, chunk: int) -> str:
-    """Name a row: ids of documents are unique within a shard only."""
+    """Return the id of a row, from its shard too, since document ids are unique within a shard only."""
     return str(uuid.uuid5(NAMESPACE, json.dumps([shard, doc_id, chunk])))
 
 
 def row_ids_of(keys: pa.Table) -> list[str]:
-    """Name rows by their columns `shard`, `doc_id` and `chunk`."""
+    """Return the ids of rows by their columns `shard`, `doc_id` and `chunk`."""
     columns = (keys[name].to_pylist() for name in ("shard", "doc_id", "chunk"))
     return [row_id_of(*key) for key in zip(*columns, strict=True)]
 
 
 def store_schema(schema: pa.Schema, spec: EmbeddingSpec) -> pa.Schema:
-    """Give the columns that stores are handed: `row_id`, then the table's, the vector as a list of fixed size, bits as bytes."""
+    """Return the columns of store rows: `row_id`, then the table's, the vector as a fixed-size list, bits as bytes."""
     fields = [pa.field(ROW_ID, pa.string()), *(field for field in schema if field.name != "embedding")]
     value_type = pa.from_numpy_dtype(np.dtype(CODES[spec.quantization]))
     return pa.schema([*fields, pa.field("embedding", pa.list_(value_type, num_codes(spec)))])
 
 
 def to_store_rows(rows: pa.Table, spec: EmbeddingSpec) -> pa.Table:
-    """Rows of the table → rows of store_schema."""
+    """Convert rows of the table to rows of store_schema."""
     schema = store_schema(rows.schema, spec)
     columns = {name: rows[name] for name in rows.schema.names}
     columns[ROW_ID] = pa.array(row_ids_of(rows), pa.string())
@@ -53,13 +53,13 @@ def to_store_rows(rows: pa.Table, spec: EmbeddingSpec) -> pa.Table:
 
 
 def vectors_of(rows: pa.Table) -> npt.NDArray[Any]:
-    """Give the vectors of store rows as one array, (rows, values a vector)."""
+    """Return the vectors of store rows as one array of shape (rows, values per vector)."""
     values: npt.NDArray[Any] = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values.reshape(rows.num_rows, rows.schema.field("embedding").type.list_size)
 
 
 def read_parts(folder: Location, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Stream the rows of parts, a batch at a time, columns as in the table."""
+    """Yield the rows of parts in batches, with the table's columns."""
     for name in names:
         with part_file(folder, name).open_input() as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=schema.names):
@@ -67,25 +67,25 @@ def read_parts(folder: Location, names: Sequence[str], schema: pa.Schema) -> Ite
 
 
 def split_rows(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Cut tables into pieces of at most BATCH_ROWS; empty ones are left out."""
+    """Split tables into slices of at most BATCH_ROWS; drop empty ones."""
     for table in tables:
         for first in range(0, table.num_rows, BATCH_ROWS):
             yield table.slice(first, BATCH_ROWS)
 
 
 def to_bytes(values: npt.NDArray[np.generic]) -> list[bytes]:
-    """Give each row of an array as bytes."""
+    """Return each row of an array as bytes."""
     data, size = np.ascontiguousarray(values).tobytes(), values.shape[1] * values.itemsize
     return [data[first : first + size] for first in range(0, len(data), size)]
 
 
 def to_payloads(rows: pa.Table) -> list[dict[str, Any]]:
-    """Give each row's values by name, every name present; times in RFC 3339, and null for what JSON has no word for."""
+    """Return rows as JSON values by name: times in RFC 3339, null for NaN and infinity."""
     return [{name: to_json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
 
 
 def to_json_value(value: Any, clean: Callable[[str], str | None] | None = None) -> Any:
-    """Turn a value of Arrow's into one of JSON's; `clean` goes over every text."""
+    """Convert a value from Arrow to a JSON value; `clean` is applied to every text."""
     if isinstance(value, str):
         return clean(value) if clean else value
     if value is None or isinstance(value, bool | int):
@@ -102,5 +102,5 @@ def to_json_value(value: Any, clean: Callable[[str], str | None] | None = None) 
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """Write a point in time; naive ones are UTC, as in the table."""
+    """Return a time in RFC 3339; naive times are UTC, as in the table."""
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()

@@ -1,4 +1,4 @@
-"""What a vector store must be able to do, and what it remembers of the table whose rows it holds."""
+"""The protocol of vector stores, and the state that a store keeps about its table."""
 
 import base64
 import json
@@ -18,29 +18,29 @@ from embedder.search.filter import Filter
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
 STATE_NAME = "embedder_loads"
-"""The store's own table or collection that holds a `Loaded` for each name."""
+"""Table or collection that holds a `Loaded` by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """How far a store has followed its table. Kept in the store, written before and after each step of a load."""
+    """State of a load. Kept in the store; written before and after each step."""
 
     table_id: str
-    """Delta's id of the table, which moves with it."""
+    """Delta's table id, which survives a move of the table."""
     spec: EmbeddingSpec
     schema: pa.Schema
-    """The table's columns as they were loaded."""
+    """Columns of the table when it was loaded."""
     ranges: Ranges | None
-    """Of int8 vectors."""
+    """Ranges of int8 vectors."""
     version: int | None
-    """The table version all of whose rows are here, and no other; None until the first load has ended."""
+    """Version whose rows, and no others, are in the store; None until the first load ends."""
     target: int | None = None
-    """The version that a load is on its way to; None when none is."""
+    """Version that a load in progress goes to; None without one."""
     done: int = 0
-    """Parts of the target, in order of name, that a first load has written."""
+    """Parts of the target, in order of name, that a first load wrote."""
 
     def to_json(self) -> str:
-        """Write it as one line of JSON."""
+        """Return the state as one line of JSON."""
         ranges = _to_base64(np.stack([self.ranges.low_D, self.ranges.high_D]).tobytes()) if self.ranges else None
         what = {"table_id": self.table_id, "space_id": self.spec.space_id, "spec": self.spec.model_dump(), "ranges": ranges}
         schema = _to_base64(self.schema.serialize().to_pybytes())
@@ -48,7 +48,7 @@ class Loaded:
 
     @staticmethod
     def from_json(text: str) -> "Loaded":
-        """Read what to_json wrote."""
+        """Read the state from to_json's line."""
         values: dict[str, Any] = json.loads(text)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
         spec = EmbeddingSpec.model_validate(values["spec"])
@@ -62,51 +62,49 @@ def _to_base64(data: bytes) -> str:
 
 
 class VectorStore(Protocol):
-    """One named table, or collection, of a store.
+    """A named table or collection of a store, with rows of rows.store_schema.
 
-    Rows are those of rows.store_schema: the table's, with `row_id` before them and vectors of fixed size. `record` comes
-    before anything is written. What is written between two calls of it either becomes visible with the second one, or is
-    safe to write again: `append` is only called with rows that are not there, `upsert` and `delete` end the same however
-    often they are called.
+    `record` is called before anything is written. Writes between two calls of it either become visible with the second,
+    or are safe to repeat: `append` gets new rows only; `upsert` and `delete` are idempotent.
     """
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Its name in messages."""
 
     @property
     def quantizations(self) -> frozenset[Quantization]:
-        """The vectors it has a type for."""
+        """Vector types that it can hold."""
 
     def exists(self) -> bool:
-        """Tell whether there is a table of this name, whoever made it."""
+        """Return whether a table of this name exists, whether or not a load made it."""
 
     def loaded(self) -> Loaded | None:
-        """Read what `record` wrote last; None if nothing."""
+        """Read the last recorded state; None without one."""
 
     def record(self, loaded: Loaded) -> None:
-        """Remember how far a load has come, and make everything written before it durable."""
+        """Write the state, and make all earlier writes durable."""
 
     def create(self, loaded: Loaded) -> None:
-        """Make an empty table for these columns in place of the one that is there, if any."""
+        """Replace the table, if any, by an empty one with these columns."""
 
     def append(self, rows: Iterator[pa.Table]) -> None:
-        """Write rows that are not there yet, by the store's fastest way."""
+        """Write new rows by the fastest way."""
 
     def upsert(self, rows: Iterator[pa.Table]) -> None:
-        """Write rows in place of those with the same `row_id`."""
+        """Write rows, replacing those with the same `row_id`."""
 
     def delete(self, row_ids: list[str]) -> None:
-        """Remove rows, if they are there."""
+        """Remove rows; missing ones are ignored."""
 
     def count(self) -> int:
         """Count the rows."""
 
     def build_index(self) -> str:
-        """Build or bring up to date what the settings ask for; say in a few words what there is now."""
+        """Build or update the index that the settings ask for; return its name in a few words."""
 
     def search(self, query_D: Vector, top: int, where: Filter | None) -> list[Hit]:
-        """Find the rows of the greatest inner product with the query, best first, without their vectors."""
+        """Return the rows with the greatest inner product, best first, without vectors."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""

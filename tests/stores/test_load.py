@@ -176,7 +176,7 @@ def test_a_table_that_someone_else_made_is_left_alone(loader: Loader, monkeypatc
     loader.load()
     with open_store(loader.config) as store:
         monkeypatch.setattr(type(store), "loaded", lambda self: None)
-    with pytest.raises(StorageError, match=r"it is there already, and jobs\.load did not make it"):
+    with pytest.raises(StorageError, match=r"exists, and jobs\.load did not make it"):
         loader.load(replaces=True)
 
 

@@ -41,6 +41,6 @@ def test_nulls_within_a_list_are_left_out(store: MilvusStore) -> None:
 
 @pytest.mark.parametrize("name", ["my col", "a.b", "2x", "in", "LIKE"])
 def test_a_column_that_no_filter_can_name_is_refused_before_anything_is_written(store: MilvusStore, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"no filter can name column '{name}'.*source\.metadata_columns"):
+    with pytest.raises(ConfigError, match=rf"a filter cannot name column '{name}'.*source\.metadata_columns"):
         store.record(loaded_of({name: pa.int64()}))
     assert store.loaded() is None

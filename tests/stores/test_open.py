@@ -30,7 +30,7 @@ def test_every_store_has_a_shipped_config_that_loads_and_prints_to_the_same() ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "one load goes to one store; found none of lance, pgvector, qdrant, milvus, duckdb"),
+        ([], "set one store; found none of lance, pgvector, qdrant, milvus, duckdb"),
         (["--lance.uri", "x", "--duckdb.path", "y"], "found lance, duckdb of"),
         (["--qdrant.name", "x"], "set either url, of a server, or path, of a folder"),
         (["--lance.uri", "x", "--lance.name", "no spaces"], "lance.name='no spaces'"),

@@ -32,5 +32,5 @@ def test_a_column_of_any_name_is_filtered_on(tmp_path: Path, name: str) -> None:
 
 
 def test_a_column_that_qdrant_cannot_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"column 'say \"x\"': Qdrant has no way to name it"):
+    with pytest.raises(ConfigError, match=r"column 'say \"x\"': Qdrant cannot address it"):
         payload_key('say "x"')
