@@ -97,7 +97,7 @@ def read_quarantine(table: Path) -> dict[str, Any]:
 
 
 def _to_numbers(column: pa.ChunkedArray) -> list[list[float]]:
-    return [list(each) if isinstance(each, bytes) else [round(number, 3) for number in each] for each in column.to_pylist()]
+    return [list(each) if isinstance(each, bytes) else [round(number, 4) for number in each] for each in column.to_pylist()]
 
 
 def _to_lists(table: pa.Table) -> list[list[Any]]:
@@ -137,7 +137,7 @@ def _is_near(golden: np.ndarray, now: np.ndarray) -> bool:
         return False
     if golden.dtype.kind == "i":
         return int(np.abs(golden - now).max()) <= 1
-    return float(golden @ now) >= 0.9999 * float(np.linalg.norm(golden) * np.linalg.norm(now))
+    return float(golden @ now) >= 0.99999 * float(np.linalg.norm(golden) * np.linalg.norm(now))
 
 
 def flatten(text: str) -> dict[str, Any]:

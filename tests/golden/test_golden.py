@@ -1,6 +1,6 @@
-"""A guard for changes that are not to show in a table: names, spaces, rows, vectors, records and settings are those of golden.json.
+"""Guards changes that must not show in a table: names, spaces, rows, vectors, records and settings equal those in golden.json.
 
-Everything is reached by command lines and by files, so that modules may move. If a change is meant to show, write the golden values anew:
+Uses command lines and files only, so that modules may move. If a change is meant to show, write the golden values anew:
 
 python -m tests.golden.scenario make
 """
@@ -29,31 +29,37 @@ def run_parts(folder: Path, *parts: str, **environment: str) -> dict[str, Any]:
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
 
+def assert_golden(part: str, found: dict[str, Any]) -> None:
+    """Fail with a line for each value that differs."""
+    differences = find_differences(GOLDEN[part], found[part], part)
+    assert not differences, "\n".join([f"{len(differences)} differences", *differences[:40]])
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the code gives now, as far as it needs no Ray."""
+    """Values of the code as it is, but for those that need Ray."""
     return run_parts(tmp_path_factory.mktemp("golden"), "settings", "spaces", "stored")
 
 
 @pytest.mark.real
 def test_jobs_flags_and_settings_are_all_there(found: dict[str, Any]) -> None:
-    assert find_differences(GOLDEN["settings"], found["settings"]) == []
+    assert_golden("settings", found)
 
 
 @pytest.mark.real
 def test_every_spec_names_the_space_that_it_named(found: dict[str, Any]) -> None:
-    assert find_differences(GOLDEN["spaces"], found["spaces"]) == []
+    assert_golden("spaces", found)
 
 
 @pytest.mark.real
 def test_tables_of_earlier_code_are_up_to_date_and_can_be_read(found: dict[str, Any]) -> None:
-    assert find_differences(GOLDEN["stored"], found["stored"]) == []
+    assert_golden("stored", found)
 
 
 @pytest.mark.ray
 def test_a_run_and_a_refresh_write_what_they_wrote(tmp_path: Path, ray_address: str) -> None:
     found = run_parts(tmp_path, "runs", RAY_ADDRESS=ray_address)
-    assert find_differences(GOLDEN["runs"], found["runs"]) == []
+    assert_golden("runs", found)
 
 
 def test_a_change_is_found() -> None:
