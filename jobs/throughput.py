@@ -23,7 +23,7 @@ def main() -> int:
     asked.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float8"], default="bfloat16",
                        help="float8: of the layers' linear modules, all else in bfloat16; MFU is beside a product in bfloat16")  # fmt: skip
     asked.add_argument("--layout", choices=["padded", "packed"], help="left out: packed, but on cuda padded with float32")
-    asked.add_argument("--backend", choices=["torch", "compiled"], default="torch")
+    asked.add_argument("--backend", choices=["torch", "compiled", "fused"], default="torch")
     asked.add_argument("--tokens", type=int, default=2_000_000, help="about so many a round")
     asked.add_argument("--token_budget", type=int, default=65_536)
     asked.add_argument("--rounds", type=int, default=5)
@@ -36,7 +36,7 @@ def main() -> int:
     shape = replace(SHAPES[chosen.model], layers=chosen.depth or SHAPES[chosen.model].layers)
     try:
         chosen.layout = choose_layout(chosen.layout, chosen.device, chosen.dtype)
-        encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout, chosen.backend == "compiled")
+        encoder = build_random_encoder(shape, chosen.device, chosen.dtype, chosen.layout, chosen.backend)
     except EmbedderError as error:
         asked.error(str(error))
     found = measure_throughput(encoder, shape, chosen.dtype, chosen.tokens, chosen.token_budget, chosen.rounds)

@@ -18,8 +18,9 @@ from transformers import BertConfig, BertModel
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
+from embedder.model.exits import Exit
 from embedder.model.float8 import check_device, use_float8
-from embedder.model.loading import DTYPES, multiplies_bfloat16, resolve_layout
+from embedder.model.loading import DTYPES, BackendName, multiplies_bfloat16, resolve_layout
 from embedder.model.pooling import Head
 
 MOST_TOKENS = 512
@@ -57,8 +58,10 @@ class Throughput:
     """
 
 
-def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutName, is_compiled: bool = False) -> Encoder:
-    """Build a BERT of random weights with mean pooling."""
+def build_random_encoder(
+    shape: Shape, device: str, dtype: str, layout: LayoutName, backend: BackendName = "torch", leave: Exit | None = None
+) -> Encoder:
+    """Build a BERT of random weights with mean pooling, or with a calibrated exit."""
     if dtype == FLOAT8:
         check_device(device)
     config = BertConfig(
@@ -68,7 +71,8 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         intermediate_size=4 * shape.hidden_size,
         max_position_embeddings=MOST_TOKENS,
     )
-    model: Any = BertModel(config, add_pooling_layer=False)
+    with torch.device(device):  # a GPU draws the weights in a moment
+        model: Any = BertModel(config, add_pooling_layer=False)
     model = model.to(around(dtype)).eval().requires_grad_(False)
     spec = EmbeddingSpec(
         model="random",
@@ -86,10 +90,11 @@ def build_random_encoder(shape: Shape, device: str, dtype: str, layout: LayoutNa
         dim=shape.hidden_size,
         normalize=True,
     )
-    encoder = Encoder(model, Head(nn.Sequential(), spec), None, spec.pooling, torch.device(device), layout)
+    encoder = Encoder(model, Head(nn.Sequential(), spec), leave, spec.pooling, torch.device(device), layout)
     if dtype == FLOAT8:
         use_float8(encoder.layers)
-    return encoder.compile_layers() if is_compiled else encoder
+    changes = {"compiled": encoder.compile_layers, "fused": encoder.fuse_layers}
+    return changes[backend]() if backend in changes else encoder
 
 
 def around(dtype: str) -> torch.dtype:

@@ -12,7 +12,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Layout = Literal["auto", "padded", "packed"]
 
 
-Backend = Literal["auto", "torch", "compiled", "openvino"]
+Backend = Literal["auto", "torch", "compiled", "fused", "openvino"]
 
 
 CPU_TOKENS = 1_024

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import cache
 from importlib.util import find_spec
 
 from embedder.config.compute import Backend
@@ -21,12 +22,31 @@ def check_backend(backend: Backend) -> None:
         raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
 
 
+def has_c_compiler() -> bool:
+    """Return whether there is a compiler of those that Triton looks for."""
+    return any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name)
+
+
+@cache
+def has_kernels() -> bool:
+    """Return whether kernels in Triton can be built here."""
+    return find_spec("triton") is not None and has_c_compiler()
+
+
 def check_c_compiler(backend: Backend, device: str) -> None:
     """Refuse a backend whose kernels Triton builds, on a GPU node without the C compiler that it looks for."""
     if not device.startswith("cuda"):
         return
-    if not any(shutil.which(name) for name in (os.environ.get("CC"), "gcc", "clang") if name):
+    if not has_c_compiler():
         raise ConfigError(
             f"compute.backend={backend}: no C compiler (CC, gcc or clang) on this node, and Triton builds its kernels with one; "
             "install gcc and libc6-dev, or choose auto or torch"
         )
+
+
+def check_triton(layout: str) -> None:
+    """Refuse fused layers where Triton is not installed or batches are padded."""
+    if find_spec("triton") is None:
+        raise ConfigError("compute.backend=fused: Triton is not installed; it comes with torch for CUDA, choose auto or torch elsewhere")
+    if layout != "packed":
+        raise ConfigError("compute.backend=fused: takes packed sequences, not padded ones; set compute.layout=packed and half precision")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedder.model.backends import has_kernels
 from embedder.model.files.families import find_family, first_position, is_causal
 from embedder.model.packing import plan_packed, plan_padded
 from embedder.model.results import Encoded
@@ -182,7 +183,11 @@ class PackedBatch:
         return self._reduce(hidden[0].float(), "sum")
 
     def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
-        """Attend within each segment, by one query after the other."""
+        """Attend within each segment: on a GPU by a kernel that reads the states once, else by one query after the other."""
+        if hidden.is_cuda and has_kernels():
+            from embedder.model.kernels import pool_segments
+
+            return pool_segments(hidden[0], self.segments.offsets_S, queries_PH, bias[0])
         states_TH = hidden[0].float()
         logits_TP = states_TH @ queries_PH.T + bias[0].T
         weights_TP = torch.exp(logits_TP - self._spread(self._reduce(logits_TP.detach(), "max")))
@@ -201,19 +206,35 @@ class PackedBatch:
 class Queued:
     """Batches that a device was given, and may still be at."""
 
-    sorted_NW: Tensor  # noqa: N815
-    """Rows in the order of the batches."""
+    rows_NW: Tensor  # noqa: N815
+    """On the host, in the order the rows were given in; theirs only once the copy is done."""
     batches: Sequence[np.ndarray]
     """Which rows each holds."""
     padded_tokens: int
     token_budget: int
+    copied: torch.cuda.Event | None
 
     def fetch(self) -> Encoded:
-        """Wait for the device, the only time that anything does, and put the rows in the order they were given in."""
-        rows_NW = np.empty(self.sorted_NW.shape, dtype=np.float32)
-        if self.batches:
-            rows_NW[np.concatenate(self.batches)] = self.sorted_NW.cpu().numpy()
+        """Wait for the device, the only time that anything does."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        rows_NW = self.rows_NW.numpy()
         return Encoded(rows_NW, self.padded_tokens, self.token_budget)
+
+
+def queue_copy(sorted_NW: Tensor, batches: Sequence[np.ndarray], padded_tokens: int, token_budget: int) -> Queued:
+    """Queue the copy of a unit's rows to the host, in the order they were given in, right behind its last batch.
+
+    A copy that is queued when a thread fetches would wait for the batches that another thread has queued since.
+    """
+    order_N = torch.from_numpy(np.argsort(np.concatenate([*batches, np.zeros(0, np.int64)]), kind="stable"))
+    if not sorted_NW.is_cuda:
+        return Queued(sorted_NW[order_N.to(sorted_NW.device)], batches, padded_tokens, token_budget, None)
+    rows_NW = torch.empty(sorted_NW.shape, dtype=torch.float32, pin_memory=True)
+    rows_NW.copy_(sorted_NW[order_N.pin_memory().to(sorted_NW.device, non_blocking=True)], non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record()
+    return Queued(rows_NW, batches, padded_tokens, token_budget, copied)
 
 
 class PaddedLayout:

@@ -24,13 +24,14 @@ from embedder.core.errors import ModelError
 from embedder.core.rotation import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.attention_pooling import AttentionPooling
-from embedder.model.batches import Batch, LayoutName, Queued, make_layout
+from embedder.model.batches import Batch, LayoutName, Queued, make_layout, queue_copy
 from embedder.model.calibration import Calibration
 from embedder.model.compiling import compile_forward
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import use_float8
+from embedder.model.fused import fuse_layers
 from embedder.model.loading import load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
@@ -38,6 +39,7 @@ from embedder.model.pooling import POOLERS, Head
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
+from embedder.model.varlen_attention import PACKED
 
 logger = logging.getLogger("embedder")
 
@@ -111,8 +113,9 @@ class Encoder:
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
         if spec.float8:  # after layouts agreed: it makes more of a last bit than the two may differ by
             use_float8(encoder.layers)
-        if chosen_backend == "compiled":
-            agree_on_backend(encoder.probe_rows(), encoder.compile_layers, backend, FLOAT8_COSINE if spec.float8 else LAYOUT_COSINE)
+        if chosen_backend in ("compiled", "fused"):
+            change = encoder.compile_layers if chosen_backend == "compiled" else encoder.fuse_layers
+            agree_on_backend(encoder.probe_rows(), change, backend, FLOAT8_COSINE if spec.float8 else LAYOUT_COSINE)
         return encoder
 
     def compile_layers(self) -> "Encoder":
@@ -120,6 +123,13 @@ class Encoder:
         forwards = {each: compile_forward(each.forward) for each in {type(layer) for layer in self.layers}}
         for layer in self.layers:
             layer.forward = MethodType(forwards[type(layer)], layer)  # hooks, by which layers are tapped, stay outside
+        return self
+
+    def fuse_layers(self) -> "Encoder":
+        """Run the layers by fused kernels; ModelError for other shapes than BERT's, and for padded batches."""
+        if self._layout.attention != PACKED:
+            raise ModelError("fused layers take packed sequences; set compute.layout and compute.dtype to auto")
+        fuse_layers(self.layers, self._config)
         return self
 
     def converted(self, dtype: torch.dtype) -> "Encoder":
@@ -180,10 +190,13 @@ class Encoder:
 
         Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
         """
+        return self.queue(token_ids, token_budget).fetch()
+
+    def queue(self, token_ids: pa.ListArray, token_budget: int) -> Queued:
+        """Give the device all batches, without waiting for it to end with them."""
         with self._turn, self._pooled() as forward:
             exit_map = self._exit or nn.Identity()
-            queued = self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))))
-        return queued.fetch()
+            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))))
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: AttentionPooling | None = None
@@ -284,7 +297,9 @@ class Encoder:
                 sorted_NW[stops[number] - len(rows) : stops[number]] = forward(batch)
             return batch.num_tokens
 
-        return Queued(sorted_NW, batches, sum(self._map_batches(run_batch, len(batches))), token_budget)
+        padded_tokens = sum(self._map_batches(run_batch, len(batches)))
+        with torch.inference_mode():
+            return queue_copy(sorted_NW, batches, padded_tokens, token_budget)
 
     def _map_batches(self, run_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
         """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""

@@ -15,7 +15,7 @@ from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.rotation import Floats, check_rotation
 from embedder.core.spec import EmbeddingSpec, FinalNorm
-from embedder.model.backends import check_backend, check_c_compiler, has_openvino
+from embedder.model.backends import check_backend, check_c_compiler, check_triton, has_openvino
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.exits import Exit, ExitPooler
@@ -27,7 +27,7 @@ from embedder.model.pooling import Head, load_steps
 
 logger = logging.getLogger(__name__)
 
-BackendName = Literal["torch", "compiled", "openvino"]
+BackendName = Literal["torch", "compiled", "fused", "openvino"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
@@ -62,12 +62,14 @@ def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str)
 
 def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName, float8: bool = False) -> BackendName:
     """Choose what runs the layers: auto is openvino where it is installed, for padded batches on a CPU. It has yet to agree with torch."""
-    if backend == "compiled":
+    if backend in ("compiled", "fused"):
         check_c_compiler(backend, device)
+    if backend == "fused":
+        check_triton(layout)
     if float8:
         if backend == "openvino":
             raise ConfigError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
-        return "compiled" if backend == "compiled" else "torch"
+        return backend if backend in ("compiled", "fused") else "torch"
     if backend != "auto":
         check_backend(backend)
         return backend

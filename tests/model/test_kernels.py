@@ -1,0 +1,68 @@
+"""Kernels in Triton's interpreter give what plain modules give, for odd shapes."""
+
+import os
+
+import pytest
+import torch
+from torch.nn import functional
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="set TRITON_INTERPRET=1 for this process")
+
+from embedder.model.float8 import encode_rows as encode_plainly  # noqa: E402
+from embedder.model.kernels import add_norm, encode_rows, pool_segments  # noqa: E402
+
+
+def draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 96), (5, 384), (3, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_residual_and_norm_are_layer_norm_of_the_sum(rows: int, width: int, dtype: torch.dtype) -> None:
+    product, residual = (draw(rows, width, dtype=dtype, seed=seed) for seed in (1, 2))
+    bias, weight, shift = (draw(width, dtype=dtype, seed=seed) for seed in (3, 4, 5))
+    found, codes, scales = add_norm(product, bias, residual, weight, shift, 1e-12)
+    summed = product.float() + bias.float() + residual.float()
+    expected = functional.layer_norm(summed, (width,), weight.float(), shift.float(), 1e-12)
+    assert (codes, scales, found.dtype) == (None, None, dtype)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [64, 96, 1024])
+def test_codes_of_the_norm_are_those_of_its_rows(width: int) -> None:
+    product, residual = (draw(9, width, dtype=torch.bfloat16, seed=seed) for seed in (1, 2))
+    ones, zeros = torch.ones(width, dtype=torch.bfloat16), torch.zeros(width, dtype=torch.bfloat16)
+    found, codes, scales = add_norm(product, zeros, residual, ones, zeros, 1e-12, has_codes=True)
+    assert codes is not None
+    assert scales is not None
+    assert (codes.dtype, scales.shape) == (torch.float8_e4m3fn, (9, 1))
+    torch.testing.assert_close(codes.float() * scales, found.float(), rtol=0.07, atol=0.01)
+    assert (codes.float().abs().amax(dim=1) == 448).all()
+
+
+@pytest.mark.parametrize("width", [64, 96, 4096])
+@pytest.mark.parametrize("has_gelu", [False, True])
+def test_codes_are_those_of_plain_torch(width: int, has_gelu: bool) -> None:
+    rows = draw(6, width, dtype=torch.bfloat16)
+    rows[1], rows[2] = 0, rows[2] * 1e5
+    codes, scales = encode_rows(rows, has_gelu)
+    plain = functional.gelu(rows.float()) if has_gelu else rows.float()
+    expected_codes, expected_scales = encode_plainly(plain)
+    torch.testing.assert_close(scales, expected_scales)
+    torch.testing.assert_close(codes.float() * scales, expected_codes.float() * expected_scales, rtol=0.13, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_attends_within_each_segment(width: int, dtype: torch.dtype) -> None:
+    lengths = [1, 23, 8, 9, 3]
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    states, queries, bias = draw(sum(lengths), width, dtype=dtype), draw(4, width, seed=1), draw(4, sum(lengths), seed=2)
+    queries[:2] = 0
+    bias[1] = -1e9
+    bias[1, bounds[:-1].long()] = 0
+    found = pool_segments(states, bounds, queries, bias)
+    for number, rows in enumerate(states.float().split(lengths)):
+        logits = queries @ rows.T + bias[:, bounds[number] : bounds[number + 1]]
+        torch.testing.assert_close(found[number], logits.softmax(dim=-1) @ rows, rtol=1e-4, atol=1e-4)
