@@ -52,7 +52,6 @@ class Document:
     vector_bytes: float
     """Of one chunk."""
     basis: str
-    """Name of the run."""
 
     @property
     def prepared_bytes(self) -> float:
@@ -74,7 +73,6 @@ class Fleet:
     tokens_per_second: float
     """Of one GPU."""
     documents: float
-    """To embed."""
     unit_seconds: float
     """GPU time that a unit should take."""
 

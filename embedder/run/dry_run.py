@@ -64,10 +64,11 @@ class Preview:
     def text(self) -> str:
         """Return the figures as aligned lines, with the first shards of each state by name."""
         spec = self.spec
+        model = f"{spec['model']}, depth {spec['depth']}" if spec["depth"] else f"{spec['model']} at {spec['base_url']}"
         ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
         num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
         rows = [
-            ("space", f"{self.space_id}: {describe_model(spec)}"),
+            ("space", f"{self.space_id}: {model}, dim {spec['dim']}" + (f", {spec['pooling']} pooling" if spec["depth"] else "")),
             ("source", f"{num_shards:,} shards{ignored}"),
             *((state, _total(state, shards)) for state, shards in self.shards.items() if shards),
             ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
@@ -79,13 +80,6 @@ class Preview:
             rows.append(("not named", f"shards of {self.parts_not_looked_into:,} more parts to be removed"))
         named = [line for state, shards in self.shards.items() if state != "unchanged" for line in _name(state, shards)]
         return "\n".join([align(rows), *([align(named)] if named else []), "dry run: nothing was written"])
-
-
-def describe_model(spec: Mapping[str, Any]) -> str:
-    """Return a model's name and how much of it is used."""
-    if spec["depth"] == 0:
-        return f"{spec['model']} at {spec['base_url']}, dim {spec['dim']}"
-    return f"{spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"
 
 
 def describe_estimate(estimate: Estimate, is_api: bool = False) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from embedder.core.rotation import keep_rotation, read_rotation
 from embedder.core.schema import VECTORS
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location, Store, map_threads
-from embedder.core.units import Part, PartName, Stats
+from embedder.core.units import Part, Stats
 from embedder.observe.environment import describe_environment
 from embedder.run.prepare import Problems
 from embedder.run.recut_vectors import VectorTransform, plan_cut
@@ -74,7 +74,7 @@ def run_recut(config: RecutConfig) -> Recut:
     cut, table = check_cut(config, parent.spec)
     schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
     replaces = table is not None and not (table.spec.space_id == cut.spec.space_id and table.schema.equals(schema))
-    wanted = {child_name(name, cut.spec): name for name in parent.parts}
+    wanted = {replace(name, version=digest("recut", name.version, cut.spec.space_id)): name for name in parent.parts}
     tasks = {(name.key, name.version) for name in wanted}
     old = table.parts if table and not replaces else []
     have = {(name.key, name.version) for name in old}
@@ -180,11 +180,6 @@ def read_parent(parent: TableConfig) -> TableState:
             "give a table with quantization none"
         )
     return state
-
-
-def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:
-    """Return the name of the part that is made from a parent's part."""
-    return PartName(name.key, digest("recut", name.version, spec.space_id), name.first_row, name.stop_row, name.last)
 
 
 def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Schema, folders: tuple[Location, Location]) -> Part:

@@ -45,25 +45,28 @@ def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output
         if asked:
             raise ConfigError(f"{place}.{asked[0]}: needs an artifact of jobs.calibrate; set {place}.calibration")
         return VectorTransform(spec)
-    where = f"{place}.calibration={output.calibration!r}"
     if not asked:
-        raise ConfigError(f"{where}: has no effect without quantization int8 or rotate; leave it out")
-    calibration = load_calibration(output.calibration)
-    check_fits(calibration, spec, where)
+        raise ConfigError(f"{place}.calibration={output.calibration!r}: has no effect without quantization int8 or rotate; leave it out")
+    return calibrate_cut(spec, parent, load_calibration(output.calibration), output, place)
+
+
+def calibrate_cut(
+    spec: EmbeddingSpec, parent: EmbeddingSpec, calibration: Calibration, output: CutTableConfig, place: str
+) -> VectorTransform:
+    """Return the transform with the artifact's rotation and int8 ranges; refuse an artifact that does not belong to the parent."""
+    where = f"{place}.calibration={output.calibration!r}"
+    if spec.calibration not in (None, calibration.fingerprint):
+        raise ConfigError(f"{where}: is not the artifact that the parent was made with ({spec.calibration}); give that one")
+    if differences := calibration.differences(spec):
+        raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
     spec = spec.model_copy(update={"calibration": calibration.fingerprint})
     rotation_WW = find_rotation(calibration, parent, where, f"{place}.rotate=true") if output.rotate else None
     if rotation_WW is not None:
         spec = spec.model_copy(update={"rotation": digest_array(rotation_WW)})
-    return VectorTransform(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, rotation_WW)
-
-
-def check_fits(calibration: Calibration, spec: EmbeddingSpec, where: str) -> None:
-    """Refuse an artifact that does not belong to the parent's vectors."""
-    if spec.calibration not in (None, calibration.fingerprint):
-        raise ConfigError(f"{where}: is not the artifact that the parent was made with ({spec.calibration}); give that one")
-    differences = calibration.differences(spec)
-    if differences:
-        raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
+    ranges = calibration.ranges.get(RangeKey.of(spec)) if output.quantization == "int8" else None
+    if output.quantization == "int8" and ranges is None:
+        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
+    return VectorTransform(spec, ranges, rotation_WW)
 
 
 def find_rotation(calibration: Calibration, parent: EmbeddingSpec, where: str, asked: str) -> Floats:
@@ -80,11 +83,3 @@ def find_rotation(calibration: Calibration, parent: EmbeddingSpec, where: str, a
             f"{asked}: the rotation is the full model's, and the parent's vectors are of depth {parent.depth} with a native exit"
         )
     return calibration.rotation_WW
-
-
-def find_ranges(calibration: Calibration, spec: EmbeddingSpec, where: str) -> Ranges:
-    """Return the int8 ranges of this spec's vectors."""
-    ranges = calibration.ranges.get(RangeKey.of(spec))
-    if ranges is None:
-        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
-    return ranges

@@ -64,7 +64,6 @@ class Summary:
     shards_ignored: int
     stats: Stats
     reasons: Mapping[str, int]
-    """Quarantined records by reason."""
     seconds: float
     cost_usd: float | None
     steady_tokens_per_second: float | None
@@ -79,17 +78,15 @@ class Summary:
     """Rows of the table after the run."""
     bytes_added: int
     source_bytes: int = 0
-    """Of the shards that were read to their end."""
+    """Of shards that were read to their end."""
     actors: int = 0
     """Most encoder actors; 0: nothing was read."""
     encoder_busy_share: float | None = None
     """Share of the actors' time that went into encoding, between the first landed unit and the last."""
     driver_peak_bytes: int = 0
-    """Peak memory of the driver's process so far."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """Errors by task key."""
     version: int | None = None
-    """Published version; None if there was nothing to publish."""
+    """None if there was nothing to publish."""
 
     @property
     def did_nothing(self) -> bool:
