@@ -17,7 +17,7 @@ from embedder.demo.corpus import Document
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import connect, iterate
 from embedder.pipeline.rows import Row
-from embedder.run.embed import begin_run
+from embedder.run.embed import warm_up
 from embedder.sweep.timing import run_module
 
 
@@ -95,7 +95,7 @@ def pass_on(row: Row) -> Row:
 
 def run_floor() -> None:
     """Start what a run starts, and pass one row through it."""
-    begin_run(EmbedConfig.model_validate({"source": {"uri": "none"}, "embedding": {"model": "none"}, "output": {"uri": "no table"}}))
+    warm_up(EmbedConfig.model_validate({"source": {"uri": "none"}, "embedding": {"model": "none"}, "output": {"uri": "no table"}}))
     rows = [{"number": 0}]
     assert list(iterate(connect(rows, (pass_one, ()), (ImportingActor, ()), (pass_on, ()), choose_pool(ComputeConfig())))) == rows
 

@@ -1,10 +1,10 @@
 """The nouns of the work: shards are read in tasks, tasks yield units, each unit is written as one part."""
 
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from embedder.core.spec import digest
 
@@ -44,16 +44,11 @@ class Task:
         """Bytes on storage of all its shards."""
         return sum(shard.size_bytes for shard in self.shards)
 
-    def to_json(self) -> str:
-        """Write it down for a worker; nothing that a worker reads in a row can run."""
-        return json.dumps(asdict(self))
-
     @staticmethod
-    def from_json(text: str) -> "Task":
-        """Read what to_json wrote."""
-        values = json.loads(text)
-        shards = tuple(Shard(**each) for each in values["shards"])
-        return Task(**{**values, "shards": shards, "row_groups": tuple(values["row_groups"]) if values["row_groups"] else None})
+    def from_fields(fields: Mapping[str, Any]) -> "Task":
+        """Return the task of `dataclasses.asdict`, whose tuples may have become lists."""
+        shards = tuple(Shard(**each) for each in fields["shards"])
+        return Task(**{**fields, "shards": shards, "row_groups": tuple(fields["row_groups"]) if fields["row_groups"] else None})
 
 
 _PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\d{12})-(?P<stop>\d{12})(?P<last>-last)?\.parquet")
@@ -122,6 +117,16 @@ class Part:
     stats: Stats
     quarantine_bytes: int = 0
     """Size of its namesake in the quarantine table; 0: no row was quarantined."""
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> "Part":
+        """Return the part of `dataclasses.asdict`."""
+        return Part(**{**fields, "stats": Stats(**fields["stats"])})
+
+    @property
+    def key(self) -> str:
+        """Key of its task."""
+        return self.name.split("-", 1)[0]
 
 
 def task_key(*names: str) -> str:

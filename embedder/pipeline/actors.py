@@ -1,9 +1,8 @@
-"""What holds a model on a worker: one encodes units of the table, the other taps a sample for a calibration. Neither knows Ray.
+"""Classes that hold an encoder on a worker and encode one unit a call. They do not import Ray.
 
-The driver needs no more than their names, and is spared the seconds that importing an encoder takes.
+Importing an encoder takes seconds, so it is imported on the worker: the driver only names these classes.
 """
 
-import json
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from threading import Lock, Semaphore
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +23,26 @@ from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.observe.process import gc_tuned
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Row, StageContext, folder_of, from_ipc, to_ipc
+from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
 
+RowIn = TypeVar("RowIn")
+RowOut = TypeVar("RowOut")
 
 MOST_BROKEN = 16
-"""Documents of a unit, none of which has a vector of numbers: beyond, it is the model that fails and not the documents."""
+"""If all documents of a unit have non-finite vectors, and there are at least this many, the model is at fault."""
 
 logger = logging.getLogger("embedder")
 
 
-class Actor(ABC):
-    """Begins once a worker, and is then called with one row after the other.
+class Actor(ABC, Generic[RowIn, RowOut]):
+    """Set up once on a worker, then called with one row after the other.
 
-    What it refuses to begin with it raises at its first row. Raised while Ray makes the actor, Ray would begin again some times and
-    then give a report that buries the reason.
+    An error of the setup is raised at the first row. If a constructor raises, Ray retries it and then buries the reason in its report.
     """
 
     _refusal: EmbedderError | None = None
@@ -53,26 +53,42 @@ class Actor(ABC):
         except EmbedderError as error:
             self._refusal = error
 
-    def __call__(self, row: Row) -> dict[str, Any]:
-        """Give what becomes of a row."""
+    def __call__(self, row: RowIn) -> RowOut:
+        """Return the processed row, or raise the setup's error."""
         if self._refusal:
             raise self._refusal
         return self.process(row)
 
     @abstractmethod
     def setup(self, *args: Any) -> None:
-        """Load what every row needs."""
+        """Load the state that every row needs."""
 
     @abstractmethod
-    def process(self, row: Row) -> dict[str, Any]:
-        """Give what becomes of a row."""
+    def process(self, row: RowIn) -> RowOut:
+        """Return the processed row."""
 
 
-class EncoderActor(Actor):
-    """Holds the model; only the token budget ever changes, and only down. Takes `pool.calls` units at a time, each from a thread."""
+class UnitActor(Actor[PreparedRow, EncodedRow]):
+    """Encodes units of the table; `setup` sets the encoder's probe vector."""
+
+    probe: Floats
+
+    def process(self, row: PreparedRow) -> EncodedRow:
+        """Add the vectors of the unit's chunks, and drop the token ids."""
+        unit = self.encode_unit(str(row["name"]), row["unit"]) if row["unit"] else None
+        return {"key": row["key"], "name": row["name"], "error": row["error"], "broken": row["broken"], "unit": unit,
+                "probe": self.probe.tolist()}  # fmt: skip
+
+    @abstractmethod
+    def encode_unit(self, name: str, unit: PreparedUnit) -> EncodedUnit:
+        """Return the unit with its vectors."""
+
+
+class EncoderActor(UnitActor):
+    """Holds a model. Takes up to `pool.calls` units at a time, each on a thread; only the token budget changes, and only down."""
 
     def setup(self, context: StageContext, pool: Pool) -> None:
-        """Load the model, and see that it gives the table's vectors."""
+        """Load the model, and check that it computes the table's probe vector."""
         with gc_tuned():
             from embedder.model.encoder import Encoder
             from embedder.model.runtime import refusing_device_errors, set_threads
@@ -85,45 +101,42 @@ class EncoderActor(Actor):
                 self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "check weights, dtype, and the versions of torch and transformers")
         self.spec, self.ranges = context.spec, context.ranges
-        self.folder, self.max_attempts = folder_of(context), context.max_attempts
+        self.folder, self.max_attempts = context.folder, context.max_attempts
         self.attempts = Attempts.listed(self.folder)
-        self.places, self.clock = Concurrency(pool.calls), BusyClock()
+        self.concurrency, self.clock = Concurrency(pool.calls), BusyClock()
 
-    def process(self, row: Row) -> dict[str, Any]:
-        """Add the vectors of the unit's chunks; the token ids have done their work and go.
+    def encode_unit(self, name: str, unit: PreparedUnit) -> EncodedUnit:
+        """Return the unit with its vectors, and mark the attempt.
 
-        The unit is marked as being tried. One that took its worker down too often is embedded piece by piece, without
-        the documents that do it, and with no other beside it that might be what kills the worker.
+        A unit that killed its worker too often is split to isolate its poison documents. No other unit is encoded meanwhile, so that
+        each death is counted against the right documents.
         """
-        nothing: dict[str, Any] = {"codes": None, "given_up": [], "reasons": [], "attempt": 0}
-        encoded: dict[str, Any] = dict(row) | nothing | {"probe": self.probe.tobytes()}
-        if row["chunks"] is None:
-            return encoded
-        chunks = from_ipc(row["chunks"])
+        chunks = from_ipc(unit["chunks"])
         result: Encoded | None = None
         poison_documents: list[int] = []
-        with self.places.one():
-            attempt = self.attempts.begin(row["name"]) if chunks.num_rows else 0
+        with self.concurrency.shared():
+            attempt = self.attempts.begin(name) if chunks.num_rows else 0
             started = time.perf_counter()
             if attempt <= self.max_attempts:
                 result = self.encode(chunks)
         if result is None:
-            with self.places.all():
-                chunks, result, poison_documents = self.encode_carefully(row["name"], chunks)
+            with self.concurrency.exclusive():
+                chunks, result, poison_documents = self.encode_carefully(name, chunks)
         seconds = self.clock.count(started)
-        stats = replace(Stats(**json.loads(row["stats"])), padded_tokens=result.padded_tokens, encode_seconds=seconds)
-        chunks, vectors_ND, broken = drop_non_finite(row["name"], chunks, result.vectors_ND)
-        return encoded | {
+        stats = replace(Stats(**unit["stats"]), padded_tokens=result.padded_tokens, encode_seconds=seconds)
+        chunks, vectors_ND, broken = drop_non_finite(name, chunks, result.vectors_ND)
+        return {
+            **unit,
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
             "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
-            "stats": json.dumps(asdict(stats)),
-            "given_up": [*poison_documents, *broken],
+            "stats": asdict(stats),
+            "rejected": [*poison_documents, *broken],
             "reasons": [str(Reason.KILLS_ENCODER)] * len(poison_documents) + [str(Reason.NOT_FINITE)] * len(broken),
             "attempt": attempt,
         }
 
     def encode(self, chunks: pa.Table) -> Encoded:
-        """Embed chunks; a budget that was too large for the device's memory is not tried again. A device that fails ends the worker."""
+        """Return the chunks' vectors, and keep a token budget that had to be lowered. A failed device ends the worker."""
         from embedder.model.runtime import ending_with_its_device
 
         token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
@@ -133,24 +146,24 @@ class EncoderActor(Actor):
         return result
 
     def encode_carefully(self, name: str, chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
-        """Embed a unit piece by piece; gives the chunks that have vectors, these, and the documents that take the encoder down."""
+        """Encode a unit in small ranges of documents; return the chunks that have vectors, the vectors, and the poison documents."""
         document = chunks["document"].to_numpy()
-        pieces: dict[int, tuple[pa.Table, Encoded]] = {}
+        encoded: dict[int, tuple[pa.Table, Encoded]] = {}
 
-        def try_piece(piece: range) -> None:
-            first, stop = np.searchsorted(document, [piece.start, piece.stop])
+        def encode_range(documents: range) -> None:
+            first, stop = np.searchsorted(document, [documents.start, documents.stop])
             part = chunks.slice(first, stop - first)
-            pieces[piece.start] = part, self.encode(part)
+            encoded[documents.start] = part, self.encode(part)
 
-        logger.warning("%s: its documents took the encoder down %d times; embedding them piece by piece", name, self.max_attempts)
+        logger.warning("%s: its documents took the encoder down %d times; embedding them in small ranges", name, self.max_attempts)
         marks = Attempts.listed(self.folder)
-        poison_documents = isolate_poison_documents(name, int(document[-1]) + 1, marks, self.max_attempts, try_piece)
+        poison_documents = isolate_poison_documents(name, int(document[-1]) + 1, marks, self.max_attempts, encode_range)
         if len(poison_documents) >= MOST_POISON_DOCUMENTS:
             raise ModelError(
                 f"embedding: the encoder died on each of {len(poison_documents)} documents of one unit ({name}), tried alone; "
                 "the machine or its software is at fault rather than the documents; mend it and run again"
             )
-        done = [pieces[start] for start in sorted(pieces)]
+        done = [encoded[start] for start in sorted(encoded)]
         padded_tokens = sum(result.padded_tokens for _, result in done)
         vectors_ND = np.concatenate([np.zeros((0, self.encoder.dim), np.float32), *(result.vectors_ND for _, result in done)])
         kept = pa.concat_tables([chunks.slice(0, 0), *(part for part, _ in done)])
@@ -158,7 +171,7 @@ class EncoderActor(Actor):
 
 
 def drop_non_finite(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa.Table, Floats, list[int]]:
-    """Leave out documents of which a vector has a component that is no number, and give them; ModelError if all of many are such."""
+    """Drop documents with NaN or infinity in a vector, and return them last; ModelError if all of many are such."""
     document = chunks["document"].to_numpy()
     broken = np.unique(document[~np.isfinite(vectors_ND).all(axis=1)])
     if not len(broken):
@@ -173,39 +186,39 @@ def drop_non_finite(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa
 
 
 def choose_token_budget(encoder: "Encoder", pool: Pool) -> int:
-    """Take the budget that was set, or what fits into the share of a GPU that the actor holds."""
+    """Return the budget that is set, or the largest that fits the actor's share of a GPU."""
     return pool.token_budget or encoder.find_token_budget(min(1.0, pool.num_gpus))
 
 
 class Concurrency:
-    """So many threads at a time, or one that has all places to itself."""
+    """Admits up to a number of threads, or one that excludes all others."""
 
     def __init__(self, number: int) -> None:
-        self._number, self._free, self._taking_all = number, Semaphore(number), Lock()
+        self._number, self._free, self._excluding = number, Semaphore(number), Lock()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Take a place, once there is one."""
+    def shared(self) -> Iterator[None]:
+        """Wait until fewer than the number are inside."""
         with self._free:
             yield
 
     @contextmanager
-    def all(self) -> Iterator[None]:
-        """Take all places, once nobody else has any."""
-        with self._taking_all, ExitStack() as taken:
+    def exclusive(self) -> Iterator[None]:
+        """Wait until no other thread is inside, and admit none."""
+        with self._excluding, ExitStack() as taken:
             for _ in range(self._number):
                 taken.enter_context(self._free)
             yield
 
 
 class BusyClock:
-    """Seconds of stretches that may overlap: what two threads spend side by side counts once."""
+    """Measures the time covered by intervals that may overlap."""
 
     def __init__(self) -> None:
         self._counted_to, self._lock = 0.0, Lock()
 
     def count(self, started: float) -> float:
-        """Give the seconds from `started`, by time.perf_counter, until now that were not counted yet."""
+        """Return the seconds from `started`, by time.perf_counter, until now that are not counted yet."""
         with self._lock:
             now = time.perf_counter()
             seconds = now - max(started, self._counted_to)

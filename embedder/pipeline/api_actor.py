@@ -1,10 +1,8 @@
-"""What asks an API for the vectors of units: one request in flight an actor, no torch, no GPU. Knows no Ray."""
+"""Encodes units through an embeddings API: one request in flight for each actor, without torch or a GPU. Does not import Ray."""
 
-import json
 import logging
 import time
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,58 +12,57 @@ from embedder.core.quantization import quantize
 from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoded, ApiEncoder
-from embedder.pipeline.actors import Actor
-from embedder.pipeline.rows import Row, StageContext, from_ipc, to_ipc
+from embedder.pipeline.actors import UnitActor
+from embedder.pipeline.rows import EncodedUnit, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.text.byte_estimate import slice_chunks
 
 MOST_SHOWN = 3
-"""Refusals of a unit that are logged; all are in the quarantine."""
+"""Refusals of a unit that are logged; the quarantine holds all."""
 MOST_REFUSED = 16
-"""Documents of a unit, none of which is taken: beyond, it is the settings that do not fit and not the documents."""
+"""If all documents of a unit are refused, and there are at least this many, the settings are at fault."""
 
 logger = logging.getLogger("embedder")
 
 
-class ApiActor(Actor):
-    """Holds a connection; stands where the encoder of a model that runs here would."""
+class ApiActor(UnitActor):
+    """Holds a connection, in place of a local encoder."""
 
     def setup(self, context: StageContext) -> None:
-        """Ask the server for a first vector, and see that it is the table's."""
+        """Request the probe vector, and check that it is the table's."""
         self.spec, self.encoder = context.spec, ApiEncoder(context.spec)
         self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "the model behind the API is another one than before")
 
-    def process(self, row: Row) -> dict[str, Any]:
-        """Add the vectors of the unit's chunks. A document of which the API refuses a chunk goes to the quarantine."""
-        nothing: dict[str, Any] = {"codes": None, "given_up": [], "reasons": [], "attempt": 0}
-        encoded: dict[str, Any] = dict(row) | nothing | {"probe": self.probe.tobytes()}
-        if row["chunks"] is None:
-            return encoded
+    def encode_unit(self, name: str, unit: PreparedUnit) -> EncodedUnit:
+        """Return the unit with its vectors. If the API refuses a chunk, its document is quarantined."""
         started = time.perf_counter()
-        chunks = from_ipc(row["chunks"])
-        texts = slice_chunks(from_ipc(row["documents"])["text"].to_pylist(), chunks, self.spec.prompt)
+        chunks = from_ipc(unit["chunks"])
+        texts = slice_chunks(from_ipc(unit["documents"])["text"].to_pylist(), chunks, self.spec.prompt)
         result = self.encoder.encode(texts)
-        refused = self.find_refused(row["name"], chunks, result)
+        refused = find_refused(name, chunks, result)
         keep_N = ~np.isin(chunks["document"].to_numpy(), refused)
-        stats = Stats(**json.loads(row["stats"]))
+        stats = Stats(**unit["stats"])
         tokens = stats.tokens if result.tokens is None else result.tokens
         stats = replace(stats, tokens=tokens, padded_tokens=tokens, encode_seconds=time.perf_counter() - started)
-        return encoded | {
+        return {
+            **unit,
             "chunks": to_ipc(chunks.filter(pa.array(keep_N)).drop_columns(["token_ids"])),
             "codes": quantize(result.vectors_ND[keep_N], self.spec.quantization, None).tobytes(),
-            "stats": json.dumps(asdict(stats)),
-            "given_up": refused,
+            "stats": asdict(stats),
+            "rejected": refused,
             "reasons": [str(Reason.REFUSED_BY_API)] * len(refused),
+            "attempt": 0,
         }
 
-    def find_refused(self, name: str, chunks: pa.Table, result: ApiEncoded) -> list[int]:
-        """Give the documents with a chunk that was refused, and say why; refusing all of many ends the run."""
-        document = chunks["document"].to_numpy()
-        refused = np.unique(document[sorted(result.refused)]).tolist() if result.refused else []
-        reasons = list(result.refused.values())
-        if len(refused) >= MOST_REFUSED and len(refused) == len(np.unique(document)):
-            raise ModelError(f"{reasons[0]}; all {len(refused)} documents of a unit were refused so; lower chunking.max_tokens")
-        for reason in reasons[:MOST_SHOWN]:
-            logger.warning("%s: %s; the document goes to the quarantine", name, reason)
-        return refused
+
+def find_refused(name: str, chunks: pa.Table, result: ApiEncoded) -> list[int]:
+    """Return the documents with a refused chunk, and log why; ModelError if all of many are refused."""
+    document = chunks["document"].to_numpy()
+    refused = np.unique(document[sorted(result.refused)]).tolist() if result.refused else []
+    reasons = list(result.refused.values())
+    if len(refused) >= MOST_REFUSED and len(refused) == len(np.unique(document)):
+        raise ModelError(f"{reasons[0]}; all {len(refused)} documents of a unit were refused so; lower chunking.max_tokens")
+    for reason in reasons[:MOST_SHOWN]:
+        logger.warning("%s: %s; the document goes to the quarantine", name, reason)
+    return refused

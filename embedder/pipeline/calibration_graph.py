@@ -1,4 +1,4 @@
-"""The Ray Data graph of a calibration: count a sample, tap it, and run its steps on workers."""
+"""The Ray Data graphs of a calibration: count a sample's tokens, tap its states, and run fitting steps on workers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -6,26 +6,30 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data import Dataset
 from ray.exceptions import RayError
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.results import ExitStates
-from embedder.pipeline.graph import ask_for, find_cause, iterate
+from embedder.pipeline.graph import actor_options, find_cause, iterate
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import from_ipc, to_ipc
-from embedder.pipeline.tap_actor import TapActor, Tapping, count_documents, tokenize_documents
+from embedder.pipeline.tap_actor import CountedRow, SampleRow, TapActor, TappedRow, Tapping, count_documents, tokenize_documents
 from embedder.text.token_idf import Counts
 
 Step = TypeVar("Step")
 
 
+def _start_graph(units: Sequence[pa.Table]) -> Dataset:
+    rows = [SampleRow(number=number, documents=to_ipc(documents)) for number, documents in enumerate(units)]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
 def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int, pool: Pool) -> tuple[int, Counts]:
-    """Tokenize units of DOCUMENTS; give their chunks, and for each token id the chunks that hold it."""
-    rows = [{"documents": to_ipc(documents)} for documents in units]
-    graph = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        count_documents, fn_args=(spec, tokenizer_json, vocab_size), num_cpus=pool.reader_cpus
-    )
+    """Tokenize units of DOCUMENTS; return the number of chunks, and for each token id the chunks that hold it."""
+    graph = _start_graph(units).map(count_documents, fn_args=(spec, tokenizer_json, vocab_size), num_cpus=pool.reader_cpus)
     chunks, counts_V = 0, np.zeros(vocab_size, np.int64)
+    row: CountedRow
     for row in iterate(graph):
         chunks += row["chunks"]
         counts_V += np.frombuffer(row["counts"], np.int64)
@@ -33,13 +37,13 @@ def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: 
 
 
 def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:
-    """Tap units of DOCUMENTS, none of them empty; yield each with its number as it lands, in no order."""
-    rows = [{"number": number, "documents": to_ipc(documents)} for number, documents in enumerate(units)]
+    """Tap non-empty units of DOCUMENTS; yield each with its number as it lands, in no order."""
     graph = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
+        _start_graph(units)
         .map(tokenize_documents, fn_args=(tapping.spec, tapping.tokenizer_json), num_cpus=pool.reader_cpus)
-        .map(TapActor, fn_constructor_args=(tapping, pool), **ask_for(pool))
+        .map(TapActor, fn_constructor_args=(tapping, pool), **actor_options(pool))
     )
+    row: TappedRow
     for row in iterate(graph):
         full_NW = np.frombuffer(row["full"], np.float32).reshape(-1, tapping.spec.dim)
         native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
@@ -49,7 +53,7 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
 
 
 def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:
-    """Run a generator where there is what an encoder actor holds, and give what it yields as it comes."""
+    """Run a generator with the resources of an encoder actor, and yield its values as they arrive."""
     remote = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus or None, max_retries=0)(steps)
     try:
         for reference in remote.remote(*args):

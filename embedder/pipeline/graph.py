@@ -1,67 +1,51 @@
-"""The Ray Data graph: tasks are read into units, units are encoded on actors, parts are written. The only ray import.
+"""The Ray Data graph: tasks are read into units, units are encoded on actors, and encoded units are written as parts.
 
 One row is one unit: Ray can neither split nor merge it, an empty unit survives, and the encoder's stage needs no batch
-size. A task's reader is a generator, so a unit is encoded while the next one is read.
+size. The first stage is a generator, so a unit is encoded while the next one is read.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError
 
 from embedder.core.errors import EmbedderError
 from embedder.core.plan import Plan
-from embedder.core.units import Part, Stats, Task
+from embedder.core.units import Task
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Row, StageContext
+from embedder.pipeline.rows import LandedRow, Row, StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 
 Stage = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A function or an actor's class, and what it is called or made with besides rows."""
+"""A function or an actor's class, and its arguments besides rows."""
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
-"""Ray appends to whatever a worker raises how to make Ray repeat it."""
+"""Start of the debugging advice that Ray appends to the message of an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """What became of one unit (`part`), or of one task that could not be read to its end (`error`)."""
-
-    key: str
-    part: Part | None
-    error: str | None
-    reasons: Mapping[str, int]
-    probe: tuple[float, ...] | None
-    attempt: int = 1
-    """Counted from 1 over the workers that it took down, in earlier runs too."""
-    tokens: int = 0
-    """Embedded in this run: none of a part that was on storage already."""
-    broken: tuple[str, ...] = ()
-    """Of a bucket that failed: its shards that cannot be read."""
-
-
-def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[Landed]:
+def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
     """Read, embed and write the units of all tasks; yield each as it lands, in no order.
 
-    Units whose part is on storage already (`plan.done`) are read past, and reported like the others. What a
-    worker raises comes out as it was raised there.
+    Units whose part is already on storage (`plan.done`) are skipped by the reader, and yielded like the others.
     """
-    for row in iterate(build_graph(tasks, plan, context, pool)):
-        yield landed(row)
+    rows = [task_row(task, plan) for task in tasks]
+    embed: Stage = (EncoderActor, (context, pool))
+    if context.spec.is_api:
+        from embedder.pipeline.api_actor import ApiActor  # extra openai
+
+        embed = (ApiActor, (context,))
+    yield from iterate(connect(rows, (prepare_units, (context,)), embed, (write_unit, (context,)), pool))
 
 
-def iterate(graph: Dataset) -> Iterator[Row]:
-    """Run a graph and give its rows as they come; what a worker raises comes out as it was raised there.
+def iterate(graph: Dataset) -> Iterator[Any]:
+    """Run a graph and yield its rows as they arrive; an error of a worker is raised as it was raised there.
 
-    Ray says on stdout when a worker dies, whatever its log settings; stdout is for what a job was asked for.
+    Ray prints the death of a worker on stdout, whatever its log settings. It is redirected: stdout is for the job's result.
     """
     try:
         with redirect_stdout(sys.stderr):
@@ -71,25 +55,18 @@ def iterate(graph: Dataset) -> Iterator[Row]:
         raise find_cause(error) from error
 
 
-def build_graph(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Dataset:
-    """Lay out the three stages, without running them."""
-    return connect(
-        [task_row(task, plan) for task in tasks], (prepare_units, (context,)), choose_actor(context, pool), (write_unit, (context,)), pool
-    )
-
-
 def connect(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Dataset:
-    """Connect what makes rows of one, an actor, and what ends each row."""
+    """Connect a generator of rows, an actor, and a last function for each row."""
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .flat_map(read[0], fn_args=read[1], num_cpus=pool.reader_cpus)
-        .map(embed[0], fn_constructor_args=embed[1], **ask_for(pool))
+        .map(embed[0], fn_constructor_args=embed[1], **actor_options(pool))
         .map(write[0], fn_args=write[1], num_cpus=pool.reader_cpus / 4)
     )
 
 
-def ask_for(pool: Pool) -> dict[str, Any]:
-    """Say to Ray how many actors there are to be, what each holds, and how many calls each takes at a time."""
+def actor_options(pool: Pool) -> dict[str, Any]:
+    """Return Ray's options for the pool: number of actors, their resources, and calls at a time."""
     actors = ActorPoolStrategy(
         min_size=pool.actors[0],
         max_size=pool.actors[1],
@@ -100,17 +77,8 @@ def ask_for(pool: Pool) -> dict[str, Any]:
     return {"compute": actors, "num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
 
 
-def choose_actor(context: StageContext, pool: Pool) -> tuple[type[Any], tuple[Any, ...]]:
-    """Choose what embeds, and what it is made from."""
-    if not context.spec.is_api:
-        return EncoderActor, (context, pool)
-    from embedder.pipeline.api_actor import ApiActor  # extra openai
-
-    return ApiActor, (context,)
-
-
 def find_cause(error: BaseException) -> BaseException:
-    """Find our own error in what Ray wraps around it; what is not ours stays as it is."""
+    """Return our own error that Ray wrapped, without Ray's advice; any other error is returned as it is."""
     cause: BaseException | None = error
     while cause is not None:
         inner = getattr(cause, "cause", None)
@@ -118,19 +86,3 @@ def find_cause(error: BaseException) -> BaseException:
             return type(cause)(str(cause).partition(_RAYS_ADVICE)[0])
         cause = inner if isinstance(inner, BaseException) else cause.__cause__
     return error
-
-
-def landed(row: Row) -> Landed:
-    """Read what the last stage says of a unit."""
-    part = json.loads(row["part"]) if row["part"] else None
-    probe = tuple(np.frombuffer(row["probe"], np.float32).tolist()) if row["probe"] else None
-    return Landed(
-        key=row["key"],
-        part=Part(**{**part, "stats": Stats(**part["stats"])}) if part else None,
-        error=row["error"],
-        broken=tuple(json.loads(row["broken"])),
-        reasons=json.loads(row["reasons"]),
-        probe=probe,
-        attempt=row["attempt"],
-        tokens=row["tokens"],
-    )

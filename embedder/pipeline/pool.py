@@ -1,4 +1,4 @@
-"""How many encoder actors run, and the resources that each holds."""
+"""Settings and the cluster's nodes → the number of encoder actors, and the resources that each holds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,25 +7,26 @@ from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.core.errors import ConfigError
 
 API_ACTORS = 4
-"""Requests in flight at a time, of some seconds each, where the settings do not say."""
+"""Default number of requests in flight; each takes some seconds."""
 API_ACTOR_CPUS = 0.1
-"""It waits."""
+"""An actor behind an API mostly waits."""
 GPU_CALLS = 2
-"""Units in an actor on a GPU at a time. With one, a device that takes a second for a unit of 8,192 documents waits 0.1 s for the next."""
+"""Units in an actor on a GPU at a time. With one, a device that takes 1 s for a unit of 8,192 documents waits 0.1 s for the next."""
 CONVERSION_BYTES = 250_000
-"""Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s; a seventh less time from
-then on makes up for it after some 400,000 bytes of text, a quarter as many compressed. Larger models take longer, and gain more a byte."""
+"""Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s and then saves a seventh of
+the time: it pays from 400,000 bytes of text, or a quarter as many compressed. Larger models take longer, and gain more per byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many encoder actors, and what each holds."""
+    """Encoder actors, and the resources of each."""
 
     device: str
     dtype: str
     token_budget: int | None
-    """None: each actor finds its own, by the free memory of its device."""
+    """None: each actor chooses its own by the free memory of its device."""
     actors: tuple[int, int]
+    """Fewest and most."""
     num_gpus: float
     num_cpus: float
     threads: int
@@ -33,19 +34,19 @@ class Pool:
     layout: Layout = "auto"
     backend: Backend = "auto"
     initial: int | None = None
-    """Actors to begin with, where the cluster has room for more than the fewest already."""
+    """Actors at the start, if the cluster has room for more than the fewest."""
     calls: int = 1
-    """Units in an actor at a time: of two, one is made ready or packed up while the device is at the other."""
+    """Units in an actor at a time: of two, one is prepared or packed while the device runs the other."""
 
     def suited_to(self, source_bytes: int) -> "Pool":
-        """Leave layers to torch where so few bytes are to be read that converting a model takes longer than it gives back."""
+        """Return a pool without the auto backend's conversion to OpenVINO if the source is too small for it to pay."""
         return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
 
 
 def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
-    """Fill in what the settings leave open from the nodes' resources; nodes of none, such as a head, do no work.
+    """Return a pool whose open settings are filled in from the nodes' resources; nodes without any, such as a head, do no work.
 
-    Where workers are still to come, because a cluster grows from nothing, they are taken to have at least 4 CPUs.
+    If a growing cluster has no worker yet, workers are assumed to have at least 4 CPUs.
     """
     node_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
     num_gpus = sum(node.get("GPU", 0.0) for node in nodes)
@@ -57,7 +58,7 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
         held, cpus = compute.num_gpus or 1.0, compute.num_cpus or 1.0
         fitting = int(num_gpus / held)
         actors = compute.actors or (1, max(1, fitting))
-        # all at once: Ray itself adds one at a time, each once the one before has loaded its model
+        # all at once: Ray itself adds them one by one, each after the one before has loaded its model
         initial, calls = min(actors[1], max(actors[0], fitting)), GPU_CALLS
         threads = max(1, int(cpus))
     else:
@@ -69,12 +70,12 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
             )
         # leaves room for one reader and two writers on a node of two cores, where they mostly wait
         full_nodes = sum(1 for each in node_cpus if each >= most_cpus)
-        # where an actor lost its node, no other one has room for a second: two would leave none to the readers they wait for
+        # if an actor loses its node, no other node has room for it: two actors would leave no CPU for their readers
         least = 0.5 if full_nodes < 2 else most_cpus / 2 + 0.01
         held, cpus = 0.0, compute.num_cpus or max(least, most_cpus - 1.5)
         actors = compute.actors or (full_nodes, full_nodes)
         threads = max(1, int(compute.num_cpus or most_cpus / max(1, actors[1] // max(1, full_nodes))))
     budget = compute.token_budget or (None if device == "cuda" else CPU_TOKENS)
-    # stages that ask for the same resources would be fused into one, and the encoder would wait for the reader
+    # Ray fuses stages with equal resources, and the encoder would then wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
     return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend, initial, calls)

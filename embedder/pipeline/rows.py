@@ -1,8 +1,8 @@
-"""Rows between stages: tables as Arrow IPC bytes, and the context that every stage of a run shares."""
+"""Rows between stages, with their tables as Arrow IPC bytes, and the context that every stage of a run shares."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -14,11 +14,12 @@ from embedder.core.storage import Location
 from embedder.table.reuse import PreviousParts
 
 Row = Mapping[str, Any]
+"""A row of any stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What every stage of one run needs."""
+    """Values that every stage of one run needs."""
 
     source: SourceConfig
     output: OutputConfig
@@ -29,21 +30,106 @@ class StageContext:
     max_attempts: int
     calibration_uri: str | None
     ranges: Ranges | None
-    """Of int8, which part footers carry too: a file found alone can be read."""
+    """For int8. Part footers carry them too, so that a part is readable on its own."""
     probe: tuple[float, ...] | None
-    """The table's probe vector, if it has one: an encoder that gives another one is refused."""
+    """The table's probe vector, if it has one. An encoder that computes another vector is refused."""
     run_id: str
     previous: PreviousParts | None = None
-    """Vectors of parts that this run removes, for whichever task has their texts; None: each task looks into its own."""
+    """Vectors of parts that this run removes, for any task with their texts; None: each task indexes its own parts."""
+
+    @property
+    def folder(self) -> Location:
+        """The table's folder."""
+        return self.output.location
 
 
-def folder_of(context: StageContext) -> Location:
-    """Locate the table's folder."""
-    return context.output.location
+class TaskRow(TypedDict):
+    """Input of the first stage."""
+
+    task: dict[str, Any]
+    """Fields of core.units.Task."""
+    done: list[str]
+    """Names of the task's parts that are already on storage."""
+    previous: list[str]
+    """Names of parts to be removed whose vectors the task may reuse."""
+
+
+class PreparedUnit(TypedDict):
+    """A unit that has been read and tokenized."""
+
+    documents: bytes
+    """schema.DOCUMENTS and the metadata."""
+    chunks: bytes
+    """schema.CHUNKS of documents without reusable vectors."""
+    reused: bytes
+    """reuse.REUSED and the column `embedding`."""
+    quarantined: bytes
+    """schema.QUARANTINE."""
+    stats: dict[str, Any]
+    """Fields of core.units.Stats."""
+
+
+class EncodedUnit(PreparedUnit):
+    """A unit with its vectors; `chunks` no longer holds token ids."""
+
+    codes: bytes
+    """Quantized vectors, one for each chunk."""
+    rejected: list[int]
+    """Documents that cannot be embedded and have no chunks left."""
+    reasons: list[str]
+    """A Reason for each rejected document."""
+    attempt: int
+    """Counted from 1 over all workers and runs; 0: the unit was not marked."""
+
+
+class _UnitRow(TypedDict):
+    key: str
+    """Of the task."""
+    name: str | None
+    """Of the unit's part; None: the task failed."""
+    error: str | None
+    broken: list[str]
+    """Shards of a failed bucket that cannot be read."""
+
+
+class PreparedRow(_UnitRow):
+    """One unit, or the failure of its task. `unit` is None after a failure, and for a part that is already on storage."""
+
+    unit: PreparedUnit | None
+
+
+class EncodedRow(_UnitRow):
+    """A PreparedRow after the encoder."""
+
+    unit: EncodedUnit | None
+    probe: list[float]
+    """The encoder's probe vector."""
+
+
+class ReasonCount(TypedDict):
+    """Quarantined records of one reason."""
+
+    reason: str
+    count: int
+
+
+class LandedRow(TypedDict):
+    """Output of the last stage."""
+
+    key: str
+    part: dict[str, Any] | None
+    """Fields of core.units.Part; None: the task failed."""
+    error: str | None
+    broken: list[str]
+    reasons: list[ReasonCount]
+    probe: list[float]
+    attempt: int
+    tokens: int
+    """Embedded in this run."""
 
 
 def to_ipc(table: pa.Table) -> bytes:
-    """Serialize a table; a row of Ray Data holds it as one value."""
+    """Return a table as Arrow IPC bytes, which a row of Ray Data holds as one value."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -51,6 +137,6 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(data: bytes) -> pa.Table:
-    """Read back what to_ipc wrote."""
+    """Return the table of to_ipc."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()

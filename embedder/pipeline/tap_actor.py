@@ -1,7 +1,7 @@
-"""Tap every depth of a sample for a calibration: the stage that tokenizes and the actor that holds the full model."""
+"""Tap every depth of a sample for a calibration: the stage that tokenizes, and the actor that holds the full model."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from embedder.model.attention_pooling import AttentionPooling
 from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Row, from_ipc, to_ipc
+from embedder.pipeline.rows import from_ipc, to_ipc
 from embedder.text.chunking import chunk_documents
 from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
@@ -19,19 +19,53 @@ from embedder.text.tokenizing import load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Tapping:
-    """What the tapping of a sample needs."""
+    """Values that the tapping of a sample needs."""
 
     spec: EmbeddingSpec
     """Of the full model, at its full width."""
     tokenizer_json: str
     layers: tuple[int, ...]
     depths: tuple[int, ...]
-    """Of the layers, those where exits are to be."""
+    """Layers at which exits are fitted."""
     weighing: AttentionPooling
 
 
-class TapActor(Actor):
-    """Holds the full model; gives what exits are fitted on, from one pass."""
+class SampleRow(TypedDict):
+    """One unit of a sample."""
+
+    number: int
+    documents: bytes
+    """schema.DOCUMENTS, as Arrow IPC."""
+
+
+class TokenizedRow(TypedDict):
+    """A tokenized unit."""
+
+    number: int
+    chunks: bytes
+    """schema.CHUNKS, as Arrow IPC."""
+
+
+class TappedRow(TypedDict):
+    """A unit's states, each as float32 bytes of [chunks, …]."""
+
+    number: int
+    tokens: bytes
+    """The column `token_ids`, as Arrow IPC."""
+    states: bytes
+    native: bytes
+    full: bytes
+
+
+class CountedRow(TypedDict):
+    """A unit's chunks, and for each token id the chunks that hold it, as int64 bytes."""
+
+    chunks: int
+    counts: bytes
+
+
+class TapActor(Actor[TokenizedRow, TappedRow]):
+    """Holds the full model, and computes in one pass the states that exits are fitted on."""
 
     def setup(self, tapping: Tapping, pool: Pool) -> None:
         """Load the model."""
@@ -45,8 +79,8 @@ class TapActor(Actor):
                 self.token_budget = choose_token_budget(self.encoder, pool)
         self.tapping = tapping
 
-    def process(self, row: Row) -> dict[str, Any]:
-        """Replace a unit's chunks by their states."""
+    def process(self, row: TokenizedRow) -> TappedRow:
+        """Return the states of a unit's chunks."""
         from embedder.model.runtime import ending_with_its_device
 
         token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
@@ -63,13 +97,16 @@ class TapActor(Actor):
         }
 
 
-def tokenize_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str) -> dict[str, Any]:
+def tokenize_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str) -> TokenizedRow:
     """Chunk and tokenize one unit of a sample."""
-    chunks = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)
-    return {"number": row["number"], "chunks": to_ipc(chunks)}
+    return {"number": row["number"], "chunks": to_ipc(_chunk(row, spec, tokenizer_json))}
 
 
-def count_documents(row: Row, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> dict[str, Any]:
-    """Count of one unit of a sample its chunks, and for each token id those that hold it."""
-    token_ids = chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)["token_ids"].combine_chunks()
+def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> CountedRow:
+    """Count one unit's chunks, and for each token id the chunks that hold it."""
+    token_ids = _chunk(row, spec, tokenizer_json)["token_ids"].combine_chunks()
     return {"chunks": len(token_ids), "counts": count_tokens(token_ids, vocab_size).tobytes()}
+
+
+def _chunk(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str) -> pa.Table:
+    return chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)

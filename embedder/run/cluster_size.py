@@ -1,12 +1,10 @@
-"""How large a cluster has to be: from a run that was measured, and the rate of a GPU that is given, to units, CPUs, memory, requests.
+"""Figures of a measured run and the rate of a GPU → the cluster that keeps the GPUs busy: units, CPUs, memory, requests.
 
-A queueing estimate. CPU times are those of the machine that was measured; nothing here knows how fast a GPU is.
+CPU times are those of the measured machine; the rate of a GPU is an input.
 """
 
-import heapq
 import math
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,34 +14,32 @@ from embedder.source.documents import SLICE_BYTES
 
 MOST_ROWS_PER_UNIT = 1_000_000
 UNITS_PER_ENCODER = 20
-"""At least so many, where the corpus has them: the last ones leave at most a twentieth of the run with idle encoders."""
+"""Lower bound, if the corpus allows: encoders are then idle for at most a twentieth of the run at its end."""
 IN_FLIGHT_PER_ENCODER = 2
-"""Units that Ray hands to an actor at once: the one it works on, and the next."""
+"""Units that Ray hands to an actor at once: the current one and the next."""
 USABLE_STORE_SHARE = 0.5
-"""Of the object store, what Ray Data lets its stages fill before it holds the readers back."""
+"""Share of the object store that Ray Data fills before it holds the readers back."""
 BUSY_SHARE = 0.8
-"""Of readers and writers: the rest is for what no average knows."""
+"""Planned share of busy time of readers and writers, which leaves a margin for units that are larger than average."""
 WRITER_CPUS = 0.25
-SPREAD = 0.3
-"""Standard deviation of a unit's times, as a share of their mean, in the simulation."""
 DRIVER_SECONDS_PER_UNIT = 0.025
-"""Measured on 2 cores: what a unit costs the driver's process on its way through three stages."""
+"""Driver time for a unit's way through three stages, measured on 2 cores."""
 DRIVER_SHARE = 0.5
-"""Of its time, what units may take at most: smaller ones would keep the driver busier than the GPUs."""
+"""Largest share of the driver's time: smaller units would keep the driver busier than the GPUs."""
 DRIVER_BYTES = 600e6
 DRIVER_BYTES_PER_PART = 4_000
-"""A guess on the safe side: a part itself is 540 bytes, and its commit takes some copies of what it says."""
+"""A safe guess: a part itself takes 540 bytes, and its commit copies them some times."""
 REQUESTS_PER_UNIT = 6
-"""Counted before a real server: puts of the part and two marks of attempts, deletes of these, a look at the part before the commit."""
+"""Counted at a real server: put the part, put and delete two attempt marks, look at the part before the commit."""
 REQUESTS_PER_TASK = 7
-"""Counted likewise, without the data itself: a listing and a last mark, and what tells that a shard is there and stays as it was."""
+"""Counted likewise, without the data itself: list and mark, and check that the shard is there and unchanged."""
 _TOKEN_ID_BYTES, _CHUNK_BYTES, _DOCUMENT_BYTES = 4, 60, 160
-"""Of what is held between stages, beside text and vectors: ids, offsets, hashes, the shard's name."""
+"""Held between stages besides text and vectors: ids, offsets, hashes, the shard's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The mean document of a run that was measured: what it holds, and the seconds of a CPU that it took."""
+    """The mean document of a measured run, and the CPU seconds that it took."""
 
     tokens: float
     chunks: float
@@ -56,41 +52,39 @@ class Document:
     vector_bytes: float
     """Of one chunk."""
     basis: str
-    """Which run, in words."""
 
     @property
     def prepared_bytes(self) -> float:
-        """What it takes in the object store between reader and encoder; behind the encoder ids are gone and vectors there."""
+        """Bytes in the object store between reader and encoder."""
         return self.text_bytes + _TOKEN_ID_BYTES * self.tokens + _CHUNK_BYTES * self.chunks + _DOCUMENT_BYTES
 
     @property
     def encoded_bytes(self) -> float:
-        """What it takes between encoder and writer."""
+        """Bytes between encoder and writer: vectors instead of token ids."""
         return self.prepared_bytes - _TOKEN_ID_BYTES * self.tokens + self.vector_bytes * self.chunks
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The GPUs there would be, and what is known of them."""
+    """The GPUs to plan for, and their work."""
 
     gpus: int
     gpus_per_node: int
     tokens_per_second: float
     """Of one GPU."""
     documents: float
-    """To embed."""
     unit_seconds: float
-    """That a unit should keep a GPU busy."""
+    """GPU time that a unit should take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What the fleet needs."""
+    """The needs of a fleet."""
 
     rows_per_unit: int
     num_units: int
     unit_seconds: tuple[float, float, float]
-    """Reading, encoding, writing one."""
+    """To read, encode and write one."""
     readers: float
     writers: float
     store_bytes_per_node: float
@@ -99,9 +93,9 @@ class Size:
     """Of the driver's one process, while all GPUs are busy."""
     driver_bytes: float
     hours: float
-    """Of a simulated run, its start and end included, machines and models being there."""
+    """Of the run, without the start of machines and models."""
     busy_share: float
-    """Of the GPUs in that run."""
+    """Of the GPUs in that time."""
 
     def cpus_per_gpu(self, gpus: int) -> float:
         """Count a CPU for each reader and encoder, and a quarter for a writer, which mostly waits."""
@@ -109,7 +103,7 @@ class Size:
 
 
 def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
-    """Take the run that embedded the most: a refresh of a few documents says little."""
+    """Return the mean document of the run that embedded the most; CommitError if no run embedded whole shards."""
     runs = [each for each in records if each.get("source_bytes") and not each["stats"]["reused"] and each["stats"]["tokens"]]
     if not runs:
         raise CommitError("no run of this table read and embedded whole shards yet; run jobs.embed on a sample of the corpus first")
@@ -118,20 +112,16 @@ def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
     count = stats["documents"] - stats["quarantined"]
     bytes_per_component = {"none": 4, "int8": 1, "binary": 1 / 8}[spec["quantization"]]
     return Document(
-        tokens=stats["tokens"] / count,
-        chunks=stats["chunks"] / count,
-        text_bytes=stats["text_bytes"] / count,
+        **{name: stats[name] / count for name in ("tokens", "chunks", "text_bytes", "read_seconds", "write_seconds")},
         source_bytes=run["source_bytes"] / count,
         part_bytes=run["bytes_added"] / count,
-        read_seconds=stats["read_seconds"] / count,
-        write_seconds=stats["write_seconds"] / count,
         vector_bytes=spec["dim"] * bytes_per_component,
         basis=f"run {run['run_id']}: {count:,} documents, {stats['tokens']:,} tokens",
     )
 
 
 def size_fleet(document: Document, fleet: Fleet) -> Size:
-    """Choose a unit and count what keeps the GPUs busy with it."""
+    """Choose the size of a unit, and count what keeps the GPUs busy with it."""
     rate = fleet.tokens_per_second / document.tokens
     least = rate * fleet.gpus * DRIVER_SECONDS_PER_UNIT / DRIVER_SHARE
     wanted = min(rate * fleet.unit_seconds, fleet.documents / fleet.gpus / UNITS_PER_ENCODER)
@@ -140,29 +130,36 @@ def size_fleet(document: Document, fleet: Fleet) -> Size:
     seconds = (rows_per_unit * document.read_seconds, rows_per_unit / rate, rows_per_unit * document.write_seconds)
     units_per_second = fleet.gpus / seconds[1]
     readers, writers = (units_per_second * each / BUSY_SHARE for each in (seconds[0], seconds[2]))
-    held = readers * document.prepared_bytes + fleet.gpus * IN_FLIGHT_PER_ENCODER * document.prepared_bytes
-    held += (fleet.gpus + writers) * document.encoded_bytes
-    nodes = math.ceil(fleet.gpus / fleet.gpus_per_node)
+    held = (readers + fleet.gpus * IN_FLIGHT_PER_ENCODER) * document.prepared_bytes + (fleet.gpus + writers) * document.encoded_bytes
     source_rate = fleet.gpus * rate * document.source_bytes
     requests = units_per_second * REQUESTS_PER_UNIT + source_rate * (1 / READ_BLOCK_BYTES + REQUESTS_PER_TASK / SLICE_BYTES)
-    hours, busy = simulate(num_units, fleet.gpus, math.ceil(readers), seconds[:2])
+    workers = (math.ceil(readers), fleet.gpus, math.ceil(writers), 1)
+    run_seconds = estimate_seconds(num_units, (*seconds, DRIVER_SECONDS_PER_UNIT), workers)
     return Size(
         rows_per_unit=rows_per_unit,
         num_units=num_units,
         unit_seconds=seconds,
         readers=readers,
         writers=writers,
-        store_bytes_per_node=held * rows_per_unit / nodes / USABLE_STORE_SHARE,
+        store_bytes_per_node=held * rows_per_unit / math.ceil(fleet.gpus / fleet.gpus_per_node) / USABLE_STORE_SHARE,
         requests_per_second=requests,
         driver_share=units_per_second * DRIVER_SECONDS_PER_UNIT,
         driver_bytes=DRIVER_BYTES + num_units * DRIVER_BYTES_PER_PART,
-        hours=hours,
-        busy_share=busy,
+        hours=run_seconds / 3600,
+        busy_share=num_units * seconds[1] / run_seconds / fleet.gpus,
     )
 
 
+def estimate_seconds(num_units: int, stage_seconds: Sequence[float], workers: Sequence[int]) -> float:
+    """Return the time of a pipeline: all units at the rate of its slowest stage, and one unit through all stages to fill and drain it.
+
+    With at least 4 units for each encoder, the encoders' busy share is within 3 points of a simulated queue whose times vary by 30%.
+    """
+    return num_units * max(seconds / number for seconds, number in zip(stage_seconds, workers, strict=True)) + sum(stage_seconds)
+
+
 def describe_size(document: Document, fleet: Fleet, size: Size) -> list[tuple[str, str]]:
-    """Say it to a person: first what was measured, then what was given, then what follows."""
+    """Return names and values in words: measured, given, and the results."""
     rate = fleet.gpus * fleet.tokens_per_second / document.tokens
     read, encode, write = size.unit_seconds
     readers, writers = size.readers / fleet.gpus, size.writers / fleet.gpus
@@ -179,34 +176,11 @@ def describe_size(document: Document, fleet: Fleet, size: Size) -> list[tuple[st
         ("object store", f"{size.store_bytes_per_node / 1e9:,.1f} GB a node (Ray takes 30% of its memory for that)"),
         ("storage", f"{size.requests_per_second:,.0f} requests/s; {moved[0]} in, {moved[1]} out"),
         ("driver", f"{size.driver_share:.0%} of a CPU, {size.driver_bytes / 1e9:,.1f} GB"),
-        ("a run", f"{size.hours:,.1f} h, GPUs busy {size.busy_share:.0%} of it, simulated; without the start of machines and models"),
+        ("a run", f"{size.hours:,.1f} h, GPUs busy {size.busy_share:.0%} of it, estimated; without the start of machines and models"),
     ]
 
 
-def simulate(num_units: int, encoders: int, readers: int, seconds: tuple[float, float], seed: int = 0) -> tuple[float, float]:
-    """Run units through readers, the driver and encoders, each time drawn around its mean; give hours, and the encoders' busy share.
-
-    A reader starts a unit only while fewer are waiting than the encoders take at once.
-    """
-    draw = random.Random(seed)
-    read_times, encode_times = ([max(0.05, draw.gauss(1, SPREAD)) * each for _ in range(num_units)] for each in seconds)
-    reading = read_times[:readers]
-    heapq.heapify(reading)
-    free = [0.0] * encoders
-    driver, starts, end = 0.0, [], 0.0
-    for number in range(num_units):
-        read = heapq.heappop(reading)
-        driver = max(driver, read) + DRIVER_SECONDS_PER_UNIT
-        starts.append(max(driver, heapq.heappop(free)))
-        heapq.heappush(free, starts[-1] + encode_times[number])
-        end = max(end, starts[-1] + encode_times[number])
-        if number + readers < num_units:
-            waited_for = starts[number - encoders] if number >= encoders else 0.0
-            heapq.heappush(reading, max(read, waited_for) + read_times[number + readers])
-    return end / 3600, sum(encode_times) / end / encoders
-
-
 def round_down(number: float) -> int:
-    """Cut to two digits, for a setting that a person will read."""
+    """Round to two significant digits, for a setting that a person reads."""
     unit: int = 10 ** max(0, len(str(int(number))) - 2)
     return int(number / unit) * unit

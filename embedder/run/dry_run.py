@@ -1,4 +1,4 @@
-"""What a run would do and cost, in words and figures, without doing it."""
+"""A planned run → its work and cost in words and figures, without running it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.observe.progress import align
-from embedder.run.estimate import Estimate, Price, Rates, estimate_work, learn_rates, learn_speed
+from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
 from embedder.run.prepare import RunPlan
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
@@ -23,23 +23,23 @@ SHOWN_SHARDS = 10
 SAMPLE_DOCUMENTS = 200
 SAMPLE_SHARDS = 3
 MOST_LOOKED_INTO = 512
-"""Parts about to be removed whose shards are looked up: a small read each, 32 at a time; beyond, names are left out."""
+"""Parts to be removed whose shards are looked up: a small read each, 32 at a time. Shards of further parts are not named."""
 
 State = Literal["new", "changed", "moved", "regrouped", "adopted", "unchanged", "gone"]
 MEANINGS: dict[State, str] = {
     "new": "not in the table",
-    "changed": "read again; texts that are known cost nothing",
+    "changed": "read again; known texts cost nothing",
     "moved": "known under another name; read, nothing embedded",
-    "regrouped": "small, it or a neighbour in its group changed; read again, texts that are known cost nothing",
+    "regrouped": "small, it or a neighbor in its group changed; read again, known texts cost nothing",
     "adopted": "finished by a run that did not publish",
     "unchanged": "neither read nor touched",
-    "gone": "rows leave the table",
+    "gone": "rows are removed",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a run would do. `shards` holds by state each shard's uri with its bytes, or of one that is gone its rows."""
+    """Work of a run. `shards` holds, by state, each shard's uri and its bytes; for gone shards, their rows."""
 
     uri: str
     space_id: str
@@ -51,28 +51,29 @@ class Preview:
     rows_kept: int
     parts_removed: int
     rows_removed: int
-    """Of parts that are replaced, too: most of their rows come back with the new ones."""
+    """Rows of replaced parts included, most of which are added again."""
     parts_not_looked_into: int
-    """Parts to be removed whose shards are not named, for there are too many."""
+    """Parts to be removed whose shards are not named, because there are too many."""
     estimate: Estimate | None
-    """None: nothing is to be read."""
+    """None: there is nothing to read."""
 
     def record(self) -> dict[str, Any]:
-        """Give all figures as JSON values."""
+        """Return all figures as JSON values."""
         return asdict(self) | {"spec": dict(self.spec), "shards": dict(self.shards)}
 
     def text(self) -> str:
-        """Lay out the figures for a person, the first shards of each state by name."""
+        """Return the figures as aligned lines, with the first shards of each state by name."""
         spec = self.spec
+        model = f"{spec['model']}, depth {spec['depth']}" if spec["depth"] else f"{spec['model']} at {spec['base_url']}"
         ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
         num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
         rows = [
-            ("space", f"{self.space_id}: {describe_model(spec)}"),
+            ("space", f"{self.space_id}: {model}, dim {spec['dim']}" + (f", {spec['pooling']} pooling" if spec["depth"] else "")),
             ("source", f"{num_shards:,} shards{ignored}"),
             *((state, _total(state, shards)) for state, shards in self.shards.items() if shards),
             ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
             ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
-            ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts, rows that come back included"),
+            ("remove", f"{self.rows_removed:,} rows in {self.parts_removed:,} parts, rows that are added again included"),
             *(describe_estimate(self.estimate, spec["depth"] == 0) if self.estimate else [("read", "nothing")]),
         ]
         if self.parts_not_looked_into:
@@ -81,15 +82,8 @@ class Preview:
         return "\n".join([align(rows), *([align(named)] if named else []), "dry run: nothing was written"])
 
 
-def describe_model(spec: Mapping[str, Any]) -> str:
-    """Name a model and how much of it is used."""
-    if spec["depth"] == 0:
-        return f"{spec['model']} at {spec['base_url']}, dim {spec['dim']}"
-    return f"{spec['model']}, depth {spec['depth']}, dim {spec['dim']}, {spec['pooling']} pooling"
-
-
 def describe_estimate(estimate: Estimate, is_api: bool = False) -> list[tuple[str, str]]:
-    """Lay out an estimate, marked as such."""
+    """Return names and values of an estimate, marked as such."""
     embedded = f"{estimate.embedded.text()} documents, {estimate.tokens.text()} tokens"
     rows = [("read", f"~{estimate.documents:,.0f} documents"), ("embed", f"{embedded} (estimated from {estimate.basis})")]
     if is_api:
@@ -102,9 +96,9 @@ def describe_estimate(estimate: Estimate, is_api: bool = False) -> list[tuple[st
 
 
 def preview_run(run_plan: RunPlan) -> Preview:
-    """Say what a run would do; of the source at most a sample is read, of the table records and shard names."""
+    """Return the work of a run. At most a sample of the source is read, and the table's records and shard names."""
     plan, rows = run_plan.plan, run_plan.table.rows if run_plan.table else {}
-    rows_before, num_left_out = count_leaving_rows(run_plan)
+    rows_before, num_left_out = count_removed_rows(run_plan)
     return Preview(
         uri=run_plan.config.output.uri,
         space_id=run_plan.spec.space_id,
@@ -121,8 +115,8 @@ def preview_run(run_plan: RunPlan) -> Preview:
     )
 
 
-def count_leaving_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
-    """Count rows by shard in parts to be removed, but those of a large shard that is read anew; and the parts left out."""
+def count_removed_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
+    """Count rows by shard in parts to be removed, without large shards that are read again; and the parts left out."""
     large = {task.key for task in run_plan.plan.read if task.key == shard_key(task.shards[0].uri)}
     names = sorted((name for name in run_plan.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
     folder = run_plan.config.output.location
@@ -133,12 +127,12 @@ def count_leaving_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
 
 
 def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State, list[tuple[str, int]]]:
-    """Tell of each shard what becomes of it; `rows_before` are rows of parts that leave."""
+    """Sort shards by state; `rows_before` counts rows of parts to be removed by shard."""
     plan = run_plan.plan
     read = {task.key: task for task in plan.read}
     adopted = {name.key for name in plan.adopt}
     keys, versions = {name.key for name in plan.remove}, {name.version for name in plan.remove}
-    sorted_: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
+    by_state: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
     for shard in run_plan.listing.shards:
         is_small = shard.size_bytes < SMALL_SHARD_BYTES
         key = bucket_key(shard.uri, run_plan.bucket_bits) if is_small else shard_key(shard.uri)
@@ -149,20 +143,19 @@ def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State
             known = shard.uri in rows_before
             same = not is_small and read[key].version in versions
             state = ("regrouped" if known else "new") if is_small else "changed" if known or key in keys else "moved" if same else "new"
-        sorted_[state].append((shard.uri, shard.size_bytes))
+        by_state[state].append((shard.uri, shard.size_bytes))
     listed = {shard.uri for shard in run_plan.listing.shards}
-    sorted_["gone"] = sorted((uri, rows) for uri, rows in rows_before.items() if uri not in listed)
-    return {state: sorted_[state] for state in MEANINGS}
+    by_state["gone"] = sorted((uri, rows) for uri, rows in rows_before.items() if uri not in listed)
+    return {state: by_state[state] for state in MEANINGS}
 
 
 def estimate_run(run_plan: RunPlan) -> Estimate:
-    """Estimate from what earlier runs of this space recorded, or else from a sample of the shards to be read."""
+    """Estimate from records of earlier runs of this space, or from a sample of the shards to be read."""
     config, space_id = run_plan.config, run_plan.spec.space_id
     records = list_records(config.output.location) if run_plan.table else []
     rates = learn_rates(records, space_id) or sample_rates(run_plan)
     speed = config.compute.tokens_per_second or learn_speed(records, space_id)
-    price = Price(config.compute.price_per_device_hour_usd, config.compute.price_per_million_tokens_usd)
-    return estimate_work(run_plan.plan, rates, run_plan.same_space, speed, price)
+    return estimate_work(run_plan.plan, rates, run_plan.same_space, speed, config.compute)
 
 
 def sample_rates(run_plan: RunPlan) -> Rates:
@@ -176,7 +169,7 @@ def sample_rates(run_plan: RunPlan) -> Rates:
 
 
 def choose_shards(shards: Sequence[Shard], count: int) -> list[Shard]:
-    """Choose shards at even distances by bytes, so that large ones are likely among them."""
+    """Choose shards at even distances by bytes, so that large ones are likely chosen."""
     ends = np.cumsum([shard.size_bytes for shard in shards])
     places = np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1], side="right")
     return [shards[place] for place in np.unique(np.minimum(places, len(shards) - 1))]

@@ -1,4 +1,4 @@
-"""Settings become a run that is checked and planned, before the first document is read; or one message with every problem."""
+"""Settings → a checked and planned run, before the first document is read; or one ConfigError with every problem."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import TypeVar
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
-from embedder.core.errors import ConfigError, EmbedderError, EmptySourceError
+from embedder.core.errors import CommitError, ConfigError, EmbedderError, EmptySourceError, StorageError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
+from embedder.core.retry import is_transient
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.model.backends import check_backend
@@ -20,14 +21,57 @@ from embedder.table.delta import TableState, read_table
 from embedder.table.parts import list_parts
 
 PART_VERSION = 1
-"""Raised when a part's bytes change under unchanged settings, so that old and new parts are told apart by name."""
+"""Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
 
 T = TypeVar("T")
 
 
+class Problems:
+    """Problems of the settings, collected so that one ConfigError reports all."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def check(self, check: Callable[[], T]) -> T | None:
+        """Return the result of a check, or keep its problem and return None.
+
+        If the storage is unreachable or busy, no other setting would help: its error is raised at once, as it is.
+        """
+        try:
+            return check()
+        except EmbedderError as error:
+            if is_transient(error) and not isinstance(error, ConfigError):
+                if isinstance(error, CommitError):  # the table's log cannot be read
+                    raise StorageError(str(error)) from error
+                raise
+            self.found.append(str(error))
+            return None
+
+    def raise_all(self) -> None:
+        """Raise ConfigError if there is any problem."""
+        if self.found:
+            raise ConfigError("\n".join(self.found))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The source and the table of a run, before the model's files are read."""
+
+    config: EmbedConfig
+    problems: Problems
+    table: TableState | None
+    listing: Listing | None
+    metadata: pa.Schema | None
+
+    @property
+    def will_embed(self) -> bool:
+        """Whether the run is certain to embed: a first run without a problem so far. A table may already match its source."""
+        return self.table is None and not self.problems.found and not looks_wrong(self.config.embedding)
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run that is checked and planned, before the first document is read."""
+    """A checked and planned run."""
 
     config: EmbedConfig
     model: ResolvedModel
@@ -39,7 +83,7 @@ class RunPlan:
 
     @property
     def spec(self) -> EmbeddingSpec:
-        """The space the table's vectors are in after this run."""
+        """The space of the table's vectors after this run."""
         return self.model.spec
 
     @property
@@ -49,56 +93,65 @@ class RunPlan:
 
     @property
     def same_space(self) -> bool:
-        """Whether the table holds vectors of this run's space, which then may be kept."""
+        """Whether the table's vectors are of this run's space, so that they can be kept."""
         return self.table is not None and self.table.spec.space_id == self.spec.space_id
 
     @property
     def replaces(self) -> bool:
-        """Whether the commit swaps everything: another spec, or other columns. No part can be kept then, and none is dropped."""
+        """Whether the commit replaces the whole table, because its spec or its columns change and no part can be kept."""
         return self.table is not None and not self.plan.keep and not (self.same_space and self.table.schema.equals(self.schema))
 
 
-def prepare_run(config: EmbedConfig, begin: Callable[[EmbedConfig], object] = lambda _: None) -> RunPlan:
-    """Check all that can be checked without reading documents, and plan; ConfigError holds every problem found.
+def prepare_run(config: EmbedConfig) -> RunPlan:
+    """Check and plan a run in one call."""
+    return plan_run(inspect_inputs(config))
 
-    `begin` is called as soon as it is clear that there is work, shards and no table yet, and nothing that is quick to see is wrong;
-    before the model is looked at closely, which takes seconds.
-    """
-    problems: list[str] = []
-    _collect(problems, lambda: check_backend(config.compute.backend))
-    _collect(problems, lambda: refuse_own_source(config))
-    table = _collect(problems, lambda: read_table(config.output.location))
-    listing = _collect(problems, lambda: list_source(config, table))
+
+def inspect_inputs(config: EmbedConfig) -> Inputs:
+    """List the source, read the table, and run the checks that take less than a second; StorageError if either is unreachable."""
+    problems = Problems()
+    problems.check(lambda: check_backend(config.compute.backend))
+    problems.check(lambda: refuse_own_source(config))
+    table = problems.check(lambda: read_table(config.output.location))
+    listing = problems.check(lambda: list_source(config, table))
     metadata = None
     if listing:
-        columns = table.schema if table else None
-        metadata = _collect(problems, lambda: inspect_source(config.source, listing.shards, columns))
-    if table is None and not problems and not looks_wrong(config.embedding):
-        begin(config)
-    model = _collect(problems, lambda: resolve(config))
+        metadata = problems.check(lambda: inspect_source(config.source, listing.shards, table.schema if table else None))
+    return Inputs(config, problems, table, listing, metadata)
+
+
+def plan_run(inputs: Inputs) -> RunPlan:
+    """Read the model's files, which takes seconds, and plan the run; ConfigError holds every problem found."""
+    config, problems, table, listing, metadata = inputs.config, inputs.problems, inputs.table, inputs.listing, inputs.metadata
+    model = problems.check(lambda: resolve(config))
     if model:
         spec = model.spec
-        _collect(problems, lambda: check_quality_gate(config, spec))
-    if model and table and table.spec.space_id != model.spec.space_id and not config.output.replace:
-        changes = "; ".join(table.spec.differences(model.spec))
-        problems.append(
-            f"output.uri={config.output.uri!r}: the table holds another space ({changes}); "
-            "choose another output.uri, or swap all of it with --output.replace true"
-        )
-    if problems or model is None or listing is None or metadata is None:
-        raise ConfigError("\n".join(problems))
+        problems.check(lambda: check_quality_gate(config, spec))
+        problems.check(lambda: check_space(config, spec, table))
+    problems.raise_all()
+    assert model is not None
+    assert listing is not None
+    assert metadata is not None
     keeps = table is not None and table.spec.space_id == model.spec.space_id
     bits = int(table.info["bucket_bits"]) if table and keeps else choose_bucket_bits(listing.shards)
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
-    stored = list_parts(config.output.location)
     committed = table.parts if table else []
     known = set(committed)
-    plan = plan_work(tasks, committed, [name for name in stored if name not in known])
+    plan = plan_work(tasks, committed, [name for name in list_parts(config.output.location) if name not in known])
     return RunPlan(config, model, listing, metadata, table, bits, plan)
 
 
+def check_space(config: EmbedConfig, spec: EmbeddingSpec, table: TableState | None) -> None:
+    """Refuse to change a table's space unless the settings allow it."""
+    if table and table.spec.space_id != spec.space_id and not config.output.replace:
+        raise ConfigError(
+            f"output.uri={config.output.uri!r}: the table holds another space ({'; '.join(table.spec.differences(spec))}); "
+            "choose another output.uri, or swap all of it with --output.replace true"
+        )
+
+
 def resolve(config: EmbedConfig) -> ResolvedModel:
-    """Fill every default of the model's, which is here or behind an API."""
+    """Fill in the defaults of a local model, or of one behind an API."""
     if not config.embedding.is_api:
         return resolve_model(config.embedding, config.chunking)
     from embedder.model.api_spec import resolve_api  # extra openai
@@ -107,7 +160,7 @@ def resolve(config: EmbedConfig) -> ResolvedModel:
 
 
 def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
-    """List the shards; none at all empties a table only if told to."""
+    """List the shards; an empty source is refused unless the settings allow it to empty the table."""
     try:
         return list_shards(config.source)
     except EmptySourceError as error:
@@ -121,15 +174,6 @@ def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
 
 
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:
-    """Digest what besides the documents decides a part's bytes: space, columns, and how records are read and cut."""
+    """Return a digest of the settings, besides the documents, that decide a part's bytes."""
     source = config.source.model_dump(mode="json", include={"format", "text_columns", "id_column", "metadata_columns", "rows_per_unit"})
     return digest(PART_VERSION, spec.space_id, source, str(metadata), config.output.store_text)
-
-
-def _collect(problems: list[str], check: Callable[[], T]) -> T | None:
-    """Run a check, keeping its complaint so that all are reported at once."""
-    try:
-        return check()
-    except EmbedderError as error:
-        problems.append(str(error))
-        return None

@@ -1,23 +1,24 @@
-"""A sweep's report says what a setting keeps: a run of a setting that keeps too little, or was not measured, is refused."""
+"""Check a run's settings against the report of a sweep: too little quality kept, or not measured, is a ConfigError."""
 
 import json
 from typing import Any
 
 from embedder.config.embed import EmbedConfig
 from embedder.core.errors import ConfigError, StorageError
+from embedder.core.retry import is_transient
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Store
 
 _SWEPT = frozenset({"model", "revision", "depth", "dim", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"})
-"""Fields of a spec that a report covers several of, or that name no other space."""
+"""Fields of a spec that a report covers several values of, or that do not change the space by themselves."""
 _LATER = {"rotated": False, "float8": False}
-"""Fields of a row's setting that came later, by what all rows meant before."""
+"""Values of fields that reports did not have at first."""
 _PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
-"""A quantization by the study's name for it."""
+"""The sweep's names of quantizations."""
 
 
 def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
-    """Refuse a run whose setting the report does not find good enough; without a gate, any may run."""
+    """Raise ConfigError if the report does not show that the settings keep enough quality; without a gate, all settings pass."""
     gate = config.gate
     if gate is None:
         return
@@ -53,6 +54,8 @@ def _read_report(uri: str) -> dict[str, Any]:
         if not {"spec", "source", "reference", "rows", "choice"} <= set(report):
             raise ValueError("keys are missing")
     except (StorageError, ValueError, TypeError) as error:
+        if is_transient(error):
+            raise
         raise ConfigError(f"gate.report={uri!r}: not a report of jobs.sweep ({error}); give its report.json") from error
     return report
 
@@ -64,7 +67,7 @@ def _other_space(swept: dict[str, Any], spec: EmbeddingSpec) -> list[str]:
 
 
 def _other_calibration(report: dict[str, Any], spec: EmbeddingSpec) -> list[str]:
-    """Compare what vectors go through; int8 is measured by ranges of the sweep's own, whatever artifact a run takes them from."""
+    """Compare exit maps and rotations. The ranges of int8 are not compared: the sweep fits its own."""
     needed = {"calibration": spec.calibration} if spec.exit == "calibrated" else {"rotation": spec.rotation} if spec.rotation else {}
     if needed and "calibration" not in report:
         return ["an older sweep, which does not name the calibration it measured"]

@@ -1,6 +1,6 @@
-"""A table's stored vectors → another table, turned, at a smaller dim or other quantization, in step with its parent; no encoder runs.
+"""A table's stored vectors → another table that follows it: rotated, at a smaller dim, or quantized. No encoder runs.
 
-The set difference of `planning` again: each part of the parent has one part here, whose name says what it was made from.
+As in core/plan.py, the work is a set difference: each part of the parent has one part here, whose name is derived from it.
 """
 
 import time
@@ -8,31 +8,33 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.output import CutTableConfig, TableConfig
 from embedder.config.section import Section
-from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.errors import ConfigError
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation, read_rotation
 from embedder.core.schema import VECTORS
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location, Store, map_threads
-from embedder.core.units import Part, PartName, Stats
+from embedder.core.units import Part, Stats
 from embedder.observe.environment import describe_environment
+from embedder.run.prepare import Problems
 from embedder.run.recut_vectors import VectorTransform, plan_cut
 from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.table.parts import encode_batches, footer_of, part_file, quarantine_file, read_batches, read_footer, read_part
 from embedder.table.vectors import column_codes
 
 NUM_THREADS = 8
-"""Parts in work at a time: they wait on storage and on the compression, both outside of Python's lock."""
+"""Parts at a time: they wait for storage and compression, both outside of Python's lock."""
 
 
 class RecutConfig(Section):
-    """One recut: make the table at output.uri hold the rows of parent.uri, their vectors cut or quantized. No encoder runs."""
+    """Make the table at output.uri hold the rows of parent.uri, with their vectors cut or quantized. No encoder runs."""
 
     parent: TableConfig
     output: CutTableConfig
@@ -40,24 +42,24 @@ class RecutConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Recut:
-    """What was done."""
+    """Figures of a recut."""
 
     uri: str
     started: str
     parent_version: int
     version: int | None
-    """Published; None if there was nothing to do."""
+    """Published version; None if there was nothing to do."""
     parts_added: int
     parts_kept: int
     parts_removed: int
     documents_reused: int
-    """Documents of the parent, quarantined ones included: none was read or embedded."""
+    """Documents of the parent, quarantined ones included."""
     rows: int
     bytes_added: int
     seconds: float
 
     def text(self) -> str:
-        """Say it in one line."""
+        """Return the figures in one line."""
         if self.version is None:
             return f"nothing to do: {self.uri} matches version {self.parent_version} of its parent ({self.rows:,} rows)"
         parts = f"{self.parts_added:,} parts, {self.parts_kept:,} kept, {self.parts_removed:,} removed"
@@ -66,13 +68,13 @@ class Recut:
 
 
 def run_recut(config: RecutConfig) -> Recut:
-    """Bring the table in step with the newest version of its parent, in one commit."""
+    """Make the table match the newest version of its parent, in one commit."""
     output, started, clock = config.output, datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     parent = read_parent(config.parent)
     cut, table = check_cut(config, parent.spec)
     schema = parent.schema.set(parent.schema.get_field_index("embedding"), pa.field("embedding", VECTORS[cut.spec.quantization]))
     replaces = table is not None and not (table.spec.space_id == cut.spec.space_id and table.schema.equals(schema))
-    wanted = {child_name(name, cut.spec): name for name in parent.parts}
+    wanted = {replace(name, version=digest("recut", name.version, cut.spec.space_id)): name for name in parent.parts}
     tasks = {(name.key, name.version) for name in wanted}
     old = table.parts if table and not replaces else []
     have = {(name.key, name.version) for name in old}
@@ -81,7 +83,7 @@ def run_recut(config: RecutConfig) -> Recut:
     remove = tuple(str(name) for name in old if (name.key, name.version) not in tasks)
     folders = config.parent.location, output.location
     output.location.open().check_writable()
-    rotation_WW = cut.turn_WW if cut.turn_WW is not None else read_rotation(parent.spec, config.parent.location)
+    rotation_WW = cut.rotation_WW if cut.rotation_WW is not None else read_rotation(parent.spec, config.parent.location)
     if rotation_WW is not None:
         keep_rotation(rotation_WW, output.location)
     add = map_threads(lambda name: recut_part(str(wanted[name]), str(name), cut, schema, folders), missing, NUM_THREADS)
@@ -106,58 +108,56 @@ def run_recut(config: RecutConfig) -> Recut:
 
 
 def check_cut(config: RecutConfig, parent: EmbeddingSpec, where: str = "output") -> tuple[VectorTransform, TableState | None]:
-    """Plan a cut and read the table that is to hold it; refuse one that is not to be overwritten. `where` is where the settings stand."""
+    """Plan a cut and read its table; refuse to overwrite another table. `where` is the settings' section."""
     output = config.output
     if place_of(output) == place_of(config.parent):
         raise ConfigError(f"{where}.uri={output.uri!r} is the parent itself; choose another folder")
     cut, table = plan_cut(parent, output, where), read_table(output.location)
-    if table and table.spec.space_id != cut.spec.space_id and not output.replace:
-        changes = "; ".join(table.spec.differences(cut.spec))
-        raise ConfigError(
-            f"{where}.uri={output.uri!r}: the table holds another space ({changes}); "
-            f"choose another {where}.uri, or swap all of it with --output.replace true"
-        )
-    if table and not output.replace and not is_made_from(table, config):
+    if table is None or output.replace:
+        return cut, table
+    problem = None
+    if table.spec.space_id != cut.spec.space_id:
+        problem = f"the table holds another space ({'; '.join(table.spec.differences(cut.spec))})"
+    elif not is_made_from(table, config):
         origin = f"is cut from {table.info['parent']['uri']!r}, not" if "parent" in table.info else "was embedded, not cut"
-        raise ConfigError(
-            f"{where}.uri={output.uri!r}: the table there {origin} from {config.parent.uri!r}; "
-            f"choose another {where}.uri, or swap all of it with --output.replace true"
-        )
+        problem = f"the table there {origin} from {config.parent.uri!r}"
+    if problem:
+        advice = f"choose another {where}.uri, or swap all of it with --output.replace true"
+        raise ConfigError(f"{where}.uri={output.uri!r}: {problem}; {advice}")
     return cut, table
 
 
 def is_made_from(table: TableState, config: RecutConfig) -> bool:
-    """Say whether a table was cut from this parent, whatever name it had then."""
+    """Return whether a table was cut from this parent, however the parent's uri was written then."""
     origin, options = table.info.get("parent"), config.parent.storage_options
     return origin is not None and Store(origin["uri"], options).place == place_of(config.parent)
 
 
 def place_of(table: TableConfig | CutTableConfig) -> str:
-    """Say where a table is, however its uri was written."""
+    """Return a table's one name, however its uri is written."""
     return table.location.open().place
 
 
 def check_cuts(config: EmbedConfig, spec: EmbeddingSpec) -> None:
-    """Refuse what cannot be made of the vectors of a run that is about to begin; ConfigError holds every problem found."""
-    problems: list[str] = []
+    """Refuse cuts that cannot be made from the vectors of a run that is about to start; ConfigError holds every problem found."""
+    problems = Problems()
     places: set[str] = set()
+
+    def check(cut: RecutConfig, where: str) -> None:
+        if spec.quantization != "none":
+            raise ConfigError(f"{where}: cannot be made from {spec.quantization} codes; set embedding.quantization to none")
+        if place_of(cut.output) in places:
+            raise ConfigError(f"{where}.uri={cut.output.uri!r} is that of another cut; choose another folder")
+        check_cut(cut, spec, where)
+        places.add(place_of(cut.output))
+
     for number, each in enumerate(list_cuts(config)):
-        where = f"output.cuts[{number}]"
-        try:
-            if spec.quantization != "none":
-                raise ConfigError(f"{where}: cannot be made from {spec.quantization} codes; set embedding.quantization to none")
-            if place_of(each.output) in places:
-                raise ConfigError(f"{where}.uri={each.output.uri!r} is that of another cut; choose another folder")
-            check_cut(each, spec, where)
-            places.add(place_of(each.output))
-        except EmbedderError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
+        problems.check(partial(check, each, f"output.cuts[{number}]"))
+    problems.raise_all()
 
 
 def list_cuts(config: EmbedConfig) -> list[RecutConfig]:
-    """Give the recut of each table that is cut from a run's; a run told to replace its table has them follow it to another space."""
+    """Return the recut of each of a run's cuts; if the run replaces its table, they are replaced too."""
     output = config.output
     parent = TableConfig(uri=output.uri, storage_options=output.storage_options)
     cuts = (each.model_copy(update={"replace": each.replace or output.replace}) for each in output.cuts)
@@ -165,12 +165,12 @@ def list_cuts(config: EmbedConfig) -> list[RecutConfig]:
 
 
 def run_cuts(config: EmbedConfig) -> list[Recut]:
-    """Bring the tables that are cut from a run's table in step with it."""
+    """Make the cuts of a run's table match it."""
     return [run_recut(each) for each in list_cuts(config)]
 
 
 def read_parent(parent: TableConfig) -> TableState:
-    """Read the table that vectors are taken from."""
+    """Read the parent; ConfigError if there is none, or one without float vectors."""
     state = read_table(parent.location)
     if state is None:
         raise ConfigError(f"parent.uri={parent.uri!r}: no table there; make one with jobs.embed")
@@ -182,13 +182,8 @@ def read_parent(parent: TableConfig) -> TableState:
     return state
 
 
-def child_name(name: PartName, spec: EmbeddingSpec) -> PartName:
-    """Name the part that is made from a parent's part."""
-    return PartName(name.key, digest("recut", name.version, spec.space_id), name.first_row, name.stop_row, name.last)
-
-
 def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Schema, folders: tuple[Location, Location]) -> Part:
-    """Write one part, its quarantine file first, each once; one that is there already stands."""
+    """Write one part, its quarantine file first, unless it is already on storage."""
     source, target = folders
     if part_file(target, name).info() is None:
         stats = Stats(**read_footer(part_file(source, parent_name))[1]["stats"])
@@ -208,7 +203,7 @@ def cut_tables(part: Store, cut: VectorTransform, schema: pa.Schema) -> Iterator
 
 
 def record_of(cut: VectorTransform, parent: TableState, config: RecutConfig, done: Recut) -> dict[str, object]:
-    """Give the run record: the spec, what the vectors were made from, and the figures that a run's record has."""
+    """Return the run record: the spec, the parent, and the figures that a run's record has."""
     figures = ("started", "parts_added", "parts_kept", "parts_removed", "documents_reused", "rows", "bytes_added", "seconds")
     return {
         "run_id": uuid.uuid4().hex[:12],
@@ -218,7 +213,7 @@ def record_of(cut: VectorTransform, parent: TableState, config: RecutConfig, don
         "bucket_bits": parent.info["bucket_bits"],
         "probe": None,
         "parent": {"uri": place_of(config.parent), "version": parent.version},
-        "stats": asdict(Stats()),  # of what was read and embedded
+        "stats": asdict(Stats()),  # nothing was read or embedded
         **{name: getattr(done, name) for name in figures},
         "config": mask_secrets(config.model_dump(mode="json")),
         "environment": describe_environment(),

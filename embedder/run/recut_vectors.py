@@ -1,4 +1,4 @@
-"""Settings of a cut and the parent's spec → what becomes of each vector: turned, cut, quantized; or a refusal."""
+"""Settings of a cut and the parent's spec → the transform of each vector: rotated, cut, quantized; or a refusal."""
 
 from dataclasses import dataclass
 
@@ -15,22 +15,22 @@ from embedder.table.vectors import vector_column
 
 @dataclass(frozen=True, slots=True)
 class VectorTransform:
-    """What a table's vectors become."""
+    """Transform from a table's vectors to those of another space."""
 
     spec: EmbeddingSpec
     ranges: Ranges | None = None
-    turn_WW: Floats | None = None  # noqa: N815
-    """What the parent's vectors are turned by, where they were not when they were made."""
+    rotation_WW: Floats | None = None  # noqa: N815
+    """Rotates the parent's vectors, unless they were rotated when they were made."""
 
     def apply(self, vectors_NW: Floats) -> pa.Array:
-        """Turn, cut, give length 1 again where the space has it, quantize: the vector column of the new table."""
-        turned_NW = vectors_NW if self.turn_WW is None else vectors_NW @ self.turn_WW
-        cut_ND = cut_vectors(turned_NW, self.spec.dim, self.spec.normalize)
+        """Rotate, cut, normalize if the space does, and quantize; return the vector column of the new table."""
+        rotated_NW = vectors_NW if self.rotation_WW is None else vectors_NW @ self.rotation_WW
+        cut_ND = cut_vectors(rotated_NW, self.spec.dim, self.spec.normalize)
         return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 
 def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output") -> VectorTransform:
-    """Give the spec that embedding with these settings would have: equal vectors, equal space. `place` is where they stand."""
+    """Return the transform to the space that embedding with these settings would have. `place` is the settings' section."""
     dim = output.dim or parent.dim
     if dim > parent.dim:
         raise ConfigError(f"{place}.dim={dim}: the parent's vectors have {parent.dim} components; choose 1 to {parent.dim}")
@@ -45,46 +45,41 @@ def plan_cut(parent: EmbeddingSpec, output: CutTableConfig, place: str = "output
         if asked:
             raise ConfigError(f"{place}.{asked[0]}: needs an artifact of jobs.calibrate; set {place}.calibration")
         return VectorTransform(spec)
-    where = f"{place}.calibration={output.calibration!r}"
     if not asked:
-        raise ConfigError(f"{where}: has no effect without quantization int8 or rotate; leave it out")
-    calibration = load_calibration(output.calibration)
-    check_fits(calibration, spec, where)
-    spec = spec.model_copy(update={"calibration": calibration.fingerprint})
-    turn_WW = find_axes(calibration, parent, where, f"{place}.rotate=true") if output.rotate else None
-    if turn_WW is not None:
-        spec = spec.model_copy(update={"rotation": digest_array(turn_WW)})
-    return VectorTransform(spec, find_ranges(calibration, spec, where) if output.quantization == "int8" else None, turn_WW)
+        raise ConfigError(f"{place}.calibration={output.calibration!r}: has no effect without quantization int8 or rotate; leave it out")
+    return calibrate_cut(spec, parent, load_calibration(output.calibration), output, place)
 
 
-def check_fits(calibration: Calibration, spec: EmbeddingSpec, where: str) -> None:
-    """Refuse an artifact that the parent's vectors have nothing to do with."""
+def calibrate_cut(
+    spec: EmbeddingSpec, parent: EmbeddingSpec, calibration: Calibration, output: CutTableConfig, place: str
+) -> VectorTransform:
+    """Return the transform with the artifact's rotation and int8 ranges; refuse an artifact that does not belong to the parent."""
+    where = f"{place}.calibration={output.calibration!r}"
     if spec.calibration not in (None, calibration.fingerprint):
         raise ConfigError(f"{where}: is not the artifact that the parent was made with ({spec.calibration}); give that one")
-    differences = calibration.differences(spec)
-    if differences:
+    if differences := calibration.differences(spec):
         raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)})")
+    spec = spec.model_copy(update={"calibration": calibration.fingerprint})
+    rotation_WW = find_rotation(calibration, parent, where, f"{place}.rotate=true") if output.rotate else None
+    if rotation_WW is not None:
+        spec = spec.model_copy(update={"rotation": digest_array(rotation_WW)})
+    ranges = calibration.ranges.get(RangeKey.of(spec)) if output.quantization == "int8" else None
+    if output.quantization == "int8" and ranges is None:
+        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
+    return VectorTransform(spec, ranges, rotation_WW)
 
 
-def find_axes(calibration: Calibration, parent: EmbeddingSpec, where: str, asked: str) -> Floats:
-    """Find what turns the parent's vectors, which are to be whole and of the full model's space."""
+def find_rotation(calibration: Calibration, parent: EmbeddingSpec, where: str, asked: str) -> Floats:
+    """Return the rotation of the parent's vectors, which must be whole and of the full model's space."""
     if parent.rotation is not None:
-        raise ConfigError(f"{asked}: the parent's vectors are turned already; leave it out")
+        raise ConfigError(f"{asked}: the parent's vectors are already rotated; leave it out")
     if calibration.rotation_WW is None:
-        raise ConfigError(f"{asked}: {where} holds no rotation; make it anew with jobs.calibrate")
+        raise ConfigError(f"{asked}: {where} holds no rotation; make a new one with jobs.calibrate")
     width = len(calibration.rotation_WW)
     if parent.dim != width:
         raise ConfigError(f"{asked}: the parent's vectors have {parent.dim} of {width} components; give a table of whole ones")
     if parent.exit == "native" and parent.depth < calibration.full_depth:
         raise ConfigError(
-            f"{asked}: the axes are the full model's, and the parent's vectors those of depth {parent.depth} with a native exit"
+            f"{asked}: the rotation is the full model's, and the parent's vectors are of depth {parent.depth} with a native exit"
         )
     return calibration.rotation_WW
-
-
-def find_ranges(calibration: Calibration, spec: EmbeddingSpec, where: str) -> Ranges:
-    """Find the ranges of vectors of this spec."""
-    ranges = calibration.ranges.get(RangeKey.of(spec))
-    if ranges is None:
-        raise ConfigError(f"{where}: has no ranges of int8 for depth {spec.depth}, {spec.exit} exit, dim {spec.dim}; fit them first")
-    return ranges

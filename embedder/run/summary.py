@@ -1,16 +1,61 @@
-"""What a run did, for a person, for a machine, and for the commit's record."""
+"""Results of the pipeline → the figures of a run, for a person, for a machine, and for the commit's record."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from embedder.core.units import Stats
+from embedder.core.units import Part, Stats
+from embedder.observe.process import peak_bytes
 from embedder.observe.progress import align
+from embedder.run.prepare import RunPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Results of the pipeline over one plan."""
+
+    parts: tuple[Part, ...] = ()
+    adopted: tuple[Part, ...] = ()
+    """Parts of an earlier run that it did not publish."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Errors by task key."""
+    broken: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Unreadable shards of failed buckets, by task key."""
+    unread: frozenset[str] = frozenset()
+    """Keys of failed tasks, without buckets that were retried without their broken shards."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Quarantined records by reason."""
+    probe: tuple[float, ...] | None = None
+    seconds: float = 0.0
+    cost_usd: float | None = None
+    steady_tokens_per_second: float | None = None
+    encoder_busy_share: float | None = None
+    actors: int = 0
+
+    def merge(self, retried: "Outcome", keys: Collection[str]) -> "Outcome":
+        """Replace the parts of the retried buckets, given by key, and add up the figures."""
+        costs = [each.cost_usd for each in (self, retried) if each.cost_usd is not None]
+        return Outcome(
+            parts=(*(part for part in self.parts if part.key not in keys), *retried.parts),
+            adopted=(*self.adopted, *retried.adopted),
+            failures={key: "\n".join(each.failures[key] for each in (self, retried) if key in each.failures)
+                      for key in {**self.failures, **retried.failures}},
+            broken={**self.broken, **retried.broken},
+            unread=self.unread.difference(keys) | retried.unread,
+            reasons=Counter(self.reasons) + Counter(retried.reasons),
+            probe=retried.probe or self.probe,
+            seconds=self.seconds + retried.seconds,
+            cost_usd=sum(costs) if costs else None,
+            steady_tokens_per_second=self.steady_tokens_per_second or retried.steady_tokens_per_second,
+            encoder_busy_share=self.encoder_busy_share or retried.encoder_busy_share,
+            actors=max(self.actors, retried.actors),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of one run. `stats` covers what was read in it; kept and adopted parts are counted apart."""
+    """Figures of one run. `stats` covers the documents read in it; kept and adopted parts are counted separately."""
 
     run_id: str
     uri: str
@@ -19,59 +64,52 @@ class Summary:
     shards_ignored: int
     stats: Stats
     reasons: Mapping[str, int]
-    """Quarantined records by reason."""
     seconds: float
     cost_usd: float | None
     steady_tokens_per_second: float | None
-    """Between the first unit that landed and the last, if there were two."""
+    """Between the first landed unit and the last, if there were two."""
     parts_added: int
     parts_adopted: int
     parts_kept: int
     parts_removed: int
     documents_reused: int
-    """Documents of parts that were kept or adopted, quarantined ones included: neither read nor embedded."""
+    """Documents of kept or adopted parts, quarantined ones included: neither read nor embedded."""
     rows: int
     """Rows of the table after the run."""
     bytes_added: int
     source_bytes: int = 0
-    """Of the shards that were read to their end; with `stats` it says what a byte of this source holds."""
+    """Of shards that were read to their end."""
     actors: int = 0
-    """Encoder actors at most; 0: nothing was read."""
+    """Most encoder actors; 0: nothing was read."""
     encoder_busy_share: float | None = None
-    """Share of the actors' time that went into encoding, between the first unit that landed and the last."""
+    """Share of the actors' time that went into encoding, between the first landed unit and the last."""
     driver_peak_bytes: int = 0
-    """Most memory that the driver's process held so far."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """By task key: why it could not be read to its end."""
     version: int | None = None
-    """Table version published; None if there was nothing to publish."""
-
-    def published(self, version: int) -> "Summary":
-        """Add the version."""
-        return replace(self, version=version)
+    """None if there was nothing to publish."""
 
     @property
     def did_nothing(self) -> bool:
-        """Whether the table matched the source already."""
+        """Whether the table already matched the source."""
         return self.version is None and not self.failures
 
     @property
     def padding_share(self) -> float:
-        """Share of computed tokens that were padding."""
+        """Share of the computed tokens that was padding."""
         return 1 - self.stats.tokens / self.stats.padded_tokens if self.stats.padded_tokens else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens embedded a second of the whole run."""
+        """Tokens embedded per second of the whole run."""
         return self.stats.tokens / self.seconds if self.seconds else 0.0
 
     def record(self) -> dict[str, Any]:
-        """Give all figures as JSON values."""
+        """Return all figures as JSON values."""
         derived = {"padding_share": round(self.padding_share, 4), "tokens_per_second": round(self.tokens_per_second, 1)}
         return asdict(self) | {"reasons": dict(self.reasons), "failures": dict(self.failures)} | derived
 
     def text(self) -> str:
-        """Lay out the figures for a person."""
+        """Return the figures as aligned lines."""
         stats = self.stats
         if self.did_nothing:
             return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged)"
@@ -97,3 +135,36 @@ class Summary:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
         rows += [("failed", why) for why in self.failures.values()]
         return align(rows)
+
+
+def summarize(
+    run_plan: RunPlan, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], run_id: str = "", started: str = ""
+) -> Summary:
+    """Return the figures of a run before its commit."""
+    plan, rows = run_plan.plan, dict(run_plan.table.rows) if run_plan.table else {}
+    removed = set(rows) if run_plan.replaces and add else set(remove)
+    kept = [name for name in rows if name not in removed]
+    return Summary(
+        run_id=run_id,
+        uri=run_plan.config.output.uri,
+        started=started,
+        shards=len(run_plan.listing.shards),
+        shards_ignored=len(run_plan.listing.ignored),
+        stats=sum((part.stats for part in outcome.parts), Stats()),
+        reasons=outcome.reasons,
+        seconds=outcome.seconds,
+        cost_usd=outcome.cost_usd,
+        steady_tokens_per_second=outcome.steady_tokens_per_second,
+        parts_added=len(add),
+        parts_adopted=len(outcome.adopted),
+        parts_kept=len(kept),
+        parts_removed=len(rows) - len(kept),
+        documents_reused=sum(name.stop_row - name.first_row for name in (*plan.keep, *plan.adopt)),
+        rows=sum(rows[name] for name in kept) + sum(part.rows for part in add),
+        bytes_added=sum(part.size_bytes for part in add),
+        source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.unread),
+        actors=outcome.actors,
+        encoder_busy_share=outcome.encoder_busy_share,
+        driver_peak_bytes=peak_bytes(),
+        failures=outcome.failures,
+    )

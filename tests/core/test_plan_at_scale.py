@@ -23,8 +23,9 @@ from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.process import peak_bytes
-from embedder.run.embed import Outcome, choose_change, summarize
 from embedder.run.prepare import RunPlan, prepare_run
+from embedder.run.publish import choose_change
+from embedder.run.summary import Outcome, summarize
 from embedder.source.shards import list_shards
 from embedder.table.delta import Change, commit_table, read_table
 
@@ -116,10 +117,10 @@ def measure(folder: str) -> dict[str, Any]:
     fsspec.AbstractFileSystem.clear_instance_cache()
     with clock.measured("1% changed: prepare"):
         prepared = prepare_run(config)
-    outcome = Outcome(tuple(parts_of(prepared.plan.read)))
+    outcome = Outcome(tuple(parts_of(prepared.plan.read)), unread=frozenset({prepared.plan.read[0].key}))
     with clock.measured("1% changed: choose and summarize"):
-        add, remove = choose_change(prepared, outcome.parts, {prepared.plan.read[0].key: "cannot be read"})
-        summary = summarize(prepared, outcome, add, remove, 0)
+        add, remove = choose_change(prepared, outcome)
+        summary = summarize(prepared, outcome, add, remove)
     assert summary.parts_kept + len(remove) == num_parts
     figures = {name: {"seconds": seconds, "peak_mb": peak // 1_000_000} for name, (seconds, peak) in clock.spent.items()}
     return figures | {"shards": LARGE + SMALL, "parts": num_parts, "read": len(prepared.plan.read), "removed": len(remove)}

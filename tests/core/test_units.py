@@ -1,5 +1,8 @@
 """The nouns of the work survive the way to a worker."""
 
+from dataclasses import asdict
+
+import pyarrow as pa
 import pytest
 
 from embedder.core.units import Shard, Task
@@ -9,4 +12,4 @@ SHARDS = (Shard("s3://bucket/ümlaut “quoted”.parquet", "etag-1", 2**40), Sh
 
 @pytest.mark.parametrize("task", [Task("0" * 16, "1" * 32, SHARDS), Task("0" * 16, "1" * 32, SHARDS[:1], (3, 9), 70_000, ends=False)])
 def test_a_task_is_the_same_after_its_way_to_a_worker(task: Task) -> None:
-    assert Task.from_json(task.to_json()) == task
+    assert Task.from_fields(pa.array([asdict(task)]).to_pylist()[0]) == task

@@ -22,18 +22,18 @@ from embedder.run.summary import Summary
 from embedder.table.delta import open_delta
 
 on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
-"""For several runs whose outcome a local disk would not change."""
+"""For tests of several runs, whose result is the same on a local disk."""
 
 WORDS = ("river", "engine", "violin", "harbor", "lantern", "proof", "granite", "orchard", "copper", "whale", "signal", "bread")
 
 
 def sentences(number: int, words: int) -> str:
-    """A text of so many words that no other number gives."""
+    """Return a text of so many words that is unique to the number."""
     return " ".join(WORDS[(number * 7 + place * place + place // 3) % len(WORDS)] for place in range(words)) + f" {number}"
 
 
 def documents(first: int, count: int) -> list[dict[str, Any]]:
-    """Documents of mixed length, a few of them several chunks long at 64 tokens."""
+    """Return documents of mixed length, a few of them several chunks long at 64 tokens."""
     return [
         {
             "id": f"d{number}",
@@ -52,7 +52,7 @@ class Corpus:
     uri: str
 
     def put(self, name: str, rows: Sequence[Any]) -> None:
-        """Write a shard in the format of its suffix; str and bytes stand as raw lines."""
+        """Write a shard in the format of its suffix; str and bytes are raw lines."""
         if name.endswith(".parquet"):
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(list(rows)), buffer, row_group_size=7)
@@ -75,14 +75,14 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Site:
-    """A corpus, the table made from it, and how to make it."""
+    """A corpus, the table made from it, and the model."""
 
     corpus: Corpus
     table_uri: str
     model: str
 
     def config(self, **sections: dict[str, Any]) -> EmbedConfig:
-        """A config of this site; sections add to or override what they name."""
+        """Return the site's config; sections add settings or override them."""
         values: dict[str, dict[str, Any]] = {
             "source": {"uri": self.corpus.uri, "id_column": "id", "metadata_columns": ["topic", "meta.url"], "rows_per_unit": 10},
             "chunking": {"max_tokens": 64, "overlap_tokens": 8},
@@ -103,24 +103,24 @@ class Site:
         return open_delta(Location(self.table_uri), version)
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:
-        """All rows, in order of document and chunk."""
+        """Return all rows, in order of document and chunk."""
         rows = self.delta(version).to_pyarrow_table().to_pylist()
         return sorted(rows, key=lambda row: (row["shard"], row["row"], row["chunk"]))
 
     def quarantine(self) -> list[dict[str, Any]]:
-        """All quarantined records."""
+        """Return all quarantined records."""
         return open_delta(Location(f"{self.table_uri}/_quarantine")).to_pyarrow_table().to_pylist()
 
 
 def fill(site: Site) -> None:
-    """Three shards of different formats, 36 documents."""
+    """Write three shards of different formats, 36 documents."""
     site.corpus.put("a.jsonl.gz", documents(0, 12))
     site.corpus.put("b.parquet", documents(12, 12))
     site.corpus.put("deep/c.jsonl", documents(24, 12))
 
 
 def vectors_of(rows: list[dict]) -> np.ndarray:
-    """Their vectors, as one array of [rows, dim]."""
+    """Return the rows' vectors as one array of [rows, dim]."""
     return np.array([row["embedding"] for row in rows], np.float32)
 
 

@@ -1,4 +1,4 @@
-"""A run laid out for GPUs on a cluster whose GPUs are made up: each stage notes where it ran, and CPUs compute.
+"""A run for GPUs on a cluster with simulated GPUs: each stage records where it ran, and CPUs compute.
 
 python -m tests.integration.made_up_gpus FOLDER FLAG…     (flags as for jobs.embed, for device cuda)
 """
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -20,45 +19,45 @@ from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.cluster import choose_pool
 from embedder.pipeline.graph import prepare_units, write_unit
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Row, StageContext
+from embedder.pipeline.rows import EncodedRow, LandedRow, PreparedRow, StageContext, TaskRow
 from jobs.embed import main
 
-# what is defined in the script that runs goes to the workers as it stands, this among it
+# definitions of the main script are pickled by value for the workers, this one included
 FOLDER = sys.argv[1] if __name__ == "__main__" else ""
 
 
 def note(stage: str) -> None:
-    """Leave a file named by stage, node, GPUs held and process."""
+    """Write a file named by stage, node, GPUs held and process."""
     gpus = "+".join(map(str, ray.get_gpu_ids())) or "none"
     Path(FOLDER, f"{stage} {ray.get_runtime_context().get_node_id()} {gpus} {os.getpid()}").touch()
 
 
-def prepare(row: Row, job: StageContext) -> Iterator[dict[str, Any]]:
+def prepare(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
     note("read")
-    yield from prepare_units(row, job)
+    yield from prepare_units(row, context)
 
 
 class Encode(EncoderActor):
     inside = 0
 
-    def __call__(self, row: Row) -> dict[str, Any]:
-        """Note the call, and that it had another one beside it."""
+    def __call__(self, row: PreparedRow) -> EncodedRow:
+        """Record the call, and whether another one ran beside it."""
         note("encode")
         self.inside += 1
-        time.sleep(0.2)  # as long as a device takes, for the next call to come
+        time.sleep(0.2)  # as long as a device takes, so that the next call starts
         if self.inside == 2:
             note("side-by-side")
         self.inside -= 1
         return super().__call__(row)
 
 
-def write(row: Row, job: StageContext) -> dict[str, Any]:
+def write(row: EncodedRow, context: StageContext) -> LandedRow:
     note("write")
-    return write_unit(row, job)
+    return write_unit(row, context)
 
 
 def choose(compute: ComputeConfig, is_api: bool = False) -> Pool:
-    """Keep the layout and let the CPU stand in for the device."""
+    """Keep the layout, but compute on the CPU."""
     return replace(choose_pool(compute, is_api), device="cpu", dtype="float32", token_budget=4_096, layout="padded")
 
 

@@ -14,23 +14,23 @@ from pathlib import Path
 import pytest
 
 WORKERS = {"encoder": "EncoderActor", "reader": "prepare_units", "writer": "write_unit"}
-"""By what Ray calls the processes."""
+"""Titles that Ray gives the processes."""
 AGENT = "Agent"
-"""Ray's own, which keep no data and write none, sometimes outlive a process group that was killed."""
+"""Ray's agents, which hold no data, sometimes outlive a killed process group."""
 RUN_SECONDS = 400
-"""A run of these tests takes 10 s on two free cores; others may be at work on them."""
+"""A run of these tests takes 10 s on two idle cores; the cores may be busy."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the job, in processes that carry a mark in their environment."""
+    """One run of the job, in processes with a mark in their environment."""
 
     process: subprocess.Popen[str]
     log: Path
     mark: str
 
     def processes(self) -> dict[int, str]:
-        """Find the run's processes, Ray's among them, by their titles."""
+        """Return the titles of the run's processes, Ray's included, by process id."""
         found = {}
         for folder in Path("/proc").iterdir():
             with suppress(OSError):
@@ -39,14 +39,14 @@ class Run:
         return found
 
     def stop(self) -> None:
-        """Kill whatever is left of it."""
+        """Kill all remaining processes."""
         for number in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         self.process.wait()
 
     def kill_worker(self, kind: str) -> bool:
-        """Kill one worker of a kind, if there is one."""
+        """Kill one worker of a kind; return whether there was one."""
         for number, title in self.processes().items():
             if WORKERS[kind] in title and number != self.process.pid:
                 os.kill(number, signal.SIGKILL)
@@ -54,7 +54,7 @@ class Run:
         return False
 
     def wait_and_kill_worker(self, kind: str) -> bool:
-        """Kill the first worker of a kind to be seen; False if the run ended without one."""
+        """Kill the first worker of a kind; return False if the run ended without one."""
         while self.process.poll() is None:
             if self.kill_worker(kind):
                 return True
@@ -63,18 +63,18 @@ class Run:
 
     @property
     def never_began(self) -> bool:
-        """Whether Ray gave up starting, as it does after 30 seconds on a machine that is busy with much else."""
+        """Whether Ray did not start within its 30 seconds, as on a busy machine."""
         return "timed out during startup" in self.log.read_text()
 
     def wait(self) -> int:
-        """Wait until it ends by itself."""
+        """Wait for the run to end; return its exit code."""
         try:
             return self.process.wait(timeout=RUN_SECONDS)
         except subprocess.TimeoutExpired:
             pytest.fail(f"a run did not end in {RUN_SECONDS} s:\n{self.log.read_text()[-3000:]}\n{self.processes()}")
 
     def wait_for_workers_to_go(self, seconds: float) -> int:
-        """Wait for what outlives a killed driver; count what is left, which can only be agents of Ray's own, and kill these."""
+        """Wait for the workers of a killed driver to end; kill Ray's remaining agents, and return their number."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and (left := self.processes()):
             if all(AGENT in title for title in left.values()) and time.monotonic() > deadline - seconds + 5:

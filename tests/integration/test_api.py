@@ -1,4 +1,4 @@
-"""A whole job over a real /v1/embeddings: paid for once, refused documents set aside, an outage ended by name and gone on from."""
+"""A job behind a real /v1/embeddings: tokens are paid once, refused documents are quarantined, and a run resumes after an outage."""
 
 import threading
 import time
@@ -24,7 +24,6 @@ from embedder.search.code_snippet import write_recipe
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents
 from tests.model.conftest import tokenize
@@ -36,7 +35,7 @@ PRICE = 0.5
 
 @pytest.fixture
 def server(minilm: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """A server that wants no key, since Ray's workers began before this test and know none."""
+    """A server without a key, since Ray's workers started before this test and have none."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with run_api_server(minilm) as server:
         server.key = "none"
@@ -56,48 +55,43 @@ def vectors_of(minilm: str, texts: list[str]) -> np.ndarray:
     return Encoder.load(resolved.spec, dtype="float32").encode(tokenize(resolved, texts), 4096).vectors_ND
 
 
-def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, server: ApiServer, minilm: str) -> None:
+def test_an_outage_ends_the_run_and_the_next_one_resumes(local_site: Site, server: ApiServer, minilm: str) -> None:
     rows = documents(0, 60)
     rows[23]["text"] = "forbidden words"
     local_site.corpus.put("a.jsonl", rows)
     settings = sections(server)
     server.refused_word, server.delay_seconds = "forbidden", 0.3
-    server.most_requests = 9  # three before the run, one an actor, and then some units
+    server.most_requests = 9  # three before the run, one for each actor, and then some units
     server.before_refusing.clear()
-    threading.Thread(target=set_once_a_part_is_there, args=(server.before_refusing, Path(local_site.table_uri)), daemon=True).start()
+    threading.Thread(target=set_after_the_first_part, args=(server.before_refusing, Path(local_site.table_uri)), daemon=True).start()
     with pytest.raises(ModelError, match=r"openai:mini at http.*/v1: 401 AuthenticationError.*the key was taken away"):
         local_site.embed(**settings)
-    assert read_table(Location(local_site.table_uri)) is None, "nothing half is published"
+    assert read_table(Location(local_site.table_uri)) is None, "no partial result is published"
     finished = {path.name: path.read_bytes() for path in Path(local_site.table_uri).glob("*.parquet")}
-    assert finished, "it was in the middle of the run"
+    assert finished, "the outage was in the middle of the run"
     server.most_requests, server.delay_seconds = None, 0.0
     server.requests.clear()
     summary = local_site.embed(**settings)
     asked = [text for request in server.requests for text in request["input"]]
     found = local_site.rows()
-    assert {name: Path(local_site.table_uri, name).read_bytes() for name in finished} == finished, "what was paid for is kept"
+    assert {name: Path(local_site.table_uri, name).read_bytes() for name in finished} == finished, "finished parts are kept"
     times = Counter(row["text"] for row in found)
     paid = {text for data in finished.values() for text in pq.read_table(pa.BufferReader(data))["text"].to_pylist() if times[text] == 1}
     assert paid
-    assert not paid & set(asked), "nor is it asked for again"
+    assert not paid & set(asked), "finished texts are not sent again"
     assert {row["doc_id"] for row in found} == {f"d{number}" for number in range(60) if number != 23}
-    assert [
-        (row["doc_id"], row["reason"])
-        for row in quarantine_file(
-            local_site,
-        )
-    ] == [("d23", "refused_by_api")]
+    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("d23", "refused_by_api")]
     expected = vectors_of(minilm, [row["text"] for row in found])
     np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
     assert len({row["chunk"] for row in found}) > 1
     assert summary.cost_usd is not None
-    assert 0 < summary.cost_usd < PRICE * summary.stats.tokens / 1e6, "tokens of the run before are not paid twice"
+    assert 0 < summary.cost_usd < PRICE * summary.stats.tokens / 1e6, "tokens of the first run are not paid twice"
     again = local_site.embed(**settings)
     assert again.did_nothing
-    check_what_follows(local_site, settings, server)
+    check_follow_ups(local_site, settings, server)
 
 
-def set_once_a_part_is_there(event: threading.Event, table: Path) -> None:
+def set_after_the_first_part(event: threading.Event, table: Path) -> None:
     for _ in range(600):
         if any(table.glob("*.parquet")):
             event.set()
@@ -105,7 +99,7 @@ def set_once_a_part_is_there(event: threading.Event, table: Path) -> None:
         time.sleep(0.1)
 
 
-def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: ApiServer) -> None:
+def check_follow_ups(site: Site, settings: dict[str, dict[str, Any]], server: ApiServer) -> None:
     """Search, cut, price and replace the table as any other."""
     target = open_table(Location(site.table_uri))
     wanted = next(row for row in site.rows() if row["doc_id"] == "d8")
@@ -119,7 +113,7 @@ def check_what_follows(site: Site, settings: dict[str, dict[str, Any]], server: 
     smaller: dict[str, Any] = {"dim": 32, "quantization": "binary"}
     run_recut(RecutConfig.model_validate({"parent": {"uri": site.table_uri}, "output": {"uri": cut_uri, **smaller}}))
     asked_for = prepare_run(site.config(**sections(server, **smaller), output={"uri": f"{site.table_uri}-asked"}))
-    assert open_table(Location(cut_uri)).spec.space_id == asked_for.spec.space_id, "as if it were asked for at that dim"
+    assert open_table(Location(cut_uri)).spec.space_id == asked_for.spec.space_id, "the space of a run at that dim"
     site.corpus.put("b.jsonl", documents(100, 40))
     preview = preview_run(prepare_run(site.config(**settings)))
     assert preview.estimate is not None

@@ -1,6 +1,6 @@
-"""Rounds of damage to real runs on a bad connection, drawn by a seed, while the source changes: nothing is lost, nothing is twice.
+"""Seeded fault injection into real runs on a bad connection while the source changes: no row is lost or duplicated.
 
-CHAOS_ROUNDS and CHAOS_SEED choose how long and which; `make chaos` runs a long one and prints what was done.
+CHAOS_ROUNDS and CHAOS_SEED set the length and the seed; `make chaos` runs many rounds and prints the injected faults.
 """
 
 import base64
@@ -25,7 +25,6 @@ import pytest
 from embedder.core.storage import Location
 from embedder.demo.s3_server import S3Server
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences
 from tests.integration.runs import WORKERS, Run, start_run
@@ -42,7 +41,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass
 class Source:
-    """Shards as they should be; each edit changes what was there and writes it."""
+    """The expected shards; each edit changes one and writes it."""
 
     corpus: Corpus
     draw: random.Random
@@ -50,12 +49,12 @@ class Source:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(0, 100))
 
     def fill(self) -> None:
-        """Write large shards, read alone, and small ones, which share a bucket."""
+        """Write large shards, each a task, and small ones, which share a bucket."""
         for name in ("a.jsonl.gz", "b.parquet", "deep/c.jsonl.gz", "small-d.jsonl.gz", "small-e.parquet"):
             self.put(name, self.make_rows(name, self.draw.randint(15, 35)))
 
     def make_rows(self, name: str, count: int) -> Rows:
-        """Documents of one to several chunks, and beside them blank, empty, null and repeated ones."""
+        """Return documents of one to several chunks, and blank, empty, null and repeated ones."""
         rows = documents(next(self.numbers), count)
         bad = [
             {"id": "blank", "text": " \n"},
@@ -69,12 +68,12 @@ class Source:
         return [row | {"padding": base64.b64encode(padding).decode() if number == 0 else ""} for number, row in enumerate(rows)]
 
     def put(self, name: str, rows: Rows) -> None:
-        """Write a shard; a JSONL one has a line that is no JSON."""
+        """Write a shard; a JSONL shard has a line that is not JSON."""
         self.shards[name] = rows
         self.corpus.put(name, rows if name.endswith(".parquet") else [*rows, "{bad"])
 
     def edit(self) -> str:
-        """Change something; say what."""
+        """Make a random edit; return its kind."""
         name = self.draw.choice(sorted(self.shards))
         kind = self.draw.choice(["text", "metadata", "add", "delete", "rename", "new shard", "remove shard"])
         rows = [dict(row) for row in self.shards[name]]
@@ -98,7 +97,7 @@ class Source:
 
 
 def flags_of(site: Site) -> list[str]:
-    """A cheap depth and size of the real model, whose vectors tell texts apart all the same."""
+    """Return flags for a cheap depth and size of the real model, whose vectors still distinguish texts."""
     return [
         f"--source.uri={site.corpus.uri}", "--source.id_column=id", "--source.metadata_columns", "topic", "meta.url",
         "--source.rows_per_unit=7", "--chunking.max_tokens=64", "--chunking.overlap_tokens=8", f"--embedding.model={site.model}",
@@ -108,25 +107,25 @@ def flags_of(site: Site) -> list[str]:
 
 
 class Chaos:
-    """A seed's draws, what was done, and the runs it was done to."""
+    """Random draws, counts of the injected faults, and the runs."""
 
     def __init__(self, site: Site, server: S3Server, proxy: FaultyProxy, folder: Path) -> None:
         self.site, self.server, self.proxy, self.folder = site, server, proxy, folder
         self.draw = random.Random(SEED)
         self.counts: Counter[str] = Counter()
         self.runs: list[Run] = []
-        # short: Ray puts sockets there, whose paths may have 107 bytes
+        # short, since Ray puts sockets there, whose paths have at most 107 bytes
         self.ray_folder = tempfile.mkdtemp(prefix="chaos")
 
     def start(self, repository: str, site: Site | None = None) -> Run:
-        """Start the job behind the proxy, or on another site straight to the server."""
+        """Start the job behind the proxy, or on another site without it."""
         endpoint = self.server.endpoint if site else self.proxy.endpoint
         environment = self.server.environment | {"AWS_ENDPOINT_URL": endpoint, "RAY_TMPDIR": self.ray_folder}
         self.runs.append(start_run(repository, flags_of(site or self.site), self.folder / f"{len(self.runs)}.log", environment))
         return self.runs[-1]
 
     def wait_for_a_moment(self, run: Run) -> None:
-        """Wait some seconds, or for some parts, or for a commit to be under way."""
+        """Wait some seconds, or for some parts, or for the start of a commit."""
         kind = self.draw.choice(["seconds", "parts", "parts", "commit"])
         seconds, parts = self.draw.uniform(0.5, 10), self.draw.randint(1, 12)
         before = self.proxy.counts()
@@ -143,13 +142,13 @@ class Chaos:
             time.sleep(0.01)
 
     def check_end(self, run: Run, counted: str) -> None:
-        """See that a run ends well by itself."""
+        """Check that a run succeeds by itself."""
         code = run.wait()
         self.counts["Ray did not start" if run.never_began else counted] += 1
         assert code == 0 or run.never_began, run.log.read_text()[-3000:]
 
     def damage(self, run: Run) -> None:
-        """Do one kind of damage, and see how the run takes it."""
+        """Inject one fault, and check the run's exit code."""
         kind = self.draw.choice(DAMAGES)
         self.wait_for_a_moment(run)
         if run.process.poll() is not None:
@@ -170,19 +169,19 @@ class Chaos:
                 os.killpg(run.process.pid, signal.SIGKILL)
             else:
                 run.process.send_signal(signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
-        code = run.wait()  # a run that is still importing has no handler of SIGTERM yet
+        code = run.wait()  # a run that is still importing has no SIGTERM handler yet
         allowed = (143, -signal.SIGTERM, 0) if kind == "terminate" else (-signal.SIGKILL, 0)
         assert code in allowed or run.never_began, (kind, code, run.log.read_text()[-3000:])
 
     def stop(self) -> None:
-        """Leave nothing behind."""
+        """Kill all runs and remove their files."""
         for run in self.runs:
             run.stop()
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
 def part_writes(written: dict[str, list[str]]) -> Iterator[list[str]]:
-    """Give the different bytes that were tried for each part."""
+    """Return the checksums of the bytes written for each part."""
     return (tried for path, tried in written.items() if path.endswith(".parquet") and "/table/" in path and "/_" not in path)
 
 
@@ -199,7 +198,7 @@ def places(rows: Rows) -> Counter[tuple[str, int, int]]:
     return Counter((row["shard"], row["row"], row["chunk"]) for row in rows)
 
 
-def test_rounds_of_damage_lose_nothing_and_write_nothing_twice(chaos: Chaos, repository: str) -> None:
+def test_faults_neither_lose_nor_duplicate_rows(chaos: Chaos, repository: str) -> None:
     before = chaos.proxy.counts()
     source = Source(chaos.site.corpus, chaos.draw)
     source.fill()
@@ -211,7 +210,7 @@ def test_rounds_of_damage_lose_nothing_and_write_nothing_twice(chaos: Chaos, rep
         if chaos.draw.random() < 0.5:
             chaos.counts["Ray's agents left behind"] += run.wait_for_workers_to_go(60)
         if read_table(Location(chaos.site.table_uri)):
-            assert max(places(chaos.site.rows()).values()) == 1, "in no version is a row twice"
+            assert max(places(chaos.site.rows()).values()) == 1, "no version has a duplicate row"
     finish(chaos, repository)
     fresh = replace(chaos.site, table_uri=f"{chaos.site.table_uri}-fresh")
     assert chaos.start(repository, fresh).wait() == 0
@@ -232,7 +231,7 @@ def test_rounds_of_damage_lose_nothing_and_write_nothing_twice(chaos: Chaos, rep
 
 
 def finish(chaos: Chaos, repository: str) -> None:
-    """Let a run end by itself, still on the bad connection, and see that the next one has nothing to do."""
+    """Let a run end by itself, still on the bad connection, and check that the next one has nothing to do."""
     for _ in range(3):
         run = chaos.start(repository)
         if run.wait() == 0:
@@ -246,7 +245,7 @@ def finish(chaos: Chaos, repository: str) -> None:
 
 
 def compare(site: Site, fresh: Site) -> dict[str, int]:
-    """Compare a table that went through it all with one that did not: every column, the vectors, the quarantine."""
+    """Compare all columns, vectors and the quarantine with those of an undisturbed table."""
     mine, theirs = site.rows(), fresh.rows()
     lost, many = places(theirs) - places(mine), places(mine) - places(theirs)
     report = {
@@ -254,24 +253,12 @@ def compare(site: Site, fresh: Site) -> dict[str, int]:
         "rows lost": lost.total(),
         "rows too many": many.total(),
         "rows twice": sum(count - 1 for count in places(mine).values()),
-        "quarantined": len(
-            quarantine_file(
-                fresh,
-            )
-        ),
+        "quarantined": len(fresh.quarantine()),
     }
     if not lost and not many:
         plain = [[{name: row[name] for name in row if name != "embedding"} for row in rows] for rows in (mine, theirs)]
         assert plain[0] == plain[1]
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-        rejects = [
-            sorted(
-                json.dumps(row, sort_keys=True)
-                for row in quarantine_file(
-                    each,
-                )
-            )
-            for each in (site, fresh)
-        ]
+        rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
         assert rejects[0] == rejects[1]
     return report

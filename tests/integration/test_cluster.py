@@ -1,4 +1,4 @@
-"""A cluster of several nodes, each with its own processes: a node dies and nothing is lost; a submitted job's exit code comes through."""
+"""A cluster of several nodes, each with its own processes: no row is lost with a node, and a submitted job keeps its exit code."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from embedder.core.storage import Location
 from embedder.demo.s3_server import free_ports
 from embedder.observe.metrics import METRICS
 from embedder.table.history import read_history
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run
 
@@ -30,7 +29,7 @@ START_SECONDS = 120
 
 @contextmanager
 def run_cluster(*nodes: dict[str, int]) -> Iterator[tuple[str, list, str]]:
-    """Start a head without CPUs and workers with these resources; give the address, the workers, and the head's metrics page."""
+    """Start a head without CPUs and workers with these resources; yield the address, the workers, and the head's metrics page."""
     from ray.cluster_utils import Cluster
 
     patience = {"metrics_report_interval_ms": 1000}
@@ -67,7 +66,7 @@ def wait_for_parts(site: Site, run: Run, count: int) -> None:
     pytest.fail(f"the run ended before it had {count} parts:\n{run.log.read_text()[-3000:]}")
 
 
-def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site, repository: str, tmp_path: Path) -> None:
+def test_a_node_that_dies_in_a_run_loses_no_rows(filled_site: Site, repository: str, tmp_path: Path) -> None:
     site = filled_site
     with run_cluster({"num_cpus": 1}, {"num_cpus": 1}) as (address, workers, metrics_page):
         run = start_run(repository, flags(site), tmp_path / "log", {"RAY_ADDRESS": address, "EMBEDDER_LOG": "json"})
@@ -77,24 +76,17 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
             assert run.wait() == 0, run.log.read_text()[-3000:]
         finally:
             run.stop()
-        told = urllib.request.urlopen(metrics_page, timeout=30).read().decode()
+        metrics = urllib.request.urlopen(metrics_page, timeout=30).read().decode()
     rows = site.rows()
     assert {row["doc_id"] for row in rows} == {each["id"] for number in range(3) for each in documents(100 * number, 40)}
     assert len({(row["doc_id"], row["chunk"]) for row in rows}) == len(rows)
-    assert (
-        len(
-            quarantine_file(
-                site,
-            )
-        )
-        == 3
-    )
+    assert len(site.quarantine()) == 3
 
     (event,) = read_history(Location(site.table_uri), 5)
     lines = [json.loads(line) for line in run.log.read_text().splitlines() if line.startswith("{")]
     assert {line["run_id"] for line in lines if line["message"].startswith("run ")} == {event.figures["run_id"]}
     known = {f"ray_{metric.name}" + ("_total" if metric.kind == "counter" else "") for metric in METRICS}
-    named = set(re.findall(r"^(ray_embedder_\w+)\{", told, re.MULTILINE))
+    named = set(re.findall(r"^(ray_embedder_\w+)\{", metrics, re.MULTILINE))
     assert named <= known
     assert named >= {"ray_embedder_documents_total", "ray_embedder_tokens_total", "ray_embedder_done_share"}
 
@@ -102,7 +94,7 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
 def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, repository: str, tmp_path: Path) -> None:
     site, notes = filled_site, tmp_path / "notes"
     notes.mkdir()
-    # two actors take half a GPU and one CPU each, which leaves nothing on that node for readers
+    # two actors take half a GPU and one CPU each, which leaves no CPU on that node for readers
     shared = ["--compute.device=cuda", "--compute.num_gpus=0.5", "--compute.actors=2"]
     with run_cluster({"num_cpus": 2, "num_gpus": 1}, {"num_cpus": 1}) as (address, workers, _):
         command = [sys.executable, "-m", "tests.integration.made_up_gpus", str(notes), *flags(site), *shared]
@@ -122,13 +114,13 @@ def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, reposi
 
 @contextmanager
 def run_ray(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a head that asks for a token, by `ray start`; give the environment in which jobs are submitted to it."""
+    """Start a head that requires a token, by `ray start`; yield the environment for submitting jobs to it."""
     port, dashboard, agent, client = free_ports(4)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "for-this-test-only-" + "0" * 32, "PATH": path}
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
-    # sockets of Unix have short paths, shorter than those of pytest's folders
+    # paths of Unix sockets are limited, and pytest's folders are too long
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
         head = start_marked([*command, "--num-cpus=2", f"--temp-dir={short}"], str(folder), folder / "ray.log", environment)
         try:

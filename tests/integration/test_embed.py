@@ -17,7 +17,6 @@ from embedder.pipeline.pool import Pool
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.search.query_encoder import QueryEncoder
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 pytestmark = pytest.mark.ray
@@ -50,7 +49,7 @@ def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     assert (vectors_of(rows) * wanted_ND).sum(axis=1).min() > 0.99999
 
 
-def test_an_actor_with_two_units_at_a_time_gives_the_same_table(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_with_two_units_at_a_time_makes_the_same_table(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(local_site)
     local_site.embed(source={"rows_per_unit": 2})
     expected = local_site.rows()
@@ -70,18 +69,13 @@ def test_an_actor_with_two_units_at_a_time_gives_the_same_table(local_site: Site
 
 
 @on_s3
-def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Site) -> None:
+def test_bad_records_are_quarantined_with_a_reason(site: Site) -> None:
     good = documents(0, 2)
     site.corpus.put("a.jsonl", [good[0], {"id": "null", "text": None}, {"id": "blank", "text": " \n"}, "{not json", {"id": "n", "text": 3},
                                 {"text": "no id"}, {"id": "d0", "text": "again"}, b'{"id": "x", "text": "\xff"}', good[1]])  # fmt: skip
     summary = site.embed()
     assert {row["doc_id"] for row in site.rows()} == {"d0", "d1"}
-    reasons = {
-        row["row"]: row["reason"]
-        for row in quarantine_file(
-            site,
-        )
-    }
+    reasons = {row["row"]: row["reason"] for row in site.quarantine()}
     assert reasons == {
         1: "null_text", 2: "empty_text", 3: "malformed", 4: "not_text", 5: "missing_id", 6: "duplicate_id", 7: "undecodable",
     }  # fmt: skip
@@ -90,16 +84,11 @@ def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Sit
     assert not summary.failures
     site.corpus.put("a.jsonl", good)
     site.embed()
-    assert (
-        quarantine_file(
-            site,
-        )
-        == []
-    ), "the quarantine follows the source too"
+    assert site.quarantine() == [], "the quarantine follows the source too"
 
 
 @on_s3
-def test_another_spec_is_refused_by_its_differences_and_swapped_when_told_to(site: Site) -> None:
+def test_another_spec_is_refused_with_its_differences_unless_replace_is_set(site: Site) -> None:
     fill(site)
     site.embed()
     with pytest.raises(ConfigError, match=r"depth: 6 → 3; dim: 384 → 32.*output.replace"):
@@ -110,9 +99,7 @@ def test_another_spec_is_refused_by_its_differences_and_swapped_when_told_to(sit
     assert site.embed(embedding={"depth": 3, "dim": 32}).did_nothing
 
 
-def test_a_table_in_float8_takes_no_exact_vectors_and_is_searched_by_exact_queries(
-    local_site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_float8_table_refuses_exact_vectors_and_is_searched_by_exact_queries(local_site: Site, caplog: pytest.LogCaptureFixture) -> None:
     fill(local_site)
     coarse = {"embedding": {"float8": True}, "compute": {"dtype": "auto"}}
     local_site.embed(**coarse)
@@ -145,20 +132,20 @@ def test_a_text_longer_than_the_token_budget_is_embedded(local_site: Site) -> No
     assert summary.stats.chunks == len(local_site.rows()) > 12
 
 
-def test_without_chunking_a_document_is_one_row_and_a_cut_one_is_counted(local_site: Site) -> None:
+def test_without_chunking_a_document_is_one_row_and_truncation_is_counted(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 10))
     summary = local_site.embed(chunking={"enabled": False, "max_tokens": 32, "overlap_tokens": 0})
     assert [row["num_chunks"] for row in local_site.rows()] == [1] * 10
     assert summary.stats.truncated == sum(len(document["text"].split()) > 30 for document in documents(0, 10)) == 8
 
 
-def test_ids_default_to_the_place_of_the_record(local_site: Site) -> None:
+def test_ids_default_to_shard_and_row(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 2))
     local_site.embed(source={"id_column": None})
     assert [row["doc_id"] for row in local_site.rows()] == [f"{local_site.corpus.uri}/a.jsonl#{number}" for number in range(2)]
 
 
-def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) -> None:
+def test_an_encoder_of_another_space_is_refused_by_the_stored_probe(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 2))
     local_site.embed()
     prepared = prepare_run(local_site.config())
@@ -175,7 +162,7 @@ def test_a_stored_probe_refuses_an_encoder_of_another_space(local_site: Site) ->
         run_embed(dataclasses.replace(prepared, table=other))
 
 
-def test_metadata_keeps_its_types_and_does_not_disturb_later_runs(local_site: Site) -> None:
+def test_metadata_keeps_its_types_over_later_runs(local_site: Site) -> None:
     day = datetime(2024, 5, 1, 12, tzinfo=UTC)
     rich = {"tags": ["a", None], "year": 1999, "score": 0.5, "seen": True, "origin": {"place": "x", "ids": [1, 2]}, "at": day}
     local_site.corpus.put("a.parquet", [document | rich for document in documents(0, 5)])

@@ -1,4 +1,4 @@
-"""Damage done to real runs: killed drivers, terminated drivers, an emptied source. Nothing is lost and nothing is twice."""
+"""Faults in real runs: killed drivers, terminated drivers, an emptied source. No row is lost or duplicated."""
 
 import os
 import signal
@@ -14,14 +14,13 @@ import pytest
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.storage import Location
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.ray
 
 
 def start(site: Site, repository: str, address: str = "local") -> subprocess.Popen[str]:
-    """Start the job in a process of its own, as a user does, with a Ray of its own or on a cluster that is there."""
+    """Start the job as a user does, with its own Ray or on a running cluster."""
     flags = [
         f"--source.uri={site.corpus.uri}", "--source.id_column=id", "--source.metadata_columns", "topic", "meta.url",
         "--source.rows_per_unit=10",
@@ -36,7 +35,7 @@ def start(site: Site, repository: str, address: str = "local") -> subprocess.Pop
 
 
 def wait_for_parts(site: Site, process: subprocess.Popen[str], count: int) -> None:
-    """Wait until the run has written so many parts, which is after its start and before its commit."""
+    """Wait until the run has written so many parts, and before its commit."""
     deadline = time.monotonic() + 120
     folder = Path(site.table_uri)
     while time.monotonic() < deadline and process.poll() is None:
@@ -47,7 +46,7 @@ def wait_for_parts(site: Site, process: subprocess.Popen[str], count: int) -> No
 
 
 def check_whole(site: Site, undisturbed: Site) -> None:
-    """Compare with the table of a run that nothing happened to."""
+    """Compare with the table of an undisturbed run."""
     rows = site.rows()
     plain = [{name: value for name, value in row.items() if name != "embedding"} for row in rows]
     assert plain == [{name: value for name, value in row.items() if name != "embedding"} for row in undisturbed.rows()]
@@ -56,7 +55,7 @@ def check_whole(site: Site, undisturbed: Site) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, minilm: str, ray_session: None) -> Site:
-    """A corpus, and the table of a run that nothing happened to."""
+    """A corpus, and the table of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
     site = Site(Corpus(f"{folder}/corpus"), f"{folder}/table", minilm)
     for number in range(3):
@@ -67,32 +66,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, minilm: str, ray_sessi
 
 @pytest.fixture
 def disturbed(undisturbed: Site, tmp_path: Path) -> Site:
-    """The same corpus, and no table yet."""
+    """The same corpus, without a table."""
     return replace(undisturbed, table_uri=str(tmp_path / "table"))
 
 
-def test_a_driver_killed_again_and_again_loses_nothing(disturbed: Site, undisturbed: Site, repository: str) -> None:
+def test_a_driver_killed_repeatedly_loses_no_rows(disturbed: Site, undisturbed: Site, repository: str) -> None:
     for count in (2, 15):
         process = start(disturbed, repository)
         wait_for_parts(disturbed, process, count)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert read_table(Location(disturbed.table_uri)) is None, "nothing half is published"
-    # while workers of the last one may still write
+        assert read_table(Location(disturbed.table_uri)) is None, "no partial result is published"
+    # while workers of the killed run may still write
     summary = disturbed.embed()
     assert summary.version == 0
     check_whole(disturbed, undisturbed)
-    assert (
-        len(
-            quarantine_file(
-                disturbed,
-            )
-        )
-        == 6
-    )
+    assert len(disturbed.quarantine()) == 6
 
 
-def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str) -> None:
+def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, undisturbed: Site, repository: str) -> None:
     process = start(disturbed, repository)
     wait_for_parts(disturbed, process, 3)
     process.send_signal(signal.SIGTERM)
@@ -106,7 +98,7 @@ def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, un
     check_whole(disturbed, undisturbed)
 
 
-def test_of_two_runs_at_once_the_table_holds_everything_once(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
+def test_two_runs_at_once_write_every_row_once(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
     runs = [start(disturbed, repository, ray_address) for _ in range(2)]
     outcomes = [(*run.communicate(timeout=240), run.returncode) for run in runs]
     codes = sorted(code for _, _, code in outcomes)
@@ -117,7 +109,7 @@ def test_of_two_runs_at_once_the_table_holds_everything_once(disturbed: Site, un
     check_whole(disturbed, undisturbed)
 
 
-def test_a_source_that_lost_most_of_its_documents_is_not_followed_without_insisting(local_site: Site) -> None:
+def test_a_source_that_lost_most_of_its_documents_is_refused_by_default(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 30))
     local_site.corpus.put("b.jsonl", documents(30, 10))
     local_site.embed()

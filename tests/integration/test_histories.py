@@ -1,6 +1,6 @@
-"""Over random histories of edits a refreshed table equals a fresh one, and costs the encoder only texts it has not seen.
+"""Over random histories of edits, a refreshed table equals a fresh one, and only unseen texts are embedded.
 
-The stages run here one after the other in this process: what Ray adds is tested elsewhere.
+The stages run one after the other in this process, without Ray.
 """
 
 import json
@@ -23,11 +23,10 @@ from embedder.core.storage import Location
 from embedder.core.units import Task
 from embedder.model.encoder import Encoder
 from embedder.pipeline.actors import EncoderActor
-from embedder.pipeline.graph import Landed, Pool, landed
-from embedder.pipeline.rows import StageContext
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, sentences
 
 pytestmark = pytest.mark.slow
@@ -35,22 +34,22 @@ pytestmark = pytest.mark.slow
 POOL = Pool("cpu", "float32", 2048, (1, 1), 0.0, 1.0, 1, 1.0)
 NAMES = ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")
 BLANK = 7
-"""The number of a document that is quarantined."""
+"""Number of a quarantined document."""
 
 records = st.tuples(st.integers(0, 9), st.sampled_from(["x", "y"]))
 shards = st.lists(records, min_size=1, max_size=8, unique_by=lambda record: record[0])
 corpora = st.dictionaries(st.sampled_from(NAMES), shards, min_size=1)
 
 
-def embed_serially(tasks: list[Task], plan: Plan, job: StageContext, pool: Pool) -> Iterator[Landed]:
-    actor = EncoderActor(job, POOL)
+def embed_serially(tasks: list[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
+    actor = EncoderActor(context, POOL)
     for task in tasks:
-        for row in prepare_units(task_row(task, plan), job):
-            yield landed(write_unit(actor(row), job))
+        for row in prepare_units(task_row(task, plan), context):
+            yield write_unit(actor(row), context)
 
 
 def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, Any]]:
-    """A document's text depends on its number alone, so that it is the same wherever it moves."""
+    """Return rows whose text depends on the document's number alone, so that it is the same in every shard."""
     texts = {number: "  " if number == BLANK else sentences(number, 3 + 25 * (number % 3)) for number, _ in content}
     return [{"id": f"{name}-{number}", "text": texts[number], "topic": topic, "meta": {"url": name}} for number, topic in content]
 
@@ -104,7 +103,7 @@ def test_a_refreshed_table_equals_a_fresh_one_compacted_or_not(
 
 
 def num_moved_beside(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Count documents that a changed shard took from one that did not change: its parts stay, and are not looked into."""
+    """Count documents that a changed shard took from an unchanged one, whose parts are kept and not indexed."""
     unchanged = {number for name, content in before.items() if after.get(name) == content for number, _ in content}
     return sum(number in unchanged for name, content in after.items() if before.get(name) != content for number, _ in content)
 
@@ -115,13 +114,5 @@ def assert_equal(site: Site, fresh: Site) -> None:
     assert plain[0] == plain[1]
     if mine:
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-    rejects = [
-        sorted(
-            json.dumps(row, sort_keys=True)
-            for row in quarantine_file(
-                each,
-            )
-        )
-        for each in (site, fresh)
-    ]
+    rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
     assert rejects[0] == rejects[1]

@@ -1,9 +1,8 @@
-"""A table as a user looks after it: compacted, vacuumed, checkpointed and checked between runs, it still follows its source."""
+"""A table that is compacted, vacuumed, checkpointed and checked between runs still follows its source."""
 
 import pytest
 
 from embedder.core.storage import Store
-from embedder.table.parts import quarantine_file
 from jobs.diff import main as diff
 from jobs.maintain import main as maintain
 from tests.integration.conftest import Site, documents
@@ -11,7 +10,7 @@ from tests.integration.conftest import Site, documents
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_a_table_that_is_looked_after_still_follows_its_source(local_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_maintained_table_still_follows_its_source(local_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site = local_site
     odd = [{"id": "spaces", "text": "  a text \n that begins  and ends with space  "}, {"id": "emoji", "text": "🦊 " * 70}, "{malformed"]
     site.corpus.put("a.jsonl.gz", [*documents(0, 35), *odd])
@@ -19,19 +18,14 @@ def test_a_table_that_is_looked_after_still_follows_its_source(local_site: Site,
     site.embed()
     rows, rejects = (
         site.rows(),
-        quarantine_file(
-            site,
-        ),
+        site.quarantine(),
     )
     assert maintain([site.table_uri, "--compact", "--vacuum", "--checkpoint", "--check", "--deep"]) == 0
-    said = capsys.readouterr().out
-    assert "every row read: no fault" in said
+    assert "every row read: no fault" in capsys.readouterr().out
     assert len(site.delta().file_uris()) < 6
     assert (
         site.rows(),
-        quarantine_file(
-            site,
-        ),
+        site.quarantine(),
     ) == (rows, rejects)
     assert site.embed().did_nothing
     assert diff([site.table_uri, "--from_version", "0", "--rows"]) == 0

@@ -1,4 +1,4 @@
-"""What happens when the machine lets a run down: a full disk, dead workers, a clock that jumps, a source that is gone."""
+"""Failures of the machine: a full disk, dead workers, a clock that jumps, a missing source."""
 
 import json
 import shutil
@@ -15,7 +15,6 @@ import pytest
 from embedder.core.errors import ConfigError
 from embedder.core.storage import Location
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
 
@@ -37,7 +36,7 @@ def parts_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_disk() -> list[str]:
-    """How to run a shell command in which a small disk can be mounted."""
+    """A command prefix that runs a shell which can mount a small disk."""
     command = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
     if shutil.which("unshare") is None or subprocess.run([*command, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
         pytest.skip("no user namespaces here, so no small disk can be mounted")
@@ -53,20 +52,20 @@ name=freed; run "$@"
 """
 
 
-def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_goes_on(site_of_size: Site, small_disk: list[str], repository: str) -> None:
+def test_a_full_disk_ends_the_run_and_the_next_one_resumes(site_of_size: Site, small_disk: list[str], repository: str) -> None:
     logs = Path(site_of_size.table_uri).parent / "logs"
     logs.mkdir()
     command = [*small_disk, DISK_FULL, "sh", sys.executable, "-m", "jobs.embed", *flags_of(site_of_size)]
     environment = {"TABLE": site_of_size.table_uri, "LOGS": str(logs)}
     subprocess.run(["env", *(f"{name}={value}" for name, value in environment.items()), *command], cwd=repository, check=True)
-    said = (logs / "full.log").read_text()
-    assert (logs / "full.status").read_text().strip() == "1", said
-    assert "no space left on device; free some and run again, finished parts are kept" in said.splitlines()[-1]
-    assert said.splitlines()[-1].startswith(site_of_size.table_uri)
-    assert "Traceback" not in said
+    output = (logs / "full.log").read_text()
+    assert (logs / "full.status").read_text().strip() == "1", output
+    assert "no space left on device; free some and run again, finished parts are kept" in output.splitlines()[-1]
+    assert output.splitlines()[-1].startswith(site_of_size.table_uri)
+    assert "Traceback" not in output
     before, after = parts_of(logs / "full"), parts_of(logs / "freed")
-    assert before, "it was in the middle of the run"
-    assert read_table(Location(str(logs / "full"))) is None, "nothing half is published"
+    assert before, "the disk was full in the middle of the run"
+    assert read_table(Location(str(logs / "full"))) is None, "no partial result is published"
     assert not [path.name for path in (logs / "full").rglob("*.tmp")]
     for name in before:
         pq.read_table(logs / "full" / name)
@@ -80,7 +79,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_goes_on(site_of_size
 
 @pytest.fixture
 def site_of_size(tmp_path: Path, make_site: Callable[[str], Site]) -> Site:
-    """A site whose table takes about half a megabyte; its runs have a Ray of their own."""
+    """A site whose table takes about half a megabyte; its runs start their own Ray."""
     site = make_site(str(tmp_path))
     site.corpus.put("a.jsonl", documents(0, 60))
     site.corpus.put("b.parquet", documents(60, 60))
@@ -97,7 +96,7 @@ def test_a_disk_that_cannot_be_written_is_refused_by_name(tmp_path: Path, small_
 
 
 @pytest.mark.parametrize("kind", ["encoder", "reader"])
-def test_a_run_whose_worker_is_killed_ends_well_by_itself(site_of_size: Site, repository: str, tmp_path: Path, kind: str) -> None:
+def test_a_run_whose_worker_is_killed_succeeds(site_of_size: Site, repository: str, tmp_path: Path, kind: str) -> None:
     run = start_run(repository, flags_of(site_of_size), tmp_path / "log", {})
     try:
         assert run.wait_and_kill_worker(kind), run.log.read_text()
@@ -111,7 +110,7 @@ def test_a_run_whose_worker_is_killed_ends_well_by_itself(site_of_size: Site, re
 
 
 def shift_log(table: Path, seconds: int) -> None:
-    """Make the commits say that they were made at another time."""
+    """Shift the timestamps of all commits."""
     for entry in table.glob("_delta_log/*.json"):
         actions = [json.loads(line) for line in entry.read_text().splitlines()]
         for action in actions:
@@ -144,7 +143,7 @@ def test_a_clock_that_jumps_a_day_neither_loses_nor_repeats_work(local_site: Sit
     assert local_site.rows(version=0) == before, "versions are counted, not dated"
 
 
-def test_a_source_that_is_gone_empties_the_table_only_when_told_to(local_site: Site) -> None:
+def test_an_empty_source_empties_the_table_only_if_allowed(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", [*documents(0, 12), {"id": "blank", "text": " "}])
     local_site.embed()
     rows = len(local_site.rows())
@@ -154,19 +153,13 @@ def test_a_source_that_is_gone_empties_the_table_only_when_told_to(local_site: S
     assert len(local_site.rows()) == rows
     summary = local_site.embed(output={"max_removed_fraction": 1.0})
     assert (summary.rows, summary.version) == (0, 1)
-    assert (
-        local_site.rows()
-        == quarantine_file(
-            local_site,
-        )
-        == []
-    )
+    assert local_site.rows() == local_site.quarantine() == []
     assert local_site.embed(output={"max_removed_fraction": 1.0}).did_nothing
     local_site.corpus.put("a.jsonl", documents(0, 12))
     local_site.embed()
     assert {row["doc_id"] for row in local_site.rows()} == {f"d{number}" for number in range(12)}
 
 
-def test_a_source_that_was_never_there_is_refused_without_a_word_of_removing(local_site: Site) -> None:
+def test_a_source_that_never_existed_is_refused_without_mentioning_removal(local_site: Site) -> None:
     with pytest.raises(ConfigError, match=r"no file is there; give a folder, glob or file that has some$"):
         local_site.embed(output={"max_removed_fraction": 1.0})

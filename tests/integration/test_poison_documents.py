@@ -1,4 +1,4 @@
-"""Documents that take a worker down each time: they are found and set aside, and the run ends."""
+"""Documents that kill their worker every time are isolated and quarantined, and the run succeeds."""
 
 import os
 import signal
@@ -16,19 +16,18 @@ from embedder.model.results import Encoded
 from embedder.pipeline import stages
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import Row, StageContext
-from embedder.table.parts import quarantine_file
+from embedder.pipeline.rows import PreparedRow, StageContext, TaskRow
 from embedder.text.tokenizing import load_tokenizer
 from tests.integration.conftest import Site, documents
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 WORD, TOKEN = "zebra", 29145
-"""A word of one token that no other document holds."""
+"""A word of one token that occurs in no other document."""
 
 
 class FragileActor(EncoderActor):
-    """Dies of the word."""
+    """Dies at the word."""
 
     def encode(self, chunks: pa.Table) -> Encoded:
         if pc.any(pc.equal(chunks["token_ids"].combine_chunks().flatten(), TOKEN)).as_py():
@@ -37,10 +36,10 @@ class FragileActor(EncoderActor):
 
 
 class FailingDeviceActor(EncoderActor):
-    """Has a device that fails at the word."""
+    """Raises a device error at the word."""
 
-    def __init__(self, job: StageContext, pool: Pool) -> None:
-        super().__init__(job, pool)
+    def __init__(self, context: StageContext, pool: Pool) -> None:
+        super().__init__(context, pool)
         encode = self.encoder.encode
 
         def fail(token_ids: pa.ListArray, token_budget: int) -> Encoded:
@@ -51,8 +50,8 @@ class FailingDeviceActor(EncoderActor):
         self.encoder.encode = fail
 
 
-def fragile_units(row: Row, job: StageContext) -> Iterator[dict[str, Any]]:
-    """Read units in a worker that dies of the word."""
+def fragile_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
+    """Read units in a worker that dies at the word."""
     chunk_counted = stages.chunk_counted
 
     def die(documents: pa.Table, *rest: Any) -> pa.Table:
@@ -62,7 +61,7 @@ def fragile_units(row: Row, job: StageContext) -> Iterator[dict[str, Any]]:
 
     stages.chunk_counted = die
     try:
-        yield from stages.prepare_units(row, job)
+        yield from stages.prepare_units(row, context)
     finally:
         stages.chunk_counted = chunk_counted
 
@@ -72,15 +71,15 @@ def marks(site: Site) -> list[str]:
 
 
 def put_documents(site: Site) -> set[str]:
-    """Write two shards, one of them with a killer; give the ids of the others."""
-    killer = {"id": "killer", "text": f"a {WORD} crosses", "topic": "x", "meta": {"url": "u"}}
-    site.corpus.put("a.jsonl", [*documents(0, 14), killer, *documents(14, 8)])
+    """Write two shards, one with a poison document; return the ids of the others."""
+    poison = {"id": "poison", "text": f"a {WORD} crosses", "topic": "x", "meta": {"url": "u"}}
+    site.corpus.put("a.jsonl", [*documents(0, 14), poison, *documents(14, 8)])
     site.corpus.put("b.parquet", documents(30, 25))
     return {f"d{number}" for number in (*range(22), *range(30, 55))}
 
 
 @pytest.mark.parametrize("actor", [FragileActor, FailingDeviceActor])
-def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_others_are_embedded(
+def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined(
     local_site: Site, monkeypatch: pytest.MonkeyPatch, actor: type[EncoderActor]
 ) -> None:
     ids = put_documents(local_site)
@@ -90,12 +89,9 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_
     monkeypatch.setattr("embedder.pipeline.graph.EncoderActor", actor)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert {row["doc_id"] for row in local_site.rows()} == ids
-    assert [
-        (row["doc_id"], row["reason"], row["excerpt"])
-        for row in quarantine_file(
-            local_site,
-        )
-    ] == [("killer", "kills_encoder", f"a {WORD} crosses")]
+    assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
+        ("killer", "kills_encoder", f"a {WORD} crosses")
+    ]
     assert summary.reasons == {"kills_encoder": 1}
     assert summary.stats.documents == len(ids) + 1
     assert marks(local_site) == []
@@ -105,11 +101,11 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_
 
 def test_a_shard_that_kills_its_reader_is_reported_and_the_others_are_published(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     local_site.corpus.put("a.jsonl", [{"id": "pad", "text": "x" * 300_000, "topic": "x", "meta": {"url": "u"}}, *documents(0, 12)])
-    local_site.corpus.put("b.jsonl", [{"id": "killer", "text": WORD + " x" * 150_000, "topic": "x", "meta": {"url": "u"}}])
+    local_site.corpus.put("b.jsonl", [{"id": "poison", "text": WORD + " x" * 150_000, "topic": "x", "meta": {"url": "u"}}])
     monkeypatch.setattr("embedder.pipeline.graph.prepare_units", fragile_units)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert [message.partition(":")[2] for message in summary.failures.values()] == [
         " reading on from row 0 took its worker down 1 times; look at the records there, or run again to try anew"
     ]
     assert {row["doc_id"] for row in local_site.rows()} == {"pad", *(f"d{number}" for number in range(12))}
-    assert marks(local_site) == [], "the next run tries anew"
+    assert marks(local_site) == [], "the next run tries again"

@@ -1,4 +1,4 @@
-"""The Ray that other tests stand on: its workers see what this process sees."""
+"""The Ray of other tests, whose workers see this process's environment, and the start of Ray beside imports."""
 
 import os
 import subprocess
@@ -27,25 +27,25 @@ def test_workers_are_other_processes(ray_session: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone() -> subprocess.CompletedProcess[str]:
-    """What a process prints that begins a run, without the Ray of other tests, while a thread of it counts on stderr."""
+def output() -> subprocess.CompletedProcess[str]:
+    """Output of a process that starts a run without the Ray of other tests, while one of its threads counts on stderr."""
     code = (
         "import atexit, os, ray, sys, threading, time\n"
         "from embedder.config.embed import EmbedConfig\n"
-        "from embedder.run.embed import begin_run\n"
-        "atexit.register(lambda: print('is up' if ray.is_initialized() else 'has ended'))  # goes between ours and Ray's\n"
-        "begun = threading.Event()\n"
+        "from embedder.run.embed import warm_up\n"
+        "atexit.register(lambda: print('is up' if ray.is_initialized() else 'has ended'))  # runs between ours and Ray's\n"
+        "warmed = threading.Event()\n"
         "def count():\n"
         "    number = 0\n"
-        "    while not begun.wait(0.01):\n"
+        "    while not warmed.wait(0.01):\n"
         "        os.write(2, f'{number}\\n'.encode())\n"
         "        number += 1\n"
         "    print(number)\n"
         "counting = threading.Thread(target=count)\n"
         "counting.start()\n"
         "assert 'transformers' not in sys.modules\n"
-        "begin_run(EmbedConfig.model_validate({'source': {'uri': 'corpus'}, 'embedding': {'model': 'm'}, 'output': {'uri': 't'}}))\n"
-        "begun.set()\n"
+        "warm_up(EmbedConfig.model_validate({'source': {'uri': 'corpus'}, 'embedding': {'model': 'm'}, 'output': {'uri': 't'}}))\n"
+        "warmed.set()\n"
         "counting.join()\n"
         "assert 'transformers.models.auto.tokenization_auto' in sys.modules\n"
         "time.sleep(1)  # a node that ends with the thread that started it has ended by now\n"
@@ -55,15 +55,15 @@ def alone() -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=alone)
 
 
-def test_a_ray_begun_beside_the_imports_of_a_model_outlives_their_thread(alone: subprocess.CompletedProcess[str]) -> None:
-    assert alone.stdout.split("\n")[1] == "works"
+def test_a_ray_started_beside_imports_outlives_their_thread(output: subprocess.CompletedProcess[str]) -> None:
+    assert output.stdout.split("\n")[1] == "works"
 
 
-def test_a_ray_of_its_own_is_ended_by_the_job_and_not_by_rays_slower_way_out(alone: subprocess.CompletedProcess[str]) -> None:
-    assert alone.stdout.endswith("has ended\n")
+def test_the_job_shuts_its_ray_down_before_rays_slower_handler(output: subprocess.CompletedProcess[str]) -> None:
+    assert output.stdout.endswith("has ended\n")
 
 
-def test_only_rays_announcement_is_kept_from_stderr_while_it_starts(alone: subprocess.CompletedProcess[str]) -> None:
-    written = int(alone.stdout.split("\n")[0])
+def test_only_rays_announcement_is_hidden_from_stderr_while_it_starts(output: subprocess.CompletedProcess[str]) -> None:
+    written = int(output.stdout.split("\n")[0])
     assert written > 10
-    assert sorted(map(int, alone.stderr.split())) == list(range(written))
+    assert sorted(map(int, output.stderr.split())) == list(range(written))

@@ -1,4 +1,4 @@
-"""The table follows its source: what is new is embedded, what is gone is removed, what breaks keeps what it had."""
+"""The table follows its source: new documents are embedded, gone ones removed, and a broken shard keeps its rows."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_table_follows_added_changed_and_removed_shards(site: Site) -> None:
 
 
 @on_s3
-def test_a_shard_that_breaks_keeps_its_previous_rows_until_it_is_whole_again(site: Site) -> None:
+def test_a_broken_shard_keeps_its_rows_until_it_can_be_read(site: Site) -> None:
     fill(site)
     site.embed()
     site.corpus.put("a.jsonl.gz", documents(50, 30))
@@ -86,7 +86,7 @@ def test_only_missing_units_of_a_dead_run_are_embedded(local_site: Site) -> None
 
 
 @on_s3
-def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
+def test_only_changed_texts_are_embedded(site: Site) -> None:
     fill(site)
     site.embed()
     before = {row["doc_id"]: row["embedding"] for row in site.rows() if row["chunk"] == 0}
@@ -97,7 +97,7 @@ def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
     summary = site.embed()
     assert summary.stats.documents - summary.stats.reused == 2
     rows = {row["doc_id"]: row for row in site.rows() if row["chunk"] == 0}
-    assert {name for name in before if rows[name]["embedding"] != before[name]} == {"d15"}, "the rest bit for bit"
+    assert {name for name in before if rows[name]["embedding"] != before[name]} == {"d15"}, "the other vectors are bit-identical"
     assert rows["d17"]["topic"] == "another topic"
     assert [row["doc_id"] for row in site.rows() if row["shard"].endswith("b.parquet") and row["chunk"] == 0][:2] == ["d99", "d12"]
     for row in site.rows():
@@ -105,13 +105,13 @@ def test_only_documents_whose_text_changed_cost_the_encoder(site: Site) -> None:
             assert documents(int(row["doc_id"][1:]), 1)[0]["text"][row["start_char"] : row["end_char"]] == row["text"]
 
 
-def test_moved_shards_and_other_columns_cost_the_encoder_nothing(local_site: Site) -> None:
+def test_moved_shards_and_other_columns_embed_nothing(local_site: Site) -> None:
     fill(local_site)
     local_site.embed()
     before = vectors_of(local_site.rows())
     local_site.corpus.remove("a.jsonl.gz")
     local_site.corpus.put("a-moved.jsonl", documents(0, 12))
-    assert local_site.embed().stats.reused == 12 + 24, "the bucket that changed is read, and its documents are known"
+    assert local_site.embed().stats.reused == 12 + 24, "the changed bucket is read, and its documents are known"
     moved = local_site.embed(source={"metadata_columns": ["topic"], "rows_per_unit": 7}, output={"store_text": False})
     assert moved.stats.reused == moved.stats.documents == 36
     assert moved.stats.tokens == 0
@@ -136,7 +136,7 @@ def numbered(*numbers: int) -> set[str]:
     return {f"d{number}" for number in numbers}
 
 
-def test_small_shards_go_on_without_those_that_cannot_be_read(local_site: Site) -> None:
+def test_a_bucket_is_published_without_its_broken_shards(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 12))
     local_site.corpus.put("e.jsonl", documents(40, 7))
     for name in ("b.parquet", "d.jsonl.gz"):
@@ -155,7 +155,7 @@ def test_small_shards_go_on_without_those_that_cannot_be_read(local_site: Site) 
     assert doc_ids(local_site) == numbered(*range(12), *range(20, 25), *range(40, 47))
 
 
-def test_a_small_shard_whose_rows_the_table_has_keeps_its_bucket_when_it_breaks(local_site: Site) -> None:
+def test_a_broken_small_shard_with_rows_in_the_table_blocks_its_bucket(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 3))
     local_site.corpus.put("e.jsonl.gz", documents(40, 7))
     local_site.embed()

@@ -1,4 +1,4 @@
-"""The rehearsal of a schedule, as `make rehearse` runs it, on a few documents a shard."""
+"""The rehearsal of a schedule, as `make rehearse` runs it, on a few documents per shard."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.tim
 PER_SHARD = 12
 
 
-def test_four_nights_leave_three_versions_and_reuse_what_did_not_change(repository: str) -> None:
+def test_four_nights_make_three_versions_and_reuse_unchanged_documents(repository: str) -> None:
     command = [sys.executable, "-m", "jobs.rehearse", "--documents_per_shard", str(PER_SHARD)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

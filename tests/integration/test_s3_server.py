@@ -1,4 +1,4 @@
-"""The S3 server that other tests stand on: put-if-absent, listing and the environment."""
+"""The S3 server of other tests: put-if-absent, listing and the environment."""
 
 import os
 
@@ -10,7 +10,7 @@ from embedder.demo.s3_server import S3Server
 pytestmark = pytest.mark.s3
 
 
-def test_first_writer_wins_and_its_bytes_stand(bucket: str) -> None:
+def test_the_first_writer_wins(bucket: str) -> None:
     uri = f"{bucket}/folder/part.bin"
     assert Store(uri).write_once(b"first")
     assert not Store(uri).write_once(b"second, and longer")
@@ -18,7 +18,7 @@ def test_first_writer_wins_and_its_bytes_stand(bucket: str) -> None:
         assert file.read() == b"first"
 
 
-def test_listing_gives_every_object_below_with_a_version(bucket: str) -> None:
+def test_a_listing_has_every_object_below_with_a_version(bucket: str) -> None:
     for name in ("b/2.txt", "a.txt"):
         Store(f"{bucket}/{name}").write_once(name.encode())
     found = Store(bucket).list_files()
@@ -31,9 +31,9 @@ def test_each_test_has_an_empty_prefix(bucket: str) -> None:
     assert Store(bucket).list_files() == []
 
 
-def test_environment_leads_to_the_server(s3_server: S3Server) -> None:
+def test_the_environment_names_the_server(s3_server: S3Server) -> None:
     assert os.environ["AWS_ENDPOINT_URL"] == s3_server.endpoint
 
 
-def test_location_takes_a_write(location: str) -> None:
+def test_a_location_can_be_written(location: str) -> None:
     assert Store(f"{location}/x").write_once(b"x")

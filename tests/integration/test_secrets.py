@@ -1,4 +1,4 @@
-"""Credentials that were put into the settings against advice leave no trace of themselves."""
+"""Credentials in the settings, against advice, are written nowhere."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ from tests.integration.conftest import Site, documents
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
-def test_a_secret_in_storage_options_stands_in_no_log_error_record_or_footer(
+def test_a_secret_in_storage_options_is_in_no_log_error_record_or_footer(
     s3_server: S3Server, bucket: str, make_site, ray_session: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG, "embedder")
     monkeypatch.setattr(logging.getLogger("embedder"), "propagate", True)
     site: Site = make_site(bucket)
     site.corpus.put("a.jsonl", [*documents(0, 12), "{bad"])
-    site.corpus.put_bytes("broken.parquet", b"PAR1 not really" + bytes(300_000))  # large: read alone, so that it costs no other
+    site.corpus.put_bytes("broken.parquet", b"PAR1 not really" + bytes(300_000))  # large, so that it shares no bucket
     secret = s3_server.secret_key
     options = {"storage_options": {"key": s3_server.access_key, "secret": secret, "endpoint_url": s3_server.endpoint}}
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):

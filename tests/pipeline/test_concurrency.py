@@ -1,4 +1,4 @@
-"""Several units at one encoder: each has a place, one under suspicion has them all, and what they spend side by side counts once."""
+"""Threads that share an encoder: shared and exclusive access, and the busy time of overlapping intervals."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ import pytest
 from embedder.pipeline.actors import BusyClock, Concurrency
 
 
-def test_so_many_have_a_place_at_a_time_and_one_that_asks_for_all_has_nobody_beside_it() -> None:
-    places, inside, seen, lock = Concurrency(2), [0], {False: set(), True: set()}, threading.Lock()
+def test_shared_access_is_bounded_and_exclusive_access_is_alone() -> None:
+    concurrency, inside, seen, lock = Concurrency(2), [0], {False: set(), True: set()}, threading.Lock()
 
     def visit(alone: bool) -> None:
-        with places.all() if alone else places.one():
+        with concurrency.exclusive() if alone else concurrency.shared():
             with lock:
                 inside[0] += 1
             time.sleep(0.002)
@@ -26,14 +26,14 @@ def test_so_many_have_a_place_at_a_time_and_one_that_asks_for_all_has_nobody_bes
     assert seen == {False: {1, 2}, True: {1}}
 
 
-def test_a_place_is_free_again_after_an_error() -> None:
-    places = Concurrency(1)
-    for take in (places.one, places.all, places.one):
-        with pytest.raises(ValueError, match="within"), take():
+def test_access_is_released_after_an_error() -> None:
+    concurrency = Concurrency(1)
+    for access in (concurrency.shared, concurrency.exclusive, concurrency.shared):
+        with pytest.raises(ValueError, match="within"), access():
             raise ValueError("within")
 
 
-def test_stretches_side_by_side_count_once_and_a_pause_not_at_all() -> None:
+def test_overlapping_intervals_count_once_and_pauses_not_at_all() -> None:
     clock = BusyClock()
     first = time.perf_counter()
     time.sleep(0.03)

@@ -1,6 +1,5 @@
-"""The pipeline without Ray: what runs on which nodes, and what the encoder's actor does with a unit that took its worker down."""
+"""The pipeline without Ray: the pool for a cluster's nodes, and the encoder actor after a unit killed its worker."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +17,10 @@ from embedder.model.encoder import Encoder
 from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
 from embedder.pipeline.actors import BusyClock, Concurrency, choose_token_budget
-from embedder.pipeline.cluster import start_ray
-from embedder.pipeline.graph import EncoderActor, ask_for, iterate
+from embedder.pipeline.cluster import Reporter, start_ray
+from embedder.pipeline.graph import EncoderActor, actor_options, iterate
 from embedder.pipeline.pool import Pool, lay_out_pool
-from embedder.pipeline.reporter import Reporter
-from embedder.pipeline.rows import Row, from_ipc, to_ipc
+from embedder.pipeline.rows import EncodedUnit, PreparedRow, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import Attempts
 
@@ -32,7 +30,7 @@ class DeathError(Exception):
 
 
 class DoomedActor(EncoderActor):
-    """Dies of each document that it is told to die of."""
+    """Dies of certain documents."""
 
     def __init__(self, folder: Location, deadly: set[int]) -> None:
         self.folder, self.deadly, self.max_attempts, self.token_budget = folder, deadly, 2, 64
@@ -44,9 +42,25 @@ class DoomedActor(EncoderActor):
         return Encoded(chunks["document"].to_numpy().astype(np.float32)[:, None], chunks.num_rows, 64)
 
 
+def set_up(actor: DoomedActor, calls: int = 1) -> DoomedActor:
+    actor.concurrency, actor.clock, actor.attempts = Concurrency(calls), BusyClock(), Attempts.listed(actor.folder)
+    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
+    return actor
+
+
+def encode(actor: DoomedActor, documents: list[int], name: str = "unit") -> EncodedUnit:
+    """Send a unit of these documents, one chunk each, through an actor."""
+    chunks = pa.table({"document": pa.array(documents, pa.int32()), "token_ids": pa.array([[1]] * len(documents))})
+    row: PreparedRow = {"key": "key", "name": name, "error": None, "broken": [], "unit": {
+        "documents": b"", "chunks": to_ipc(chunks), "reused": b"", "quarantined": b"", "stats": asdict(Stats())}}  # fmt: skip
+    unit = actor(row)["unit"]
+    assert unit is not None
+    return unit
+
+
 @pytest.fixture
 def chunks() -> pa.Table:
-    """Chunks of 40 documents, one to three each, as far as the actor looks at them."""
+    """Chunks of 40 documents, one to three each."""
     return pa.table({"document": pa.array(np.repeat(np.arange(40, dtype=np.int32), np.arange(40) % 3 + 1))})
 
 
@@ -58,7 +72,7 @@ def encode_over_deaths(folder: Location, deadly: set[int], chunks: pa.Table) -> 
             continue
 
 
-def test_chunks_and_vectors_stay_together_when_documents_are_given_up(tmp_path: Path, chunks: pa.Table) -> None:
+def test_chunks_and_vectors_stay_together_when_documents_are_quarantined(tmp_path: Path, chunks: pa.Table) -> None:
     kept, encoded, poison_documents = encode_over_deaths(Location(str(tmp_path)), {0, 17}, chunks)
     assert poison_documents == [0, 17]
     assert kept["document"].to_pylist() == [number for number in chunks["document"].to_pylist() if number not in (0, 17)]
@@ -71,7 +85,7 @@ def test_a_machine_on_which_every_document_kills_the_encoder_ends_the_run(tmp_pa
         encode_over_deaths(Location(str(tmp_path)), set(range(40)), chunks)
 
 
-def test_attempts_of_a_unit_that_fails_as_a_whole_leave_marks_of_pieces_only(tmp_path: Path, chunks: pa.Table) -> None:
+def test_a_careful_attempt_leaves_marks_of_poison_documents_only(tmp_path: Path, chunks: pa.Table) -> None:
     folder = Location(str(tmp_path))
     encode_over_deaths(folder, {5}, chunks)
     assert Attempts.listed(folder).failed("unit.5-6") == 2
@@ -87,59 +101,56 @@ def test_a_head_without_cpus_does_not_shrink_the_workers() -> None:
 
 
 @pytest.mark.parametrize("cpus", [1.0, 2.0, 3.0, 4.0, 16.0])
-def test_an_actor_that_lost_its_node_cannot_take_the_place_of_another_ones_readers(cpus: float) -> None:
+def test_no_node_has_room_for_a_second_actor_in_place_of_its_readers(cpus: float) -> None:
     pool = lay_out_pool(ComputeConfig(), [HEAD, {"CPU": cpus}, {"CPU": cpus}])
     assert 2 * pool.num_cpus > cpus
     assert pool.num_cpus + pool.reader_cpus + pool.reader_cpus / 4 <= cpus
 
 
-def test_gpus_that_are_still_to_come_are_asked_for() -> None:
+def test_gpus_of_a_growing_cluster_are_requested() -> None:
     pool = lay_out_pool(ComputeConfig(device="cuda", actors=(1, 8)), [HEAD])
     assert (pool.device, pool.actors, pool.num_gpus, pool.num_cpus, pool.reader_cpus) == ("cuda", (1, 8), 1.0, 1.0, 0.99)
 
 
 @pytest.mark.parametrize(("asked", "num_gpus", "initial"), [(None, 4.0, 4), ((1, 8), 4.0, 4), ((2, 2), 4.0, 2), ((1, 8), 0.0, 1)])
-def test_every_gpu_that_is_there_gets_its_actor_at_once(asked: tuple[int, int] | None, num_gpus: float, initial: int) -> None:
+def test_every_present_gpu_gets_its_actor_at_once(asked: tuple[int, int] | None, num_gpus: float, initial: int) -> None:
     pool = lay_out_pool(ComputeConfig(device="cuda", actors=asked), [HEAD, {"CPU": 16.0, "GPU": num_gpus}])
     assert pool.initial == initial
-    assert ask_for(pool)["compute"].initial_size == initial
+    assert actor_options(pool)["compute"].initial_size == initial
 
 
-def test_a_gpu_has_its_next_unit_at_hand_and_a_cpu_that_would_share_its_cores_has_not() -> None:
+def test_an_actor_takes_two_units_at_a_time_on_a_gpu_and_one_on_a_cpu() -> None:
     on_gpu, on_cpu = (lay_out_pool(ComputeConfig(device=device), [HEAD, {"CPU": 16.0, "GPU": 1.0}]) for device in ("cuda", "cpu"))
     assert (on_gpu.calls, on_cpu.calls) == (2, 1)
-    asked = ask_for(on_gpu)["compute"]
+    asked = actor_options(on_gpu)["compute"]
     assert (asked.max_concurrent_calls_per_actor, asked.enable_true_multi_threading) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("asked", "source_bytes", "backend"), [("auto", 249_999, "torch"), ("auto", 250_000, "auto"), ("openvino", 1, "openvino")]
 )
-def test_a_model_is_not_converted_for_a_corpus_too_small_to_give_it_back(asked: Backend, source_bytes: int, backend: Backend) -> None:
+def test_a_model_is_not_converted_for_a_corpus_too_small_for_it_to_pay(asked: Backend, source_bytes: int, backend: Backend) -> None:
     assert lay_out_pool(ComputeConfig(backend=asked), [{"CPU": 2.0}]).suited_to(source_bytes).backend == backend
 
 
-def test_a_unit_that_took_its_worker_down_too_often_is_taken_apart_with_no_other_beside_it(tmp_path: Path) -> None:
+def test_a_unit_that_killed_its_worker_too_often_is_split_while_no_other_is_encoded(tmp_path: Path) -> None:
     folder, alone = Location(str(tmp_path)), []
 
     class Watched(DoomedActor):
         def encode(self, chunks: pa.Table) -> Encoded:
-            alone.append(self.places._free._value == 0 and self.places._taking_all.locked())
+            alone.append(self.concurrency._free._value == 0 and self.concurrency._excluding.locked())
             return super().encode(chunks)
 
     for _ in range(2):
         Attempts(folder).begin("suspect")
-    actor = Watched(folder, set())
-    actor.places, actor.clock, actor.attempts = Concurrency(2), BusyClock(), Attempts.listed(folder)
-    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
-    chunks = pa.table({"document": pa.array([0, 1], pa.int32()), "token_ids": pa.array([[1], [2]])})
-    given = {name: actor({"name": name, "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats()))}) for name in ("sound", "suspect")}
-    assert [each["attempt"] for each in given.values()] == [1, 3]
-    assert alone == [False, True, True], "a sound unit as a whole, the documents of a suspect one each"
-    assert given["sound"]["codes"] == given["suspect"]["codes"]
+    actor = set_up(Watched(folder, set()), calls=2)
+    sound, suspect = encode(actor, [0, 1], "sound"), encode(actor, [0, 1], "suspect")
+    assert (sound["attempt"], suspect["attempt"]) == (1, 3)
+    assert alone == [False, True, True], "a sound unit at once, a suspect one document by document"
+    assert sound["codes"] == suspect["codes"]
 
 
-def test_a_cluster_without_any_worker_is_not_guessed_at() -> None:
+def test_a_cluster_without_a_worker_needs_settings() -> None:
     with pytest.raises(ConfigError, match=r"compute\.actors: the cluster has no worker yet"):
         lay_out_pool(ComputeConfig(), [HEAD])
 
@@ -150,7 +161,7 @@ def test_replicas_share_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(("asked", "num_gpus", "found"), [(512, 1.0, 512), (None, 2.0, 1000), (None, 0.25, 250)])
-def test_a_budget_that_was_not_set_is_found_for_the_share_of_the_gpu(asked: int | None, num_gpus: float, found: int) -> None:
+def test_a_default_budget_fits_the_actors_share_of_the_gpu(asked: int | None, num_gpus: float, found: int) -> None:
     class Shared(Encoder):
         def __init__(self) -> None:
             """Hold no model."""
@@ -161,13 +172,8 @@ def test_a_budget_that_was_not_set_is_found_for_the_share_of_the_gpu(asked: int 
     assert choose_token_budget(Shared(), Pool("cuda", "auto", asked, (1, 1), num_gpus, 1.0, 1, 1.0)) == found
 
 
-def make_row(documents: list[int]) -> Row:
-    chunks = pa.table({"document": pa.array(documents, pa.int32()), "token_ids": pa.array([[1]] * len(documents))})
-    return {"name": "unit", "chunks": to_ipc(chunks), "stats": json.dumps(asdict(Stats()))}
-
-
 class BrokenActor(DoomedActor):
-    """Gives NaN for each document that it is told to."""
+    """Computes NaN for certain documents."""
 
     def encode(self, chunks: pa.Table) -> Encoded:
         document = chunks["document"].to_numpy()
@@ -175,29 +181,22 @@ class BrokenActor(DoomedActor):
         return Encoded(vectors_ND, chunks.num_rows, 64)
 
 
-def make_broken(folder: Location, broken: set[int]) -> BrokenActor:
-    actor = BrokenActor(folder, broken)
-    actor.places, actor.clock, actor.attempts = Concurrency(1), BusyClock(), Attempts.listed(folder)
-    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
-    return actor
+def test_a_document_with_a_non_finite_vector_is_quarantined_with_all_its_chunks(tmp_path: Path) -> None:
+    unit = encode(set_up(BrokenActor(Location(str(tmp_path)), {1})), [0, 1, 1, 2])
+    assert (unit["rejected"], unit["reasons"]) == ([1], ["not_finite"])
+    assert from_ipc(unit["chunks"])["document"].to_pylist() == [0, 2]
+    assert np.frombuffer(unit["codes"], np.float32).tolist() == [0.0, 2.0]
 
 
-def test_a_document_with_a_vector_that_is_no_number_is_given_up_with_all_its_chunks(tmp_path: Path) -> None:
-    row = make_broken(Location(str(tmp_path)), {1})(make_row([0, 1, 1, 2]))
-    assert (row["given_up"], row["reasons"]) == ([1], ["not_finite"])
-    assert from_ipc(row["chunks"])["document"].to_pylist() == [0, 2]
-    assert np.frombuffer(row["codes"], np.float32).tolist() == [0.0, 2.0]
-
-
-def test_a_model_that_gives_no_numbers_ends_the_run(tmp_path: Path) -> None:
-    actor = make_broken(Location(str(tmp_path)), set(range(16)))
+def test_a_model_with_only_non_finite_vectors_ends_the_run(tmp_path: Path) -> None:
+    actor = set_up(BrokenActor(Location(str(tmp_path)), set(range(16))))
     with pytest.raises(ModelError, match=r"all 16 documents of one unit \(unit\) hold NaN or infinity"):
-        actor(make_row(list(range(16))))
+        encode(actor, list(range(16)))
     with pytest.raises(ModelError, match="the probe's vector holds NaN or infinity; advice"):
         check_probe(np.array([np.nan], np.float32), None, "advice")
 
 
-def test_what_ray_says_while_a_graph_runs_is_not_said_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rays_messages_while_a_graph_runs_are_kept_from_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     class Graph:
         def iter_batches(self, **_: object) -> Iterator[pa.Table]:
             print("(raylet) A worker died")
@@ -208,12 +207,12 @@ def test_what_ray_says_while_a_graph_runs_is_not_said_on_stdout(capsys: pytest.C
     assert capsys.readouterr() == ("figures\n", "(raylet) A worker died\n")
 
 
-def test_an_address_beyond_ascii_is_a_label_that_ray_takes() -> None:
+def test_a_uri_beyond_ascii_is_a_label_that_ray_accepts() -> None:
     Reporter({"table": "/home/müller/t#1", "run_id": "0"}).report([Sample("embedder_documents", 1.0)])
 
 
 @pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
-def test_a_ray_that_does_not_come_up_is_said_in_a_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_does_not_start_is_reported_in_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         raise Exception("the node timed out")
 
@@ -221,6 +220,6 @@ def test_a_ray_that_does_not_come_up_is_said_in_a_line(address: str, monkeypatch
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(
-        ClusterError, match=r"^Ray \(.*\): does not come up \(the node timed out\); look at RAY_ADDRESS, load, memory and disk$"
+        ClusterError, match=r"^Ray \(.*\): does not start \(the node timed out\); check RAY_ADDRESS, load, memory and disk$"
     ):
         start_ray()

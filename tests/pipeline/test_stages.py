@@ -1,4 +1,4 @@
-"""What a reader does with a shard that took its worker down, or whose worker was taken from it."""
+"""A reader retries a shard after its worker died, and reports one that kills its worker too often in one run."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,12 @@ import pytest
 
 from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
+from embedder.core.plan import Plan
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Task
 from embedder.pipeline import stages
 from embedder.pipeline.rows import StageContext
-from embedder.pipeline.stages import prepare_units
+from embedder.pipeline.stages import prepare_units, task_row
 from embedder.source.shards import list_shards
 from embedder.table.attempts import ATTEMPTS_FOLDER
 
@@ -20,7 +21,7 @@ MAX_ATTEMPTS = 3
 
 
 class DeathError(BaseException):
-    """Stands for the death of the worker: of that nothing is tidied up."""
+    """Stands for the death of the worker, after which no cleanup runs."""
 
 
 def die(_: int) -> None:
@@ -33,7 +34,7 @@ def task(tmp_path: Path) -> Task:
     return Task("0123456789abcdef", "0" * 32, list_shards(SourceConfig(uri=str(tmp_path / "a.jsonl"))).shards)
 
 
-def make_job(folder: Path, run_id: str) -> StageContext:
+def make_context(folder: Path, run_id: str) -> StageContext:
     spec = EmbeddingSpec(
         model="openai:x", base_url="http://x", revision=None, model_checksum="", depth=0, final_norm="none", pooling="mean",
         layer_norm=False, prompt="", query_prompt="", max_tokens=30, chunking=True, overlap_tokens=0, dim=8, normalize=True,
@@ -42,40 +43,40 @@ def make_job(folder: Path, run_id: str) -> StageContext:
     return StageContext(source, output, spec, "", pa.schema([]), MAX_ATTEMPTS, None, None, None, run_id)
 
 
-def read(task: Task, job: StageContext) -> tuple[int, str | None]:
-    """Give the units that come, and the error in the last row."""
-    rows = list(prepare_units({"task": task.to_json(), "done": [], "previous": []}, job))
+def read(task: Task, context: StageContext) -> tuple[int, str | None]:
+    """Return the number of rows, and the error in the last one."""
+    rows = list(prepare_units(task_row(task, Plan((task,), {}, (), (), (), {})), context))
     return len(rows), rows[-1]["error"]
 
 
-def die_reading(task: Task, job: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin, and let the worker die in the first unit: its mark stays."""
+def die_reading(task: Task, context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Die in the first unit, so that its mark stays."""
     with monkeypatch.context() as patch:
         patch.setattr(stages, "stream_units", lambda *_: map(die, [0]))
         patch.setattr(stages.Attempts, "end", lambda *_: None)
         patch.setattr(stages.Attempts, "forget", lambda *_: None)
         with pytest.raises(DeathError):
-            read(task, job)
+            read(task, context)
 
 
 def marks(tmp_path: Path) -> list[str]:
     return [path.name for path in (tmp_path / "table" / ATTEMPTS_FOLDER).glob("*")]
 
 
-def test_a_shard_that_was_in_hand_when_cluster_after_cluster_was_lost_is_read(tmp_path: Path, task: Task, monkeypatch) -> None:
+def test_a_shard_that_was_in_progress_whenever_a_cluster_was_lost_is_read(tmp_path: Path, task: Task, monkeypatch) -> None:
     for number in range(MAX_ATTEMPTS + 1):
-        die_reading(task, make_job(tmp_path, f"run{number}"), monkeypatch)
+        die_reading(task, make_context(tmp_path, f"run{number}"), monkeypatch)
     assert len(marks(tmp_path)) == MAX_ATTEMPTS + 1
-    assert read(task, make_job(tmp_path, "last")) == (3, None)
-    assert marks(tmp_path) == [], "those of the runs that died are gone too"
+    assert read(task, make_context(tmp_path, "last")) == (3, None)
+    assert marks(tmp_path) == [], "marks of the runs that died are removed too"
 
 
-def test_a_shard_that_takes_its_reader_down_too_often_in_one_run_is_reported(tmp_path: Path, task: Task, monkeypatch) -> None:
-    job = make_job(tmp_path, "run")
+def test_a_shard_that_kills_its_reader_too_often_in_one_run_is_reported(tmp_path: Path, task: Task, monkeypatch) -> None:
+    context = make_context(tmp_path, "run")
     for _ in range(MAX_ATTEMPTS):
-        die_reading(task, job, monkeypatch)
-    count, error = read(task, job)
+        die_reading(task, context, monkeypatch)
+    count, error = read(task, context)
     assert count == 1
     assert error is not None
     assert "reading on from row 0 took its worker down 3 times" in error
-    assert marks(tmp_path) == [], "the next run tries anew"
+    assert marks(tmp_path) == [], "the next run tries again"

@@ -1,4 +1,4 @@
-"""The size of a cluster follows from measured rates: by hand where it can be, in its limits where it cannot."""
+"""The size of a cluster follows from measured rates."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.run.cluster_size import Document, Fleet, describe_size, learn_document, round_down, simulate, size_fleet
+from embedder.run.cluster_size import Document, Fleet, describe_size, estimate_seconds, learn_document, round_down, size_fleet
 from jobs.size import main
 from tests.tables import MadeTable
 
@@ -28,19 +28,19 @@ def run(tokens: int, reused: int = 0, **more: Any) -> dict[str, Any]:
     return {"run_id": f"r{tokens}", "stats": stats | seconds, "spec": spec, "source_bytes": 20_000, "bytes_added": 100_000} | more
 
 
-def test_the_run_that_embedded_most_is_learned_from() -> None:
+def test_rates_come_from_the_run_that_embedded_the_most() -> None:
     found = learn_document([run(50), run(5_000), run(9_000, reused=3), {**run(20_000), "source_bytes": 0}])
     assert found.basis.startswith("run r5000: 100 documents, 5,000 tokens")
     assert (found.tokens, found.chunks, found.text_bytes, found.source_bytes) == (50, 2, 400, 200)
     assert (found.part_bytes, found.read_seconds, found.write_seconds, found.vector_bytes) == (1000, 0.02, 0.005, 256)
 
 
-def test_a_table_of_which_nothing_was_read_says_so() -> None:
+def test_a_table_without_a_measured_run_is_refused() -> None:
     with pytest.raises(CommitError, match=r"run jobs\.embed on a sample"):
         learn_document([run(50, reused=1)])
 
 
-def test_the_job_reads_the_rates_of_the_tables_own_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_reads_the_rates_of_the_tables_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     MadeTable(str(tmp_path / "table")).follow({"large": [("a", "one two", "x")]}, record=run(5_000))
     config = tmp_path / "run.yaml"
     config.write_text(f"source: {{uri: ./in}}\nembedding: {{model: m}}\noutput: {{uri: {tmp_path}/table}}\n")
@@ -70,13 +70,13 @@ def test_the_size_by_hand() -> None:
     assert text["storage"].endswith("13 MB/s in, 128 MB/s out")
 
 
-def test_a_small_corpus_is_cut_into_units_for_everyone() -> None:
+def test_a_small_corpus_is_split_into_units_for_every_encoder() -> None:
     size = size_fleet(DOCUMENT, replace(FLEET, documents=1e7))
     assert size.num_units >= 64 * 20
     assert size.busy_share > 0.9
 
 
-def test_units_are_never_so_small_that_the_driver_cannot_follow() -> None:
+def test_units_are_large_enough_for_the_driver() -> None:
     size = size_fleet(DOCUMENT, replace(FLEET, documents=1e5))
     assert size.driver_share <= 0.52
     assert size.num_units < 64
@@ -90,25 +90,25 @@ def test_a_faster_gpu_takes_larger_units_and_more_readers() -> None:
     assert fast.driver_share == pytest.approx(slow.driver_share)
 
 
-@pytest.mark.parametrize(("readers", "busy"), [(8, 0.5), (16, 1.0), (32, 1.0)])
-def test_encoders_wait_in_proportion_to_the_readers_that_are_missing(readers: int, busy: float) -> None:
-    # a unit takes a reader 10 s and an encoder 10 s; 16 encoders
-    hours, share = simulate(3_000, 16, readers, (10.0, 10.0))
-    assert share == pytest.approx(busy, rel=0.06)
-    assert hours == pytest.approx(3_000 * 10 / 16 / 3600 / busy, rel=0.06)
-
-
-def test_a_driver_that_cannot_follow_holds_everyone_back() -> None:
-    # 64 encoders at 0.1 s a unit ask for 640 units/s; the driver does 40
-    _, share = simulate(5_000, 64, 64, (0.05, 0.1))
-    assert share == pytest.approx(40 * 0.1 / 64, rel=0.05)
+@pytest.mark.parametrize(
+    ("seconds", "workers", "expected"),
+    [
+        ((10.0, 10.0), (8, 16), 3_000 * 10 / 8 + 20),  # half of the readers are missing
+        ((10.0, 10.0), (32, 16), 3_000 * 10 / 16 + 20),
+        ((0.05, 0.1, 0.025), (64, 64, 1), 3_000 * 0.025 + 0.175),  # the driver is the slowest
+    ],
+)
+def test_a_run_takes_the_time_of_its_slowest_stage_and_one_units_way(
+    seconds: tuple[float, ...], workers: tuple[int, ...], expected: float
+) -> None:
+    assert estimate_seconds(3_000, seconds, workers) == pytest.approx(expected)
 
 
 def test_a_setting_has_two_digits() -> None:
     assert [round_down(number) for number in (7.9, 45.2, 123.4, 98_765)] == [7, 45, 120, 98_000]
 
 
-def test_what_is_held_between_stages_is_as_large_as_a_real_unit() -> None:
+def test_the_estimated_bytes_between_stages_are_those_of_a_real_unit() -> None:
     from embedder.core.schema import CHUNKS, DOCUMENTS
     from embedder.pipeline.rows import to_ipc
 

@@ -1,4 +1,4 @@
-"""A dry run says what becomes of each shard by name, and what it would cost, before and after there is a history."""
+"""A dry run names each shard's state and prices the run, with and without a history."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ def site(tmp_path: Path, minilm: str) -> Site:
 
 
 def large(first: int, count: int) -> list[dict[str, Any]]:
-    """Documents that make a shard too large for a bucket."""
+    """Return documents of a shard too large for a bucket."""
     pad = "x" * (SMALL_SHARD_BYTES // count)
     return [document | {"pad": pad} for document in documents(first, count)]
 
@@ -36,13 +36,13 @@ def preview(site: Site, **sections: dict[str, Any]) -> Preview:
 def test_a_first_run_is_priced_by_a_sample(site: Site) -> None:
     site.corpus.put("a.jsonl", documents(0, 50))
     site.corpus.put("b.parquet", documents(50, 50))
-    told = preview(site)
-    assert states(told, site) == {"new": ["a.jsonl", "b.parquet"]}
-    assert told.estimate is not None
-    assert told.estimate.documents == pytest.approx(100)
-    assert told.estimate.basis == "a sample of 100 documents of 2 shards"
-    assert told.estimate.device_hours is None
-    assert "cost    unknown: set compute.tokens_per_second" in told.text()
+    shown = preview(site)
+    assert states(shown, site) == {"new": ["a.jsonl", "b.parquet"]}
+    assert shown.estimate is not None
+    assert shown.estimate.documents == pytest.approx(100)
+    assert shown.estimate.basis == "a sample of 100 documents of 2 shards"
+    assert shown.estimate.device_hours is None
+    assert "cost    unknown: set compute.tokens_per_second" in shown.text()
     assert not Path(site.table_uri).exists(), "nothing is written"
     priced = preview(site, compute={"tokens_per_second": 1_000, "price_per_device_hour_usd": 3.6})
     assert priced.estimate is not None
@@ -54,10 +54,10 @@ def test_a_first_run_is_priced_by_a_sample(site: Site) -> None:
 def test_the_sample_is_bounded_however_large_the_source(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(12):
         site.corpus.put(f"{number}.jsonl", documents(100 * number, 100))
-    told = preview(site)
-    assert told.estimate is not None
-    assert told.estimate.basis == "a sample of 200 documents of 3 shards"
-    assert told.estimate.documents == pytest.approx(1_200, rel=0.05)
+    shown = preview(site)
+    assert shown.estimate is not None
+    assert shown.estimate.basis == "a sample of 200 documents of 3 shards"
+    assert shown.estimate.documents == pytest.approx(1_200, rel=0.05)
 
 
 def test_shards_are_chosen_by_bytes() -> None:
@@ -69,16 +69,16 @@ def test_shards_are_chosen_by_bytes() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_after_a_run_each_shard_is_named_by_what_becomes_of_it(site: Site, ray_session: None) -> None:
+def test_after_a_run_each_shard_is_named_with_its_state(site: Site, ray_session: None) -> None:
     for name, first in (("same", 0), ("edited", 100), ("renamed", 200), ("left", 300)):
         site.corpus.put(f"{name}.jsonl", large(first, 20))
     site.corpus.put("small.jsonl", documents(400, 5))
     summary = site.embed()
     assert summary.source_bytes == sum(path.stat().st_size for path in Path(site.corpus.uri).iterdir())
     assert summary.actors >= 1
-    told = preview(site)
-    assert (told.estimate, states(told, site).keys()) == (None, {"unchanged"})
-    assert "read       nothing" in told.text()
+    shown = preview(site)
+    assert (shown.estimate, states(shown, site).keys()) == (None, {"unchanged"})
+    assert "read       nothing" in shown.text()
 
     corpus = Path(site.corpus.uri)
     site.corpus.put("edited.jsonl", [*large(100, 20), *documents(150, 5)])
@@ -86,19 +86,19 @@ def test_after_a_run_each_shard_is_named_by_what_becomes_of_it(site: Site, ray_s
     site.corpus.remove("left.jsonl")
     site.corpus.put("added.jsonl", large(500, 20))
     site.corpus.put("small-too.jsonl", documents(600, 5))
-    told = preview(site, compute={"tokens_per_second": 100, "price_per_device_hour_usd": 1})
+    shown = preview(site, compute={"tokens_per_second": 100, "price_per_device_hour_usd": 1})
     left = sum(row["shard"].endswith("left.jsonl") for row in site.rows())
     renamed = sum(row["shard"].endswith("renamed.jsonl") for row in site.rows())
-    found = states(told, site)
+    found = states(shown, site)
     assert found["unchanged"] == ["same.jsonl"]
     assert found["changed"] == ["edited.jsonl"]
     assert found["moved"] == ["renamed-now.jsonl"]
     assert found["new"] == ["added.jsonl", "small-too.jsonl"]
     assert found["regrouped"] == ["small.jsonl"]
-    assert told.shards["gone"] == [(f"{site.corpus.uri}/left.jsonl", left), (f"{site.corpus.uri}/renamed.jsonl", renamed)]
-    assert told.estimate is not None
-    assert told.estimate.basis == "1 earlier run"
-    assert json.loads(json.dumps(told.record()))["estimate"]["usd"]["high"] > 0
+    assert shown.shards["gone"] == [(f"{site.corpus.uri}/left.jsonl", left), (f"{site.corpus.uri}/renamed.jsonl", renamed)]
+    assert shown.estimate is not None
+    assert shown.estimate.basis == "1 earlier run"
+    assert json.loads(json.dumps(shown.record()))["estimate"]["usd"]["high"] > 0
     stats = site.embed().stats
-    assert told.estimate.embedded.low <= stats.documents - stats.quarantined - stats.reused <= told.estimate.embedded.high
-    assert told.estimate.documents == pytest.approx(stats.documents, rel=0.5)
+    assert shown.estimate.embedded.low <= stats.documents - stats.quarantined - stats.reused <= shown.estimate.embedded.high
+    assert shown.estimate.documents == pytest.approx(stats.documents, rel=0.5)

@@ -1,4 +1,4 @@
-"""Estimates are bounds: what moved costs nothing, what changed costs at most all of it, and rates come from runs of the same space."""
+"""Estimates are bounds: a moved shard embeds nothing, a changed one at most all, and rates come from runs of the same space."""
 
 from typing import Any
 
@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedder.config.compute import ComputeConfig
 from embedder.core.plan import Plan
 from embedder.core.units import PartName, Shard, Task
 from embedder.run.dry_run import describe_estimate
-from embedder.run.estimate import Price, Range, Rates, estimate_documents, estimate_work, learn_rates, learn_speed
+from embedder.run.estimate import Range, Rates, estimate_documents, estimate_work, learn_rates, learn_speed
+
+HOURLY = ComputeConfig(price_per_device_hour_usd=4)
 
 
 def record(**values: Any) -> dict[str, Any]:
@@ -26,19 +29,19 @@ def plan(read: list[Task], remove: list[PartName] | None = None, done: dict[str,
     return Plan(tuple(read), done or {}, (), (), tuple(remove or ()), {})
 
 
-def test_rates_are_those_of_whole_runs_of_the_same_space() -> None:
+def test_rates_come_from_whole_runs_of_the_same_space() -> None:
     assert learn_rates([record()], "s") == Rates(0.1, 100.0, "1 earlier run")
     others = [record(space_id="t"), record(source_bytes=0), record(failures={"k": "cut off"}), {"spec": {}, "stats": {}}]
     assert learn_rates([*others, record(), record(source_bytes=3_000)], "s") == Rates(200 / 4_000, 100.0, "2 earlier runs")
     assert learn_rates(others, "s") is None
 
 
-def test_a_run_that_embedded_nothing_says_nothing_of_tokens() -> None:
+def test_a_run_that_embedded_nothing_gives_no_rates() -> None:
     stats = {"documents": 100, "quarantined": 0, "reused": 100, "tokens": 0}
     assert learn_rates([record(stats=stats)], "s") is None
 
 
-def test_the_speed_is_that_of_one_actor_in_the_newest_run_that_has_one() -> None:
+def test_the_speed_is_that_of_one_actor_in_the_newest_run_that_measured_it() -> None:
     records = [record(space_id="t"), record(steady_tokens_per_second=None), record(actors=4), record()]
     assert learn_speed(records, "s") == 150.0
     assert learn_speed(records, "u") is None
@@ -63,17 +66,19 @@ def test_units_of_a_run_that_died_are_not_embedded_again() -> None:
 
 def test_hours_and_money_follow_from_the_speed_of_one_actor() -> None:
     work = plan([task("k", "v", 1_000)])
-    estimate = estimate_work(work, Rates(0.1, 36.0, "x"), True, speed=2.0, price=Price(4.0))
+    estimate = estimate_work(work, Rates(0.1, 36.0, "x"), True, speed=2.0, compute=HOURLY)
     assert (estimate.tokens, estimate.device_hours, estimate.usd) == (Range(3_600, 3_600), Range(0.5, 0.5), Range(2.0, 2.0))
-    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, None, Price(4.0)).device_hours is None
-    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, 2.0, Price()).usd is None
+    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, None, HOURLY).device_hours is None
+    assert estimate_work(work, Rates(0.1, 36.0, "x"), True, 2.0, ComputeConfig()).usd is None
 
 
 def test_behind_an_api_money_follows_from_the_tokens() -> None:
-    estimate = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price(usd_per_million_tokens=500.0))
+    estimate = estimate_work(
+        plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, ComputeConfig(price_per_million_tokens_usd=500)
+    )
     assert (estimate.device_hours, estimate.usd) == (None, Range(1.8, 1.8))
     assert describe_estimate(estimate, is_api=True)[-1] == ("cost", "~$1.8 (estimated)")
-    unpriced = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, Price())
+    unpriced = estimate_work(plan([task("k", "v", 1_000)]), Rates(0.1, 36.0, "x"), True, None, ComputeConfig())
     assert describe_estimate(unpriced, is_api=True)[-1] == ("cost", "unknown: set compute.price_per_million_tokens_usd")
 
 
@@ -87,7 +92,7 @@ def test_bounds_are_bounds(sizes: list[tuple[str, int]], before: list[tuple[str,
     assert 0 <= embedded.low <= embedded.high <= documents == pytest.approx(sum(each.size_bytes for each in read) * 0.1)
 
 
-def test_a_span_is_said_as_one_number_where_its_bounds_look_alike() -> None:
+def test_a_range_whose_bounds_look_alike_is_one_number() -> None:
     assert Range(1_000.2, 1_000.4).text() == "~1,000"
     assert Range(0, 1_234.5).text() == "~0 to ~1,234"
     assert Range(0.01234, 1234).text("$") == "~$0.0123 to ~$1,234"

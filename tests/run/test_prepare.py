@@ -1,18 +1,24 @@
-"""What takes seconds begins beside the rest of the preparation, once there is something to do it for."""
+"""Preparation: Ray starts only for a run that will embed, settings problems are collected, and a storage outage keeps its kind."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 
-from embedder.config.embed import EmbedConfig
-from embedder.core.errors import ConfigError
+import jobs.embed
+from embedder.core import retry
+from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
-from embedder.run.prepare import RunPlan, prepare_run
+from embedder.run.prepare import RunPlan, inspect_inputs, prepare_run
 from embedder.table.delta import Change, commit_table
+from tests.faulty_proxy import FaultyProxy, break_first
 from tests.integration.conftest import Corpus, Site, documents
 
-pytestmark = pytest.mark.real
+FOR_EVER = 10**9
 
 
 @pytest.fixture
@@ -22,21 +28,8 @@ def site(tmp_path: Path, minilm: str) -> Site:
     return site
 
 
-@pytest.fixture
-def begun() -> list[EmbedConfig]:
-    return []
-
-
-def test_a_first_run_begins_once(site: Site, begun: list[EmbedConfig]) -> None:
-    config = site.config()
-    prepare_run(config, begun.append)
-    assert begun == [config]
-
-
-def test_it_begins_before_the_model_is_looked_at_closely(site: Site, begun: list[EmbedConfig]) -> None:
-    with pytest.raises(ConfigError, match="positions for"):
-        prepare_run(site.config(chunking={"max_tokens": 10_000}), begun.append)
-    assert len(begun) == 1
+def test_a_first_run_will_embed(site: Site) -> None:
+    assert inspect_inputs(site.config()).will_embed
 
 
 @pytest.mark.parametrize(
@@ -51,13 +44,13 @@ def test_it_begins_before_the_model_is_looked_at_closely(site: Site, begun: list
     ],
     ids=str,
 )
-def test_nothing_begins_for_settings_that_are_refused(
-    site: Site, begun: list[EmbedConfig], sections: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+def test_a_run_whose_settings_are_refused_will_not_embed(
+    site: Site, sections: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedder.model.backends.has_openvino", lambda: False)
+    assert not inspect_inputs(site.config(**sections)).will_embed
     with pytest.raises(ConfigError):
-        prepare_run(site.config(**sections), begun.append)
-    assert not begun
+        prepare_run(site.config(**sections))
 
 
 def publish(site: Site, prepared: RunPlan) -> None:
@@ -69,16 +62,107 @@ def publish(site: Site, prepared: RunPlan) -> None:
     commit_table(Location(site.table_uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 
-def test_nothing_begins_for_a_table_that_may_be_up_to_date(site: Site, begun: list[EmbedConfig]) -> None:
+def test_a_table_that_may_be_up_to_date_is_not_certain_to_embed(site: Site) -> None:
     publish(site, prepare_run(site.config()))
-    assert prepare_run(site.config(), begun.append).plan.is_empty
-    assert not begun
+    assert not inspect_inputs(site.config()).will_embed
+    assert prepare_run(site.config()).plan.is_empty
 
 
-def test_how_many_buckets_there_are_stays_until_the_space_changes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def flags_of(site: Site, *flags: str) -> list[str]:
+    return [f"--source.uri={site.corpus.uri}", f"--embedding.model={site.model}", f"--output.uri={site.table_uri}", *flags]
+
+
+@pytest.mark.parametrize(
+    ("flags", "warms_up"), [([], True), (["--dry-run"], False), (["--embedding.depth=7"], False)], ids=["run", "dry-run", "refused"]
+)
+def test_the_job_warms_up_before_it_reads_the_model(site: Site, flags: list[str], warms_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def record(name: str) -> Callable[..., Any]:
+        def stop(*_: object) -> None:
+            calls.append(name)
+            if name == "plan":
+                raise KeyboardInterrupt
+
+        return stop
+
+    monkeypatch.setattr(jobs.embed, "warm_up", record("warm up"))
+    monkeypatch.setattr(jobs.embed, "plan_run", record("plan"))
+    with pytest.raises(KeyboardInterrupt):
+        jobs.embed.main(flags_of(site, *flags))
+    assert calls == (["warm up", "plan"] if warms_up else ["plan"])
+
+
+def test_the_number_of_buckets_is_kept_until_the_space_changes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(site, prepare_run(site.config()))
     monkeypatch.setattr("embedder.core.plan.BUCKET_SHARDS", 1)
     for number in range(1, 4):
         site.corpus.put(f"{number}.jsonl", documents(5 * number, 5))
     assert prepare_run(site.config()).bucket_bits == 0
     assert prepare_run(site.config(embedding={"dim": 8}, output={"replace": True})).bucket_bits == 2
+
+
+class UnavailableError(OSError):
+    """HTTP 503, as object stores answer while they are overloaded."""
+
+    status = 503
+
+
+class FailingFileSystem(AbstractFileSystem):
+    """A store that fails to list, or to open its one shard."""
+
+    protocol = "failing"
+    cachable = False
+
+    def find(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
+        if path == "unlistable":
+            raise UnavailableError("SlowDown")
+        if path == "typo":
+            raise FileNotFoundError(path)
+        return {"a.jsonl": {"name": "a.jsonl", "type": "file", "size": 1, "ETag": "1"}}
+
+    def _open(self, path: str, *_: Any, **__: Any) -> Any:
+        raise UnavailableError("SlowDown")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("failing", FailingFileSystem, clobber=True)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "message"),
+    [
+        ("failing://unlistable", StorageError, r"^failing://unlistable: cannot list it \(SlowDown\)$"),
+        ("failing://unreadable", SourceError, r"^failing://a.jsonl: cannot read it \(SlowDown\)$"),
+        ("failing://typo", ConfigError, r"^failing://typo: not found; check the path"),
+    ],
+)
+def test_a_storage_outage_is_not_reported_as_wrong_settings(
+    site: Site, impatient: None, uri: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        prepare_run(site.config(source={"uri": uri}))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("fault", "kind"), [("slow_down", StorageError), ("forbidden", ConfigError)])
+def test_a_table_whose_log_cannot_be_read_is_an_outage_or_a_wrong_setting(
+    site: Site, bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, fault: str, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("embedder.core.storage._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
+    proxy.inject(break_first(FOR_EVER, fault))
+    with pytest.raises(kind, match=rf"{bucket}: the table cannot be opened .*check output.uri"):
+        prepare_run(site.config(output={"uri": bucket}))
+
+
+@pytest.mark.s3
+def test_a_source_that_is_overloaded_while_it_is_listed_is_a_storage_error(
+    site: Site, bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    proxy.inject(break_first(FOR_EVER, "slow_down"))
+    with pytest.raises(StorageError, match=rf"{bucket}: cannot list it"):
+        prepare_run(site.config(source={"uri": bucket}))

@@ -1,4 +1,4 @@
-"""A report of a few rows: which of them a run is judged by, and which runs it says nothing of."""
+"""The row of a report that a run is checked against, and runs that the report does not cover."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ FLOORS += [(1.0, {"depth": 3, "exit": "calibrated", "query_side": "full"}), (1.0
 
 
 def check(folder: Path, spec: EmbeddingSpec, gate: dict[str, Any] | None = None, **report: Any) -> None:
-    """Put a run of this spec to a report that recommends bits, rescored."""
+    """Check a run of this spec against a report that recommends rescored binary codes."""
     rows = [{"setting": SETTING | setting, "kept": {"floor": floor}} for floor, setting in FLOORS]
     record = {"spec": SPEC.model_dump(), "source": None, "reference": SETTING, "rows": rows, "choice": {"setting": rows[2]["setting"]}}
     (folder / "report.json").write_text(json.dumps(record | report))
@@ -31,7 +31,7 @@ def check(folder: Path, spec: EmbeddingSpec, gate: dict[str, Any] | None = None,
     check_quality_gate(config, spec)
 
 
-def test_bits_are_judged_as_they_will_be_searched(tmp_path: Path) -> None:
+def test_binary_codes_are_checked_as_they_will_be_searched(tmp_path: Path) -> None:
     bits = SPEC.model_copy(update={"quantization": "binary"})
     with pytest.raises(ConfigError, match=r"precision binary, .* keeps 0\.800 .* dim 384, binary with gate\.rescored true\)"):
         check(tmp_path, bits)
@@ -42,26 +42,26 @@ def test_bits_are_judged_as_they_will_be_searched(tmp_path: Path) -> None:
         check(tmp_path, SPEC, {"rescored": True})
 
 
-def test_a_report_says_nothing_of_another_calibration_than_it_measured(tmp_path: Path) -> None:
-    turned = SPEC.model_copy(update={"calibration": "abc", "rotation": "r"})
+def test_a_report_of_another_calibration_is_refused(tmp_path: Path) -> None:
+    rotated = SPEC.model_copy(update={"calibration": "abc", "rotation": "r"})
     measured = {"calibration": "abc", "rotation": "r"}
-    for spec in (CALIBRATED, turned, turned.model_copy(update={"calibration": "of the same axes"})):
+    for spec in (CALIBRATED, rotated, rotated.model_copy(update={"calibration": "of the same axes"})):
         check(tmp_path, spec, calibration=measured)
     with pytest.raises(ConfigError, match="of another run \\(calibration: 'other' → 'abc'\\)"):
         check(tmp_path, CALIBRATED, calibration=measured | {"calibration": "other"})
     with pytest.raises(ConfigError, match="of another run \\(rotation: 'other' → 'r'\\)"):
-        check(tmp_path, turned, calibration=measured | {"rotation": "other"})
+        check(tmp_path, rotated, calibration=measured | {"rotation": "other"})
     with pytest.raises(ConfigError, match="of another run \\(calibration: None → 'abc'\\)"):
         check(tmp_path, CALIBRATED, calibration=None)
     check(tmp_path, SPEC.model_copy(update={"quantization": "int8", "calibration": "abc"}), calibration=None)
 
 
-def test_a_report_of_before_speaks_for_settings_that_need_no_calibration(tmp_path: Path) -> None:
+def test_a_report_without_a_calibration_covers_settings_without_one(tmp_path: Path) -> None:
     check(tmp_path, SPEC)
     with pytest.raises(ConfigError, match="an older sweep, which does not name the calibration it measured\\); sweep this one"):
         check(tmp_path, CALIBRATED)
 
 
-def test_a_report_says_nothing_of_another_prompt_of_queries(tmp_path: Path) -> None:
+def test_a_report_of_another_query_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of another run \\(query_prompt: '' → 'query: '\\)"):
         check(tmp_path, SPEC.model_copy(update={"query_prompt": "query: "}))

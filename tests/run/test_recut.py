@@ -1,4 +1,4 @@
-"""A table made from another's vectors holds what embedding there would give, and follows its parent."""
+"""A table cut from another equals one embedded with its settings, and follows its parent."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def rows(uri: str) -> dict[tuple[str, int], dict[str, Any]]:
     return {(row["doc_id"], row["chunk"]): row for row in open_delta(Location(uri)).to_pyarrow_table().to_pylist()}
 
 
-def test_every_row_is_there_with_the_prefix_of_its_vector_at_length_one(parent: MadeTable) -> None:
+def test_every_row_has_the_normalized_prefix_of_its_vector(parent: MadeTable) -> None:
     made = recut(parent, dim=2)
     assert made.version == 0
     before, after = rows(parent.uri), rows(f"{parent.uri}-cut")
@@ -57,7 +57,7 @@ def test_every_row_is_there_with_the_prefix_of_its_vector_at_length_one(parent: 
     assert quarantine["doc_id"].to_pylist() == ["bad"]
 
 
-def test_the_space_is_that_of_embedding_there_directly(parent: MadeTable) -> None:
+def test_the_space_is_that_of_embedding_with_the_same_settings(parent: MadeTable) -> None:
     recut(parent, dim=2)
     state = read_table(Location(f"{parent.uri}-cut"))
     assert state is not None
@@ -65,7 +65,7 @@ def test_the_space_is_that_of_embedding_there_directly(parent: MadeTable) -> Non
     assert state.info["parent"] == {"uri": parent.uri, "version": 0}
 
 
-def test_it_follows_its_parent_and_only_what_changed_is_cut(parent: MadeTable) -> None:
+def test_it_follows_its_parent_and_only_changed_parts_are_cut(parent: MadeTable) -> None:
     recut(parent, dim=2)
     assert recut(parent, dim=2).version is None
     parent.follow({**CORPUS, "b": [("b1", "five six", None), ("b2", "seven", None)]})
@@ -75,7 +75,7 @@ def test_it_follows_its_parent_and_only_what_changed_is_cut(parent: MadeTable) -
     assert rows(f"{parent.uri}-cut").keys() == rows(parent.uri).keys()
 
 
-def test_a_compaction_of_either_table_is_nothing_to_recut(tmp_path: Path) -> None:
+def test_a_compaction_of_either_table_needs_no_recut(tmp_path: Path) -> None:
     parent = MadeTable(str(tmp_path / "parent"), rows_per_unit=1)
     parent.follow(CORPUS)
     recut(parent, dim=2)
@@ -92,7 +92,7 @@ def test_a_compaction_of_either_table_is_nothing_to_recut(tmp_path: Path) -> Non
     assert rows(f"{parent.uri}-cut") == whole
 
 
-def test_a_table_that_was_not_cut_from_this_parent_is_not_overwritten_unasked(parent: MadeTable, tmp_path: Path) -> None:
+def test_a_table_not_cut_from_this_parent_is_not_overwritten_by_default(parent: MadeTable, tmp_path: Path) -> None:
     recut(parent, dim=2)
     cut, other = f"{parent.uri}-cut", MadeTable(str(tmp_path / "other"))
     other.follow({"c": [("c1", "eight", None)]})
@@ -107,7 +107,7 @@ def test_a_table_that_was_not_cut_from_this_parent_is_not_overwritten_unasked(pa
     from_other(cut, replace=True)
     assert rows(cut).keys() == {("c1", 0)}
     assert from_other(cut).version is None
-    # an equal copy elsewhere: nothing is made anew, and from now on it is the parent
+    # an equal copy elsewhere becomes the parent, and no part is cut again
     Path(other.uri).rename(f"{other.uri}-moved")
     other = MadeTable(f"{other.uri}-moved")
     made = from_other(cut, replace=True)
@@ -119,7 +119,7 @@ def test_a_table_that_was_not_cut_from_this_parent_is_not_overwritten_unasked(pa
         from_other(embedded.uri)
 
 
-def test_parts_of_a_recut_that_died_are_taken_up(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_recut_that_died_are_adopted(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedder.run.recut.commit_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         recut(parent, dim=2)
@@ -164,19 +164,19 @@ def write_rotation(uri: str, **spec: Any) -> np.ndarray:
     return rotation_WW
 
 
-def test_whole_vectors_are_turned_before_the_cut_and_the_table_keeps_what_turned_them(parent: MadeTable, tmp_path: Path) -> None:
+def test_whole_vectors_are_rotated_before_the_cut_and_the_table_keeps_the_rotation(parent: MadeTable, tmp_path: Path) -> None:
     rotation_WW = write_rotation(str(tmp_path / "calibration"))
     recut(parent, dim=2, rotate=True, calibration=str(tmp_path / "calibration"))
     before, after = rows(parent.uri), rows(f"{parent.uri}-cut")
     for key, row in after.items():
-        turned = (np.array(before[key]["embedding"]) @ rotation_WW)[:2]
-        np.testing.assert_allclose(row["embedding"], turned / np.linalg.norm(turned), atol=1e-5)
+        rotated = (np.array(before[key]["embedding"]) @ rotation_WW)[:2]
+        np.testing.assert_allclose(row["embedding"], rotated / np.linalg.norm(rotated), atol=1e-5)
     state = read_table(Location(f"{parent.uri}-cut"))
     assert state is not None
     calibration = load_calibration(str(tmp_path / "calibration"))
     same = {"dim": 2, "rotation": digest_array(rotation_WW), "calibration": calibration.fingerprint}
     assert state.spec.space_id == SPEC.model_copy(update=same).space_id
-    # what is cut from a turned table is turned by the same
+    # a cut of a rotated table has the same rotation
     values = {"parent": {"uri": f"{parent.uri}-cut"}, "output": {"uri": f"{parent.uri}-smaller", "dim": 1}}
     run_recut(RecutConfig.model_validate(values))
     for uri in (f"{parent.uri}-cut", f"{parent.uri}-smaller"):
@@ -185,14 +185,14 @@ def test_whole_vectors_are_turned_before_the_cut_and_the_table_keeps_what_turned
         assert np.array_equal(found, rotation_WW)
 
 
-def test_only_whole_vectors_of_the_full_model_are_turned(parent: MadeTable, tmp_path: Path) -> None:
+def test_only_whole_vectors_of_the_full_model_are_rotated(parent: MadeTable, tmp_path: Path) -> None:
     uri = str(tmp_path / "calibration")
     write_rotation(uri)
     output = CutTableConfig(uri="x", dim=1, rotate=True, calibration=uri)
     for change, message in (
         ({"dim": 2}, "the parent's vectors have 2 of 4 components; give a table of whole ones"),
-        ({"rotation": "r"}, "the parent's vectors are turned already; leave it out"),
-        ({"depth": 3}, "the parent's vectors those of depth 3 with a native exit"),
+        ({"rotation": "r"}, "the parent's vectors are already rotated; leave it out"),
+        ({"depth": 3}, "the parent's vectors are of depth 3 with a native exit"),
         ({"calibration": "c"}, r"is not the artifact that the parent was made with \(c\)"),
         ({"max_tokens": 9}, "was fitted for another model or recipe"),
     ):
@@ -211,12 +211,12 @@ def test_only_whole_vectors_of_the_full_model_are_turned(parent: MadeTable, tmp_
         ({"dim": 2, "rotate": True}, "output.rotate=true: needs an artifact of jobs.calibrate; set output.calibration"),
     ],
 )
-def test_what_cannot_be_made_is_refused(parent: MadeTable, output: dict[str, Any], message: str) -> None:
+def test_a_cut_that_cannot_be_made_is_refused(parent: MadeTable, output: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recut(parent, **output)
 
 
-def test_another_cut_on_the_same_table_needs_insisting(parent: MadeTable) -> None:
+def test_another_cut_to_the_same_table_needs_replace(parent: MadeTable) -> None:
     recut(parent, dim=3)
     with pytest.raises(ConfigError, match=r"holds another space \(dim: 3 → 2\).*--output.replace true"):
         recut(parent, dim=2)
@@ -230,7 +230,7 @@ def run_with_cuts(uri: str, *cuts: dict[str, Any], **output: Any) -> EmbedConfig
     return EmbedConfig.model_validate(values)
 
 
-def test_a_run_refuses_cuts_it_could_not_make_before_it_begins(parent: MadeTable) -> None:
+def test_a_run_refuses_cuts_it_could_not_make_before_it_starts(parent: MadeTable) -> None:
     recut(parent, dim=3)
     cut = f"{parent.uri}-cut"
     cuts = [
@@ -257,7 +257,7 @@ def test_a_run_refuses_cuts_it_could_not_make_before_it_begins(parent: MadeTable
         check_cuts(run_with_cuts("b", {"uri": "c"}), SPEC.model_copy(update={"quantization": "binary"}))
 
 
-def test_cuts_follow_a_run_that_is_told_to_replace_its_table(parent: MadeTable) -> None:
+def test_cuts_follow_a_run_that_replaces_its_table(parent: MadeTable) -> None:
     recut(parent, dim=3)
     cut = {"uri": f"{parent.uri}-cut", "dim": 2}
     with pytest.raises(ConfigError, match=r"swap all of it with --output.replace true"):
@@ -268,7 +268,7 @@ def test_cuts_follow_a_run_that_is_told_to_replace_its_table(parent: MadeTable) 
     assert {len(row["embedding"]) for row in rows(cut["uri"]).values()} == {2}
 
 
-def test_the_parent_itself_is_no_place_for_its_cut_whatever_it_is_called(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_into_the_parent_is_refused_however_its_uri_is_written(parent: MadeTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(parent.uri).parent)
     Path("link").symlink_to("parent")
     before = rows(parent.uri)
@@ -278,6 +278,6 @@ def test_the_parent_itself_is_no_place_for_its_cut_whatever_it_is_called(parent:
     assert rows(parent.uri) == before
 
 
-def test_a_parent_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no table there; make one with jobs\.embed"):
         recut(MadeTable(str(tmp_path / "none")), dim=2)

@@ -1,0 +1,65 @@
+"""Results of a run → the one commit that publishes them, or a refusal."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from embedder.core.errors import CommitError
+from embedder.core.plan import protected_keys
+from embedder.core.redaction import mask_secrets
+from embedder.core.units import Part, shard_key
+from embedder.run.prepare import RunPlan
+from embedder.run.summary import Outcome, Summary
+from embedder.table.delta import Change, commit_table
+
+logger = logging.getLogger("embedder")
+
+
+def choose_change(run_plan: RunPlan, outcome: Outcome) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+    """Return the parts to add and to remove, so that a shard that could not be read keeps its rows.
+
+    A broken shard of a bucket also keeps the parts that it had when it was large, even if its bucket is published without it.
+    """
+    plan = run_plan.plan
+    failed = [task for task in plan.read if task.key in outcome.unread]
+    if failed and run_plan.replaces:
+        logger.error("%d shards failed: replace is all-or-nothing; nothing was published", len(failed))
+        return (), ()
+    committed = {name.key for name in run_plan.table.parts} if run_plan.table else set()
+    protected = protected_keys(failed, run_plan.bucket_bits, committed)
+    protected |= {shard_key(uri) for uris in outcome.broken.values() for uri in uris}
+    add = tuple(part for part in (*outcome.adopted, *outcome.parts) if part.key not in protected)
+    remove = tuple(str(name) for name in plan.remove if name.key not in protected)
+    return add, remove
+
+
+def check_removal(run_plan: RunPlan, rows_left: int) -> None:
+    """Refuse to publish a table that lost most of its rows: the source is more likely emptied or mistyped than meant."""
+    table, most = run_plan.table, run_plan.config.output.max_removed_fraction
+    rows = sum(table.rows.values()) if table and run_plan.same_space else 0
+    if rows_left < rows * (1 - most):
+        raise CommitError(
+            f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, nothing was published; "
+            "check source.uri, or insist with --output.max_removed_fraction 1"
+        )
+
+
+def publish(
+    run_plan: RunPlan, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], summary: Summary, environment: Mapping[str, Any]
+) -> Summary:
+    """Commit the change, if there is any, with the run's record; return the summary with the new version."""
+    table = run_plan.table
+    if not (add or remove or (table is None and not outcome.failures)):
+        return summary
+    record = summary.record() | {
+        "space_id": run_plan.spec.space_id,
+        "spec": run_plan.spec.model_dump(),
+        "ranges": run_plan.model.ranges.record() if run_plan.model.ranges else None,
+        "bucket_bits": run_plan.bucket_bits,
+        "probe": outcome.probe or (table.info.get("probe") if table else None),
+        "config": mask_secrets(run_plan.config.model_dump(mode="json")),
+        "environment": environment,
+    }
+    change = Change(tuple(add), tuple(remove), run_plan.schema, record, run_plan.replaces)
+    return replace(summary, version=commit_table(run_plan.config.output.location, change, table))
