@@ -12,7 +12,7 @@ from rich.console import Console
 from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
-from embedder.observe.progress import Steps
+from embedder.observe.progress import Display
 from embedder.sweep.config import SweepConfig
 from embedder.sweep.prepare import prepare_study
 from embedder.sweep.report import build_record, print_report, write_report
@@ -30,8 +30,8 @@ def main(args: Sequence[str]) -> int:
         print(dump_config(invocation.config), end="")
         return 0
     study = prepare_study(invocation.config)
-    with Steps() as steps:
-        swept = run_sweep(study, steps.report)
+    with Display() as display:
+        swept = run_sweep(study, display.report)
     files = write_report(swept)
     if "json" in invocation.actions:
         print(json.dumps(build_record(swept)))

@@ -156,7 +156,7 @@ def embed(run_plan: RunPlan, run_id: str) -> Outcome:
     parts: list[Part] = []
     failures: dict[str, str] = {}
     broken: dict[str, tuple[str, ...]] = {}
-    with Display(meter) as display:
+    with Display() as display:
         for landed in embed_units(tasks, plan, job, pool):
             if landed.part is None:
                 failures[landed.key], broken[landed.key] = str(landed.error), landed.broken
@@ -168,7 +168,7 @@ def embed(run_plan: RunPlan, run_id: str) -> Outcome:
                 logger.debug("landed", extra=log_fields(unit=landed.part.name))
                 probe = landed.probe or probe
             reporter.report(measure(meter))
-            display.refresh()
+            display.refresh(meter)
     check_complete(plan.read, parts, failures)
     return Outcome(
         parts=tuple(parts),
