@@ -10,7 +10,7 @@ from functools import partial
 
 from embedder.config.cli import run_job
 from embedder.config.embed import EmbedConfig
-from embedder.config.load import dump_config, load_config
+from embedder.config.load import load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.notify import check_address, notify_failed, notify_finished
 from embedder.run.dry_run import preview_run
@@ -18,30 +18,26 @@ from embedder.run.embed import begin_run, run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.recut import check_cuts, run_cuts
 
-ACTIONS = ("dry-run", "print-config", "json")
 JOB = "jobs.embed"
 
 
 def main(args: Sequence[str]) -> int:
-    """Check, plan, embed, publish, print what was done, and tell it; 0 done, 1 a shard failed."""
+    """Check, plan, embed, publish, print and notify; 0 done, 1 a shard failed."""
     start_logging()
     check_address()
-    invocation = load_config(EmbedConfig, args, ACTIONS, f"python -m {JOB}")
-    if "print-config" in invocation.actions:
-        print(dump_config(invocation.config), end="")
-        return 0
-    is_dry = "dry-run" in invocation.actions
-    run_plan = prepare_run(invocation.config) if is_dry else prepare_run(invocation.config, begin_run)
-    check_cuts(invocation.config, run_plan.spec)
+    config, actions = load_config(EmbedConfig, args, ("dry-run", "json"), JOB)
+    is_dry = "dry-run" in actions
+    run_plan = prepare_run(config) if is_dry else prepare_run(config, begin_run)
+    check_cuts(config, run_plan.spec)
     if is_dry:
         preview = preview_run(run_plan)
-        print(json.dumps(preview.record()) if "json" in invocation.actions else preview.text())
+        print(json.dumps(preview.record()) if "json" in actions else preview.text())
         return 0
     summary = run_embed(run_plan)
-    cuts = run_cuts(invocation.config) if summary.version is not None or summary.did_nothing else []
+    cuts = run_cuts(config) if summary.version is not None or summary.did_nothing else []
     record = summary.record() | ({"cuts": [asdict(each) for each in cuts]} if cuts else {})
     text, failed = "\n".join([summary.text(), *(each.text() for each in cuts)]), bool(summary.failures)
-    print(json.dumps(record) if "json" in invocation.actions else text, flush=True)
+    print(json.dumps(record) if "json" in actions else text, flush=True)
     notify_finished(JOB, args, record, text, failed)
     return 1 if failed else 0
 

@@ -28,7 +28,7 @@ def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterato
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except OSError as error:
-            raise ConfigError(f"--peer_python {python}: {error.strerror}; name the Python of an environment with {NEEDS}") from error
+            raise ConfigError(f"--peer-python {python}: {error.strerror}; name the Python of an environment with {NEEDS}") from error
         with process:
             try:
                 names: list[str] = json.loads(_ask(process, None))
@@ -46,5 +46,5 @@ def _ask(process: "subprocess.Popen[str]", name: str | None) -> str:
         process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        raise ConfigError(f"--peer_python: the peers ended with {process.wait()} (see above); their environment needs {NEEDS}")
+        raise ConfigError(f"--peer-python: the peers ended with {process.wait()} (see above); their environment needs {NEEDS}")
     return answer

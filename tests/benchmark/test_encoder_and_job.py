@@ -66,12 +66,12 @@ def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, mo
         assert not (tmp_path / "ran").exists()
         found["one"]()
         assert (tmp_path / "ran").read_text() == "café"
-        with pytest.raises(ConfigError, match="--peer_python: the peers ended with 0"):
+        with pytest.raises(ConfigError, match="--peer-python: the peers ended with 0"):
             found["two"]()
 
 
 def test_a_python_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="--peer_python /none: No such file"), peers.open_peers("/none", "", []):
+    with pytest.raises(ConfigError, match="--peer-python /none: No such file"), peers.open_peers("/none", "", []):
         pass
 
 
