@@ -1,4 +1,4 @@
-"""What is run: one job a file, each of a few lines."""
+"""The jobs: one command line a file."""
 
 from embedder.observe.process import tune_gc
 

@@ -1,4 +1,4 @@
-"""Write the demo corpus: the documentation of the Python that is running, as gzip JSONL and parquet shards.
+"""Write the demo corpus: the documentation of the running Python, as gzip JSONL and parquet shards.
 
 python -m jobs.demo .quickstart
 """
@@ -11,20 +11,21 @@ from typing import Annotated
 import tyro
 
 from embedder.config.cli import run_job
+from embedder.config.load import parse_options
 from embedder.demo.corpus import write_corpus
 
 
 @dataclass(frozen=True)
-class Target:
-    """Write FOLDER/corpus. The same Python writes the same bytes, and leaves alone a shard that already holds them."""
+class Demo:
+    """Write FOLDER/corpus. The same Python writes the same bytes, and does not rewrite a shard that is already there."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """Where the corpus goes; made if it is not there."""
+    """Parent folder of the corpus; created if needed."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Write the shards and print what they hold."""
-    folder = tyro.cli(Target, args=args, prog="python -m jobs.demo").folder / "corpus"
+    """Write the shards and print their sizes."""
+    folder = parse_options(Demo, args, "jobs.demo").folder / "corpus"
     corpus = write_corpus(folder)
     for name, num_bytes in corpus.shard_bytes.items():
         print(f"{folder / name}  {num_bytes:>9,} bytes")

@@ -10,7 +10,7 @@ from functools import partial
 
 from embedder.config.cli import run_job
 from embedder.config.embed import EmbedConfig
-from embedder.config.load import dump_config, load_config
+from embedder.config.load import load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.notify import check_address, notify_failed, notify_finished
 from embedder.run.dry_run import preview_run
@@ -18,7 +18,6 @@ from embedder.run.embed import run_embed, warm_up
 from embedder.run.prepare import inspect_inputs, plan_run
 from embedder.run.recut import check_cuts, run_cuts
 
-ACTIONS = ("dry-run", "print-config", "json")
 JOB = "jobs.embed"
 
 
@@ -26,11 +25,8 @@ def main(args: Sequence[str]) -> int:
     """Check, plan, embed, publish, print the summary, and notify; return 0, or 1 if a shard failed."""
     start_logging()
     check_address()
-    invocation = load_config(EmbedConfig, args, ACTIONS, f"python -m {JOB}")
-    config, as_json, is_dry = invocation.config, "json" in invocation.actions, "dry-run" in invocation.actions
-    if "print-config" in invocation.actions:
-        print(dump_config(config), end="")
-        return 0
+    config, actions = load_config(EmbedConfig, args, ("dry-run", "json"), JOB)
+    as_json, is_dry = "json" in actions, "dry-run" in actions
     inputs = inspect_inputs(config)
     if inputs.will_embed and not is_dry:
         warm_up(config)

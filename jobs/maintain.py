@@ -1,13 +1,12 @@
-"""Look after a table: merge small parts, delete what no version needs, shorten its log, check every file.
+"""Maintain a table: merge small parts, delete unneeded files, shorten its log, check every file.
 
-python -m jobs.maintain ./out [--compact] [--vacuum [--older_than_hours 168]] [--checkpoint] [--check [--deep] [--repair]] [--dry_run]
+python -m jobs.maintain ./out [--compact] [--vacuum [--older-than-hours 168]] [--checkpoint] [--check [--deep] [--repair]] [--dry-run]
 """
 
 from collections.abc import Sequence
 
-import tyro
-
 from embedder.config.cli import run_job
+from embedder.config.load import parse_options
 from embedder.config.maintain import MaintainOptions
 from embedder.table.check import check_table, repair_table
 from embedder.table.compact import compact_table
@@ -16,10 +15,8 @@ from embedder.table.vacuum import vacuum_table
 
 
 def main(args: Sequence[str]) -> int:
-    """Do what is asked and print what was done; 1 if a check found faults that were not repaired."""
-    options = tyro.cli(
-        MaintainOptions, args=args, prog="python -m jobs.maintain", use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    """Run the actions and print their results; 1 if a check found faults that were not repaired."""
+    options = parse_options(MaintainOptions, args, "jobs.maintain")
     table = options.locate()
     if options.compact:
         print(compact_table(table, options.target_bytes, options.dry_run).text(options.dry_run))
@@ -27,14 +24,14 @@ def main(args: Sequence[str]) -> int:
         print(vacuum_table(table, options.older_than_hours, options.dry_run, options.insist).text())
     if options.checkpoint:
         version, removed = write_checkpoint(table)
-        print(f"checkpoint  of version {version}, {removed:,} files of the log removed")
+        print(f"checkpoint  of version {version}, {removed:,} log files removed")
     if not options.check:
         return 0
     checked = check_table(table, options.deep)
     print(checked.text())
     if checked.faults and options.repair and not options.dry_run:
         num_parts = repair_table(table, checked)
-        print(f"repair  {num_parts:,} parts left the table" + (f"; run {checked.made_by} to make them anew" if num_parts else ""))
+        print(f"repair  {num_parts:,} parts removed from the table" + (f"; run {checked.made_by} to make them again" if num_parts else ""))
         checked = check_table(table)
         if checked.faults:
             print(checked.text())

@@ -1,24 +1,20 @@
-"""Make a table at a smaller dim or another quantization from a stored one, and keep it in step; no encoder runs.
+"""Make a table at a smaller dim or another quantization from a stored one, and keep it up to date; no encoder runs.
 
-python -m jobs.recut CONFIG [--section.key value …] [--print-config]
+python -m jobs.recut CONFIG [--section.key VALUE …] [--print-config]
 """
 
 from collections.abc import Sequence
 
 from embedder.config.cli import run_job
-from embedder.config.load import dump_config, load_config
+from embedder.config.load import load_config
 from embedder.observe.logs import start_logging
 from embedder.run.recut import RecutConfig, run_recut
 
 
 def main(args: Sequence[str]) -> int:
-    """Check, cut what the parent has and the table has not, publish, print."""
+    """Convert the parent's new parts, publish, and print the result."""
     start_logging()
-    invocation = load_config(RecutConfig, args, ("print-config",), prog="python -m jobs.recut")
-    if "print-config" in invocation.actions:
-        print(dump_config(invocation.config), end="")
-        return 0
-    print(run_recut(invocation.config).text())
+    print(run_recut(load_config(RecutConfig, args, job="jobs.recut").config).text())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Search a table, or a store that was loaded from one: the quickest proof that the vectors mean something.
+"""Search a table, or a store that was loaded from one.
 
 python -m jobs.search ./out "split a path into folder and file" [--filter "year > 2000"] [--top 5] [--json]
 python -m jobs.search --store configs/load/lance.yaml "split a path into folder and file" [--rescore ./out]
@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from embedder.config.cli import run_job
+from embedder.config.load import parse_options
 from embedder.core.errors import ConfigError
 from embedder.search.code_snippet import write_recipe
 from embedder.search.results import read_questions, render, run_queries
@@ -20,36 +21,36 @@ from embedder.stores.open import open_target
 
 @dataclass(frozen=True)
 class Search:
-    """What to look for, and where."""
+    """Search a table or a store."""
 
     words: tyro.conf.Positional[tuple[str, ...]]
-    """The table's folder (not with --store), then a question; without one, questions are read from stdin, a line each."""
+    """The table's folder (not with --store), then a question; without one, questions are read from stdin, one a line."""
     store: str | None = None
-    """YAML file of jobs.load: search the store that it fills."""
+    """YAML file of jobs.load: search the store it loads."""
     rescore: str | None = None
-    """Table of float vectors of the same rows, by which the best of binary or int8 codes, or of a smaller dim, are ordered."""
+    """Table with float vectors of the same rows, which rescores the best hits of binary or int8 codes or of a smaller dim."""
     filter: str | None = None
-    """Rows to look at, by their columns, e.g. "topic = 'x' and (year > 2000 or tags has 'new')"."""
+    """Condition on columns, e.g. "topic = 'x' and (year > 2000 or tags has 'new')"."""
     top: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5
-    """How many rows to show."""
+    """Number of rows to show."""
     json: bool = False
-    """A JSON list a question instead of text."""
+    """Print a JSON list per question."""
     recipe: bool = False
-    """Print the lines of sentence-transformers that make the same query vectors, and end."""
+    """Print sentence-transformers code that makes the same query vectors, and exit."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Search and print; 0 also when nothing is near."""
-    asked = tyro.cli(Search, args=args, prog="python -m jobs.search", use_underscores=True)
-    places, words = (0 if asked.store else 1), list(asked.words)
-    if not places <= len(words) <= places + 1:
+    """Search and print; 0 also if nothing is found."""
+    options = parse_options(Search, args, "jobs.search")
+    first, words = (0 if options.store else 1), list(options.words)
+    if not first <= len(words) <= first + 1:
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
-    with open_target(None if asked.store else words[0], asked.store, asked.rescore) as target:
-        if asked.recipe:
+    with open_target(None if options.store else words[0], options.store, options.rescore) as target:
+        if options.recipe:
             print(write_recipe(target.spec, target.table.uri))
             return 0
-        for answers in run_queries(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
-            print(render(answers, asked.json, sys.stdout.isatty()), flush=True)
+        for results in run_queries(target, words[first:] or read_questions(sys.stdin), options.top, options.filter):
+            print(render(results, options.json, sys.stdout.isatty()), flush=True)
     return 0
 
 

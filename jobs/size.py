@@ -1,6 +1,6 @@
-"""Size a cluster for a corpus, from the table's largest run and the rate of a GPU that you give; nothing is read but the table's log.
+"""Size a cluster for a corpus, from the table's largest run and a given rate of a GPU; reads only the table's log.
 
-python -m jobs.size CONFIG --gpus 64 --tokens_per_second 400000 --documents 1000000000 [--gpus_per_node 8] [--json]
+python -m jobs.size CONFIG --gpus 64 --tokens-per-second 400000 --documents 1000000000 [--gpus-per-node 8] [--json]
 """
 
 import json
@@ -12,7 +12,7 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.config.embed import EmbedConfig
-from embedder.config.load import load_config
+from embedder.config.load import load_config, parse_options
 from embedder.core.errors import ConfigError
 from embedder.observe.progress import align
 from embedder.run.cluster_size import Fleet, describe_size, learn_document, size_fleet
@@ -23,34 +23,33 @@ MOST_VERSIONS = 100
 
 @dataclass(frozen=True)
 class Sizing:
-    """What the fleet would be. The CPU's part is measured, the GPU's is what you say of it."""
+    """Size a cluster: the CPU rates are measured, the GPU's is given."""
 
     config: tyro.conf.Positional[str]
-    """YAML file of a run whose table a run on a sample of the corpus has filled."""
+    """YAML file of a run whose table holds a sample of the corpus."""
     gpus: int
     tokens_per_second: float
-    """Of one GPU, at this depth: measure it with jobs.throughput, or with a run on one."""
+    """Rate of one GPU at this depth: measure it with jobs.throughput, or with a run on one."""
     documents: float
-    """To embed."""
+    """Documents to embed."""
     gpus_per_node: int = 8
     unit_seconds: float = 10.0
-    """That a unit of work should keep a GPU busy."""
+    """Seconds that a unit of work should keep a GPU busy."""
     json: bool = False
-    """JSON instead of lines."""
+    """Print JSON."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Read the table's runs, size and print."""
-    asked = tyro.cli(Sizing, args=args, prog="python -m jobs.size", use_underscores=True)
-    numbers = (asked.gpus, asked.tokens_per_second, asked.documents, asked.gpus_per_node, asked.unit_seconds)
+    """Read the table's runs, and print the size."""
+    options = parse_options(Sizing, args, "jobs.size")
+    numbers = (options.gpus, options.tokens_per_second, options.documents, options.gpus_per_node, options.unit_seconds)
     if not all(0 < each < math.inf for each in numbers):
-        raise ConfigError("--gpus, --tokens_per_second, --documents, --gpus_per_node and --unit_seconds: all must be more than 0")
-    output = load_config(EmbedConfig, [asked.config]).config.output
-    runs = (commit.info for commit in list_commits(output.location, MOST_VERSIONS) if commit.info)
-    document = learn_document(runs)
-    fleet = Fleet(asked.gpus, asked.gpus_per_node, asked.tokens_per_second, asked.documents, asked.unit_seconds)
+        raise ConfigError("--gpus, --tokens-per-second, --documents, --gpus-per-node and --unit-seconds: all must be more than 0")
+    output = load_config(EmbedConfig, [options.config]).config.output
+    document = learn_document(commit.info for commit in list_commits(output.location, MOST_VERSIONS) if commit.info)
+    fleet = Fleet(options.gpus, options.gpus_per_node, options.tokens_per_second, options.documents, options.unit_seconds)
     size = size_fleet(document, fleet)
-    print(json.dumps({"document": asdict(document), "size": asdict(size)}) if asked.json else align(describe_size(document, fleet, size)))
+    print(json.dumps({"document": asdict(document), "size": asdict(size)}) if options.json else align(describe_size(document, fleet, size)))
     return 0
 
 

@@ -1,5 +1,6 @@
-"""Run a job from the command line: signals, exit codes, and what is printed when it ends."""
+"""Run a job from the command line: flag spelling, signals, exit codes, and the last line on stderr."""
 
+import logging
 import os
 import select
 import signal
@@ -12,41 +13,56 @@ from embedder.observe.logs import is_json, print_error
 from embedder.observe.process import freeze_gc
 
 
-def notify_nobody(args: Sequence[str], error: BaseException) -> None:
-    """Most jobs have nobody to tell why they end but the person who reads stderr."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the platform takes the machine away."""
 
 
-def run_job(job: Callable[[Sequence[str]], int], tell: Callable[[Sequence[str], BaseException], None] = notify_nobody) -> None:
+def run_job(
+    job: Callable[[Sequence[str]], int], notify: Callable[[Sequence[str], BaseException], None] = lambda _args, _error: None
+) -> None:
     """Run a job's main and exit: 0 done, 1 failed, 2 wrong config, 130 interrupted, 141 no reader, 143 terminated.
 
-    What ends it is shown on stderr, without a traceback for what we know, before others are told.
+    An error is printed on stderr, without a traceback if it is ours, before `notify` is called with it.
     """
-    signal.signal(signal.SIGTERM, _stop)
-    args = sys.argv[1:]
+    signal.signal(signal.SIGTERM, _terminate)
+    args: Sequence[str] = sys.argv[1:]
     try:
-        is_json()  # what is no format is refused by every job, also by those that log nothing
+        is_json()  # jobs that log nothing refuse a wrong format too
+        args = hyphenate_flags(args)
         code = job(args)
     except BaseException as error:
         if isinstance(error, SystemExit) and not _is_terminated(error):
             raise
-        code = _show(error)
+        code = _print_end(error)
         with suppress(KeyboardInterrupt):
-            tell(args, error)
+            notify(args, error)
         if _is_terminated(error):
-            # at once: Ray, if it was only starting, would abort on the way out; its processes end with this one
+            # at once: if Ray is still starting, it would abort on the way out; its processes end with this one
             sys.stderr.flush()
             os._exit(code)
     freeze_gc()
     sys.exit(code)
 
 
-def _show(error: BaseException) -> int:
-    """Say on stderr what ends a job, and give its exit code."""
+def hyphenate_flags(args: Sequence[str]) -> list[str]:
+    """Return arguments with flags such as --dry_run spelled --dry-run, and warn of each; settings, which have dots, keep underscores."""
+    spelled = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if name.startswith("--") and "_" in name and "." not in name:
+            name = name.replace("_", "-")
+            print_error(f"{arg.partition('=')[0]}: old spelling; use {name}", level=logging.WARNING)
+        spelled.append(name + equals + value)
+    return spelled
+
+
+def _print_end(error: BaseException) -> int:
+    """Print the error that ends a job on stderr, and return its exit code."""
     if isinstance(error, EmbedderError):
         print_error(str(error))
         return 2 if isinstance(error, ConfigError) else 1
-    if isinstance(error, BrokenPipeError) and has_no_reader():  # and not a connection's
-        # whoever read has seen enough, as `| head` has; what is still held for them is not written on the way out
+    if isinstance(error, BrokenPipeError) and _has_no_reader():  # not a network connection
+        # a reader such as `| head` is done; without this, Python would fail to flush the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, Exception):
@@ -57,20 +73,16 @@ def _show(error: BaseException) -> int:
 
 
 def _is_terminated(error: BaseException) -> bool:
-    """Tell SIGTERM from other ends; while it starts, Ray answers it itself, by exiting with the signal's number."""
+    """Return whether SIGTERM ended the job; Ray, while it starts, handles the signal by exiting with its number."""
     return isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == signal.SIGTERM)
 
 
-def has_no_reader() -> bool:
-    """Tell whether the other end of stdout's pipe is closed."""
+def _has_no_reader() -> bool:
+    """Return whether the other end of stdout's pipe is closed."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the platform takes the machine away."""
-
-
-def _stop(*_: object) -> None:
+def _terminate(*_: object) -> None:
     raise Terminated

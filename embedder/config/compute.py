@@ -1,53 +1,48 @@
-"""Settings of the hardware that the work runs on; none of them changes the space of the vectors."""
+"""Settings of the hardware; none of them changes the space of the vectors."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embedder.config.section import Section
+from embedder.config.section import Positive, Section
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 Layout = Literal["auto", "padded", "packed"]
-
-
 Backend = Literal["auto", "torch", "compiled", "fused", "openvino"]
 
-
 CPU_TOKENS = 1_024
-"""Token budget on a CPU, where each core has a batch of its own: bfloat16 on 2 cores runs 1.2 x faster than at 4,096 with torch, and 1.06 x
-than at 2,048 with OpenVINO; 512 gains nothing more."""
+"""Token budget on a CPU, where each core has its own batch. In bfloat16 on 2 cores this is 1.2 x faster than 4,096 with torch, and 1.06 x
+faster than 2,048 with OpenVINO; 512 gains nothing more."""
 
 
 class ComputeConfig(Section):
-    """What the work runs on. Nothing here changes which space the vectors are in."""
+    """The hardware and its use. Nothing here changes the space of the vectors."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where the cluster has GPUs, else cpu."""
+    """auto: cuda if the cluster has GPUs, else cpu."""
     dtype: Dtype = "auto"
-    """auto: bfloat16 where the hardware has it and the family allows it, else float32."""
-    token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Tokens per forward pass, padding included; left out: 1024 on a CPU; on a GPU what its free memory holds, at most 65536."""
+    """auto: bfloat16 if the hardware has it and the family allows it, else float32."""
+    token_budget: Positive | None = None
+    """Tokens per forward pass, padding included; default: 1024 on a CPU; on a GPU what its free memory holds, at most 65536."""
     layout: Layout = "auto"
-    """packed: sequences end to end, nothing padded; padded: side by side; auto: packed on cuda in half precision, but for MPNet."""
+    """packed: sequences end to end, without padding; padded: side by side; auto: packed on cuda in half precision, except for MPNet."""
     backend: Backend = "auto"
-    """What runs the layers: torch, torch compiled, or on a CPU openvino (extra); auto: openvino where it is there and agrees with torch."""
-    actors: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    """Fewest and most encoder actors; left out: one for each GPU, or one for each CPU node."""
+    """Runs the layers: torch, torch compiled, or on a CPU openvino (extra); auto: openvino if it is installed and agrees with torch."""
+    actors: tuple[Positive, Positive] | None = None
+    """Minimum and maximum number of encoder actors; default: one per GPU, or one per CPU node."""
     num_gpus: Annotated[float, Field(gt=0)] | None = None
-    """GPUs an actor holds; fractions share one. Left out: 1 on cuda."""
+    """GPUs per actor; fractions share one. Default: 1 on cuda."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPUs an actor holds, and its threads on device cpu; left out: the node's, less what reading needs."""
-    max_attempts: Annotated[int, Field(ge=1)] = 3
-    """Times that a unit may take its encoder down, over all runs, before it is taken apart and the documents at fault are quarantined; or,
-    within one run, its reader, before its shard is reported."""
+    """CPUs per actor, and its threads on device cpu; default: the node's, less those that reading needs."""
+    max_attempts: Positive = 3
+    """Crashes of the encoder on one unit, over all runs, before the unit is split up and its poison documents are quarantined; or of its
+    reader, within one run, before its shard is reported."""
     tokens_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Rate of one encoder actor, by which a dry run is priced; left out: that of the table's last run."""
+    """Rate of one encoder actor, for the price of a dry run; default: that of the table's last run."""
     price_per_device_hour_usd: Annotated[float, Field(ge=0)] | None = None
-    """Price of an hour of what one encoder actor holds; left out: no cost is shown."""
+    """Price per hour of one encoder actor's hardware; default: no cost is shown."""
     price_per_million_tokens_usd: Annotated[float, Field(ge=0)] | None = None
-    """For openai:NAME: what a million tokens cost; left out: no cost is shown."""
+    """For openai:NAME: price of a million tokens; default: no cost is shown."""
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -55,7 +50,7 @@ class ComputeConfig(Section):
         return [value, value] if isinstance(value, int | str) else value
 
     @model_validator(mode="after")
-    def _settings_fit_together(self) -> "ComputeConfig":
+    def _check_combinations(self) -> Self:
         if self.actors and self.actors[0] > self.actors[1]:
             raise ValueError(f"actors={list(self.actors)}: the fewest come first, e.g. [{self.actors[1]}, {self.actors[0]}]")
         if self.device == "cpu" and self.num_gpus:

@@ -1,8 +1,9 @@
-"""A command line → the YAML file, what each flag sets, and bare flags that are actions."""
+"""A command line → the YAML file, the settings that flags set, and bare flags that are actions."""
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import yaml
@@ -11,50 +12,51 @@ from pydantic import BaseModel
 from embedder.config.section import takes
 
 Place = dict[tuple[str, ...], str]
-"""Where each key was set: `wiki.yaml:6` or `--embedding.depth`, by its path."""
+"""The origin of each key, by its path: `wiki.yaml:6` or `--embedding.depth`."""
 
 
-def lengthen(arg: str, short: Mapping[str, str]) -> str:
-    """Give a flag without dots its long name."""
-    name, equals, value = arg.removeprefix("--").partition("=")
-    return f"--{short[name]}{equals}{value}" if arg.startswith("--") and name in short else arg
+@dataclass(slots=True)
+class CommandLine:
+    """A command line's parts: `[FILE] [--section.key value …] [--action …]`."""
 
-
-def split_args(args: Sequence[str], actions: Sequence[str]) -> tuple[str | None, list[tuple[str, list[str]]], list[str], list[str]]:
-    """Sort a command line into the file, dotted flags with their values, actions, and problems."""
     file: str | None = None
-    flags: list[tuple[str, list[str]]] = []
-    chosen: list[str] = []
-    problems: list[str] = []
-    taking: list[str] | None = None
-    known = [*actions, "help"]
+    flags: list[tuple[str, list[str]]] = field(default_factory=list)
+    """Names of settings with their values."""
+    actions: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def split_args(args: Sequence[str], actions: Sequence[str], short: Mapping[str, str]) -> CommandLine:
+    """Sort arguments into their parts; `short` maps flags without dots to the settings they set."""
+    line = CommandLine()
+    values: list[str] | None = None
+    """Of the last flag, if it takes more."""
     for arg in args:
         name, equals, value = arg.removeprefix("--").partition("=")
-        if arg in ("-h", "--help") or (arg.startswith("--") and name in known and not equals):
-            chosen.append("help" if arg == "-h" else name)
-            taking = None
+        name = short.get(name, name)
+        if arg == "-h" or (arg.startswith("--") and name in actions and not equals):
+            line.actions.append("help" if arg == "-h" else name)
+            values = None
         elif arg.startswith("--") and "." in name:
-            taking = [value] if equals else []
-            flags.append((name, taking))
-            if equals:
-                taking = None
+            line.flags.append((name, [value] if equals else []))
+            values = None if equals else line.flags[-1][1]
         elif arg.startswith("--"):
-            taking = None
-            problems.append(f"{arg}: unknown action{suggest(name, known, '--')}")
-        elif taking is not None:
-            taking.append(arg)
-        elif file is None:
-            file = arg
+            line.problems.append(f"{arg}: unknown action{suggest(name, actions, '--')}")
+            values = None
+        elif values is not None:
+            values.append(arg)
+        elif line.file is None:
+            line.file = arg
         else:
-            problems.append(f"{arg!r}: a second file; one YAML file is one run (first: {file!r})")
-    return file, flags, chosen, problems
+            line.problems.append(f"{arg!r}: a second file; one YAML file is one run (first: {line.file!r})")
+    return line
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader, with 1e-3 a number as YAML 1.2 has it, and no value that holds itself."""
+    """SafeLoader that reads 1e-3 as a number, like YAML 1.2, and refuses values that contain themselves."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:  # noqa: ARG002 - as PyYAML calls it
-        """Construct what is inside first, which for an alias within what it stands for is refused."""
+        """Construct children first, which fails for an alias inside its own anchor."""
         return super().construct_object(node, deep=True)
 
 
@@ -62,7 +64,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.
 
 
 def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name: str, texts: list[str]) -> Iterator[str]:
-    """Put a flag's value at its path; it then is the flag that a problem there is reported for. Gives what is wrong with it already."""
+    """Set a flag's value at its path and record the flag as its origin; yield the problems found."""
     path, kind, is_key = _locate(model, name)
     flag = f"--{'.'.join(path)}"
     if not texts and kind is not None and not takes(kind, bool):
@@ -76,7 +78,7 @@ def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name
         if not isinstance(target, dict):
             section = ".".join(path[:size])
             where = next((places[path[:end]] for end in range(size, 0, -1) if path[:end] in places), flag)
-            yield f"{flag}: {section} is no mapping to which a key can be added (see {where}); give --{section} whole"
+            yield f"{flag}: {section} is not a mapping, so a key cannot be added (see {where}); give --{section} whole"
             return
     target[path[-1]] = _parse_flag(texts, is_key and takes(kind, Any))
     for place in [each for each in places if each[: len(path)] == path]:
@@ -85,9 +87,9 @@ def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name
 
 
 def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any, bool]:
-    """Give a flag's path, the type of the setting that it is or is a part of, and whether it is a key of a mapping there.
+    """Return a flag's path, the type of its setting, and whether it names a key in a mapping there.
 
-    Hyphens stand for underscores in the names of settings; keys of a mapping are as they stand.
+    Hyphens stand for underscores in the names of settings, but not in keys of a mapping.
     """
     path: list[str] = []
     kind, is_key = None, False
@@ -102,14 +104,14 @@ def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any, bo
 
 
 def _parse_flag(texts: list[str], is_free: bool) -> Any:
-    """Take text as it stands, for the model to convert; what no model knows is free, and read as in a file."""
-    if len(texts) != 1:
-        return [_parse_text(text, is_free) for text in texts] if is_free else texts or True
-    return _parse_text(texts[0], is_free)
+    """Return texts for the model to convert; a value without a declared type (`is_free`) is parsed as in a file."""
+    if len(texts) == 1:
+        return _parse_text(texts[0], is_free)
+    return [_parse_text(text, is_free) for text in texts] if is_free else texts or True
 
 
 def _parse_text(text: str, is_free: bool) -> Any:
-    """Read null, and YAML lists and mappings, as such; free text also as true, false, a number or in quotes."""
+    """Parse null and YAML lists and mappings; free text also as true, false, a number or a quoted string."""
     if text in ("null", "None"):
         return None
     if not is_free and text[:1] not in ("[", "{"):
@@ -122,13 +124,13 @@ def _parse_text(text: str, is_free: bool) -> Any:
 
 
 def section_type(annotation: Any) -> type[BaseModel] | None:
-    """Give the model of a section, also of one that may be left out."""
+    """Return the model of a section, optional or not; None for any other setting."""
     models = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and issubclass(each, BaseModel))
     return next(models, None)
 
 
-def suggest(name: str, known: Sequence[str], prefix: str) -> str:
-    """Name the nearest of what is known, or all of it."""
+def suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Return the nearest known name, or all of them, as the end of an error message."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {prefix + close[0]!r}?"

@@ -1,34 +1,32 @@
 """Settings of the documents: their location, format and columns."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embedder.config.section import Address, Located, NonEmpty, Section
+from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
 Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
 
 
-class SourceConfig(Located, Section):
-    """Where the documents are and how a record is read."""
+class SourceConfig(Located):
+    """The documents' location, and how a record is read."""
 
     uri: Address
     """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, each but parquet also .gz .zst .bz2 .xz."""
+    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
-    """Keys or columns joined by one space; meta.url reaches into a nested one. Not used by format text."""
+    """Keys or columns, joined by one space; meta.url is a nested key. Not used by format text."""
     id_column: NonEmpty | None = None
-    """Names a document, unique within its shard; left out: shard uri + # + row."""
+    """Column that names a document, unique within its shard; default: shard uri + # + row."""
     metadata_columns: dict[str, NonEmpty] = Field(default_factory=dict)
-    """Kept beside the vectors with their own types: a list of keys, or a mapping of new names to keys."""
+    """Columns stored beside the vectors with their own types: a list of keys, or a mapping of new names to keys."""
     metadata_types: dict[str, NonEmpty] = Field(default_factory=dict)
-    """Arrow type by metadata name (string, int64, double, bool, timestamp, list<string>); left out: the shards' own."""
+    """Arrow type by metadata name (string, int64, double, bool, timestamp, list<string>); default: the shards' own."""
     rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
-    """Documents a unit of work, and so a part of the table, holds at most: some seconds of the encoder."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the fsspec filesystem, e.g. {endpoint_url: …, anon: true}. Credentials belong in the environment."""
+    """Most documents in a unit of work, and so in a part of the table: seconds of the encoder."""
 
     @field_validator("text_columns", mode="before")
     @classmethod
@@ -59,7 +57,7 @@ class SourceConfig(Located, Section):
         return value
 
     @model_validator(mode="after")
-    def _types_are_of_metadata(self) -> "SourceConfig":
+    def _types_are_of_metadata(self) -> Self:
         unknown = sorted(set(self.metadata_types) - set(self.metadata_columns))
         if unknown:
             raise ValueError(

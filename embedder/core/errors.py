@@ -2,28 +2,29 @@
 
 EmbedderError
 ├── ConfigError     the settings cannot be run: fix the file or the flag (exit 2)
-│   └── EmptySourceError    a source without a single shard
+│   └── EmptySourceError    the source has no shards
 ├── SourceError     a shard or the listing cannot be read
 ├── ModelError      the model's files do not allow what the spec asks
 ├── StorageError    an object cannot be listed, read or written
-│   └── VersionGoneError    a version of the table that maintenance has removed
-├── ClusterError    no Ray can be started or reached
+│   └── VersionGoneError    maintenance removed this version of the table
+├── ClusterError    Ray cannot be started or reached
 └── CommitError     the table cannot be published, or another run published first
 
-Each takes one string (*where: what, with the value; what to do*), so that it survives the trip from a Ray worker.
+Each takes one string (*where: what, with the value; what to do*): an exception with more arguments does not survive
+the trip from a Ray worker.
 """
 
 
 class EmbedderError(Exception):
-    """Anything this project refuses or fails at, with a message for the user."""
+    """An error with a message for the user."""
 
 
 class ConfigError(EmbedderError):
-    """A setting that cannot be run; the message holds every problem found, one a line."""
+    """Settings that cannot be run; the message holds every problem found, one a line."""
 
 
 class EmptySourceError(ConfigError):
-    """A source without a single shard: more likely mistyped or lost than meant."""
+    """A source without shards: more likely mistyped or lost than intended."""
 
 
 class SourceError(EmbedderError):
@@ -31,7 +32,7 @@ class SourceError(EmbedderError):
 
 
 class ModelError(EmbedderError):
-    """A model whose own files do not allow what was asked of it."""
+    """A model whose files do not allow what was asked of it."""
 
 
 class StorageError(EmbedderError):
@@ -39,12 +40,12 @@ class StorageError(EmbedderError):
 
 
 class VersionGoneError(StorageError):
-    """A version of the table that can no longer be read: its log was cleaned up, or its parts were vacuumed."""
+    """A table version that can no longer be read: its log was cleaned up, or its parts were vacuumed."""
 
 
 class ClusterError(EmbedderError):
-    """No Ray can be started on this machine, or reached where the environment says."""
+    """Ray cannot be started on this machine, or reached at its address."""
 
 
 class CommitError(EmbedderError):
-    """A table that cannot be published as planned; what was published before still stands."""
+    """A table that cannot be published as planned; the version before it still stands."""

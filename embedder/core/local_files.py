@@ -1,4 +1,4 @@
-"""Local disk: files that are written once, and links that are listed as what they lead to."""
+"""Local disk: write a file once, and list a link as its target."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from typing import Any
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 Info = dict[str, Any]
-"""What fsspec says of an entry of a folder."""
+"""fsspec's description of a folder entry."""
 
 
 def follow_link(info: Info, look: Callable[[str], Info]) -> Info:
-    """Look where a link leads; anything else comes back as it is, and so does a link to a folder that it lies in: it leads on for ever.
+    """Return the description of a link's target; other entries, and links to a folder above themselves (a cycle), stay as they are.
 
-    One that leads nowhere is a file, so that reading it says so.
+    A dangling link is listed as a file, so that reading it raises.
     """
     if not info["islink"]:
         return info
@@ -28,7 +28,7 @@ def follow_link(info: Info, look: Callable[[str], Info]) -> Info:
 
 
 def link_once(path: Path, data: bytes) -> bool:
-    """Write a temporary neighbour, make it durable, then link it to its name: never half a file, never a second one."""
+    """Write and sync a temporary file, then link it to its name; return False if the name is taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
@@ -43,7 +43,7 @@ def link_once(path: Path, data: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # no hard links here: a rename is as atomic, and only a race between two writers is decided the other way
+            # without hard links: a rename is as atomic, but the last of two racing writers wins
             if path.exists():
                 return False
             temporary.rename(path)

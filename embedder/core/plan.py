@@ -1,4 +1,4 @@
-"""Shards and committed parts become a plan: what to read, adopt, keep and remove. Pure: no storage is touched."""
+"""Shards and committed parts become a plan: what to read, adopt, keep and remove. Pure: touches no storage."""
 
 import math
 from collections import defaultdict
@@ -9,11 +9,11 @@ from embedder.core.spec import digest
 from embedder.core.units import PartName, Shard, Task, bucket_key, complete_parts, shard_key
 
 SMALL_SHARD_BYTES = 256 << 10
-"""Shards below this are grouped: alone they would be less than a second of work and a tiny part each."""
+"""Smaller shards are grouped: alone, each would be less than a second of work and a tiny part."""
 
 BUCKET_BYTES = 8 << 20
 BUCKET_SHARDS = 512
-"""A bucket is opened shard by shard: at 50 ms a request, 512 are half a minute of one reader."""
+"""A bucket is opened shard by shard: at 50 ms a request, 512 take one reader half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +21,17 @@ class Plan:
     """The difference between what the table should hold and what it holds."""
 
     read: tuple[Task, ...]
-    """To be read, largest first, so that the last one to finish is a small one."""
+    """Tasks to read, largest first, so that the last one to finish is small."""
     done: Mapping[str, frozenset[str]]
-    """By task key: names of parts on storage whose units need not be embedded again."""
+    """By task key: names of stored parts whose units need not be embedded again."""
     adopt: tuple[PartName, ...]
-    """Complete and on storage, from a run that did not get to its commit."""
+    """Complete parts on storage, from a run that ended before its commit."""
     keep: tuple[PartName, ...]
-    """Committed and still wanted: neither opened nor touched."""
+    """Committed and still wanted: neither opened nor changed."""
     remove: tuple[PartName, ...]
     """Committed and no longer wanted."""
     previous: Mapping[str, tuple[str, ...]]
-    """By task key: parts to be removed that may hold vectors of its documents, its own and those of a shard that moved."""
+    """By task key: removed parts that may hold vectors of its documents, its own and those of a shard that moved."""
 
     @property
     def is_empty(self) -> bool:
@@ -40,16 +40,15 @@ class Plan:
 
 
 def choose_bucket_bits(shards: Iterable[Shard]) -> int:
-    """Choose b so that 2^b buckets of small shards are of fitting size; chosen once and kept with the table."""
+    """Return b such that 2^b buckets hold the small shards; chosen once and stored with the table."""
     small = [shard.size_bytes for shard in shards if shard.size_bytes < SMALL_SHARD_BYTES]
-    needed = max(sum(small) / BUCKET_BYTES, len(small) / BUCKET_SHARDS, 1)
-    return math.ceil(math.log2(needed))
+    return math.ceil(math.log2(max(sum(small) / BUCKET_BYTES, len(small) / BUCKET_SHARDS, 1)))
 
 
 def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list[Task]:
-    """Turn shards into tasks: a large one alone, small ones by the hash of their uri; `layout` joins every version.
+    """Return tasks: a large shard alone, small ones bucketed by a hash of their uri; `layout` is part of every version.
 
-    A large shard's version does not hold its uri, so that one that was only moved is recognised by it.
+    The version of a large shard leaves out its uri, so that a shard that moved is recognized.
     """
     buckets: defaultdict[str, list[Shard]] = defaultdict(list)
     tasks = []
@@ -65,7 +64,7 @@ def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list
 
 
 def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Sequence[PartName]) -> Plan:
-    """Compare by name what is wanted with what the table and its folder hold."""
+    """Return the difference, by name, between the wanted tasks and the parts of the table and its folder."""
     have = {(name.key, name.version) for name in committed}
     found: defaultdict[tuple[str, str], list[PartName]] = defaultdict(list)
     for name in stored:
@@ -74,12 +73,12 @@ def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Seq
     for task in wanted:
         if (task.key, task.version) in have:
             continue
-        chain = complete_parts(found.get((task.key, task.version), ()))
-        if chain:
+        parts = found.get((task.key, task.version), [])
+        if chain := complete_parts(parts):
             adopt += chain
             continue
         read.append(task)
-        done[task.key] = frozenset(str(name) for name in found.get((task.key, task.version), ()))
+        done[task.key] = frozenset(map(str, parts))
     named = {(task.key, task.version) for task in wanted}
     keep = tuple(name for name in committed if (name.key, name.version) in named)
     remove = tuple(name for name in committed if (name.key, name.version) not in named)
@@ -88,7 +87,7 @@ def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Seq
 
 
 def find_previous(read: Iterable[Task], remove: Iterable[PartName]) -> dict[str, tuple[str, ...]]:
-    """Find for each task the parts that it wrote before it changed, and those of a shard with the same content that moved."""
+    """Return, by task key, the removed parts that the task wrote before it changed, and those of a shard with its content that moved."""
     by_key, by_version = defaultdict(list), defaultdict(list)
     for name in remove:
         by_key[name.key].append(str(name))
@@ -97,7 +96,7 @@ def find_previous(read: Iterable[Task], remove: Iterable[PartName]) -> dict[str,
 
 
 def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]:
-    """Split the reading of one large parquet shard: (first row group, stop row group, first row) each, names unchanged."""
+    """Return one task per slice of a large parquet shard: (first row group, stop row group, first row). Part names do not change."""
     last = len(slices) - 1
     return [
         Task(task.key, task.version, task.shards, (start, stop), first_row, ends=number == last)
@@ -106,10 +105,9 @@ def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]
 
 
 def protected_keys(failed: Iterable[Task], bucket_bits: int, committed: Collection[str]) -> set[str]:
-    """Keys of parts that must stay as they are, because they may hold rows of shards that could not be read.
+    """Return the keys of parts that must stay, because they may hold rows of shards that could not be read.
 
-    Besides the failed tasks' own: a shard with committed parts of its own has its rows there, any other may have been
-    small before and have them in its bucket.
+    Besides the keys of the failed tasks: a shard's own key if it has committed parts, else its bucket's, as it may have been small before.
     """
     tasks = list(failed)
     held = {task.key for task in tasks}

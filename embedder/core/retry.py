@@ -1,4 +1,4 @@
-"""Which failures of a store pass by themselves, and how long and how often a call is repeated for them."""
+"""Retry calls whose failure is transient: a store that is busy, or a connection that broke."""
 
 import itertools
 import logging
@@ -12,30 +12,30 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
-"""How long a store that is busy or unreachable is asked again, in `patiently`."""
+"""How long `with_retries` retries a store that is busy or unreachable."""
 _FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 20.0
 
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _BUSY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
-"""409 is S3's answer when a conditional write meets another one in flight: the next try is told which of them won."""
-_DAMAGED_ON_THE_WAY = {"RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch"}
-"""S3's codes for a body that stalled or did not come whole: of status 400, as what is refused for good."""
+"""S3 answers 409 when a conditional write meets another one in flight; the retry learns which of them won."""
+_DAMAGED_IN_TRANSIT = {"RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch"}
+"""S3's codes for a body that stalled or arrived incomplete. Their status is 400, like that of permanent refusals."""
 _BROKEN = {
     "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError",
     "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "APIConnectionError",
 }  # fmt: skip
-"""By name, of builtins, botocore, aiohttp, requests, azure and openai: not every machine has the package of every store."""
+"""Class names of builtins, botocore, aiohttp, requests, azure and openai: not every machine has the package of every store."""
 _BROKEN_DELTA = ("HTTP error", "max_retries")
-"""What delta-rs says where a connection broke, or where its own retries ended; its exceptions tell no more."""
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Text in delta-rs errors for a broken connection or exhausted retries; its exception classes do not distinguish them."""
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 logger = logging.getLogger("embedder")
 
 
 def with_retries(call: Callable[[], T], uri: str, patience_seconds: float | None = None) -> T:
-    """Call, and again after pauses that grow, while the store is busy or the connection breaks, for PATIENCE_SECONDS at most.
+    """Return the call's result, retrying transient errors after growing, random pauses for at most PATIENCE_SECONDS.
 
-    The call must be safe to repeat although its first time may have taken effect. A server that says when to come again is obeyed.
+    The call must be safe to repeat although its first attempt may have taken effect. A server's Retry-After is obeyed.
     """
     deadline = time.monotonic() + (PATIENCE_SECONDS if patience_seconds is None else patience_seconds)
     for attempt in itertools.count():
@@ -43,7 +43,7 @@ def with_retries(call: Callable[[], T], uri: str, patience_seconds: float | None
         try:
             return call()
         except Exception as error:
-            pause = max(pause, asked_pause(error))
+            pause = max(pause, requested_pause(error))
             if not is_transient(error) or time.monotonic() + pause > deadline:
                 raise
             logger.log(logging.WARNING if attempt > 2 else logging.DEBUG, "%s: %s; trying again in %.0f s", uri, one_line(error), pause)
@@ -52,12 +52,12 @@ def with_retries(call: Callable[[], T], uri: str, patience_seconds: float | None
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell a store that is busy, or a connection that broke, from a refusal that would be the same the next time."""
+    """Return whether a retry may succeed: the store is busy or the connection broke."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, _FINAL):
             return False
-        if _code_of(cause) in _DAMAGED_ON_THE_WAY:
+        if _code_of(cause) in _DAMAGED_IN_TRANSIT:
             return True
         status = _status_of(cause)
         if status is not None:
@@ -69,13 +69,13 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _code_of(error: BaseException) -> str | None:
-    """Find S3's own code in botocore's response, which s3fs keeps as the cause of what it translates."""
+    """Return S3's error code from botocore's response, which s3fs keeps as the cause of its own errors."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, Mapping) else None
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Find the HTTP status: in botocore's response, or as aiohttp, azure, gcsfs and google name it."""
+    """Return the HTTP status: from botocore's response, or from the attribute that aiohttp, azure, gcsfs and google use."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -84,8 +84,8 @@ def _status_of(error: BaseException) -> int | None:
     return int(status) if isinstance(status, int | str) and str(status).isdecimal() else None
 
 
-def asked_pause(error: BaseException) -> float:
-    """Give the seconds that a server asks for in a header, as openai's errors carry it; 0 if it asks for none."""
+def requested_pause(error: BaseException) -> float:
+    """Return the seconds in a retry-after header, which openai's errors carry; 0 without one."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(ValueError):
@@ -94,6 +94,6 @@ def asked_pause(error: BaseException) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """Give an error's text in one line of bounded length, without a terminal's colours."""
-    text = " ".join(_COLOUR.sub("", str(error)).split()) or type(error).__name__
+    """Return an error's text as one line of at most 300 characters, without terminal colors."""
+    text = " ".join(_COLOR.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "…"

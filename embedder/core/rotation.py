@@ -1,7 +1,7 @@
-"""Principal axes of a corpus's vectors: turned onto them before the cut, few components keep most of what tells vectors apart.
+"""Principal axes of a corpus's vectors: rotated onto them before truncation, few components keep most of the variance.
 
-Hotelling, Analysis of a Complex of Statistical Variables into Principal Components, 1933. The matrix is orthogonal: at full
-width, inner products stay what they were. W = the full model's width.
+Hotelling, Analysis of a Complex of Statistical Variables into Principal Components, 1933. The matrix is orthogonal, so inner
+products at full width do not change. W = the full model's width.
 """
 
 import hashlib
@@ -11,62 +11,62 @@ import numpy as np
 import numpy.typing as npt
 
 from embedder.core.errors import ModelError, StorageError
+from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location, Store
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 ROTATION_FOLDER = "_rotation"
-"""In a table's folder: what queries need besides the model, so that no search depends on where the calibration was."""
+"""In the table's folder, so that a search does not depend on the calibration's location."""
 
 
 def fit_rotation(covariance_WW: Doubles) -> Floats:
-    """Give the axes of a covariance as columns, that of the most variance first: vectors @ axes are the vectors turned."""
+    """Return the axes of a covariance as columns, most variance first; `vectors @ axes` rotates."""
     _, axes_WW = np.linalg.eigh(covariance_WW)
     axes_WW = axes_WW[:, ::-1]
     largest_W = np.abs(axes_WW).argmax(axis=0)
-    # an axis and its opposite are as good: equal samples are to give equal ones
+    # an axis and its opposite are equivalent; fix the sign, so that equal samples give equal axes
     signs_W = np.sign(axes_WW[largest_W, np.arange(axes_WW.shape[1])])
     rotation_WW: Floats = np.ascontiguousarray(axes_WW * signs_W, np.float32)
     return rotation_WW
 
 
 def digest_array(array: Floats) -> str:
-    """Hash the numbers of an array, whatever their number."""
+    """Return a hash of an array's values."""
     return hashlib.blake2b(np.ascontiguousarray(array, np.dtype("<f4")).tobytes(), digest_size=16).hexdigest()
 
 
 def rotation_uri(name: str, table: str) -> str:
-    """Say where a table keeps its rotation: a .npy file, named by its numbers."""
+    """Return the uri of a table's rotation: a .npy file named by the digest of its values."""
     return Store(Store(table).child(ROTATION_FOLDER)).child(f"{name}.npy")
 
 
 def keep_rotation(rotation_WW: Floats, location: Location) -> None:
-    """Write a table's rotation into its folder, once."""
+    """Write a rotation into the table's folder, unless it is there."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(rotation_WW, np.dtype("<f4")))
     Store(rotation_uri(digest_array(rotation_WW), location.uri), location.options).write_once(buffer.getvalue())
 
 
 def read_rotation(spec: EmbeddingSpec, location: Location) -> Floats | None:
-    """Read what a table's vectors were turned by, None if they were not; StorageError if it is gone, ModelError if it is damaged."""
+    """Read the rotation of a table's vectors, None if they have none; StorageError if the file is gone, ModelError if it is damaged."""
     if spec.rotation is None:
         return None
     store = Store(rotation_uri(spec.rotation, location.uri), location.options)
     if store.info() is None:
-        raise StorageError(f"{store.uri}: gone, and without it no query can be turned as the vectors were; run what made the table again")
+        raise StorageError(f"{store.uri}: not found, and queries need the rotation of the vectors; run the job that made the table again")
     with store.open_input() as file:
         data = file.read()
     try:
         rotation_WW: Floats = np.load(io.BytesIO(data))
     except (ValueError, EOFError) as error:
-        raise ModelError(f"{store.uri}: damaged ({error}); delete it and run what made the table again") from error
+        raise ModelError(f"{store.uri}: damaged ({error}); delete it and run the job that made the table again") from error
     check_rotation(rotation_WW, spec, store.uri)
     return rotation_WW
 
 
 def check_rotation(rotation_WW: Floats | None, spec: EmbeddingSpec, where: str) -> None:
-    """Refuse another rotation than the spec's, or none where it has one."""
+    """Raise ModelError unless the rotation is the spec's."""
     if (None if rotation_WW is None else digest_array(rotation_WW)) != spec.rotation:
-        raise ModelError(f"{where}: not the rotation of the spec ({spec.rotation}); give the calibration or the table that it came from")
+        raise ModelError(f"{where}: not the rotation of the spec ({spec.rotation}); give the calibration or table it came from")

@@ -7,40 +7,14 @@ import pyarrow as pa
 
 from embedder.core.spec import Quantization
 
-DOCUMENTS = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("text", pa.string()),
-        ("content_hash", pa.string()),
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-    ]
-)
+DOCUMENTS = pa.schema({"doc_id": pa.string(), "text": pa.string(), "content_hash": pa.string(), "shard": pa.string(), "row": pa.int64()})
 """source → text: one valid record a row, in source order; metadata columns follow with their own types."""
 
-QUARANTINE = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("row", pa.int64()),
-        ("doc_id", pa.string()),
-        ("reason", pa.string()),
-        ("excerpt", pa.string()),
-    ]
-)
-"""source → output: records that could not be embedded, each with a `Reason` and the start of what was met."""
+QUARANTINE = pa.schema({"shard": pa.string(), "row": pa.int64(), "doc_id": pa.string(), "reason": pa.string(), "excerpt": pa.string()})
+"""source → output: records that could not be embedded, each with a `Reason` and an excerpt."""
 
-CHUNKS = pa.schema(
-    [
-        ("document", pa.int32()),
-        ("chunk", pa.int32()),
-        ("num_chunks", pa.int32()),
-        ("start_char", pa.int32()),
-        ("end_char", pa.int32()),
-        ("num_tokens", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("token_ids", pa.list_(pa.int32())),
-    ]
-)
+_SPAN = {name: pa.int32() for name in ("chunk", "num_chunks", "start_char", "end_char", "num_tokens")}
+CHUNKS = pa.schema({"document": pa.int32(), **_SPAN, "truncated": pa.bool_(), "token_ids": pa.list_(pa.int32())})
 """text → model: one forward sequence a row; `document` is the row of its document in DOCUMENTS. The values of
 `token_ids` are the packed input and its offsets the cu_seqlens of variable-length attention."""
 
@@ -49,25 +23,16 @@ VECTORS: dict[Quantization, pa.DataType] = {
     "int8": pa.list_(pa.field("element", pa.int8())),
     "binary": pa.binary(),
 }
-"""The vector column's type by quantization. Not a fixed-size list: Polars refuses a Delta table whose files hold one. Bytes
-for bits: Delta has no unsigned integers."""
+"""The vector column's type by quantization. Not a fixed-size list: Polars refuses a Delta table whose files hold one. Bits are
+bytes: Delta has no unsigned integers."""
 
-LEADING = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("chunk", pa.int32()),
-        ("num_chunks", pa.int32()),
-        ("start_char", pa.int32()),
-        ("end_char", pa.int32()),
-        ("num_tokens", pa.int32()),
-    ]
-)
+LEADING = pa.schema({"doc_id": pa.string(), **_SPAN})
 RESERVED = frozenset({*LEADING.names, "text", "content_hash", "shard", "row", "embedding"})
-"""Names of the table's own columns, which no metadata column may take."""
+"""Names of the table's own columns, which metadata columns may not take."""
 
 
 def name_columns(keys: Sequence[str]) -> dict[str, str]:
-    """Name the columns of metadata keys, a dot as an underscore; ValueError if two keys would have one column."""
+    """Return column names for metadata keys, dots as underscores; ValueError if two keys get one column."""
     named = {key.replace(".", "_"): key for key in keys}
     lost = sorted(set(keys) - set(named.values()))
     if lost:
@@ -79,7 +44,7 @@ def name_columns(keys: Sequence[str]) -> dict[str, str]:
 
 
 def check_metadata_names(columns: Mapping[str, str]) -> None:
-    """Refuse names of the table's own columns, and two that differ in case alone, which a Delta table takes for one: ValueError."""
+    """Raise ValueError for a name of the table's own columns, or two names that differ only in case, which are one to Delta."""
     taken = sorted(name for name in columns if name.lower() in RESERVED)
     if taken:
         raise ValueError(
@@ -108,9 +73,7 @@ class Reason(StrEnum):
 
 
 def table_schema(metadata: pa.Schema, store_text: bool, quantization: Quantization = "none") -> pa.Schema:
-    """Give the columns of the output table: a chunk a row, metadata with its own types, the vector last."""
-    fields = [*LEADING]
-    if store_text:
-        fields.append(pa.field("text", pa.string()))
-    fields += [pa.field("content_hash", pa.string()), pa.field("shard", pa.string()), pa.field("row", pa.int64())]
-    return pa.schema([*fields, *metadata, pa.field("embedding", VECTORS[quantization])])
+    """Return the columns of the output table: a chunk a row, metadata with its own types, the vector last."""
+    own = {"content_hash": pa.string(), "shard": pa.string(), "row": pa.int64()}
+    text = {"text": pa.string()} if store_text else {}
+    return pa.schema([*LEADING, *pa.schema(text | own), *metadata, pa.field("embedding", VECTORS[quantization])])

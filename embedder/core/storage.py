@@ -1,4 +1,4 @@
-"""All input and output: local paths and object stores behind one set of verbs. The only module that knows fsspec."""
+"""All input and output: local paths and object stores behind one set of verbs. The only module that imports fsspec."""
 
 import errno
 import os
@@ -24,19 +24,14 @@ Options = Mapping[str, Any]
 T = TypeVar("T")
 
 READ_BLOCK_BYTES = 8 << 20
-"""One ranged request for 8 MiB: large enough to hide an object store's latency, small against a worker's memory."""
+"""Size of a ranged request: hides an object store's latency, small beside a worker's memory."""
 
 PROBE_PREFIX = "_writable-"
 WILDCARDS = "*?["
 
-_S3_CONFIG: Mapping[str, Any] = {
-    "retries": {"total_max_attempts": 1},
-    "connect_timeout": 10,
-    "read_timeout": 30,
-    "max_pool_connections": 32,
-}
-"""botocore tries once. Its quota of retries runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, within
-2 seconds a request, which are kept: 45 requests and 222 s until a throttled write was given up, measured with 8 attempts here."""
+_S3_CONFIG: Options = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 32}
+"""botocore tries once: its retry quota runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, which are
+kept (2 seconds a request). With 8 attempts here, a throttled write failed after 45 requests and 222 s."""
 
 _DELTA_RETRIES: Mapping[str, str] = {
     "max_retries": "100",
@@ -46,25 +41,25 @@ _DELTA_RETRIES: Mapping[str, str] = {
     "connect_timeout": "10s",
     "timeout": "60s",
 }
-"""delta-rs repeats what the server refused as busy, and gives up at once on a commit whose connection broke or an answer cut off midway."""
+"""delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One object of a listing; `version` changes when its content does."""
+    """An object in a listing; `version` changes with its content."""
 
     uri: str
     version: str
     size_bytes: int
     modified: float | None = None
-    """Seconds since 1970 by the storage's own clock; None where a filesystem does not say."""
+    """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A uri, and the options of the filesystem that holds it."""
+    """A uri and the options of its filesystem."""
 
     uri: str
     options: Options = field(default_factory=dict, repr=False)
@@ -79,7 +74,7 @@ class Location:
 
 
 class Store:
-    """A folder, bucket prefix or file, and the filesystem that holds it. Cheap to make; made anew in each process."""
+    """A folder, bucket prefix or file, opened with its filesystem. Cheap; each process makes its own."""
 
     def __init__(self, uri: str, options: Options | None = None) -> None:
         self._options = options
@@ -96,25 +91,28 @@ class Store:
 
     @property
     def is_glob(self) -> bool:
-        """Whether the path is a pattern; one that is there on local disk as it is written is none."""
+        """Whether the path is a pattern; a local path that exists as written is not."""
         return any(character in self.path for character in WILDCARDS) and not (self.is_local and Path(self.path).exists())
 
     @property
     def uri(self) -> str:
-        """The absolute uri: a plain path on local disk, protocol and all elsewhere."""
-        return self._uri(self.path)
+        """The absolute uri: a plain path on local disk, with the protocol elsewhere."""
+        return self._uri_of(self.path)
+
+    def _uri_of(self, path: str) -> str:
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
 
     @property
     def place(self) -> str:
-        """The one name that it has however it was written: on local disk, dots and links are followed."""
+        """The canonical name: on local disk, dots and links are resolved."""
         return os.path.realpath(self.path) if self.is_local else self.uri
 
     def child(self, name: str) -> str:
-        """Give the uri of a file in this folder."""
+        """Return the uri of a file in this folder."""
         return f"{self.uri.rstrip('/')}/{name}"
 
     def list_files(self) -> list[Found]:
-        """List the file, the folder's files at any depth, or what the glob matches, in order of uri; [] if nothing is there."""
+        """Return the file, the folder's files at any depth, or the glob's matches, ordered by uri; [] if there are none."""
         fs = _Linked() if self.is_local else self.fs
         find = fs.glob if self.is_glob else fs.find
         with explained(self.uri, "list"):
@@ -123,7 +121,7 @@ class Store:
         return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
 
     def list_folder(self) -> list[Found]:
-        """List the files that lie directly in the folder; [] if it does not exist."""
+        """Return the files directly in the folder; [] if it does not exist."""
         with explained(self.uri, "list"):
             try:
                 infos = with_retries(lambda: self.fs.ls(self.path, detail=True), self.uri)
@@ -132,7 +130,7 @@ class Store:
         return [self._found(info) for info in infos if info["type"] == "file"]
 
     def info(self) -> Found | None:
-        """Look at one object; None if there is none."""
+        """Return one object's entry; None if it does not exist."""
         with explained(self.uri, "look at"):
             try:
                 return self._found(with_retries(lambda: self.fs.info(self.path), self.uri))
@@ -141,9 +139,9 @@ class Store:
 
     @contextmanager
     def open_input(self, narrow: bool = False) -> Iterator[IO[bytes]]:
-        """Open for reading, seekable, ahead by blocks; a block that does not come, or not whole, is asked for again.
+        """Open for seekable reads, with blocks read ahead; a block that fails or arrives incomplete is fetched again.
 
-        With `narrow` nothing is read ahead, for a reader of a few columns: pyarrow asks for each column chunk whole.
+        `narrow` turns off reading ahead, for a reader of a few columns: pyarrow requests each column chunk whole.
         """
         kwargs = {} if self.is_local else {"cache_type": "none" if narrow else "readahead", "block_size": READ_BLOCK_BYTES}
         with explained(self.uri, "read"), with_retries(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
@@ -152,9 +150,9 @@ class Store:
             yield cast(IO[bytes], file)
 
     def write_once(self, data: bytes) -> bool:
-        """Create the object with all of its bytes, or leave the one that is there; say whether this call created it.
+        """Create the object with all of its bytes; return False and leave it unchanged if it exists.
 
-        A write whose answer was lost is repeated and finds itself there: False then, and the bytes stand all the same.
+        A write whose response was lost is retried and finds its own object: the result is False, and the bytes are stored.
         """
         with explained(self.uri, "write"):
             if self.is_local:
@@ -167,16 +165,16 @@ class Store:
         except FileExistsError:
             return False
         except OSError as error:
-            # seaweedfs answers a lost race with EINVAL: the object's presence tells it from a real refusal
+            # seaweedfs answers a lost race with EINVAL; if the object is there, it was not a refusal
             if error.errno == errno.EINVAL and self.fs.exists(self.path):
                 return False
             raise
         return True
 
     def check_writable(self) -> float:
-        """Write a small file below this folder and remove it: better refused now than after an hour of work.
+        """Write a small file below this folder and remove it, so that a run without write access fails at its start.
 
-        Gives the storage's time, with which the ages of its files are to be compared.
+        Return the storage's time, which is the one to compare the ages of its files with.
         """
         probe = Store(self.child(f"{PROBE_PREFIX}{uuid.uuid4().hex}"), self._options)
         probe.write_once(b"")
@@ -185,26 +183,23 @@ class Store:
         return time.time() if found is None or found.modified is None else found.modified
 
     def remove(self) -> None:
-        """Delete one object, if it is there."""
+        """Delete one object; do nothing if it does not exist."""
         with explained(self.uri, "remove"):
             try:
                 with_retries(lambda: self.fs.rm_file(self.path), self.uri)
             except FileNotFoundError:
                 return
 
-    def _uri(self, path: str) -> str:
-        return path if self.is_local else str(self.fs.unstrip_protocol(path))
-
     def _found(self, info: Mapping[str, Any]) -> Found:
         size = int(info["size"] or 0)
         tag = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), None)
         changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
         version = str(tag).strip('"') if tag else f"{size}-{changed}"
-        return Found(self._uri(info["name"]), version, size, to_seconds(changed))
+        return Found(self._uri_of(info["name"]), version, size, to_seconds(changed))
 
 
 class _Linked(LocalFileSystem):  # type: ignore[misc]
-    """Local disk whose links are listed as what they lead to."""
+    """Local disk that lists links as their targets."""
 
     def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
         infos = [follow_link(info, self.info) for info in super().ls(path, detail=True)]
@@ -212,7 +207,7 @@ class _Linked(LocalFileSystem):  # type: ignore[misc]
 
 
 def to_seconds(moment: Any) -> float | None:
-    """Read a modification time as the filesystems give it: seconds, a datetime, or ISO text."""
+    """Return a modification time in seconds since 1970; filesystems report seconds, a datetime, or ISO text."""
     if isinstance(moment, str):
         moment = datetime.fromisoformat(moment)
     if isinstance(moment, datetime):
@@ -221,20 +216,20 @@ def to_seconds(moment: Any) -> float | None:
 
 
 def _with_s3_retries(options: Options) -> Options:
-    """Complete s3's options, and tell s3fs what is worth its quick tries of one request, such as a page of a listing: not 503 alone."""
-    from s3fs.core import set_custom_error_handler  # not above: a run on local disk does without it
+    """Complete s3's options, and let s3fs retry every transient error of a request, such as a page of a listing, not only 503."""
+    from s3fs.core import set_custom_error_handler  # not at the top: local runs need no s3fs
 
     set_custom_error_handler(is_transient)
     return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
 
 
 def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Callable[[int, int], bytes]:
-    """Make a fetcher of byte ranges that asks again for a range that broke off, so that a reader sees each byte once."""
+    """Return a fetcher of byte ranges that fetches a truncated range again."""
 
     def fetch_once(start: int, stop: int) -> bytes:
         data = fetch(start, stop)
         if len(data) < min(stop, size) - start:
-            raise ConnectionError(f"{len(data)} bytes came of {start} to {min(stop, size)}")
+            raise ConnectionError(f"received {len(data)} bytes of {start} to {min(stop, size)}")
         return data
 
     return lambda start, stop: with_retries(lambda: fetch_once(start, stop), uri)
@@ -242,11 +237,11 @@ def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Cal
 
 @contextmanager
 def explained(uri: str, verb: str) -> Iterator[None]:
-    """Turn what filesystems raise into a StorageError that names the object and what to do."""
+    """Raise filesystem errors as a StorageError that names the object and the remedy."""
     try:
         yield
     except FileNotFoundError as error:
-        problem = f"a link to {Path(uri).readlink()}, which is not there" if Path(uri).is_symlink() else "not found"
+        problem = f"a link to {Path(uri).readlink()}, which does not exist" if Path(uri).is_symlink() else "not found"
         raise StorageError(f"{uri}: {problem}; check the path, the bucket's name and the region") from error
     except PermissionError as error:
         raise StorageError(
@@ -257,24 +252,23 @@ def explained(uri: str, verb: str) -> Iterator[None]:
             raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
         raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
-            raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
-        raise
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
+            raise
+        raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
 
 
 def delta_options(uri: str, options: Options) -> dict[str, str]:
-    """Translate fsspec's s3 options to those of the Delta writer; credentials stay in the environment for both."""
+    """Return fsspec's s3 options as options of the Delta writer; credentials stay in the environment for both."""
     if "://" not in uri:
         return {}
     if not uri.startswith(("s3://", "s3a://")):
         return dict(_DELTA_RETRIES)
     client = options.get("client_kwargs") or {}
+    environ = os.environ
+    endpoint = options.get("endpoint_url") or client.get("endpoint_url")
     given = {
-        "aws_endpoint_url": options.get("endpoint_url")
-        or client.get("endpoint_url")
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL"),
-        "aws_region": client.get("region_name") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        "aws_endpoint_url": endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
+        "aws_region": client.get("region_name") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
         "aws_access_key_id": options.get("key"),
         "aws_secret_access_key": options.get("secret"),
         "aws_session_token": options.get("token"),
@@ -289,7 +283,7 @@ def delta_options(uri: str, options: Options) -> dict[str, str]:
 
 
 def map_threads(function: Callable[[T], Any], items: list[T], num_threads: int = 32) -> list[Any]:
-    """Call a storage verb for each item on threads, in order: these wait on the network, not on the CPU."""
+    """Return a storage verb's results for all items, in order, called on threads: they wait for the network, not the CPU."""
     if not items:
         return []
     with ThreadPoolExecutor(min(num_threads, len(items))) as pool:

@@ -1,4 +1,4 @@
-"""The nouns of the work: shards are read in tasks, tasks yield units, each unit is written as one part."""
+"""Shards are read in tasks, tasks yield units, each unit is written as one part."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from embedder.core.spec import digest
 
 KEY_BYTES = 8
-"""64 bits of a task's key: at a million tasks, two share one with a chance of 1 in 37 million."""
+"""64 bits: among a million tasks, the chance that two share a key is 1 in 37 million."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +23,25 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one reader streams from start to end: a shard, a slice of a large parquet shard, or a bucket of small shards.
+    """A shard, a slice of a large parquet shard, or a bucket of small shards, streamed by one reader.
 
-    `key` stays when content changes, so that a changed shard or bucket finds its own previous parts by name; `version`
-    changes with the content of any of its shards and with whatever else decides a part's bytes (space, columns).
+    `key` does not depend on content, so that a changed shard or bucket finds its previous parts by name. `version` changes
+    with the content of its shards and with everything else that decides a part's bytes (space, columns).
     """
 
     key: str
     version: str
     shards: tuple[Shard, ...]
     row_groups: tuple[int, int] | None = None
-    """First and stop row group, if this is a slice of one parquet shard."""
+    """First and stop row group of a slice of a parquet shard."""
     first_row: int = 0
     """The shard's row at which the slice starts."""
     ends: bool = True
-    """Whether the last row of this task is the last of its key: false for every slice but the final one."""
+    """Whether this task holds the last row of its key: false for every slice but the final one."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on storage of all its shards."""
+        """Stored bytes of all its shards."""
         return sum(shard.size_bytes for shard in self.shards)
 
     @staticmethod
@@ -56,10 +56,10 @@ _PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\
 
 @dataclass(frozen=True, slots=True)
 class PartName:
-    """A part's file name: which shard or bucket, at which version, which of its rows, and whether it ends there.
+    """A part's file name: its shard or bucket, the version, the rows, and whether they are the last.
 
-    Rows are counted over the shard or bucket from 0, quarantined ones included, so that its parts form a chain: each
-    starts where the one before stops, and the chain is complete when it reaches a last one.
+    Rows are counted over the shard or bucket from 0, quarantined ones included. Its parts form a chain: each starts at the
+    stop row of the one before, and the chain is complete when it reaches a last one.
     """
 
     key: str
@@ -73,7 +73,7 @@ class PartName:
 
     @staticmethod
     def parse(name: str) -> "PartName | None":
-        """Read a file name; None for a file that is not a part of ours."""
+        """Return the parsed file name; None if the file is not a part."""
         found = _PART.fullmatch(name)
         if found is None:
             return None
@@ -82,26 +82,26 @@ class PartName:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What happened to the rows of one unit; sums over units are the run's figures."""
+    """Counts of one unit; their sums are the run's figures."""
 
     documents: int = 0
     """Source records read, quarantined ones included."""
     quarantined: int = 0
     chunks: int = 0
     tokens: int = 0
-    """Tokens the model saw, special tokens and prompt included, padding not."""
+    """Tokens of the chunks, special tokens and prompt included, padding excluded."""
     padded_tokens: int = 0
     """Tokens computed, padding included."""
     truncated: int = 0
-    """Documents cut at max_tokens because chunking is off."""
+    """Documents truncated at max_tokens because chunking is off."""
     reused: int = 0
-    """Documents whose vectors were taken from a previous part."""
+    """Documents whose vectors came from a previous part."""
     text_bytes: int = 0
     encode_seconds: float = 0.0
     read_seconds: float = 0.0
     """Reading, chunking and tokenizing."""
     write_seconds: float = 0.0
-    """Of parts written in this run: a part's footer is made before it is known."""
+    """Parts written in this run only: a part's footer is made before its write is timed."""
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, name) + getattr(other, name) for name in Stats.__slots__))
@@ -109,14 +109,14 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One parquet file on storage, complete, that a commit may name."""
+    """One complete parquet file on storage, which a commit may name."""
 
     name: str
     rows: int
     size_bytes: int
     stats: Stats
     quarantine_bytes: int = 0
-    """Size of its namesake in the quarantine table; 0: no row was quarantined."""
+    """Size of the file of the same name in the quarantine table; 0: no row was quarantined."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Part":
@@ -130,17 +130,17 @@ class Part:
 
 
 def task_key(*names: str) -> str:
-    """Name a task by what stays the same when its content changes."""
+    """Return a task's key, from names that do not depend on content."""
     return digest(*names, num_bytes=KEY_BYTES)
 
 
 def shard_key(uri: str) -> str:
-    """Name the parts of a shard that is read on its own."""
+    """Return the key of a shard that is read on its own."""
     return task_key("shard", uri)
 
 
 def bucket_key(uri: str, bits: int) -> str:
-    """Name the parts of the bucket that a small shard falls into."""
+    """Return the key of the bucket of a small shard."""
     return _numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
 
 
@@ -150,9 +150,9 @@ def _numbered_bucket_key(number: int, bits: int) -> str:
 
 
 def complete_parts(names: Iterable[PartName]) -> list[PartName]:
-    """Order one task's parts from row 0 to the last; [] if a link is missing.
+    """Return one task's parts from row 0 to the last; [] if one is missing.
 
-    Where parts and what they were merged into lie side by side, the longest link that leads to the end is taken.
+    If parts and the part they were merged into are both there, the longest part that leads to the end is taken.
     """
     following: dict[int, PartName] = {}
     for name in sorted(names, key=lambda each: (-each.first_row, each.stop_row)):
@@ -160,9 +160,9 @@ def complete_parts(names: Iterable[PartName]) -> list[PartName]:
             following[name.first_row] = name
     chain: list[PartName] = []
     row = 0
-    while (link := following.get(row)) is not None:
-        chain.append(link)
-        if link.last:
+    while (part := following.get(row)) is not None:
+        chain.append(part)
+        if part.last:
             return chain
-        row = link.stop_row
+        row = part.stop_row
     return []

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
-from embedder.core.rotation import Floats
+from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.batches import Batch, LayoutName, Queued, make_layout, queue_copy

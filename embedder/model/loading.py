@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ConfigError, ModelError
-from embedder.core.rotation import Floats, check_rotation
+from embedder.core.quantization import Floats
+from embedder.core.rotation import check_rotation
 from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.backends import check_backend, check_c_compiler, check_triton, has_openvino
 from embedder.model.batches import LayoutName

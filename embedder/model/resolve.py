@@ -9,8 +9,8 @@ from tokenizers.normalizers import Lowercase, Sequence
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
-from embedder.core.quantization import Ranges
-from embedder.core.rotation import Floats, digest_array
+from embedder.core.quantization import Floats, Ranges
+from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe

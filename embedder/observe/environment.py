@@ -1,4 +1,4 @@
-"""Which commit of which checkout a run was started in, read from git's own files."""
+"""The versions and the git commit that a run was started with; the commit is read from git's files."""
 
 import importlib.metadata
 import os
@@ -9,13 +9,12 @@ from pathlib import Path
 from embedder import __version__
 
 VARIABLE = "EMBEDDER_REVISION"
-"""Says it where the files of git do not travel along: in an image, or in what `ray job submit` uploads."""
+"""Names the commit where git's files are missing: in an image, or after `ray job submit`."""
 
 
 def read_revision(folder: Path) -> str | None:
-    """Give the commit that is checked out in a folder or above it, or what the environment says; None if neither does."""
-    given = os.environ.get(VARIABLE)
-    if given:
+    """Return EMBEDDER_REVISION, else the commit checked out in a folder or above it; None without either."""
+    if given := os.environ.get(VARIABLE):
         return given
     marks = (parent / ".git" for parent in (folder.absolute(), *folder.absolute().parents))
     mark = next((each for each in marks if each.exists()), None)
@@ -28,7 +27,7 @@ def _read_head(mark: Path) -> str | None:
     if not head.startswith("ref:"):
         return head
     name = head.removeprefix("ref:").strip()
-    # a worktree's branches lie in the folder of the repository that it belongs to
+    # a worktree's branches are in the folder of its repository
     shared = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
     for place in (git / name, shared / name):
         if place.exists():
@@ -39,7 +38,7 @@ def _read_head(mark: Path) -> str | None:
 
 
 def describe_environment() -> dict[str, str]:
-    """Name the versions that could matter when vectors have to be explained later, and the commit the run was started in."""
+    """Return the versions of the packages that decide vectors, and the commit if it is known."""
     names = ("ray", "torch", "transformers", "tokenizers", "pyarrow", "deltalake", *(["openvino"] if find_spec("openvino") else []))
     versions = {"embedder": __version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
     revision = read_revision(Path.cwd())

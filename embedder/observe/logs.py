@@ -1,4 +1,4 @@
-"""The log on stderr: a line an event for a person, or a JSON object a line for whatever collects logs (EMBEDDER_LOG=json)."""
+"""The log on stderr: text lines for a person, or a JSON object per line for a log collector (EMBEDDER_LOG=json)."""
 
 import json
 import logging
@@ -18,14 +18,14 @@ from embedder.core.errors import ConfigError
 VARIABLE = "EMBEDDER_LOG"
 FORMATS = ("text", "json")
 FIELDS = "fields"
-"""Key of `extra` under which an event's own fields come: the unit it is about, its figures."""
+"""Key of an event's own fields in `extra`: its unit, its figures."""
 
 logger = logging.getLogger("embedder")
-_about: ContextVar[Mapping[str, Any]] = ContextVar("about", default=MappingProxyType({}))
+_process_fields: ContextVar[Mapping[str, Any]] = ContextVar("process_fields", default=MappingProxyType({}))
 
 
 def start_logging() -> None:
-    """Send this project's log to stderr, as EMBEDDER_LOG says."""
+    """Send this project's log to stderr in the format of EMBEDDER_LOG."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if is_json() else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
@@ -34,7 +34,7 @@ def start_logging() -> None:
 
 
 def is_json() -> bool:
-    """Read the wanted format from the environment."""
+    """Return whether EMBEDDER_LOG is json; ConfigError if it is neither text nor json."""
     wanted = os.environ.get(VARIABLE) or FORMATS[0]
     if wanted not in FORMATS:
         raise ConfigError(f"{VARIABLE}={wanted!r}: choose {' or '.join(FORMATS)}")
@@ -42,20 +42,20 @@ def is_json() -> bool:
 
 
 def add_log_fields(**fields: Any) -> None:
-    """Add to every later line of this process what it is about: the run, the table."""
-    _about.set(MappingProxyType({**_about.get(), **fields}))
+    """Add fields, such as the run and the table, to every later line of this process."""
+    _process_fields.set(MappingProxyType({**_process_fields.get(), **fields}))
 
 
 def log_fields(**fields: Any) -> dict[str, Any]:
-    """Give an event fields of its own: logger.info(…, extra=about(task=…)); only JSON shows them."""
+    """Return fields for one event: logger.info(…, extra=log_fields(task=…)); only JSON shows them."""
     return {FIELDS: fields}
 
 
-def print_error(text: str, error: BaseException | None = None) -> None:
-    """Say why a job ends, on stderr: as it is, or the traceback of an error, or as JSON like every other line there."""
+def print_error(text: str, error: BaseException | None = None, level: int = logging.CRITICAL) -> None:
+    """Print a text, or the traceback of an error, on stderr: as JSON if the log is JSON."""
     if os.environ.get(VARIABLE) == "json":
         trace = (type(error), error, error.__traceback__) if error else None
-        print(JsonFormatter().format(logger.makeRecord(logger.name, logging.CRITICAL, "", 0, text, (), trace)), file=sys.stderr)
+        print(JsonFormatter().format(logger.makeRecord(logger.name, level, "", 0, text, (), trace)), file=sys.stderr)
     elif error:
         traceback.print_exception(error)
     else:
@@ -64,9 +64,9 @@ def print_error(text: str, error: BaseException | None = None) -> None:
 
 @contextmanager
 def held_stderr(unwanted: str) -> Iterator[None]:
-    """Hold back what anything in this process, native code too, writes to stderr; lines without `unwanted` come out afterwards.
+    """Hold back everything that this process, native code included, writes to stderr; print the lines without `unwanted` at the end.
 
-    Nothing else is lost, but what another thread writes in the moment they come out may stand before them.
+    The order may change: another thread's line may come before the held lines.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -83,15 +83,15 @@ def held_stderr(unwanted: str) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, whatever the message holds."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Lay out time, level, message, what the run is, and the event's own fields."""
+        """Return time, level, message, the fields of the process and those of the event."""
         event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            **_about.get(),
+            **_process_fields.get(),
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:

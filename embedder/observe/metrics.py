@@ -1,6 +1,6 @@
-"""What a run tells Prometheus, by name and meaning; Ray carries it there (pipeline.Reporter).
+"""The run's metrics for Prometheus, by name and meaning; Ray exports them (pipeline.Reporter).
 
-The driver reports as units land, so that workers have nothing to do with it and a unit counts once, however often it was tried.
+The driver reports as units finish, so that a retried unit counts once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,12 +10,12 @@ from typing import Literal
 from embedder.observe.progress import Meter
 
 RUN_LABELS = ("table", "run_id")
-"""On every metric."""
+"""Labels of every metric."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure that only rises (counter) or one that goes either way (gauge)."""
+    """A value that only rises (counter), or one that rises and falls (gauge)."""
 
     name: str
     meaning: str
@@ -25,7 +25,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The value of a metric now; a counter's since the run began."""
+    """A metric's current value; a counter's since the start of the run."""
 
     name: str
     value: float
@@ -34,24 +34,24 @@ class Sample:
 
 METRICS = (
     Metric("embedder_documents", "Source records read, quarantined ones included."),
-    Metric("embedder_documents_reused", "Documents whose vectors were taken from a previous part."),
-    Metric("embedder_documents_quarantined", "Records set aside, by reason.", labels=("reason",)),
+    Metric("embedder_documents_reused", "Documents whose vectors came from a previous part."),
+    Metric("embedder_documents_quarantined", "Quarantined records, by reason.", labels=("reason",)),
     Metric("embedder_chunks", "Chunks embedded."),
-    Metric("embedder_tokens", "Tokens the model saw, padding not included."),
-    Metric("embedder_stage_seconds", "Seconds of all workers together in a stage: read, encode, write.", labels=("stage",)),
+    Metric("embedder_tokens", "Tokens embedded, padding excluded."),
+    Metric("embedder_stage_seconds", "Seconds in a stage, summed over all workers: read, encode, write.", labels=("stage",)),
     Metric("embedder_units_landed", "Units whose part is on storage."),
-    Metric("embedder_units_retried", "Attempts at units that had taken their worker down before, in this run or an earlier one."),
+    Metric("embedder_units_retried", "Retries of units whose worker died, in this run or an earlier one."),
     Metric("embedder_tasks_failed", "Shards, slices or buckets that could not be read to their end."),
-    Metric("embedder_bytes_written", "Bytes of parts."),
-    Metric("embedder_padding_share", "Share of the computed tokens that is padding.", "gauge"),
-    Metric("embedder_encoder_busy_share", "Share of the time between the first unit and now that encoder actors were encoding.", "gauge"),
-    Metric("embedder_done_share", "Estimated share of the work that is done.", "gauge"),
-    Metric("embedder_cost_usd", "Cost of the run so far, where a price is set.", "gauge"),
+    Metric("embedder_bytes_written", "Bytes of written parts."),
+    Metric("embedder_padding_share", "Share of padding in the computed tokens.", "gauge"),
+    Metric("embedder_encoder_busy_share", "Share of the encoder actors' time spent encoding, since the first finished unit.", "gauge"),
+    Metric("embedder_done_share", "Estimated share of finished work.", "gauge"),
+    Metric("embedder_cost_usd", "Cost of the run so far, if a price is set.", "gauge"),
 )
 
 
 def measure(meter: Meter) -> Iterator[Sample]:
-    """Give all figures of a run as they are now; what is not known yet is left out."""
+    """Yield all known metrics of a run with their current values."""
     total = meter.total
     yield Sample("embedder_documents", total.documents)
     yield Sample("embedder_documents_reused", total.reused)

@@ -1,4 +1,4 @@
-"""How much memory this process has held at most."""
+"""This process's memory: its peak, and how rarely the garbage collector runs."""
 
 import gc
 import resource
@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-"""What the operating system counts `ru_maxrss` in."""
+"""Unit of `ru_maxrss`."""
+
+THRESHOLD = 100_000
+"""New objects before a collection, instead of 700: importing torch and transformers makes millions, which stay."""
 
 
 def peak_bytes() -> int:
-    """Give the most memory that this process has held, in bytes.
+    """Return the peak memory of this process, in bytes.
 
-    Linux begins a process's `ru_maxrss` with what the one that started it had held, so there its own high-water mark is read.
+    On Linux, `ru_maxrss` starts at the value of the parent process, so the process's own high-water mark is read.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -24,18 +27,14 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
 
 
-THRESHOLD = 100_000
-"""Objects made before it looks for cycles again, in place of 700: importing torch and transformers makes millions, which stay."""
-
-
 def tune_gc() -> None:
-    """Look for cycles less often, from now on and in this process."""
+    """Collect less often in this process from now on."""
     gc.set_threshold(THRESHOLD)
 
 
 @contextmanager
 def gc_tuned() -> Iterator[None]:
-    """Look less often while libraries are imported and a model is loaded, and then never again at what these made."""
+    """Collect less often while the block imports libraries and loads a model, and exclude their objects from later collections."""
     usual = gc.get_threshold()
     tune_gc()
     try:
@@ -46,9 +45,9 @@ def gc_tuned() -> Iterator[None]:
 
 
 def freeze_gc() -> None:
-    """Leave all that there is to the operating system, which takes it back at once when the process ends.
+    """Leave all objects to the operating system, which frees them at once when the process ends.
 
-    Not beside DuckDB, whose binding counts what is left and reports it as leaked, in dozens of lines.
+    Not with DuckDB, whose binding reports the remaining objects as leaks, in dozens of lines.
     """
     if "duckdb" in sys.modules:
         gc.unfreeze()

@@ -1,11 +1,12 @@
-"""What a person sees while a run goes on: a bar in a terminal, a line every ten seconds in a log."""
+"""Progress of a run: sums, estimates and cost, shown as a bar in a terminal or as log lines."""
 
 import logging
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from datetime import timedelta
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,7 +22,7 @@ logger = logging.getLogger("embedder")
 
 
 class Meter:
-    """Sums what has landed and estimates what is left, from bytes: document counts are unknown until a shard is read."""
+    """Sums finished units and estimates the remaining work from bytes: document counts are unknown until a shard is read."""
 
     def __init__(
         self, tasks: Sequence[Task], usd_per_hour: float | None, actors: int = 1, usd_per_million_tokens: float | None = None
@@ -34,7 +35,7 @@ class Meter:
         self.started = time.monotonic()
         self.usd_per_hour, self.usd_per_million_tokens = usd_per_hour, usd_per_million_tokens
         self.tokens_embedded = 0
-        """In this run: what an API bills; none of a part that was on storage already."""
+        """Tokens embedded in this run, which an API bills; parts that were on storage already add none."""
         self._first_landing: tuple[float, Stats] | None = None
         self._last_landing = self.started
         self._left: defaultdict[str, int] = defaultdict(int)
@@ -45,14 +46,14 @@ class Meter:
         self._finished_text = 0
         self._open_text: defaultdict[str, int] = defaultdict(int)
         self._rows: defaultdict[str, int] = defaultdict(int)
-        """Landed, of tasks that have not ended: units, and slices of a shard, land in no order."""
+        """Rows of finished units, by unfinished task: units, and slices of a shard, finish in any order."""
         self._ends: dict[str, int] = {}
         compressed = sum(shard.size_bytes for task in tasks for shard in task.shards if shard.uri.endswith(_COMPRESSED))
         self._guess = 1.0 - 0.65 * compressed / self._source_bytes
-        """Source bytes a byte of text, until a shard has ended: compressed text is about a third."""
+        """Source bytes per byte of text, until a shard is finished: compressed text is about a third."""
 
     def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS, attempt: int = 1, tokens_embedded: int = 0) -> None:
-        """Count one unit, and the attempts at it before this one."""
+        """Count a finished unit and its earlier attempts."""
         self.tokens_embedded += tokens_embedded
         name = PartName.parse(part.name)
         assert name is not None
@@ -74,12 +75,12 @@ class Meter:
             self._finish(name.key)
 
     def fail(self, key: str) -> None:
-        """Count a task as one that could not be read to its end."""
+        """Count a task that could not be read to its end."""
         self.failed += 1
         self._finish(key)
 
     def _finish(self, key: str) -> None:
-        """Count a task as read to its end, or given up."""
+        """Move a task's bytes from open to finished."""
         self._finished_bytes += self._left.pop(key, 0)
         self._finished_text += self._open_text.pop(key, 0)
         self._rows.pop(key, None)
@@ -92,23 +93,25 @@ class Meter:
 
     @property
     def steady_tokens_per_second(self) -> float | None:
-        """Tokens a second between the first unit that landed and the last: without the start of Ray and of the models."""
+        """Tokens a second between the first finished unit and the last: excludes the start of Ray and the models."""
+        return self._steady_rate("tokens")
+
+    def _steady_rate(self, name: str) -> float | None:
+        """Return a statistic's growth per second between the first finished unit and the last, None before there are two."""
         if self._first_landing is None or self._last_landing <= self._first_landing[0]:
             return None
         since, before = self._first_landing
-        return (self.total.tokens - before.tokens) / (self._last_landing - since)
+        return float(getattr(self.total, name) - getattr(before, name)) / (self._last_landing - since)
 
     @property
     def encoder_busy_share(self) -> float | None:
-        """Share of the actors' time, between the first unit that landed and the last, that went into encoding."""
-        if self._first_landing is None or self._last_landing <= self._first_landing[0]:
-            return None
-        since, before = self._first_landing
-        return min(1.0, (self.total.encode_seconds - before.encode_seconds) / (self._last_landing - since) / self._actors)
+        """Share of the actors' time spent encoding, between the first finished unit and the last."""
+        rate = self._steady_rate("encode_seconds")
+        return None if rate is None else min(1.0, rate / self._actors)
 
     @property
     def share(self) -> float:
-        """Estimated share of the work that is done, 0 to 1."""
+        """Estimated share of finished work, 0 to 1."""
         ratio = self._finished_bytes / self._finished_text if self._finished_text else self._guess
         inside = sum(min(0.95 * self._left[key], text * ratio) for key, text in self._open_text.items() if key in self._left)
         return min(1.0, (self._finished_bytes + inside) / self._source_bytes)
@@ -121,97 +124,57 @@ class Meter:
         return self.usd_per_hour * self.seconds / 3600 if self.usd_per_hour is not None else None
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return counts, rates, cost and remaining time as one line."""
         seconds = max(self.seconds, 1e-9)
-        words = [
-            f"{self.total.documents:,} documents",
-            f"{self.total.chunks / seconds:,.0f} chunks/s",
-            f"{self.total.tokens / seconds:,.0f} tokens/s",
-        ]
+        total = self.total
+        words = [f"{total.documents:,} documents", f"{total.chunks / seconds:,.0f} chunks/s", f"{total.tokens / seconds:,.0f} tokens/s"]
         if self.cost_usd is not None:
             words.append(f"${self.cost_usd:,.2f}")
         if self.share > 0.01:
-            words.append(f"{_clock(seconds * (1 - self.share) / self.share)} left")
+            words.append(f"{timedelta(seconds=int(seconds * (1 - self.share) / self.share))} left")
         return " · ".join(words)
 
 
 class Display:
-    """Shows a meter on stderr while the block runs; redraws where stderr is a terminal, logs where it is not."""
+    """Shows progress on stderr while the block runs: a bar in a terminal, else a log line for each new step and every ten seconds."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self._next_line = time.monotonic() + LOG_SECONDS
+    def __init__(self) -> None:
+        self._step, self._next_line = "", time.monotonic() + LOG_SECONDS
         self._bar: Progress | None = None
         if sys.stderr.isatty() and not is_json():
-            columns = (BarColumn(30), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            columns = (BarColumn(30), TimeElapsedColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task("starting", total=1.0)
+            self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> "Display":
         if self._bar:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
-    def refresh(self) -> None:
-        """Show the meter's figures, if it is time."""
+    def refresh(self, meter: Meter) -> None:
+        """Show a meter's figures."""
+        share, total = meter.share, meter.total
+        figures = {"share": round(share, 4), "documents": total.documents, "chunks": total.chunks, "tokens": total.tokens}
+        self._show("", f"{share:4.0%} · {meter.line()}", share, 1.0, **figures)
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """Show a step, with its progress if it has a length."""
+        self._show(step, f"{step}: {done:,} of {total:,} texts" if total else step, done, total or None)
+
+    def _show(self, step: str, line: str, done: float, total: float | None, **figures: float) -> None:
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self.meter.share, description=self.meter.line())
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LOG_SECONDS
-            total = self.meter.total
-            figures = log_fields(share=round(self.meter.share, 4), documents=total.documents, chunks=total.chunks, tokens=total.tokens)
-            logger.info("%3.0f%% · %s", 100 * self.meter.share, self.meter.line(), extra=figures)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+            self._bar.update(self._bar.task_ids[0], description=line, completed=done, total=total)
+        elif step != self._step or time.monotonic() >= self._next_line:
+            self._step, self._next_line = step, time.monotonic() + LOG_SECONDS
+            logger.info("%s", line, extra=log_fields(**figures))
 
 
 def align(rows: Iterable[tuple[str, str]]) -> str:
-    """Lay out names and values in two columns."""
+    """Return names and values as two columns."""
     listed = list(rows)
     width = max((len(name) for name, _ in listed), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)
-
-
-LOG_SECONDS = 10.0
-
-
-logger = logging.getLogger("embedder")
-
-
-class Steps:
-    """Shows steps on stderr while the block runs."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._next_line = 0.0
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            columns = (BarColumn(30), TimeElapsedColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task("starting", total=None)
-
-    def __enter__(self) -> "Steps":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def report(self, name: str, done: int, total: int) -> None:
-        """Show a step, and how far it is where it has a length."""
-        line = f"{name}: {done:,} of {total:,} texts" if total else name
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], description=line, completed=done, total=total or None)
-        elif name != self._name or time.monotonic() >= self._next_line:
-            self._name, self._next_line = name, time.monotonic() + LOG_SECONDS
-            logger.info("%s", line)

@@ -150,7 +150,7 @@ def collect(
     parts: list[Part] = []
     failed: list[LandedRow] = []
     probe = None
-    with Display(meter) as display:
+    with Display() as display:
         for row in landings:
             if row["part"] is None:
                 failed.append(row)
@@ -162,7 +162,7 @@ def collect(
                 meter.land(part, {each["reason"]: each["count"] for each in row["reasons"]}, row["attempt"], row["tokens"])
                 logger.debug("landed", extra=log_fields(unit=part.name))
             reporter.report(measure(meter))
-            display.refresh()
+            display.refresh(meter)
     return parts, failed, probe
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.core.errors import ModelError
-from embedder.core.rotation import Floats, read_rotation
+from embedder.core.quantization import Floats
+from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location, Options
 from embedder.model.encoder import Encoder

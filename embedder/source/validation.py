@@ -81,7 +81,7 @@ class SeenIds:
 
     def claim(self, ids: pa.Array) -> list[int]:
         """Add these ids, and give the positions of those that were taken."""
-        named = [(position, hash(value)) for position, value in enumerate(ids.to_pylist()) if value]
+        named = [(position, stable_hash(value)) for position, value in enumerate(ids.to_pylist()) if value]
         positions, hashes = np.array(named, np.int64).reshape(-1, 2).T
         unique, first = np.unique(hashes, return_index=True)
         taken = self._contains(hashes)
@@ -104,6 +104,11 @@ class SeenIds:
         self._runs.append(fresh)
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
             self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
+
+
+def stable_hash(text: str) -> int:
+    """Return 64 bits that are equal in every process, unlike Python's hash, so that a rare collision is reproducible."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:

@@ -78,7 +78,7 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
     """
     if not (older_than_hours >= LEAST_HOURS or insist):
         raise ConfigError(
-            f"--older_than_hours={older_than_hours:g}: parts of a run in progress are in no version yet, and would be deleted from under "
+            f"--older-than-hours={older_than_hours:g}: parts of a run in progress are in no version yet, and would be deleted from under "
             f"it; give at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is going on"
         )
     state = read_table(location)

@@ -1,4 +1,4 @@
-"""Settings that have no effect behind an API, or only there, are refused by name when the file is loaded."""
+"""Settings without effect on an API, or only with effect on one, are refused by name when the file is loaded."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def config(**sections: dict[str, Any]) -> EmbedConfig:
     return EmbedConfig.model_validate(values | sections)
 
 
-def test_a_model_behind_an_api_needs_no_more_than_its_name() -> None:
+def test_a_model_behind_an_api_needs_only_its_name() -> None:
     assert config().embedding.is_api
     assert not config(embedding={"model": "some/model"}).embedding.is_api
 
@@ -32,7 +32,7 @@ def test_a_model_behind_an_api_needs_no_more_than_its_name() -> None:
         ("float8", True),
     ],
 )
-def test_what_only_weights_allow_is_refused(setting: str, value: object) -> None:
+def test_an_api_refuses_settings_that_need_the_weights(setting: str, value: object) -> None:
     with pytest.raises(ValidationError, match=rf"{setting}={value!r}: 'openai:m' runs behind an API, which has no setting for it"):
         config(embedding={"model": "openai:m", setting: value})
 
@@ -48,12 +48,12 @@ def test_what_only_weights_allow_is_refused(setting: str, value: object) -> None
         ("price_per_device_hour_usd", 2.0),
     ],
 )
-def test_what_only_devices_have_is_refused(setting: str, value: object) -> None:
+def test_an_api_refuses_settings_of_devices(setting: str, value: object) -> None:
     with pytest.raises(ValidationError, match=rf"compute.{setting}={value!r}: has no effect on 'openai:m'"):
         config(compute={setting: value})
 
 
-def test_what_only_an_api_has_is_refused_for_a_model_that_is_here() -> None:
+def test_a_local_model_refuses_settings_of_an_api() -> None:
     here = {"model": "some/model"}
     with pytest.raises(ValidationError, match="base_url='http://x/v1': is for models named openai:NAME"):
         config(embedding=here | {"base_url": "http://x/v1"})
@@ -63,8 +63,8 @@ def test_what_only_an_api_has_is_refused_for_a_model_that_is_here() -> None:
         config(embedding=here, chunking={"tokenizer": "t"})
 
 
-def test_what_cannot_be_made_of_an_api_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"int8.*needs the weights of 'openai:m'; choose none or binary"):
+def test_an_api_refuses_int8_an_empty_name_and_a_password() -> None:
+    with pytest.raises(ValidationError, match=r"int8.*need the weights of 'openai:m'; choose none or binary"):
         config(embedding={"model": "openai:m", "quantization": "int8"})
     with pytest.raises(ValidationError, match="has no name"):
         config(embedding={"model": "openai:"})

@@ -1,15 +1,11 @@
-"""One YAML file is one run: flags beat the file, and every problem is named with its place, all at once."""
+"""One YAML file is one run: flags override the file, and one error reports every problem with its place."""
 
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
 from embedder.calibrate.config import CalibrateConfig
-from embedder.config.cli import Terminated, run_job
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import dump_config, load_config
 from embedder.core.errors import ConfigError
@@ -18,7 +14,8 @@ from embedder.run.recut import RecutConfig
 from embedder.stores.config import LoadConfig
 from embedder.sweep.config import SweepConfig
 
-ACTIONS = ("dry-run", "print-config", "json")
+ACTIONS = ("dry-run", "json")
+CONFIGS = Path(__file__).parents[2] / "configs"
 NEEDED = ["--source.uri", "in", "--embedding.model", "m", "--output.uri", "out"]
 
 
@@ -37,7 +34,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "wiki.yaml"
 
 
-def test_flags_beat_the_file_and_the_file_beats_defaults(file: Path) -> None:
+def test_flags_override_the_file_and_the_file_overrides_defaults(file: Path) -> None:
     file.write_text("source: {uri: in}\nembedding: {model: m, depth: 6, dim: 64}\noutput: {uri: out}\n")
     config = load(str(file), "--embedding.depth", "4", "--output.store-text", "false")
     assert (config.embedding.depth, config.embedding.dim, config.embedding.normalize) == (4, 64, True)
@@ -58,7 +55,7 @@ def test_every_problem_is_reported_at_once_with_its_place(file: Path) -> None:
     ]
 
 
-def test_what_is_missing_is_named_with_the_flag_that_sets_it() -> None:
+def test_a_missing_setting_is_named_with_its_flag() -> None:
     assert "command line: 'embedding.model' is missing; set it in the file or with --embedding.model" in problems_of()
 
 
@@ -105,17 +102,17 @@ def test_flags_take_lists_mappings_nulls_and_values_with_dashes() -> None:
     "flag",
     ["embedding.depth", "compute.actors", "output.max_removed_fraction", "output.uri", "source.storage_options.anon", "source.format"],
 )
-def test_a_flag_whose_value_was_left_out_is_refused_unless_it_says_yes(flag: str) -> None:
+def test_a_flag_without_a_value_is_refused_unless_it_is_boolean(flag: str) -> None:
     assert problems_of(*NEEDED, f"--{flag}", "--embedding.rotate") == [f"--{flag}: no value given"]
     assert load(*NEEDED, "--output.replace", "--embedding.layer_norm").output.replace is True
 
 
-def test_yes_is_no_number(file: Path) -> None:
+def test_yes_is_not_a_number(file: Path) -> None:
     file.write_text(
         "source: {uri: in}\nembedding: {model: m, depth: yes}\noutput:\n  uri: out\n  max_removed_fraction: on\n"
         "compute:\n  actors: true\n  num_cpus: off\n"
     )
-    why = "is no number (YAML reads yes, no, on and off as true and false)"
+    why = "is not a number (YAML reads yes, no, on and off as true and false)"
     assert problems_of(str(file), "--output.cuts", "[{uri: b, dim: true}]") == [
         f"{file}:2: embedding.depth: true {why}",
         f"{file}:7: compute.actors: true {why}",
@@ -125,7 +122,7 @@ def test_yes_is_no_number(file: Path) -> None:
     ]
 
 
-def test_a_flag_into_a_mapping_keeps_its_key_and_is_read_as_in_a_file() -> None:
+def test_a_flag_into_a_mapping_keeps_its_key_and_is_parsed_as_in_a_file() -> None:
     config = load(
         *NEEDED, "--source.metadata-columns.my-col", "my-key", "--source.metadata_types.my-col", "int64",
         "--source.storage-options.anon", "false", "--source.storage_options.client_kwargs.verify-all", "true",
@@ -138,28 +135,28 @@ def test_a_flag_into_a_mapping_keeps_its_key_and_is_read_as_in_a_file() -> None:
     }  # fmt: skip
 
 
-def test_a_text_option_of_a_store_stays_one() -> None:
+def test_a_store_option_declared_as_text_stays_text() -> None:
     flags = ["--table.uri", "t", "--lance.uri", "l", "--lance.storage_options.allow_http", "true"]
     lance = load_config(LoadConfig, flags).config.lance
     assert lance is not None
     assert lance.storage_options == {"allow_http": "true"}
 
 
-def test_a_key_for_what_is_no_mapping_is_refused_and_nothing_is_dropped(file: Path) -> None:
+def test_a_key_inside_a_value_that_is_not_a_mapping_is_refused(file: Path) -> None:
     file.write_text("source:\n  uri: in\n  metadata_columns: [title]\nembedding: {model: m}\noutput: {uri: out}\n")
     options = ["--source.storage_options", "{a: 1}", "--source.storage_options.a.b", "2"]
     assert problems_of(str(file), "--source.metadata_columns.other", "url", "--output.uri.x", "y", *options) == [
-        f"--source.metadata_columns.other: source.metadata_columns is no mapping to which a key can be added (see {file}:3); "
+        f"--source.metadata_columns.other: source.metadata_columns is not a mapping, so a key cannot be added (see {file}:3); "
         "give --source.metadata_columns whole",
-        f"--output.uri.x: output.uri is no mapping to which a key can be added (see {file}:5); give --output.uri whole",
-        "--source.storage_options.a.b: source.storage_options.a is no mapping to which a key can be added (see --source.storage_options); "
+        f"--output.uri.x: output.uri is not a mapping, so a key cannot be added (see {file}:5); give --output.uri whole",
+        "--source.storage_options.a.b: source.storage_options.a is not a mapping, so a key cannot be added (see --source.storage_options); "
         "give --source.storage_options.a whole",
     ]
 
 
 def test_a_key_given_twice_is_refused(file: Path) -> None:
     file.write_text("source: {uri: in}\nembedding:\n  model: m\n  dim: 1\n  dim: 2\noutput: {uri: out}\n")
-    assert problems_of(str(file)) == [f"{file}:5: key 'embedding.dim' stands there twice (first: {file}:4)"]
+    assert problems_of(str(file)) == [f"{file}:5: key 'embedding.dim' is given twice (first: {file}:4)"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_a_key_given_twice_is_refused(file: Path) -> None:
         (None, "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_config_is_refused(file: Path, text: str | None, message: str) -> None:
+def test_a_file_that_is_not_a_config_is_refused(file: Path, text: str | None, message: str) -> None:
     if text is not None:
         file.write_text(text)
     assert message in problems_of(str(file))[0]
@@ -184,7 +181,14 @@ def test_a_printed_config_loads_to_the_same_run(file: Path) -> None:
     assert load(str(file)) == config
 
 
-def test_help_shows_every_setting_with_the_files_own_values(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_prints_the_whole_config_and_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(*NEEDED, "--embedding.depth", "3", "--print-config")
+    assert caught.value.code == 0
+    assert EmbedConfig.model_validate(yaml.safe_load(capsys.readouterr().out)) == load(*NEEDED, "--embedding.depth", "3")
+
+
+def test_help_shows_every_setting_with_the_values_of_the_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("source: {uri: in}\nembedding: {model: m, depth: 17}\noutput: {uri: out}\n")
     with pytest.raises(SystemExit) as caught:
         load(str(file), "--help")
@@ -195,7 +199,7 @@ def test_help_shows_every_setting_with_the_files_own_values(file: Path, capsys: 
     assert "--dry-run" in printed
 
 
-def test_credentials_in_storage_options_never_reach_the_record() -> None:
+def test_credentials_in_storage_options_are_masked_in_the_record() -> None:
     config = load(
         *NEEDED, "--output.storage_options", "{key: AKIA, secret: abc, client_kwargs: {aws_session_token: t}, endpoint_url: http://x}"
     )
@@ -213,7 +217,7 @@ SECRET_OPTIONS = {
 }
 
 
-def test_all_text_in_storage_options_is_taken_for_a_secret_unless_known_to_be_none() -> None:
+def test_text_in_storage_options_is_masked_unless_known_to_be_harmless() -> None:
     masked = mask_secrets({"source": {"storage_options": SECRET_OPTIONS, "uri": "ftp://me:hush@host/in"}})["source"]
     assert masked["storage_options"] == {
         "connection_string": "***",
@@ -237,7 +241,7 @@ def test_all_text_in_storage_options_is_taken_for_a_secret_unless_known_to_be_no
         {"id_column": ""},
     ],
 )
-def test_no_secret_is_printed_whatever_is_asked_for(file: Path, broken: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_output_prints_a_secret(file: Path, broken: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
     source = {"uri": "in", "storage_options": SECRET_OPTIONS}
     sections = {"source": source, "embedding": {"model": "m"}, "output": {"uri": "out", "storage_options": {"secret": "hush"}}}
     file.write_text(yaml.safe_dump(sections))
@@ -287,32 +291,24 @@ def test_a_source_whose_address_holds_a_secret_is_refused_without_showing_it(uri
     "text",
     ["s3://b/token=5/*.parquet", "https://h/v1?api-version=2&design=3", "s3://b/a@b/c:d", "host=h user=me", "Search: tokens of a key"],
 )
-def test_what_is_no_secret_is_shown(text: str) -> None:
+def test_harmless_text_is_not_masked(text: str) -> None:
     assert mask_text(text) == text
     assert not has_password(text)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/embed").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_config_loads(path: Path) -> None:
-    assert load(str(path)).output.uri
-
-
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_sweep_loads(path: Path) -> None:
-    assert load_config(SweepConfig, [str(path)]).config.output.uri
-
-
-@pytest.mark.parametrize(("folder", "model"), [("calibrate", CalibrateConfig), ("recut", RecutConfig)])
-def test_every_shipped_calibration_and_recut_loads(folder: str, model: type[CalibrateConfig] | type[RecutConfig]) -> None:
-    paths = sorted((Path(__file__).parents[2] / "configs" / folder).glob("*.yaml"))
+@pytest.mark.parametrize(
+    ("folder", "model"), [("embed", EmbedConfig), ("sweep", SweepConfig), ("calibrate", CalibrateConfig), ("recut", RecutConfig)]
+)
+def test_every_shipped_config_loads(folder: str, model: type[EmbedConfig]) -> None:
+    paths = sorted((CONFIGS / folder).glob("*.yaml"))
     assert paths
     for path in paths:
         assert load_config(model, [str(path)]).config.output.uri
 
 
 @pytest.mark.parametrize("flag", [["--embedding.depth", "3"], ["--embedding.quantization", "int8"], ["--embedding.exit", "native"]])
-def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
-    path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
+def test_a_calibration_refuses_settings_of_a_part_of_the_model(flag: list[str]) -> None:
+    path = str(CONFIGS / "calibrate/quickstart.yaml")
     with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is of the whole model; leave it out"):
         load_config(CalibrateConfig, [path, *flag])
 
@@ -328,52 +324,16 @@ def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
         ),
     ],
 )
-def test_what_distilling_needs_is_said_at_once(flags: list[str], message: str) -> None:
-    path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
+def test_settings_that_distill_needs_are_checked_at_load(flags: list[str], message: str) -> None:
+    path = str(CONFIGS / "calibrate/quickstart.yaml")
     with pytest.raises(ConfigError, match=message):
         load_config(CalibrateConfig, [path, *flags])
 
 
-def test_short_flags_stand_for_long_ones() -> None:
-    sweep = str(Path(__file__).parents[2] / "configs/sweep/quickstart.yaml")
+def test_short_flags_set_their_settings() -> None:
+    sweep = str(CONFIGS / "sweep/quickstart.yaml")
     short = {"min-quality": "pick.min_quality"}
     for flags in (["--min-quality", "0.9"], ["--min-quality=0.9"], ["--pick.min_quality", "0.9"]):
         assert load_config(SweepConfig, [sweep, *flags], short=short).config.pick.min_quality == 0.9
     with pytest.raises(ConfigError, match=r"--pick.min_quality: pick.min_quality='2'"):
         load_config(SweepConfig, [sweep, "--min-quality", "2"], short=short)
-
-
-@pytest.mark.parametrize(
-    ("raised", "code"), [(Terminated(), 143), (SystemExit(15), 143), (KeyboardInterrupt(), 130), (SystemExit(3), 3), (ConfigError("x"), 2)]
-)
-def test_a_job_that_is_stopped_says_so_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
-    monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
-    monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
-
-    def job(args: Sequence[str]) -> int:
-        raise raised
-
-    with pytest.raises(SystemExit) as stopped:
-        run_job(job)
-    assert stopped.value.code == code
-
-
-@pytest.mark.real
-def test_a_reader_that_has_seen_enough_ends_a_job_without_a_traceback() -> None:
-    code = "from embedder.config.load import run_job; run_job(lambda _: print('x' * 1_000_000) or 0)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        complaint = process.stderr.read()
-    assert (process.returncode, complaint) == (141, b"")
-
-
-def test_a_connection_that_breaks_is_no_reader_that_left(capfd: pytest.CaptureFixture[str]) -> None:
-    def job(args: Sequence[str]) -> int:
-        raise BrokenPipeError("of a socket")
-
-    with pytest.raises(SystemExit) as stopped:
-        run_job(job)
-    assert stopped.value.code == 1
-    assert capfd.readouterr().err.endswith("BrokenPipeError: of a socket\n")

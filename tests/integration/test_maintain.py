@@ -28,13 +28,13 @@ def test_a_maintained_table_still_follows_its_source(local_site: Site, capsys: p
         site.quarantine(),
     ) == (rows, rejects)
     assert site.embed().did_nothing
-    assert diff([site.table_uri, "--from_version", "0", "--rows"]) == 0
+    assert diff([site.table_uri, "--from-version", "0", "--rows"]) == 0
     assert capsys.readouterr().out == ""
 
     site.corpus.put("b.parquet", [*documents(35, 24), *documents(80, 1)])
     summary = site.embed()
     assert summary.stats.documents - summary.stats.reused - summary.stats.quarantined == 1, "vectors are found in merged parts"
-    assert maintain([site.table_uri, "--vacuum", "--older_than_hours", "0", "--insist"]) == 0
+    assert maintain([site.table_uri, "--vacuum", "--older-than-hours", "0", "--insist"]) == 0
     assert maintain([site.table_uri, "--check", "--deep"]) == 0
     assert {found.uri.rsplit("/", 1)[-1] for found in Store(site.table_uri).list_folder()} == {
         uri.rsplit("/", 1)[-1] for uri in site.delta().file_uris()

@@ -14,7 +14,7 @@ PER_SHARD = 12
 
 
 def test_four_nights_make_three_versions_and_reuse_unchanged_documents(repository: str) -> None:
-    command = [sys.executable, "-m", "jobs.rehearse", "--documents_per_shard", str(PER_SHARD)]
+    command = [sys.executable, "-m", "jobs.rehearse", "--documents-per-shard", str(PER_SHARD)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     _, monday, tuesday, wednesday, thursday, shown = done.stdout.split("\n--- ")

@@ -153,7 +153,7 @@ def test_a_table_keeps_its_rotation_on_every_storage(location: str) -> None:
     rotation_WW = make_rotation(0, 8)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
     assert read_rotation(SPEC, Location(location)) is None
-    with pytest.raises(StorageError, match="gone, and without it no query can be turned"):
+    with pytest.raises(StorageError, match="not found, and queries need the rotation"):
         read_rotation(spec, Location(location))
     keep_rotation(rotation_WW, Location(location))
     keep_rotation(rotation_WW, Location(location))

@@ -8,7 +8,7 @@ import pytest
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError, SourceError
-from embedder.observe.logs import _about, add_log_fields, log_fields, start_logging
+from embedder.observe.logs import _process_fields, add_log_fields, log_fields, start_logging
 
 logger = logging.getLogger("embedder")
 
@@ -16,9 +16,9 @@ logger = logging.getLogger("embedder")
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
     """Leave the process's log as it was."""
-    before, handlers, propagate, level = _about.get(), logger.handlers[:], logger.propagate, logger.level
+    before, handlers, propagate, level = _process_fields.get(), logger.handlers[:], logger.propagate, logger.level
     yield
-    _about.set(before)
+    _process_fields.set(before)
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
 

@@ -1,11 +1,11 @@
-"""What is told of a run's progress holds in whatever order units land."""
+"""Progress is right in whatever order units finish, and each new step is logged once."""
 
 import itertools
 
 import pytest
 
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.observe.progress import Meter
+from embedder.observe.progress import Display, Meter
 
 TASKS = [Task(number * 16, "1" * 32, (Shard(f"{number}.jsonl", "v", 100),)) for number in "01"]
 UNITS = ((0, 10, False), (10, 20, False), (20, 30, True))
@@ -34,3 +34,21 @@ def test_a_slice_that_lands_after_another_one_failed_leaves_nothing_open() -> No
     land(meter, TASKS[0], UNITS[2])
     assert not meter._open_text
     assert meter.share == 0.5
+
+
+def test_without_a_terminal_each_new_step_is_logged_at_once_and_progress_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("embedder.observe.progress.time.monotonic", lambda: now)
+    caplog.set_level("INFO", "embedder")
+    meter = Meter(TASKS, None)
+    with Display() as display:
+        display.refresh(meter)
+        for now in (109.0, 111.0, 112.0):
+            land(meter, TASKS[0], UNITS[int(now) % 3])
+            display.refresh(meter)
+        for step, done in (("embed", 1), ("embed", 2), ("score", 0)):
+            display.report(step, done, 9 if step == "embed" else 0)
+    assert [record.getMessage()[:22] for record in caplog.records] == [" 30% · 20 documents · ", "embed: 1 of 9 texts", "score"]
+    assert caplog.records[0].fields["documents"] == 20  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ def test_the_job_reads_the_rates_of_the_tables_runs(tmp_path: Path, capsys: pyte
     MadeTable(str(tmp_path / "table")).follow({"large": [("a", "one two", "x")]}, record=run(5_000))
     config = tmp_path / "run.yaml"
     config.write_text(f"source: {{uri: ./in}}\nembedding: {{model: m}}\noutput: {{uri: {tmp_path}/table}}\n")
-    asked = [str(config), "--gpus", "4", "--tokens_per_second", "50000", "--documents", "1e6"]
+    asked = [str(config), "--gpus", "4", "--tokens-per-second", "50000", "--documents", "1e6"]
     assert main(asked) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["measured"].strip() == "run r5000: 100 documents, 5,000 tokens"

@@ -127,7 +127,7 @@ def test_a_link_that_leads_nowhere_is_a_shard_that_cannot_be_read_unless_its_nam
     listing = list_shards(SourceConfig(uri=str(tmp_path)))
     assert [shard.uri for shard in listing.shards] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/c.jsonl"]
     assert listing.ignored == (f"{tmp_path}/dir",)
-    with pytest.raises(SourceError, match=r"a.jsonl: a link to nowhere, which is not there; check the path"):
+    with pytest.raises(SourceError, match=r"a.jsonl: a link to nowhere, which does not exist; check the path"):
         read(tmp_path)
 
 

@@ -140,14 +140,14 @@ def test_what_can_no_longer_be_compared_is_refused_before_the_first_row(table: M
 def test_the_job_counts_rows_or_names_each(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:
     table.follow(CORPUS)
     table.follow({"large": [("b", "three", "y"), ("d", "new", "x")], "q": CORPUS["q"]})
-    assert main([table.uri, "--from_version", "0"]) == 0
+    assert main([table.uri, "--from-version", "0"]) == 0
     assert capsys.readouterr().out.split("\n")[:4] == ["versions  0 → 1", "came      1 rows", "changed   1 rows", "left      4 rows"]
-    assert main([table.uri, "--from_version", "0", "--to_version", "1", "--rows"]) == 0
+    assert main([table.uri, "--from-version", "0", "--to-version", "1", "--rows"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {"change": "came", "shard": "large", "doc_id": "d", "chunk": 0} in lines
     assert [line["change"] for line in lines].count("left") == 4
     with pytest.raises(ConfigError, match="versions count from 0"):
-        main([table.uri, "--from_version", "-1"])
+        main([table.uri, "--from-version", "-1"])
 
 
 @pytest.mark.parametrize(

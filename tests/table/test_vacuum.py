@@ -137,7 +137,7 @@ def test_no_other_name_is_taken_for_ours(name: str) -> None:
 def test_an_age_that_a_run_could_outlast_is_refused_without_insisting(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    with pytest.raises(ConfigError, match=r"--older_than_hours=0.5: parts of a run in progress.*--insist"):
+    with pytest.raises(ConfigError, match=r"--older-than-hours=0.5: parts of a run in progress.*--insist"):
         vacuum_table(Location(table.uri), 0.5)
     table.follow(EDITED)
     time.sleep(0.01)
