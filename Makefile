@@ -17,7 +17,7 @@ DEMO := .quickstart
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart rehearse test test-slow test-fast chaos lint format audit clean
+.PHONY: help quickstart rehearse test test-slow test-fast chaos lint docs format audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ lint: $(VENV)/.test ## Check style, format, types and import contracts
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@echo "style, format, types and import contracts: fine"
+
+docs: $(VENV)/.test ## Rewrite the tables of configs/README.md from the settings' help texts
+	@$(BIN)/python -m tests.settings_tables
 
 format: $(VENV)/.test ## Rewrite the code as ruff formats it
 	@$(BIN)/ruff check --fix --quiet
