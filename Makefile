@@ -1,4 +1,4 @@
-# Two commands: `make quickstart` and `make test`. Each sets up what it needs in .venv, once per change of what is needed.
+# Start with `make quickstart` or `make test`. Each installs its needs in .venv, again only if pyproject.toml or the pins change.
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -6,18 +6,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEEDS := pyproject.toml deploy/constraints.txt
 TORCH = $(shell grep -i '^torch==' deploy/constraints.txt)
-# --no-compile: modules are compiled when first imported, which saves 35 of 110 seconds (2 cores)
+# --no-compile: modules compile on first import, which saves 35 of 110 seconds (2 cores)
 INSTALL = $(BIN)/python -m pip install --no-compile --disable-pip-version-check -c deploy/constraints.txt
-# a log that is shown only if the step fails
-QUIETLY = > $(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log; echo "failed; all of it is in $(VENV)/install.log" >&2; exit 1; }
+# show a step's log only if it fails
+QUIETLY = > $(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log; echo "failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
 
 DEMO := .quickstart
 
-# whoever forbids Python to keep what it compiled would compile everything anew in each process
+# without bytecode files, each process would compile every module again
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart rehearse test test-slow test-fast chaos lint format audit clean
+.PHONY: help quickstart rehearse test test-slow test-fast chaos lint docs format audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -30,20 +30,20 @@ quickstart: $(VENV)/.runtime ## Write a small real corpus, embed it, search it
 	@echo "--- python -m jobs.search $(DEMO)/table \"split a path into folder and file\""
 	@$(BIN)/python -m jobs.search $(DEMO)/table "split a path into folder and file"
 
-rehearse: $(VENV)/.server ## Rehearse a schedule: four nightly refreshes of a corpus that is edited by day, on an S3 server of its own
+rehearse: $(VENV)/.server ## Run four nightly refreshes of a corpus that is edited by day, on a local S3 server
 	@$(BIN)/python -m jobs.rehearse
 
-test: lint ## Run what CI runs: lint, types, import contracts, all tests but slow ones and those that need a GPU
+test: lint ## Run the same as CI: lint, types, import contracts, all tests except slow and GPU ones
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not s3 and not gpu and not slow"
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(ray or s3) and not gpu and not slow"
 
-test-slow: $(VENV)/.test ## Run the slow tests: deaths of workers, chaos, histories of edits, loads killed midway, whole studies
+test-slow: $(VENV)/.test ## Run the slow tests: killed workers and loads, chaos, edit histories, whole sweeps
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-fast: $(VENV)/.test ## Run the tests that need no Ray, server, real model or GPU
+test-fast: $(VENV)/.test ## Run the tests without Ray, server, real model or GPU
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) drawn by CHAOS_SEED, and compare with an undisturbed one
+chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) by CHAOS_SEED, and compare with an undisturbed run
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} $(BIN)/python -m pytest -q -s -m "" tests/integration/test_chaos.py
 
 lint: $(VENV)/.test ## Check style, format, types and import contracts
@@ -51,13 +51,16 @@ lint: $(VENV)/.test ## Check style, format, types and import contracts
 	@$(BIN)/ruff format --check --quiet || { echo "not formatted; run: make format" >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
-	@echo "style, format, types and import contracts: fine"
+	@echo "style, format, types and import contracts: passed"
 
-format: $(VENV)/.test ## Rewrite the code as ruff formats it
+docs: $(VENV)/.test ## Rewrite the tables of configs/README.md from the settings' help texts
+	@$(BIN)/python -m tests.settings_tables
+
+format: $(VENV)/.test ## Format the code with ruff
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format --quiet
 
-audit: $(VENV)/.python ## Ask PyPI for known vulnerabilities of every pinned version; fails if it cannot say
+audit: $(VENV)/.python ## Ask PyPI for known vulnerabilities of every pinned version; fail if it does not answer
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit; }
 	@$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement deploy/constraints.txt
 
@@ -66,12 +69,12 @@ clean: ## Remove the virtual environment, caches and the quickstart's files
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
-	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version); a minute or two, once"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-# torch by its exact pin and first: a build for this machine, CPU or CUDA, is found by that name where pip has been told of one
+# torch first, by its exact pin, so that pip takes the build of a configured index (CPU or CUDA)
 $(VENV)/.runtime: $(VENV)/.python $(NEEDS)
 	@$(INSTALL) $(TORCH) $(QUIETLY)
 	@$(INSTALL) --editable . $(QUIETLY)
@@ -83,6 +86,6 @@ $(VENV)/.server: $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
-	@echo "Installing what the tests need"
+	@echo "Installing the tests' packages"
 	@$(INSTALL) --editable '.[test]' $(QUIETLY)
 	@touch $@

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run a job on a Ray cluster that is there already, with this checkout as its code, and end with the job's own exit code:
+# Run a job on an existing Ray cluster with this checkout as its code, and exit with the job's own code:
 #
 #   RAY_ADDRESS=http://head:8265 RAY_AUTH_TOKEN=… deploy/submit.sh jobs.embed configs/embed/mxbai-2d-s3.yaml --embedding.dim 128
 #
-# Without RAY_AUTH_TOKEN the token is read from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; RAY_AUTH_MODE=disabled: the cluster asks for none.
-# `ray job submit` alone ends with 1 for any failure; here 2 (wrong settings) stays 2, so that a scheduler knows not to try again.
+# Without RAY_AUTH_TOKEN the token is read from RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Without authentication: RAY_AUTH_MODE=disabled.
+# `ray job submit` alone exits 1 for any failure. Here 2 (wrong settings) stays 2, so that a scheduler does not retry.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${RAY_ADDRESS:?the dashboard of the cluster, such as http://head:8265}"
@@ -23,7 +23,7 @@ job="$1"
 shift
 "$PYTHON" -m ray.scripts.scripts job submit --address "$RAY_ADDRESS" --submission-id "$id" --working-dir . \
     --runtime-env-json "$environment" -- python -m "$job" "$@" || true
-# the log may have broken off while the job goes on: only its own word counts
+# the log may break off while the job continues, so the job's own status decides
 "$PYTHON" -c '
 import sys
 from ray.job_submission import JobSubmissionClient

@@ -1,4 +1,4 @@
-"""The shape of the code: import contracts, sizes, and jobs that the README knows."""
+"""The shape of the code: import contracts and sizes."""
 
 import subprocess
 import sys
@@ -25,11 +25,6 @@ def test_import_contracts_hold() -> None:
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("job", JOBS, ids=_name)
-def test_job_is_in_the_readme(job: Path) -> None:
-    assert f"jobs.{job.stem}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("job", JOBS, ids=_name)

@@ -1,4 +1,4 @@
-"""What stands in deploy/ is valid, fits together, and names only what exists."""
+"""Files in deploy/ are valid, fit together, and name only existing files, modules and settings."""
 
 import json
 import re
@@ -51,19 +51,19 @@ def groups() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
-def test_built_in_kinds_are_as_kubernetes_wants_them(path: Path) -> None:
+def test_built_in_kinds_match_kubernetes_schemas(path: Path) -> None:
     for document in documents(path):
         if document["apiVersion"] != "ray.io/v1":
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
-def test_the_pods_of_a_rayjob_are_as_kubernetes_wants_them() -> None:
+def test_pods_of_a_rayjob_match_kubernetes_schemas() -> None:
     for group in groups():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-def test_a_rayjob_has_only_fields_that_kuberay_knows() -> None:
+def test_a_rayjob_has_only_fields_of_kuberay() -> None:
     known = {
         "spec": {
             "entrypoint", "backoffLimit", "activeDeadlineSeconds", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec",
@@ -90,25 +90,25 @@ def test_a_rayjob_retries_on_new_clusters_and_leaves_none_behind() -> None:
     assert spec["rayClusterSpec"]["rayVersion"] == PINS["ray"]
 
 
-def test_the_head_holds_no_gpu_and_embeds_nothing() -> None:
+def test_the_head_has_no_gpu_and_no_cpu_to_schedule_on() -> None:
     head = groups()[0]
     assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     assert "nvidia.com/gpu" not in json.dumps(head)
 
 
-def test_gpu_workers_come_from_nothing_up_to_what_the_config_asks_for() -> None:
+def test_gpu_workers_scale_from_zero_to_the_actors_of_the_config() -> None:
     _, gpu, cpu = groups()
     assert rayjob()["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert [(group["replicas"], group["minReplicas"]) for group in (gpu, cpu)] == [(0, 0), (0, 0)]
     config = load_config(EmbedConfig, shlex.split(rayjob()["spec"]["entrypoint"])[3:]).config
-    assert config.compute.device == "cuda"  # auto would look at a cluster that has no GPU yet
+    assert config.compute.device == "cuda"  # auto would inspect a cluster without GPUs
     assert config.compute.actors is not None
     assert config.compute.actors[1] == gpu["maxReplicas"]
     assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in json.dumps(cpu)
 
 
-def test_workers_may_run_on_spot_machines_and_have_the_time_to_drain() -> None:
+def test_workers_run_on_spot_machines_and_have_time_to_drain() -> None:
     for group in groups()[1:]:
         pod = group["template"]["spec"]
         assert {each["key"] for each in pod["tolerations"]} >= SPOT_TAINTS
@@ -117,7 +117,7 @@ def test_workers_may_run_on_spot_machines_and_have_the_time_to_drain() -> None:
         assert pod["terminationGracePeriodSeconds"] >= grace + 15
 
 
-def test_no_pod_runs_as_root_and_none_holds_a_key() -> None:
+def test_pods_run_without_root_and_without_keys() -> None:
     cron = documents(DEPLOY / "kuberay/cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
     for pod in [cron["spec"], *(group["template"]["spec"] for group in groups())]:
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -137,7 +137,7 @@ def test_refreshes_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=name_of)
-def test_clusters_are_as_ray_wants_them(path: Path) -> None:
+def test_clusters_match_rays_schema(path: Path) -> None:
     cluster = documents(path)[0]
     jsonschema.validate(cluster, json.loads((files("ray") / "autoscaler/ray-schema.json").read_text()))
     types = cluster["available_node_types"]
@@ -148,15 +148,15 @@ def test_clusters_are_as_ray_wants_them(path: Path) -> None:
     assert ["embedder", "AS", image] in [rest for word, rest in instructions("Dockerfile") if word == "FROM"]
 
 
-def test_the_launchers_image_has_what_ray_calls_on_the_head() -> None:
+def test_the_launchers_image_has_the_programs_that_ray_calls_on_the_head() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     assert {"openssh-client", "rsync"} <= set(text.split())
-    assert "HOME=/home/embedder" in text  # Ray asks the image for it, and would take root's
+    assert "HOME=/home/embedder" in text  # Ray reads it from the image, and would take root's
     assert ".[gcs,azure,launcher]" in text
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
-def test_what_is_named_exists(path: Path) -> None:
+def test_named_files_and_modules_exist(path: Path) -> None:
     text = path.read_text()
     for named in re.findall(r"(?<![\w/.])(?:configs|deploy|embedder|jobs|tests)/[\w/.-]*\w", text):
         assert (ROOT / named).exists(), f"{name_of(path)} names {named}"
@@ -165,7 +165,7 @@ def test_what_is_named_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
-def test_commands_have_settings_that_load(path: Path) -> None:
+def test_settings_in_commands_load(path: Path) -> None:
     text = re.sub(r"\\\n[#\s]*", "", path.read_text())
     for line in re.findall(r"jobs\.embed (configs/\S+\.yaml[^\n#}\"]*)", text):
         load_config(EmbedConfig, shlex.split(line))
@@ -186,7 +186,7 @@ def instructions(name: str) -> Iterator[tuple[str, list[str]]]:
             yield word, rest.split()
 
 
-def test_the_image_is_pinned_owned_by_nobody_special_and_copies_what_exists() -> None:
+def test_the_image_is_pinned_runs_without_root_and_copies_existing_files() -> None:
     listed = list(instructions("Dockerfile"))
     stages = {rest[2] for word, rest in listed if word == "FROM"}
     outside = [rest[0] for word, rest in listed if word == "FROM" and rest[0] not in stages and "$" not in rest[0]]
@@ -200,14 +200,14 @@ def test_the_image_is_pinned_owned_by_nobody_special_and_copies_what_exists() ->
             assert any(source == name or source.startswith(f"{name}/") for name in allowed), f"{source} is kept from docker"
     users = {rest[0] for word, rest in listed if word == "USER"}
     assert users == {"root", "1000"}
-    assert [word for word, _ in listed[-2:]] == ["USER", "FROM"]  # of the launcher's stage, and what is built by default
+    assert [word for word, _ in listed[-2:]] == ["USER", "FROM"]  # of the launcher's stage, and of the default target
     assert (listed[-2][1], listed[-1][1][0]) == (["1000"], "embedder")
     assert {group["template"]["spec"]["securityContext"]["runAsUser"] for group in groups()} == {1000}
 
 
 @dataclass
 class ApiServer:
-    """Answers as the API server of Kubernetes does for rayjobs, whose states it goes through, one an answer."""
+    """A Kubernetes API server for RayJobs that returns the given states, one a request."""
 
     states: list[dict[str, str]]
     running: str | None = None
@@ -276,7 +276,7 @@ def test_a_refresh_creates_its_rayjob_and_ends_when_that_ends(tmp_path: Path, ca
     assert capsys.readouterr().out.splitlines() == [f"embedder-refresh-new: {word}" for word in ("created", "Running", "Complete")]
 
 
-def test_a_refresh_that_finds_another_one_running_waits_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refresh_waits_for_another_running_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server = ApiServer([RUNNING, DONE], running="embedder-refresh-last-night")
     assert run_refresh(server, tmp_path) == 0
     assert server.created == []

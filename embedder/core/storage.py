@@ -84,7 +84,9 @@ class Store:
             self.fs, self.path = fsspec.url_to_fs(uri, use_listings_cache=False, **given)
         except ImportError as error:
             extra = _EXTRAS.get(protocol, protocol)
-            raise StorageError(f"{uri}: {protocol}:// needs a package that is not installed; pip install 'embedder[{extra}]'") from error
+            raise StorageError(
+                f"{uri}: {protocol}:// needs a package that is not installed; pip install '.[{extra}]' from the checkout"
+            ) from error
         except (ValueError, TypeError) as error:
             raise StorageError(f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs:// or az://") from error
         self.is_local = isinstance(self.fs, LocalFileSystem)

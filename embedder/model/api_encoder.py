@@ -20,7 +20,7 @@ try:
     import openai
 except ImportError as error:
     raise ConfigError(
-        f"a model named {API}NAME needs the package openai, which is not installed; pip install 'embedder[openai]'"
+        f"a model named {API}NAME needs the package openai, which is not installed; pip install '.[openai]' from the checkout"
     ) from error
 
 OPENAI_URL = "https://api.openai.com/v1"

@@ -19,7 +19,9 @@ def has_openvino() -> bool:
 def check_backend(backend: Backend) -> None:
     """Refuse a backend that is not installed."""
     if backend == "openvino" and not has_openvino():
-        raise ConfigError("compute.backend=openvino: is not installed; pip install 'embedder[openvino]', or choose auto or torch")
+        raise ConfigError(
+            "compute.backend=openvino: is not installed; pip install '.[openvino]' from the checkout, or choose auto or torch"
+        )
 
 
 def has_c_compiler() -> bool:

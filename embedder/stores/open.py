@@ -70,7 +70,9 @@ def open_store(config: LoadConfig) -> Iterator[VectorStore]:
     try:
         module = import_module(f"embedder.stores.{kind}")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{kind}: needs the package {error.name!r}, which is not installed; pip install 'embedder[{kind}]'") from error
+        raise ConfigError(
+            f"{kind}: needs the package {error.name!r}, which is not installed; pip install '.[{kind}]' from the checkout"
+        ) from error
     store: VectorStore = module.STORE(getattr(config, kind))
     try:
         yield store

@@ -182,7 +182,7 @@ def check_extras(config: SweepConfig) -> list[str]:
     needed.append(("mteb", "mteb", "quality.mteb", bool(config.quality.mteb)))
     needed.append(("openai", "openai", "a baseline behind an API", any(each.is_api for each in config.baselines)))
     return [
-        f"{what} needs the package {package}, which is not installed; pip install 'embedder[{extra}]'"
+        f"{what} needs the package {package}, which is not installed; pip install '.[{extra}]' from the checkout"
         for package, extra, what, is_needed in needed
         if is_needed and find_spec(package) is None
     ]

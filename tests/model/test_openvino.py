@@ -153,7 +153,7 @@ def test_a_graph_that_is_wrong_leaves_it_to_torch_or_is_refused(
 def test_without_the_package_auto_is_torch_and_asking_for_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
     assert resolve_backend("auto", "cpu", torch.float32, "padded") == "torch"
-    with pytest.raises(ConfigError, match=r"compute\.backend=openvino: .*pip install 'embedder\[openvino\]'"):
+    with pytest.raises(ConfigError, match=r"compute\.backend=openvino: .*pip install '\.\[openvino\]'"):
         check_backend("openvino")
 
 

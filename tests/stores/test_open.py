@@ -60,7 +60,7 @@ def test_a_missing_package_is_named_with_its_extra(kind: str, package: str, monk
     monkeypatch.setitem(sys.modules, package, None)  # which is how Python marks what must not be imported
     section = {"dsn": "x"} if kind == "pgvector" else {"path": "x"} if kind in ("qdrant", "duckdb") else {"uri": "x"}
     with (
-        pytest.raises(ConfigError, match=rf"{kind}: needs the package '{package}'.*pip install 'embedder\[{kind}\]'"),
+        pytest.raises(ConfigError, match=rf"{kind}: needs the package '{package}'.*pip install '\.\[{kind}\]'"),
         open_store(LoadConfig.model_validate({"table": {"uri": "t"}, kind: section})),
     ):
         pass

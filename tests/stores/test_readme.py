@@ -1,4 +1,4 @@
-"""From a table to an answer in every store, as the README says it: its own lines are run, with a real model."""
+"""The search snippets of jobs/README.md, run on every store with a real model."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from jobs.search import main as search
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text().partition("## Search it from a store")[2].partition("\n## ")[0]
+SECTION = (ROOT / "jobs/README.md").read_text().partition("\n## jobs.search\n")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 STORES = {"lancedb": "lance", "psycopg": "pgvector", "qdrant_client": "qdrant", "pymilvus": "milvus", "duckdb": "duckdb"}
 DOCUMENTS = [
