@@ -154,7 +154,7 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, queries_PH: Tensor, bias_
     out_BPH = torch.empty((num_segments, num_poolings, width), dtype=torch.float32, device=states_TH.device)
     block = triton.next_power_of_2(width)
     _pool[(num_segments * num_poolings,)](
-        states_TH,
+        states_TH.contiguous(),
         queries_PH.contiguous(),
         bias_PT.contiguous(),
         bounds_S,
