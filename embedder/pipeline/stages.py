@@ -22,7 +22,7 @@ from embedder.core.schema import CHUNKS, QUARANTINE
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.pipeline.rows import Row, StageContext, folder_of, from_ipc, to_ipc
 from embedder.source.documents import SourceUnit, read_units
-from embedder.source.validation import EXCERPT_CHARS
+from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
 from embedder.table.parts import assemble_rows, footer_of, read_part, write_part
 from embedder.table.reuse import index_parts, take_reusable

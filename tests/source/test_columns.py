@@ -3,7 +3,8 @@ import pytest
 
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
-from embedder.source.columns import infer_type, inspect_source
+from embedder.source.columns import inspect_source
+from embedder.source.metadata_types import infer_type
 from embedder.source.shards import list_shards
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
+from embedder.core.storage import Store
 from embedder.core.units import Shard, Task
 from embedder.source import decompression as streams
 from embedder.source import documents
@@ -111,8 +112,8 @@ def test_a_damaged_shard_gives_no_final_unit(write_file, compress):
 
 
 def test_a_shard_of_unknown_format_is_a_source_error():
-    with pytest.raises(SourceError, match=r"its suffix says no format; set source.format"):
-        list(read_units(Task("k", "v", (Shard(__file__, "", 1),)), SourceConfig(uri="x"), pa.schema([])))
+    with pytest.raises(SourceError, match=r"its suffix names no known format; set source.format"):
+        list(read_units(Task("k", "v", (Shard(__file__, Store(__file__).info().version, 1),)), SourceConfig(uri="x"), pa.schema([])))
 
 
 def mutate(data: bytes, seed: int) -> bytes:

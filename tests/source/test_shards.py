@@ -5,7 +5,8 @@ import pytest
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import Store
-from embedder.source.shards import Encoding, list_shards, shard_format
+from embedder.source.formats.registry import FORMATS, Encoding, find_encoding
+from embedder.source.shards import list_shards
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
@@ -13,23 +14,23 @@ from embedder.source.shards import Encoding, list_shards, shard_format
     ("name", "format_"), [("a.jsonl", "jsonl"), ("a.NDJSON", "jsonl"), ("a.json", "jsonl"), ("a.csv", "csv"), ("a.b.txt", "text")]
 )
 def test_format_and_compression_are_read_off_the_suffix(name, format_, suffix):
-    assert shard_format(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(format_, suffix[1:] or None)
+    assert find_encoding(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(FORMATS[format_], suffix[1:] or None)
 
 
 def test_parquet_is_not_compressed_as_a_whole():
-    assert shard_format("a.parquet") == Encoding("parquet")
-    assert shard_format("a.parquet.gz") is None
+    assert find_encoding("a.parquet") == Encoding(FORMATS["parquet"])
+    assert find_encoding("a.parquet.gz") is None
 
 
 @pytest.mark.parametrize("name", ["README.md", "a.docx", "Makefile", ".gz", "a.gz"])
 def test_other_suffixes_say_nothing(name):
-    assert shard_format(name) is None
+    assert find_encoding(name) is None
 
 
 def test_a_set_format_beats_the_suffix():
-    assert shard_format("README.md", "text") == Encoding("text")
-    assert shard_format("dump.gz", "jsonl") == Encoding("jsonl", "gz")
-    assert shard_format("part-0000", "parquet") == Encoding("parquet")
+    assert find_encoding("README.md", "text") == Encoding(FORMATS["text"])
+    assert find_encoding("dump.gz", "jsonl") == Encoding(FORMATS["jsonl"], "gz")
+    assert find_encoding("part-0000", "parquet") == Encoding(FORMATS["parquet"])
 
 
 def test_a_folder_is_listed_in_order_without_hidden_and_unknown_files(write_file, tmp_path):

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.source.validation import SeenIds, excerpt, hash_texts, join_texts, text_id
+from embedder.source.formats.rows import excerpt, join_texts, to_id
+from embedder.source.validation import SeenIds, hash_texts
 
 
 @given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))
@@ -38,4 +39,4 @@ def test_excerpts_are_short_and_valid_whatever_was_met():
 @pytest.mark.parametrize("value", [True, float("nan"), [], {}, b"x", "\ud800"])
 def test_what_is_no_string_and_no_number_names_nothing(value):
     with pytest.raises(ValueError, match=r"."):
-        text_id(value)
+        to_id(value)
