@@ -29,21 +29,6 @@ QUARANTINE = pa.schema(
 )
 """source → output: records that could not be embedded, each with a `Reason` and the start of what was met."""
 
-CHUNKS = pa.schema(
-    [
-        ("document", pa.int32()),
-        ("chunk", pa.int32()),
-        ("num_chunks", pa.int32()),
-        ("start_char", pa.int32()),
-        ("end_char", pa.int32()),
-        ("num_tokens", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("token_ids", pa.list_(pa.int32())),
-    ]
-)
-"""text → model: one forward sequence a row; `document` is the row of its document in DOCUMENTS. The values of
-`token_ids` are the packed input and its offsets the cu_seqlens of variable-length attention."""
-
 VECTORS: dict[Quantization, pa.DataType] = {
     "none": pa.list_(pa.field("element", pa.float32())),
     "int8": pa.list_(pa.field("element", pa.int8())),

@@ -1,11 +1,11 @@
-"""Counting by bytes: chunks are bounded, cover the text, end at words, and a text that fits is not looked into."""
+"""Chunks by bytes are bounded, cover the text and end at words; a text that fits is one chunk."""
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from embedder.core.schema import CHUNKS
 from embedder.text.byte_estimate import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
+from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC
 from tests.text.texts import FRAGMENTS
 from tests.text.texts import texts as strategy
@@ -45,7 +45,7 @@ def test_words_stay_whole() -> None:
     assert len(pieces) > 10
 
 
-def test_the_prompt_counts_and_goes_before_every_chunk() -> None:
+def test_the_prompt_counts_and_precedes_every_chunk() -> None:
     text = "word " * 40
     chunks = chunker(20, prompt="passage: ").chunk([text])
     pieces = slice_chunks([text], chunks, "passage: ")
@@ -53,13 +53,13 @@ def test_the_prompt_counts_and_goes_before_every_chunk() -> None:
     assert max(len(piece.encode()) for piece in pieces) <= 60
 
 
-def test_without_chunking_a_long_text_is_cut_and_counted() -> None:
+def test_without_chunking_a_long_text_is_truncated_and_counted() -> None:
     chunks = chunker(10, chunking=False).chunk([SHORT, "word " * 100])
     assert chunks["truncated"].to_pylist() == [False, True]
     assert chunks["end_char"].to_pylist()[1] <= 30
 
 
-def test_a_text_that_fits_is_one_chunk_of_all_of_it() -> None:
+def test_a_text_that_fits_is_one_chunk() -> None:
     chunks = chunker(100).chunk([SHORT, " padded \n"])
     assert spans(chunks, 0) == [(0, len(SHORT))]
     assert spans(chunks, 1) == [(0, 9)]
@@ -67,5 +67,5 @@ def test_a_text_that_fits_is_one_chunk_of_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("text", FRAGMENTS)
-def test_tokens_of_the_counter_are_bytes(text: str) -> None:
+def test_tokens_of_the_byte_tokenizer_are_bytes(text: str) -> None:
     assert len(make_byte_tokenizer().encode(text).ids) == len(text.encode())
