@@ -1,6 +1,7 @@
 """A few shards → the metadata's schema, before the first document is read; or one ConfigError with all problems."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
@@ -68,10 +69,8 @@ def _inspect(format_: FileFormat, found: Sequence[tuple[Shard, Encoding]], sourc
         return _read_samples(found, source, read)
 
     if format_.inspect:
-        try:
+        with _located(f"source.uri={source.uri!r}"):
             return format_.inspect(read_samples)
-        except ConfigError as error:
-            raise ConfigError(f"source.uri={source.uri!r}: {error}") from error
     if source.id_column or source.metadata_columns:
         wanted = f"id_column={source.id_column!r}" if source.id_column else f"metadata_columns={list(source.metadata_columns.values())}"
         raise ConfigError(f"source.{wanted}: {found[0][0].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
@@ -128,7 +127,9 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns]) -> Iterato
 
 def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | None, sampled: list[ShardColumns]) -> pa.DataType:
     if name in source.metadata_types:
-        chosen, origin = _declared(name, source), "source.metadata_types"
+        given, origin = source.metadata_types[name], "source.metadata_types"
+        with _located(f"{origin}={{{name!r}: {given!r}}}"):
+            chosen = parse_type(given)
     elif known is not None and name in known.names:
         chosen, origin = to_delta_type(known.field(name).type), "the table"
     else:
@@ -140,27 +141,26 @@ def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | N
     return chosen
 
 
-def _declared(name: str, source: SourceConfig) -> pa.DataType:
-    given = source.metadata_types[name]
-    try:
-        return parse_type(given)
-    except ConfigError as error:
-        raise ConfigError(f"source.metadata_types={{{name!r}: {given!r}}}: {error}") from error
-
-
 def _unify(key: str, found: dict[str, pa.DataType]) -> pa.DataType:
     uris: dict[pa.DataType, str] = {}
-    try:
+    with _located(f"source.metadata_columns={[key]!r}"):
         for uri, type_ in found.items():
             if type_ != pa.null():
                 uris.setdefault(to_delta_type(type_), uri)
-    except ConfigError as error:
-        raise ConfigError(f"source.metadata_columns={[key]!r}: {error}") from error
+        try:
+            return unify_types(list(found.values()))
+        except ConfigError as error:
+            each = ", ".join(f"{type_} in {uri}" for type_, uri in uris.items())
+            raise ConfigError(f"{key!r} is {each}; set source.metadata_types to one of them") from error
+
+
+@contextmanager
+def _located(setting: str) -> Iterator[None]:
+    """Prefix a ConfigError with the setting it concerns."""
     try:
-        return unify_types(list(found.values()))
+        yield
     except ConfigError as error:
-        each = ", ".join(f"{type_} in {uri}" for type_, uri in uris.items())
-        raise ConfigError(f"source.metadata_columns={[key]!r}: {key!r} is {each}; set source.metadata_types to one of them") from error
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def _can_cast(type_: pa.DataType, target: pa.DataType) -> bool:

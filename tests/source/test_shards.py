@@ -1,8 +1,9 @@
 import os
+from typing import get_args
 
 import pytest
 
-from embedder.config.source import SourceConfig
+from embedder.config.source import Format, SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import Store
 from embedder.source.formats.registry import FORMATS, Encoding, find_encoding
@@ -15,6 +16,10 @@ from embedder.source.shards import list_shards
 )
 def test_the_suffix_names_format_and_compression(name, format_, suffix):
     assert find_encoding(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(FORMATS[format_], suffix[1:] or None)
+
+
+def test_every_format_of_the_config_is_registered():
+    assert {"auto", *FORMATS} == set(get_args(Format))
 
 
 def test_parquet_is_not_compressed_as_a_whole():

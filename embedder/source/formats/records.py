@@ -1,6 +1,7 @@
 """Records as Python objects → Rows, for JSONL, CSV and text files."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -51,7 +52,7 @@ def to_rows(batches: Iterable[Records], columns: Columns[Getter], reading: Readi
     for batch in batches:
         records, refused = batch.records, batch.refused
         texts = join_texts([_texts([get(record) for record in records], refused) for get in columns.texts])
-        ids = None if columns.id is None else _ids([columns.id(record) for record in records], refused)
+        ids = None if columns.id is None else convert_ids([columns.id(record) for record in records], refused)
         metadata = [
             build_column([get(record) for record in records], column.type, misfit_refuser(refused, column))
             for get, column in zip(columns.metadata, reading.metadata, strict=True)
@@ -61,31 +62,14 @@ def to_rows(batches: Iterable[Records], columns: Columns[Getter], reading: Readi
 
 
 def _texts(values: list[Any], refused: Refusals) -> pa.Array:
-    try:
+    with suppress(pa.ArrowException, UnicodeError):
         return pa.array(values, pa.string())
-    except (pa.ArrowException, UnicodeError):
-        return pa.array([_text(value, refused, position) for position, value in enumerate(values)], pa.string())
-
-
-def _text(value: Any, refused: Refusals, position: int) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        refused.setdefault(position, (Reason.NOT_TEXT, excerpt(excerpt_value(value))))
-        return None
-    try:
-        value.encode()
-    except UnicodeError:
-        refused.setdefault(position, (Reason.UNDECODABLE, excerpt(value)))
-        return None
-    return value
-
-
-def _ids(values: list[Any], refused: Refusals) -> pa.Array:
-    try:
-        return pa.array(values, pa.string())
-    except (pa.ArrowException, UnicodeError):
-        return convert_ids(values, refused)
+    for position, value in enumerate(values):
+        if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+            refused.setdefault(position, (Reason.UNDECODABLE, excerpt(value)))
+        elif value is not None and not isinstance(value, str):
+            refused.setdefault(position, (Reason.NOT_TEXT, excerpt(excerpt_value(value))))
+    return pa.array([None if position in refused else value for position, value in enumerate(values)], pa.string())
 
 
 def read_text(file: IO[bytes], reading: Reading) -> Iterator[Rows]:

@@ -1,6 +1,7 @@
 """Types between a format and the rest of source: a reader gets a `Reading` and yields `Rows`, an inspection returns `ShardColumns`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
@@ -100,8 +101,10 @@ def misfit_refuser(refused: Refusals, column: pa.Field) -> Refuse:
     return refuse
 
 
-def convert_ids(values: Iterable[Any], refused: Refusals) -> pa.Array:
+def convert_ids(values: list[Any], refused: Refusals) -> pa.Array:
     """Convert Python ids to strings; refuse a value that is not a string or a number."""
+    with suppress(pa.ArrowException, UnicodeError):
+        return pa.array(values, pa.string())
     ids: list[str | None] = []
     for position, value in enumerate(values):
         try:
