@@ -118,7 +118,7 @@ def _read_rows(shard: Shard, source: SourceConfig, metadata: pa.Schema, draw: np
 
 
 def _choose(held: Sequence[tuple[pa.Table, int]], num_documents: int, metadata: pa.Schema, draw: np.random.Generator) -> pa.Table:
-    """Take each shard's quota at random, then fill up from shards with more."""
+    """Return documents up to each shard's quota, filled up from shards with more."""
     chosen = pa.concat_tables([_empty(metadata), *(documents.slice(0, quota) for documents, quota in held)])
     spare = pa.concat_tables([_empty(metadata), *(documents.slice(quota) for documents, quota in held)])
     chosen = chosen.take(draw.permutation(chosen.num_rows)[:num_documents])

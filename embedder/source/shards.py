@@ -34,7 +34,7 @@ def list_shards(source: SourceConfig) -> Listing:
     is_file = len(listed) == 1 and listed[0].uri == store.uri
     found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, root)]
     if not found:
-        hidden = f" ({len(listed)} whose names start with . or _ are passed over)" if listed else ""
+        hidden = f" ({len(listed)} whose names start with . or _ are skipped)" if listed else ""
         raise EmptySourceError(f"source.uri={source.uri!r}: no file is there{hidden}; give a folder, glob or file that has some")
     known: list[Shard] = []
     ignored: list[str] = []

@@ -150,7 +150,7 @@ def test_a_source_without_files_is_refused(tmp_path, write_file):
     with pytest.raises(ConfigError, match=r"source.uri='.*/nowhere': no file is there"):
         list_shards(SourceConfig(uri=str(tmp_path / "nowhere")))
     write_file("_SUCCESS", "")
-    with pytest.raises(ConfigError, match=r"\(1 whose names start with . or _ are passed over\)"):
+    with pytest.raises(ConfigError, match=r"\(1 whose names start with . or _ are skipped\)"):
         list_shards(SourceConfig(uri=str(tmp_path)))
 
 

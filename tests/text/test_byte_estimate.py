@@ -40,17 +40,17 @@ def test_chunks_are_bounded_in_bytes_and_cover_the_text(made: str) -> None:
 
 def test_words_stay_whole() -> None:
     text = "word " * 100
-    pieces = slice_chunks([text], chunker(10).chunk([text]), "")
-    assert all(word == "word" for piece in pieces for word in piece.split())
-    assert len(pieces) > 10
+    parts = slice_chunks([text], chunker(10).chunk([text]), "")
+    assert all(word == "word" for part in parts for word in part.split())
+    assert len(parts) > 10
 
 
 def test_the_prompt_counts_and_precedes_every_chunk() -> None:
     text = "word " * 40
     chunks = chunker(20, prompt="passage: ").chunk([text])
-    pieces = slice_chunks([text], chunks, "passage: ")
-    assert all(piece.startswith("passage: word") for piece in pieces)
-    assert max(len(piece.encode()) for piece in pieces) <= 60
+    parts = slice_chunks([text], chunks, "passage: ")
+    assert all(part.startswith("passage: word") for part in parts)
+    assert max(len(part.encode()) for part in parts) <= 60
 
 
 def test_without_chunking_a_long_text_is_truncated_and_counted() -> None:
