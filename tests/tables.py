@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
-from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE, table_schema
+from embedder.core.schema import DOCUMENTS, QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.table.delta import Change, commit_table, open_delta, read_table, sync_quarantine
 from embedder.table.parts import assemble_rows, footer_of, list_parts, read_part, write_part
+from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC as ANY_SPEC
 
 DIM = 4

@@ -13,11 +13,6 @@ DOCUMENTS = pa.schema({"doc_id": pa.string(), "text": pa.string(), "content_hash
 QUARANTINE = pa.schema({"shard": pa.string(), "row": pa.int64(), "doc_id": pa.string(), "reason": pa.string(), "excerpt": pa.string()})
 """source → output: records that could not be embedded, each with a `Reason` and an excerpt."""
 
-_SPAN = {name: pa.int32() for name in ("chunk", "num_chunks", "start_char", "end_char", "num_tokens")}
-CHUNKS = pa.schema({"document": pa.int32(), **_SPAN, "truncated": pa.bool_(), "token_ids": pa.list_(pa.int32())})
-"""text → model: one forward sequence a row; `document` is the row of its document in DOCUMENTS. The values of
-`token_ids` are the packed input and its offsets the cu_seqlens of variable-length attention."""
-
 VECTORS: dict[Quantization, pa.DataType] = {
     "none": pa.list_(pa.field("element", pa.float32())),
     "int8": pa.list_(pa.field("element", pa.int8())),

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from embedder.core.errors import EmbedderError, ModelError
 from embedder.core.quantization import Floats, quantize
-from embedder.core.schema import CHUNKS, Reason
+from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
@@ -26,6 +26,7 @@ from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
+from embedder.text.chunking import CHUNKS
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder

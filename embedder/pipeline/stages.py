@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 
 from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
-from embedder.core.schema import CHUNKS, QUARANTINE
+from embedder.core.schema import QUARANTINE
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, LandedRow, PreparedRow, StageContext, TaskRow, from_ipc, to_ipc
 from embedder.source.documents import SourceUnit, read_units
-from embedder.source.validation import EXCERPT_CHARS
+from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
 from embedder.table.parts import assemble_rows, footer_of, read_part, write_part
 from embedder.table.reuse import index_parts, take_reusable
 from embedder.table.vectors import Codes, column_codes, from_bytes
 from embedder.text.byte_estimate import chunk_counted
+from embedder.text.chunking import CHUNKS
 
 PROBE_COSINE = 0.99
 """Lowest cosine between a machine's probe vector and the table's for both to be of one space. bfloat16 stays above 0.998."""

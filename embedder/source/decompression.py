@@ -1,11 +1,10 @@
-"""A shard → its bytes, decompressed to the last one: what is cut off or damaged is a SourceError, never a shorter shard."""
+"""Open shards and decompress them to the last byte. A truncated or damaged shard is a SourceError, never a shorter shard."""
 
 import bz2
 import gzip
 import io
 import lzma
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,66 +12,57 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from embedder.core.errors import SourceError
-from embedder.core.storage import Options, Store
+from embedder.config.source import SourceConfig
+from embedder.core.errors import SourceError, StorageError
+from embedder.core.storage import Location, Store
 from embedder.core.units import Shard
 
 BLOCK_BYTES = 1 << 20
 SMALL_SHARD_BYTES = 1 << 20
 NUM_AHEAD = 32
-"""Small shards of a bucket are fetched ahead, 32 at a time: an object store takes some 50 ms for each, however small,
-and 32 MiB is all that can wait in memory."""
+"""Small shards are fetched 32 at a time: an object store takes about 50 ms for each, whatever its size, and at most 32 MiB wait in
+memory."""
 
 _BOM = b"\xef\xbb\xbf"
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError, OverflowError, MemoryError)
 
 
 @contextmanager
-def damage_explained(uri: str) -> Iterator[None]:
-    """Turn what decoders raise on bytes they cannot follow into a SourceError that names the shard."""
+def open_shard(shard: Shard, source: SourceConfig, narrow: bool = False) -> Iterator[IO[bytes]]:
+    """Open one shard; raise SourceError if it cannot be opened, read or decoded. `narrow`: see `Store.open_input`."""
     try:
-        yield
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        advice = "it is cut off, damaged or not what its name says: replace it and run again"
-        raise SourceError(f"{uri}: cannot be read to its end ({reason}); {advice}") from error
+        with _locate(shard, source).open_input(narrow) as file, damage_explained(shard.uri):
+            yield file
+    except StorageError as error:
+        raise SourceError(str(error)) from error
 
 
-def open_each(shards: Sequence[Shard], options: Options) -> Iterator[tuple[Shard, IO[bytes]]]:
-    """Open one after the other, in order; after the last byte of each, see that it is still the version that was listed."""
-    if len(shards) == 1:
-        yield from _open_one(shards[0], options)
-        return
-    waiting: deque[tuple[Shard, Future[bytes] | None]] = deque()
+def open_each(shards: Sequence[Shard], source: SourceConfig) -> Iterator[tuple[Shard, IO[bytes]]]:
+    """Open shards in order. Raise SourceError after the last byte of one whose version is not the listed one."""
     pool = ThreadPoolExecutor(NUM_AHEAD)
+    fetched: list[Future[bytes] | None] = []
     try:
-        for shard in shards:
-            waiting.append((shard, pool.submit(_fetch, shard, options) if shard.size_bytes <= SMALL_SHARD_BYTES else None))
-            if len(waiting) > NUM_AHEAD:
-                yield from _open_next(waiting, options)
-        while waiting:
-            yield from _open_next(waiting, options)
+        for number, shard in enumerate(shards):
+            ahead = shards[len(fetched) : number + NUM_AHEAD]
+            fetched += [pool.submit(_fetch, each, source) if each.size_bytes <= SMALL_SHARD_BYTES else None for each in ahead]
+            future, fetched[number] = fetched[number], None
+            if future:
+                yield shard, io.BytesIO(future.result())
+            else:
+                store = _locate(shard, source)
+                with store.open_input() as file:
+                    yield shard, file
+                _check_unchanged(shard, store)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _open_next(waiting: deque[tuple[Shard, Future[bytes] | None]], options: Options) -> Iterator[tuple[Shard, IO[bytes]]]:
-    shard, fetched = waiting.popleft()
-    if fetched is None:
-        yield from _open_one(shard, options)
-    else:
-        yield shard, io.BytesIO(fetched.result())
+def _locate(shard: Shard, source: SourceConfig) -> Store:
+    return Location(shard.uri, source.storage_options).open()
 
 
-def _open_one(shard: Shard, options: Options) -> Iterator[tuple[Shard, IO[bytes]]]:
-    store = Store(shard.uri, options)
-    with store.open_input() as file:
-        yield shard, file
-    _check_unchanged(shard, store)
-
-
-def _fetch(shard: Shard, options: Options) -> bytes:
-    store = Store(shard.uri, options)
+def _fetch(shard: Shard, source: SourceConfig) -> bytes:
+    store = _locate(shard, source)
     with store.open_input() as file:
         data = file.read()
     _check_unchanged(shard, store)
@@ -86,9 +76,20 @@ def _check_unchanged(shard: Shard, store: Store) -> None:
         raise SourceError(f"{shard.uri}: changed while it was read (listed as version {shard.version}, now {now}); run again")
 
 
+@contextmanager
+def damage_explained(uri: str) -> Iterator[None]:
+    """Turn a decoder's exception into a SourceError that names the shard."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        advice = "it is truncated, damaged or not in the format of its name; replace it and run again"
+        raise SourceError(f"{uri}: cannot be read to its end ({reason}); {advice}") from error
+
+
 def read_blocks(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
-    """Decompress block by block, all members or frames of the file, without a byte order mark at its start."""
-    blocks = _DECODERS[compression](file)
+    """Yield decompressed blocks of all members or frames of the file, without a byte order mark at the start."""
+    blocks = DECODERS[compression](file) if compression else _read_plain(file)
     start = b""
     for block in blocks:
         start += block
@@ -99,7 +100,7 @@ def read_blocks(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
 
 
 def read_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Split at newlines, which are left out; a line may be longer than any block."""
+    """Yield lines without their newline; a line can be longer than a block."""
     pending: list[bytes] = []
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -118,28 +119,26 @@ def _read_plain(file: Any) -> Iterator[bytes]:
 
 
 def _read_gzip(file: IO[bytes]) -> Iterator[bytes]:
-    """The standard library's: unlike pyarrow's, it allows the zeros that some writers pad with; both detect a cut."""
+    # not pyarrow's decoder, which refuses the zeros that some writers pad with; both detect truncation
     with gzip.GzipFile(fileobj=_not_empty(file)) as stream:
         yield from _read_plain(stream)
 
 
 def _read_zstd(file: IO[bytes]) -> Iterator[bytes]:
-    """pyarrow's: it goes on over several frames, and raises at a cut and at bytes after the last frame that start no other."""
+    # pyarrow's decoder reads several frames, and raises on truncation and on trailing bytes that are not a frame
     with pa.CompressedInputStream(_not_empty(file), "zstd") as stream:
         yield from _read_plain(stream)
 
 
 def _read_streams(make: Callable[[], Any]) -> Callable[[IO[bytes]], Iterator[bytes]]:
-    """Not bz2.BZ2File or lzma.LZMAFile, which take a damaged second stream for the end of the file, nor pyarrow's bz2, which
-    stumbles over a stream of no bytes."""
-
+    # not BZ2File or LZMAFile, which take a damaged second stream for the end of the file; nor pyarrow's bz2, which fails on an empty stream
     def read(file: IO[bytes]) -> Iterator[bytes]:
         decompressor = make()
         for block in _read_plain(_not_empty(file)):
             data = block
             while data or not decompressor.needs_input:
                 if decompressor.eof:
-                    data = data.lstrip(b"\0")  # what pads the end of a stream
+                    data = data.lstrip(b"\0")  # padding after a stream
                     if not data:
                         break
                     decompressor = make()
@@ -152,17 +151,17 @@ def _read_streams(make: Callable[[], Any]) -> Callable[[IO[bytes]], Iterator[byt
 
 
 def _not_empty(file: IO[bytes]) -> IO[bytes]:
-    """Refuse zero bytes, which no compressor writes and most decoders take for an empty file."""
+    """Refuse a file of zero bytes: compressors never write one, but most decoders accept it."""
     if not file.read(1):
         raise EOFError("0 bytes, not even a header")
     file.seek(0)
     return file
 
 
-_DECODERS: Mapping[str | None, Callable[[Any], Iterator[bytes]]] = {
-    None: _read_plain,
+DECODERS: Mapping[str, Callable[[IO[bytes]], Iterator[bytes]]] = {
     "gz": _read_gzip,
     "zst": _read_zstd,
     "bz2": _read_streams(bz2.BZ2Decompressor),
     "xz": _read_streams(lzma.LZMADecompressor),
 }
+"""By file suffix, without its dot."""

@@ -1,4 +1,4 @@
-"""Types of metadata: names in a config → Arrow, and any Arrow type → the one that a Delta table holds."""
+"""Types of metadata: config names → Arrow, and JSON values or Arrow types → types of a Delta table."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,25 +10,12 @@ import pyarrow.types as is_
 from embedder.core.errors import ConfigError
 
 TIMESTAMP = pa.timestamp("us", "UTC")
+MOST_FIELDS = 64
+"""Objects with more distinct keys count as dictionaries, and are kept as JSON text."""
+MOST_NESTED = 8
 
-_NAMED: dict[str, pa.DataType] = {
-    "string": pa.string(),
-    "bool": pa.bool_(),
-    "int8": pa.int8(),
-    "int16": pa.int16(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float": pa.float32(),
-    "float32": pa.float32(),
-    "double": pa.float64(),
-    "float64": pa.float64(),
-    "timestamp": TIMESTAMP,
-    "date": pa.date32(),
-    "date32": pa.date32(),
-    "binary": pa.binary(),
-}
-ALLOWED = f"choose {', '.join(_NAMED)} or list<…> of one"
-
+_ALIASES = ("string", "bool", "int8", "int16", "int32", "int64", "float", "float32", "double", "float64", "date32", "binary")
+_NAMED: dict[str, pa.DataType] = {name: pa.type_for_alias(name) for name in _ALIASES} | {"timestamp": TIMESTAMP, "date": pa.date32()}
 _WIDENED: dict[pa.DataType, pa.DataType] = {
     pa.null(): pa.string(),
     pa.uint8(): pa.int16(),
@@ -38,70 +25,82 @@ _WIDENED: dict[pa.DataType, pa.DataType] = {
     pa.float16(): pa.float32(),
     pa.date64(): pa.date32(),
 }
-_SAME = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32, is_.is_decimal128)
-_NUMBERS = (is_.is_signed_integer, is_.is_floating, is_.is_decimal128)
-_STRINGS = (is_.is_string, is_.is_large_string, is_.is_string_view)
-_BINARIES = (is_.is_binary, is_.is_large_binary, is_.is_binary_view, is_.is_fixed_size_binary)
-_LISTS = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
-_SMALL_DECIMALS = (is_.is_decimal32, is_.is_decimal64)
-_JSON_SCALARS = (*_NUMBERS, is_.is_boolean, is_.is_string)
+
+_Checks = tuple[Callable[[pa.DataType], bool], ...]
+_SAME: _Checks = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32, is_.is_decimal128)
+_NUMBERS: _Checks = (is_.is_signed_integer, is_.is_floating, is_.is_decimal128)
+_STRINGS: _Checks = (is_.is_string, is_.is_large_string, is_.is_string_view)
+_BINARIES: _Checks = (is_.is_binary, is_.is_large_binary, is_.is_binary_view, is_.is_fixed_size_binary)
+_LISTS: _Checks = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
+_SMALL_DECIMALS: _Checks = (is_.is_decimal32, is_.is_decimal64)
+_JSON_SCALARS: _Checks = (*_NUMBERS, is_.is_boolean, is_.is_string)
 
 
 def parse_type(name: str) -> pa.DataType:
-    """Read a type's name as the config gives it; ConfigError says which are known."""
+    """Return the type of a name in the config, such as `list<int64>`."""
     compact = re.sub(r"\s", "", name).lower()
     if nested := re.fullmatch(r"list<(?:item:|element:)?(.+)>", compact):
         return pa.list_(parse_type(nested[1]))
     if compact not in _NAMED:
-        raise ConfigError(f"{name!r} is not a type; {ALLOWED}")
+        raise ConfigError(f"{name!r} is not a type; choose {', '.join(_NAMED)} or list<…> of one")
     return _NAMED[compact]
 
 
 def is_text(type_: pa.DataType) -> bool:
-    """Say whether a column can be read as text; one that is all null can."""
+    """Return whether a column can be read as text; an all-null column can."""
     if is_.is_dictionary(type_):
         return is_text(type_.value_type)
     return is_.is_null(type_) or _any(type_, _STRINGS)
 
 
 def is_id(type_: pa.DataType) -> bool:
-    """Say whether a column can name documents: text or numbers."""
+    """Return whether a column can hold document ids: text or numbers."""
     return is_text(type_) or is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
 
 
 def is_any_list(type_: pa.DataType) -> bool:
-    """Say whether a column holds lists, in whichever layout."""
+    """Return whether a column holds lists, in any layout."""
     return _any(type_, _LISTS)
 
 
-def can_be_fields(names: Sequence[str]) -> bool:
-    """Say whether a Delta table can hold a struct of these fields: it takes names that differ in case alone for one."""
-    try:
-        "".join(names).encode()
-    except UnicodeEncodeError:
-        return False
-    return len({name.lower() for name in names}) == len(names)
+def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
+    """Return the type that holds all of these JSON values; string, for their JSON text, if no other type does."""
+    kinds = {type(value) for value in values} - {type(None)}
+    present = [value for value in values if value is not None]
+    if kinds == {list} and depth < MOST_NESTED:
+        return pa.list_(infer_type([each for value in present for each in value], depth + 1))
+    if kinds == {dict} and depth < MOST_NESTED:
+        names = list(dict.fromkeys(name for value in present for name in value))
+        if 0 < len(names) <= MOST_FIELDS and _can_be_fields(names):
+            return pa.struct([(name, infer_type([value.get(name) for value in present], depth + 1)) for name in names])
+    if kinds == {int}:
+        return pa.int64() if all(-(2**63) <= value < 2**63 for value in present) else pa.string()
+    if kinds in ({float}, {int, float}):
+        return pa.float64()
+    return pa.null() if not kinds else pa.bool_() if kinds == {bool} else pa.string()
 
 
 def to_delta_type(type_: pa.DataType) -> pa.DataType:
-    """Give the type that a Delta table holds these values in, all the way down; ConfigError if there is none."""
+    """Return the type that holds these values in a Delta table, at every level; ConfigError if there is none."""
     if type_ in _WIDENED:
         return _WIDENED[type_]
-    for matches, convert in _CONVERTED:
-        if _any(type_, matches):
+    for checks, convert in _CONVERTED:
+        if _any(type_, checks):
             return convert(type_)
     raise ConfigError(f"{type_} has no counterpart in a Delta table; set source.metadata_types, or leave it out")
 
 
 def unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
-    """Give the Delta type that holds the values of all these, as `infer_type` would of the values: null gives way to anything, structs
-    have the fields of all, numbers widen and next to text become it. ConfigError if there is none."""
+    """Return the Delta type that holds the values of all these types, as `infer_type` does for values; ConfigError if there is none.
+
+    Null yields to any type, structs get the fields of all, numbers widen, and numbers beside text become text.
+    """
     present = [type_ for type_ in types if not is_.is_null(type_)]
     found = list(dict.fromkeys(map(to_delta_type, present)))
     if len(found) <= 1:
         return found[0] if found else pa.string()
-    for matches, unify in _UNIFIED:
-        if all(_any(type_, matches) for type_ in present):
+    for checks, unify in _UNIFIED:
+        if all(_any(type_, checks) for type_ in present):
             return to_delta_type(unify(present))
     if set(found) == {pa.date32(), TIMESTAMP}:
         return TIMESTAMP
@@ -112,6 +111,27 @@ def unify_types(types: Sequence[pa.DataType]) -> pa.DataType:
     except pa.ArrowException as error:
         raise ConfigError(f"no type holds all of {', '.join(map(str, found))}") from error
     return to_delta_type(unified.field(0).type)
+
+
+def _any(type_: pa.DataType, checks: _Checks) -> bool:
+    return any(check(type_) for check in checks)
+
+
+def _can_be_fields(names: Sequence[str]) -> bool:
+    """Return whether a Delta table can hold a struct of these fields: it does not distinguish names by case."""
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return len({name.lower() for name in names}) == len(names)
+
+
+def _to_struct(type_: pa.StructType) -> pa.DataType:
+    if type_.num_fields == 0:
+        raise ConfigError(f"{type_} has no fields, which a Delta table cannot hold; leave it out")
+    if not _can_be_fields([field.name for field in type_]):
+        raise ConfigError(f"{type_} has field names that differ only in case, which a Delta table cannot hold; leave it out")
+    return pa.struct([pa.field(field.name, to_delta_type(field.type)) for field in type_])
 
 
 def _unify_structs(types: list[pa.StructType]) -> pa.DataType:
@@ -125,25 +145,8 @@ def _unify_maps(types: list[pa.MapType]) -> pa.DataType:
     return pa.map_(unify_types([type_.key_type for type_ in types]), unify_types([type_.item_type for type_ in types]))
 
 
-def _any(type_: pa.DataType, checks: tuple[Callable[[pa.DataType], bool], ...]) -> bool:
-    return any(check(type_) for check in checks)
-
-
-def _to_struct(type_: pa.StructType) -> pa.DataType:
-    if type_.num_fields == 0:
-        raise ConfigError(f"{type_} has no fields, which a Delta table cannot hold; leave it out")
-    if not can_be_fields([field.name for field in type_]):
-        raise ConfigError(f"{type_} has fields of one name but for case, which a Delta table cannot hold; leave it out")
-    return pa.struct([pa.field(field.name, to_delta_type(field.type)) for field in type_])
-
-
-def _is_extension(type_: pa.DataType) -> bool:
-    return isinstance(type_, pa.BaseExtensionType)
-
-
-_Convert = Callable[[pa.DataType], pa.DataType]
-_CONVERTED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], _Convert], ...] = (
-    ((_is_extension,), lambda type_: to_delta_type(type_.storage_type)),
+_CONVERTED: tuple[tuple[_Checks, Callable[[pa.DataType], pa.DataType]], ...] = (
+    ((lambda type_: isinstance(type_, pa.BaseExtensionType),), lambda type_: to_delta_type(type_.storage_type)),
     (_SAME, lambda type_: type_),
     (_STRINGS, lambda _: pa.string()),
     (_BINARIES, lambda _: pa.binary()),
@@ -154,7 +157,7 @@ _CONVERTED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], _Convert], ..
     ((is_.is_struct,), _to_struct),
     ((is_.is_map,), lambda type_: pa.map_(to_delta_type(type_.key_type), to_delta_type(type_.item_type))),
 )
-_UNIFIED: tuple[tuple[tuple[Callable[[pa.DataType], bool], ...], Callable[[list[Any]], pa.DataType]], ...] = (
+_UNIFIED: tuple[tuple[_Checks, Callable[[list[Any]], pa.DataType]], ...] = (
     (_LISTS, lambda types: pa.list_(unify_types([type_.value_type for type_ in types]))),
     ((is_.is_struct,), _unify_structs),
     ((is_.is_map,), _unify_maps),

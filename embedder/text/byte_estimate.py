@@ -1,7 +1,7 @@
-"""Documents to chunks where the model's tokenizer is not here: a token is taken for BYTES_PER_TOKEN bytes of UTF-8.
+"""Documents → chunks without the model's tokenizer: a token counts as BYTES_PER_TOKEN bytes of UTF-8.
 
-Bytes measure what a tokenizer of many languages makes of a text more evenly than characters do, and no byte-level tokenizer gives
-more tokens than there are bytes. Chunks still end at words.
+Bytes estimate tokens more evenly across languages than characters do, and no byte-level tokenizer has more tokens than there are bytes.
+Chunks still end at words.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,32 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from embedder.core.schema import CHUNKS
 from embedder.core.spec import EmbeddingSpec
-from embedder.text.chunking import Chunker, chunk_documents
+from embedder.text.chunking import CHUNKS, Chunker
 from embedder.text.tokenizing import load_tokenizer
 
 BYTES_PER_TOKEN = 3
 
 
+def make_chunker(tokenizer_json: str, spec: EmbeddingSpec) -> "Chunker | EstimatingChunker":
+    """Return a chunker that counts tokens, or bytes if there is no tokenizer."""
+    return Chunker(load_tokenizer(tokenizer_json), spec) if tokenizer_json else EstimatingChunker(spec)
+
+
+def chunk_counted(documents: pa.Table, tokenizer_json: str, spec: EmbeddingSpec) -> pa.Table:
+    """Turn schema.DOCUMENTS into CHUNKS by a tokenizer, or by bytes if there is none."""
+    return make_chunker(tokenizer_json, spec).chunk(documents["text"].to_pylist())
+
+
+def slice_chunks(texts: Sequence[str], chunks: pa.Table, prompt: str) -> list[str]:
+    """Return the text of each of these CHUNKS after the prompt; `document` is a text's position."""
+    columns = (chunks[name].to_pylist() for name in ("document", "start_char", "end_char"))
+    return [prompt + texts[document][start:end] for document, start, end in zip(*columns, strict=True)]
+
+
 @lru_cache(maxsize=1)
 def make_byte_tokenizer() -> Tokenizer:
-    """Make a tokenizer whose tokens are bytes, grouped into words as byte-level BPE groups them."""
+    """Return a tokenizer whose tokens are bytes, grouped into words as in byte-level BPE."""
     tokenizer = Tokenizer(BPE(vocab={byte: number for number, byte in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     return tokenizer
@@ -39,7 +54,7 @@ class EstimatingChunker:
         self._chunker = Chunker(make_byte_tokenizer(), spec.model_copy(update=in_bytes))
 
     def chunk(self, texts: list[str]) -> pa.Table:
-        """Turn texts into CHUNKS without token ids, which would be those of no model; `num_tokens` is the estimate."""
+        """Turn texts into CHUNKS without token ids, since there is no vocabulary; `num_tokens` is the estimate."""
         sizes = np.array([self._prompt_bytes + len(text.encode()) for text in texts], np.int32)
         long = np.flatnonzero(sizes > self._most_bytes)
         cut = self._chunker.chunk([texts[number] for number in long])
@@ -50,7 +65,7 @@ class EstimatingChunker:
         return pa.table(columns, schema=CHUNKS)
 
     def _whole(self, texts: list[str], sizes: npt.NDArray[np.int32]) -> pa.Table:
-        """Give CHUNKS of the texts that fit, which need not be looked into."""
+        """Return CHUNKS of the texts that fit, which need no tokenizer."""
         fits = np.flatnonzero(sizes <= self._most_bytes)
         zeros = np.zeros(len(fits), np.int32)
         ends = np.array([len(texts[number]) for number in fits], np.int32)
@@ -61,21 +76,3 @@ class EstimatingChunker:
 
 def _no_ids(num_rows: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.zeros(num_rows + 1, np.int32)), pa.array([], pa.int32()))
-
-
-def make_chunker(tokenizer_json: str, spec: EmbeddingSpec) -> Chunker | EstimatingChunker:
-    """Count by a tokenizer, or by bytes where there is none."""
-    return Chunker(load_tokenizer(tokenizer_json), spec) if tokenizer_json else EstimatingChunker(spec)
-
-
-def chunk_counted(documents: pa.Table, tokenizer_json: str, spec: EmbeddingSpec) -> pa.Table:
-    """schema.DOCUMENTS → schema.CHUNKS, by a tokenizer, or by bytes where there is none."""
-    if tokenizer_json:
-        return chunk_documents(documents, load_tokenizer(tokenizer_json), spec)
-    return EstimatingChunker(spec).chunk(documents["text"].to_pylist())
-
-
-def slice_chunks(texts: Sequence[str], chunks: pa.Table, prompt: str) -> list[str]:
-    """Give the text of each of these CHUNKS, the prompt before it; `document` is a text's position."""
-    columns = (chunks[name].to_pylist() for name in ("document", "start_char", "end_char"))
-    return [prompt + texts[document][start:end] for document, start, end in zip(*columns, strict=True)]

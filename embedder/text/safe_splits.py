@@ -1,19 +1,18 @@
-"""Places where a text can be cut without changing one of its tokens.
+"""Split points at which a text can be cut without changing any of its tokens, and long texts tokenized in parts between them.
 
-Tokenising a 10 MB text whole costs its size in time and a hundred times in memory, so long texts are cut first, and the
-tokens of the pieces must be exactly those of the whole. That holds at a *seam*: a single space or newline between two
-plain characters (a letter or digit, before it also the end of a sentence), where
+Tokenizing a 10 MB text whole takes a hundred times its size in memory. Long texts are therefore cut first, and the tokens of the parts
+must be exactly those of the whole. This holds at a *safe split point*: a single space or newline between two plain characters (a letter
+or digit, or before it the end of a sentence), where
 
-1. normalising does not look across: both neighbours are their own NFKC form and start no combining sequence, and a
-   lone whitespace character cannot merge with a run of others;
-2. the tokenizer's pre-tokens end there, and models never look across pre-tokens; or there are no pre-tokens, and no entry
-   of the BPE vocabulary goes on past a space, so that no merge can cross it;
+1. normalization does not look across: both neighbors are their own NFKC form and start no combining sequence, and a lone whitespace
+   character cannot merge with a run of others;
+2. the tokenizer's pre-tokens end there, and models never look across pre-tokens; or there are no pre-tokens, and no entry of the BPE
+   vocabulary continues past a space, so that no merge can cross it;
 3. no added token matches across it.
 
-To which side the whitespace goes is a matter of the tokenizer (byte-level BPE joins a space to the next word, and some
-join a newline to the punctuation before it). It is found, for spaces and newlines apart, by tokenising probes whole and in
-two. A tokenizer for which nothing holds (one that puts a space before every text, even before one) has no seams, and its
-texts are tokenised whole: slower and with memory in proportion to the longest, but never wrong.
+The tokenizer decides to which side the whitespace belongs: byte-level BPE joins a space to the next word, and some join a newline to
+the punctuation before it. Probes tokenized whole and in two find this, for spaces and newlines separately. A tokenizer without safe
+splits (such as one that puts a space before every text) tokenizes texts whole: slower and with more memory, but with the same result.
 """
 
 import re
@@ -27,38 +26,109 @@ from tokenizers import Encoding, Tokenizer
 
 from embedder.text.tokenizing import Tokens, encode_batch, join_tokens, read_tokens
 
+PART_CHARS = 1 << 12
+"""Longer texts are tokenized in parts of about this size, which bounds memory, feeds all threads and is faster: for 1 MB of English,
+parts of 64 k characters took 1.2 times as long with WordPiece and 1.9 times with byte-level BPE."""
+BATCH_CHARS = 1 << 20
+"""Characters tokenized at a time: an encoding takes about 120 bytes per token until it is read, so about 30 MB."""
+
 _SENTENCE_ENDS = ".!?。！？"
 _WORDS = ("Alpha", "beta9", "x", "7", "été", "слово", "文字", "한국어", "שלום")
-_MAYBE_SEAM = re.compile(rf"(?<=[\w{_SENTENCE_ENDS}])[ \n](?=\w)")
+_CANDIDATE = re.compile(rf"(?<=[\w{_SENTENCE_ENDS}])[ \n](?=\w)")
 _CROSSING = re.compile(rf"[^\W_▁][▁ ]|[{_SENTENCE_ENDS}][▁ ]")
 
 
 @dataclass(frozen=True, slots=True)
-class Seam:
-    """One kind of seam: the separator, and where to cut, counted from it: 0 before it, 1 after it."""
+class SafeSplit:
+    """One kind of split point: the separator, and the offset of the cut from it, 0 (before) or 1 (after)."""
 
     separator: str
     cut: int
 
 
+def encode_texts(tokenizer: Tokenizer, splits: tuple[SafeSplit, ...], texts: Iterable[str]) -> Iterator[tuple[str, Encoding | Tokens]]:
+    """Yield each text and its tokens, in order: the tokenizer's own encoding if the text was tokenized whole."""
+    tokens: list[Tokens] = []
+    starts: list[int] = []
+    for batch in _batch_parts((text, start, stop) for text in texts for start, stop in split_text(text, splits, PART_CHARS)):
+        contents = [text[start:stop] for text, start, stop in batch]
+        for (text, start, stop), content, encoding in zip(batch, contents, encode_batch(tokenizer, contents), strict=True):
+            if len(content) == len(text):
+                yield text, encoding
+                continue
+            tokens.append(read_tokens(encoding, content))
+            starts.append(start)
+            if stop == len(text):
+                yield text, join_tokens(tokens, starts)
+                tokens, starts = [], []
+
+
+def _batch_parts(parts: Iterable[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
+    batch: list[tuple[str, int, int]] = []
+    chars = 0
+    for part in parts:
+        batch.append(part)
+        chars += part[2] - part[1]
+        if chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def split_text(text: str, splits: tuple[SafeSplit, ...], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a text as (start, stop), each of about `size` characters where splits allow; at least one."""
+    start, stop = 0, find_cut(text, splits, 0, size)
+    while stop < len(text):
+        yield start, stop
+        start, stop = stop, find_cut(text, splits, stop, size)
+    yield start, stop
+
+
+def find_cut(text: str, splits: tuple[SafeSplit, ...], start: int, size: int) -> int:
+    """Return where to cut `text[start:]`: after at most `size` characters, or at the next split point, or at the end of the text."""
+    if not splits or len(text) - start <= size:
+        return len(text)
+    before = max(_last_cut(text, split, start, start + size) for split in splits)
+    return before if before > start else _next_cut(text, splits, start + size)
+
+
+def _last_cut(text: str, split: SafeSplit, start: int, stop: int) -> int:
+    at = text.rfind(split.separator, start + 1, stop)
+    while at > 0 and not _is_safe(text, at):
+        at = text.rfind(split.separator, start + 1, at)
+    return at + split.cut if at > 0 else start
+
+
+def _next_cut(text: str, splits: tuple[SafeSplit, ...], start: int) -> int:
+    # one search for all kinds: a search for a kind that never holds would read the rest of the text for each part
+    cuts = {split.separator: split.cut for split in splits}
+    found = (match.start() for match in _CANDIDATE.finditer(text, start))
+    return next((at + cuts[text[at]] for at in found if text[at] in cuts and _is_safe(text, at)), len(text))
+
+
+def _is_safe(text: str, at: int) -> bool:
+    left, right = text[at - 1 : at], text[at + 1 : at + 2]
+    return _is_plain(right) and (_is_plain(left) or (left != "" and left in _SENTENCE_ENDS))
+
+
+def _is_plain(character: str) -> bool:
+    return (character.isalpha() or character.isdecimal()) and is_normalized("NFKC", character)
+
+
 @lru_cache(maxsize=4)
-def find_seams(tokenizer: Tokenizer) -> tuple[Seam, ...]:
-    """Find which whitespace this tokenizer can be cut at, and to which side it goes."""
-    return tuple(seam for separator in " \n" if (seam := _find_seam(tokenizer, separator)) is not None)
+def find_safe_splits(tokenizer: Tokenizer) -> tuple[SafeSplit, ...]:
+    """Return the whitespace at which texts of this tokenizer can be cut, and the side it belongs to."""
+    allowed = [each for each in " \n" if not _added_token_crosses(tokenizer, each) and _pre_tokens_end(tokenizer, each)]
+    found = [next((cut for cut in (0, 1) if _holds(tokenizer, SafeSplit(each, cut))), None) for each in allowed]
+    return tuple(SafeSplit(each, cut) for each, cut in zip(allowed, found, strict=True) if cut is not None)
 
 
-def _find_seam(tokenizer: Tokenizer, separator: str) -> Seam | None:
-    if _added_token_crosses(tokenizer, separator) or not _pre_tokens_end(tokenizer, separator):
-        return None
-    seams = (Seam(separator, cut) for cut in (0, 1))
-    return next((seam for seam in seams if _holds(tokenizer, seam)), None)
-
-
-def _holds(tokenizer: Tokenizer, seam: Seam) -> bool:
-    """Tell whether probes tokenised in two give the tokens and spans of the whole."""
+def _holds(tokenizer: Tokenizer, split: SafeSplit) -> bool:
+    """Return whether probes tokenized in two have the tokens and spans of the whole."""
     for first, end, second in product(_WORDS, ("", *_SENTENCE_ENDS), _WORDS):
-        text = f"{first}{end}{seam.separator}{second}{seam.separator}{first}"
-        cut = len(first + end) + seam.cut
+        text = f"{first}{end}{split.separator}{second}{split.separator}{first}"
+        cut = len(first + end) + split.cut
         whole, left, right = tokenizer.encode_batch([text, text[:cut], text[cut:]], add_special_tokens=False)
         if _tokens(whole, 0) != _tokens(left, 0) + _tokens(right, cut):
             return False
@@ -70,8 +140,8 @@ def _tokens(encoding: Encoding, shift: int) -> list[tuple[int, int, int]]:
 
 
 def _added_token_crosses(tokenizer: Tokenizer, separator: str) -> bool:
-    """Tell whether an added token could match at a seam: it holds the separator beside something else, or eats whitespace
-    beside a letter or digit."""
+    """Return whether an added token can match across a split point: it holds the separator and more, or strips whitespace next to a
+    letter or digit."""
     for token in tokenizer.get_added_tokens_decoder().values():
         content = token.content
         if separator in content and content.strip(separator):
@@ -82,7 +152,7 @@ def _added_token_crosses(tokenizer: Tokenizer, separator: str) -> bool:
 
 
 def _pre_tokens_end(tokenizer: Tokenizer, separator: str) -> bool:
-    """Tell whether no token can go on from the word before a separator into it."""
+    """Return whether no token can continue from the word before a separator into it."""
     text = f"alpha{separator}beta"
     if tokenizer.normalizer is not None:
         text = tokenizer.normalizer.normalize_str(text)
@@ -90,96 +160,3 @@ def _pre_tokens_end(tokenizer: Tokenizer, separator: str) -> bool:
         return True
     is_bpe = type(tokenizer.model).__name__ == "BPE"
     return separator == " " and is_bpe and not any(_CROSSING.search(token) for token in tokenizer.get_vocab(with_added_tokens=False))
-
-
-def _is_plain(character: str) -> bool:
-    return (character.isalpha() or character.isdecimal()) and is_normalized("NFKC", character)
-
-
-def find_cut(text: str, seams: tuple[Seam, ...], start: int, size: int) -> int:
-    """Find where to cut `text[start:]`: after at most `size` characters, or at the next seam, or at the end of the text."""
-    if not seams or len(text) - start <= size:
-        return len(text)
-    before = max(_last_seam(text, seam, start, start + size) for seam in seams)
-    return before if before > start else _next_cut(text, seams, start + size)
-
-
-def _last_seam(text: str, seam: Seam, start: int, stop: int) -> int:
-    at = text.rfind(seam.separator, start + 1, stop)
-    while at > 0 and not _is_seam(text, at):
-        at = text.rfind(seam.separator, start + 1, at)
-    return at + seam.cut if at > 0 else start
-
-
-def _next_cut(text: str, seams: tuple[Seam, ...], start: int) -> int:
-    """Look for all seams at once: where one kind never holds, a search for it alone would read all that is left, for each piece."""
-    cuts = {seam.separator: seam.cut for seam in seams}
-    places = (match.start() for match in _MAYBE_SEAM.finditer(text, start))
-    return next((at + cuts[text[at]] for at in places if text[at] in cuts and _is_seam(text, at)), len(text))
-
-
-def _is_seam(text: str, at: int) -> bool:
-    left, right = text[at - 1 : at], text[at + 1 : at + 2]
-    return _is_plain(right) and (_is_plain(left) or (left != "" and left in _SENTENCE_ENDS))
-
-
-def split_text(text: str, seams: tuple[Seam, ...], size: int) -> Iterator[tuple[int, int]]:
-    """Yield the pieces of a text as (start, stop), each of about `size` characters where seams allow; at least one."""
-    start, stop = 0, find_cut(text, seams, 0, size)
-    while stop < len(text):
-        yield start, stop
-        start, stop = stop, find_cut(text, seams, stop, size)
-    yield start, stop
-
-
-PIECE_CHARS = 1 << 12
-"""Longer texts are tokenised in pieces of about this size. Beside bounding memory and feeding all threads, that is faster:
-of 1 MB of English, pieces of 64 k characters took 1.2 times as long with WordPiece and 1.9 times with byte-level BPE."""
-
-
-BATCH_CHARS = 1 << 20
-"""Characters tokenised at a time: an encoding takes some 120 bytes a token until it is read, so some 30 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    text: str
-    start: int
-    stop: int
-
-    @property
-    def is_whole(self) -> bool:
-        return self.stop - self.start == len(self.text)
-
-    @property
-    def content(self) -> str:
-        return self.text[self.start : self.stop]
-
-
-def encode_texts(tokenizer: Tokenizer, seams: tuple[Seam, ...], texts: Iterable[str]) -> Iterator[tuple[str, Encoding | Tokens]]:
-    """Yield each text and its tokens, in order: as the tokenizer's own encoding if it was tokenised in one piece."""
-    tokens: list[Tokens] = []
-    starts: list[int] = []
-    for batch in _batches(_Piece(text, start, stop) for text in texts for start, stop in split_text(text, seams, PIECE_CHARS)):
-        for piece, encoding in zip(batch, encode_batch(tokenizer, [piece.content for piece in batch]), strict=True):
-            if piece.is_whole:
-                yield piece.text, encoding
-                continue
-            tokens.append(read_tokens(encoding, piece.content))
-            starts.append(piece.start)
-            if piece.stop == len(piece.text):
-                yield piece.text, join_tokens(tokens, starts)
-                tokens, starts = [], []
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    chars = 0
-    for piece in pieces:
-        batch.append(piece)
-        chars += piece.stop - piece.start
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch

@@ -1,4 +1,4 @@
-"""Token ids of a sample → what each id counts in a mean that is weighted by rarity. V = token ids."""
+"""Token ids of a sample → inverse document frequencies, the weights of a pooling by rarity. V = token ids."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def count_tokens(token_ids: pa.ListArray, vocab_size: int) -> Counts:
-    """Count for each token id the rows that hold it."""
+    """Return the number of rows that hold each token id."""
     values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
     rows = np.repeat(np.arange(len(token_ids), dtype=np.int64), np.diff(offsets))
     held = np.unique(rows * vocab_size + values[offsets[0] : offsets[-1]])
@@ -16,7 +16,7 @@ def count_tokens(token_ids: pa.ListArray, vocab_size: int) -> Counts:
 
 
 def weigh_tokens(num_with_V: Counts, num_rows: int) -> npt.NDArray[np.float32]:
-    """Weigh token ids by the rows that hold each, as log((1 + all) / (1 + those with it)); one that all rows hold counts nothing.
+    """Return log((1 + rows) / (1 + rows with the token)) for each token id; a token in all rows has weight 0.
 
     Spärck Jones, A statistical interpretation of term specificity and its application in retrieval, 1972.
     """

@@ -1,7 +1,7 @@
 """A model's tokenizer, its special tokens as a frame, and its output as flat arrays.
 
-A text is always tokenised without special tokens; the frame is put around each chunk afterwards, so that it is the same
-for the first chunk of a document and for its last.
+Texts are always tokenized without special tokens. The frame is added around each chunk afterwards, so that it is the same for the first
+and the last chunk of a document.
 """
 
 import os
@@ -22,7 +22,7 @@ Bools = npt.NDArray[np.bool_]
 _PROBES = ("A plain probe, of several words.", "another 2nd one")
 
 _SPACES = np.array([chr(code).isspace() for code in range(0x3002)])
-"""By code point; no character above U+3000 is whitespace, so that larger ones are clipped to U+3001."""
+"""By code point. No character above U+3000 is whitespace, so that larger ones are clipped to U+3001."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of one text: ids, character spans, and whether each one begins a word."""
+    """The tokens of one text: ids, character spans, and whether each begins a word."""
 
     ids: Int32s
     starts: Int32s
@@ -49,7 +49,7 @@ class Tokens:
         return len(self.ids)
 
     def drop(self, count: int) -> "Tokens":
-        """Leave out the first `count` tokens; what is then first begins a word."""
+        """Return the tokens after the first `count`; the new first token begins a word."""
         word_starts = self.word_starts[count:].copy()
         word_starts[:1] = True
         return Tokens(self.ids[count:], self.starts[count:], self.ends[count:], word_starts)
@@ -57,7 +57,7 @@ class Tokens:
 
 @lru_cache(maxsize=4)
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """Build a tokenizer from the text of its tokenizer.json, once a process, without truncation or padding."""
+    """Build a tokenizer from the text of its tokenizer.json, once per process, without truncation or padding."""
     _set_threads()
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -69,11 +69,10 @@ def load_tokenizer(tokenizer_json: str) -> Tokenizer:
 
 
 def _set_threads() -> None:
-    """Let the Rust tokenizer use the CPUs of this task and no more, unless the environment says otherwise.
+    """Limit the Rust tokenizer to the CPUs of this task, unless the environment sets its threads.
 
-    Ray gives a worker OMP_NUM_THREADS equal to its num_cpus; without it the tokenizer takes every core, which is right
-    for a process alone. Saying "true" keeps parallelism on after a fork; no worker of ours forks after tokenising.
-    Both are read by the Rust thread pool at its first batch.
+    Ray sets OMP_NUM_THREADS to a worker's num_cpus. Without it the tokenizer uses every core, which is right for a process outside Ray.
+    TOKENIZERS_PARALLELISM=true keeps threads after a fork; no worker forks after tokenizing.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if "OMP_NUM_THREADS" in os.environ:
@@ -82,7 +81,7 @@ def _set_threads() -> None:
 
 @lru_cache(maxsize=4)
 def find_frame(tokenizer: Tokenizer) -> Frame:
-    """Find the special tokens before and after a text by tokenising probes with and without them."""
+    """Find the special tokens before and after a text by tokenizing probes with and without them."""
     frames = {_frame_of(tokenizer, probe) for probe in _PROBES}
     frame = frames.pop()
     if frame is None or frames:
@@ -101,28 +100,28 @@ def _frame_of(tokenizer: Tokenizer, probe: str) -> Frame | None:
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding]:
-    """Tokenise texts in parallel, without special tokens."""
+    """Tokenize texts in parallel, without special tokens."""
     return tokenizer.encode_batch(texts, add_special_tokens=False)
 
 
 def read_ids(encoding: Encoding) -> Int32s:
-    """Copy the token ids out of an encoding."""
+    """Return the token ids of an encoding."""
     return np.array(encoding.ids, dtype=np.int32)
 
 
 def read_tokens(encoding: Encoding, text: str) -> Tokens:
-    """Copy the tokens of `text` out of its encoding.
+    """Return the tokens of `text` from its encoding.
 
-    A token continues a word if the tokenizer put it in the same pre-token as the one before, no character lies between
-    them, and neither it begins nor the one before ends with whitespace. (Some tokenizers have no pre-tokens, and keep a
-    space in the token after it, so that nothing lies between two words.) A token of nothing but whitespace belongs to
-    the word that it stands before, and tokens whose spans overlap are bytes of one character.
+    A token continues a word if it is in the same pre-token as the previous one, no character lies between them, and neither begins or
+    ends with whitespace between them. (Some tokenizers have no pre-tokens and keep a space in the token after it.) A token of only
+    whitespace belongs to the word after it. Tokens with overlapping spans are bytes of one character.
     """
-    starts, ends = _read_spans(encoding)
+    spans = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * len(encoding))  # half the time of np.array
+    starts, ends = spans[::2], spans[1::2]
     word_starts = np.ones(len(starts), dtype=np.bool_)
     if len(starts) > 1:
-        words = np.array(encoding.word_ids, dtype=np.float64)  # None becomes NaN, which equals nothing: a word of its own
-        codes = np.frombuffer((text + "x").encode("utf-32-le"), dtype=np.uint32)  # one more: a token may start at the end
+        words = np.array(encoding.word_ids, dtype=np.float64)  # None becomes NaN, which differs from itself: a word of its own
+        codes = np.frombuffer((text + "x").encode("utf-32-le"), dtype=np.uint32)  # one more, since a token may start at the end
         spaces = _SPACES[np.minimum(codes, len(_SPACES) - 1)]
         begins, firsts, lasts = starts[:-1], starts[1:], ends[:-1]
         after_space = (lasts > begins) & ~spaces[begins] & spaces[firsts - 1]
@@ -130,16 +129,11 @@ def read_tokens(encoding: Encoding, text: str) -> Tokens:
     return Tokens(read_ids(encoding), starts, ends, word_starts)
 
 
-def _read_spans(encoding: Encoding) -> tuple[Int32s, Int32s]:
-    flat = np.fromiter(chain.from_iterable(encoding.offsets), dtype=np.int32, count=2 * len(encoding))  # half the time of np.array
-    return flat[::2], flat[1::2]
-
-
-def join_tokens(pieces: Sequence[Tokens], shifts: Sequence[int]) -> Tokens:
-    """Put the tokens of consecutive pieces of a text together; each piece starts at its shift."""
+def join_tokens(parts: Sequence[Tokens], shifts: Sequence[int]) -> Tokens:
+    """Join the tokens of consecutive parts of a text; each part starts at its shift."""
     return Tokens(
-        np.concatenate([piece.ids for piece in pieces]),
-        np.concatenate([piece.starts + np.int32(shift) for piece, shift in zip(pieces, shifts, strict=True)]),
-        np.concatenate([piece.ends + np.int32(shift) for piece, shift in zip(pieces, shifts, strict=True)]),
-        np.concatenate([piece.word_starts for piece in pieces]),
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.starts + np.int32(shift) for part, shift in zip(parts, shifts, strict=True)]),
+        np.concatenate([part.ends + np.int32(shift) for part, shift in zip(parts, shifts, strict=True)]),
+        np.concatenate([part.word_starts for part in parts]),
     )

@@ -109,8 +109,9 @@ def test_a_setting_has_two_digits() -> None:
 
 
 def test_the_estimated_bytes_between_stages_are_those_of_a_real_unit() -> None:
-    from embedder.core.schema import CHUNKS, DOCUMENTS
+    from embedder.core.schema import DOCUMENTS
     from embedder.pipeline.rows import to_ipc
+    from embedder.text.chunking import CHUNKS
 
     count, text = 500, "word " * 120
     columns: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the tests of reading share: shards written to a folder, and a folder read to its end as one task."""
+"""Fixtures that write shards to a folder, and read a folder to its end as one task."""
 
 import bz2
 import gzip
@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 
 
 def compress_zstd(data: bytes) -> bytes:
-    """Give one complete frame."""
+    """Return one complete frame."""
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
@@ -67,7 +67,7 @@ def compress() -> dict[str, Callable[[bytes], bytes]]:
 
 @pytest.fixture
 def write_file(tmp_path: Path) -> Write:
-    """Write records (a list), a table, or text or bytes as they are; the suffix says how."""
+    """Write records (a list), a table, text or bytes in the format of the suffix."""
 
     def write(name: str, content: Any) -> Path:
         path = tmp_path / name
@@ -86,7 +86,7 @@ def write_file(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def read() -> Read:
-    """Read all that is at a path as one task; settings are those of the source section."""
+    """Read everything at a path as one task; settings are those of the source section."""
 
     def read_all(path: Path, metadata: pa.Schema | None = None, **settings: Any) -> Result:
         source = SourceConfig(uri=str(path), **settings)

@@ -3,7 +3,8 @@ import pytest
 
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
-from embedder.source.columns import infer_type, inspect_source
+from embedder.source.columns import inspect_source
+from embedder.source.metadata_types import infer_type
 from embedder.source.shards import list_shards
 
 
@@ -16,7 +17,7 @@ def inspect(tmp_path):
     return inspect_folder
 
 
-def test_all_problems_come_at_once_a_line_each(write_file, inspect, tmp_path):
+def test_all_problems_are_reported_at_once_one_per_line(write_file, inspect, tmp_path):
     write_file("0000.parquet", [{"id": 1, "text": "x", "title": "t", "tags": ["a"]}])
     with pytest.raises(ConfigError) as caught:
         inspect(text_columns=["body", "id"], id_column="tags", metadata_columns=["url", "title"], metadata_types={"title": "int"})
@@ -41,25 +42,25 @@ def test_a_missing_column_is_named_in_every_format(write_file, inspect, name):
         inspect()
 
 
-def test_a_json_key_that_any_sampled_record_of_any_sampled_shard_has_is_enough(write_file, inspect):
+def test_a_json_key_in_any_sampled_record_is_enough(write_file, inspect):
     for number in range(5):
         write_file(f"{number}.jsonl", [{"text": "x"}] if number < 4 else [{"text": "x"}, {"text": "y", "n": 1, "o": {"p": None}}])
     assert inspect(metadata_columns=["n", "o.p"]) == pa.schema([("n", pa.int64()), ("o_p", pa.string())])
 
 
-def test_json_text_that_is_never_text_is_refused(write_file, inspect):
+def test_a_json_text_column_without_text_is_refused(write_file, inspect):
     write_file("a.jsonl", [{"text": 1}, {"text": None}])
     with pytest.raises(ConfigError, match=r"source.text_columns=\['text'\]: .*a.jsonl: 'text' is int64, not text"):
         inspect()
 
 
-def test_json_that_is_not_one_object_a_line_is_refused(write_file, inspect):
+def test_json_that_is_not_one_object_per_line_is_refused(write_file, inspect):
     write_file("a.json", '[\n {\n  "text": "x"\n },\n {}\n]\n')
     with pytest.raises(ConfigError, match=r"a.json has no JSON object among its first lines; JSON is read as one object a line"):
         inspect()
 
 
-def test_empty_shards_say_nothing(write_file, inspect):
+def test_empty_shards_do_not_decide_types(write_file, inspect):
     write_file("a.jsonl", "\n")
     assert inspect(metadata_columns=["n"], metadata_types={"n": "int32"}) == pa.schema([("n", pa.int32())])
 
@@ -71,7 +72,7 @@ def test_text_files_have_no_columns(write_file, inspect):
         inspect(id_column="id")
 
 
-def test_a_set_type_beats_the_tables_which_beats_the_shards(write_file, inspect):
+def test_a_set_type_overrides_the_tables_which_overrides_the_shards(write_file, inspect):
     write_file("a.jsonl", [{"text": "x", "a": 1, "b": 1, "c": 1}])
     known = pa.schema([("a", pa.float64()), ("b", pa.large_string()), ("other", pa.int8())])
     assert inspect(known, metadata_columns=["a", "b", "c"], metadata_types={"a": "list<int32>"}) == pa.schema(
@@ -79,7 +80,7 @@ def test_a_set_type_beats_the_tables_which_beats_the_shards(write_file, inspect)
     )
 
 
-def test_types_are_unified_over_formats_and_csv_has_none(write_file, inspect):
+def test_types_are_unified_across_formats_and_csv_has_none(write_file, inspect):
     write_file("a.parquet", pa.table({"text": ["x"], "n": pa.array([1], pa.uint8()), "s": [{"a": 1}]}))
     write_file("b.jsonl", [{"text": "x", "n": 1.5, "s": {"b": "x"}}])
     write_file("c.csv", "text,n,s\nx,1,\n")
@@ -88,7 +89,7 @@ def test_types_are_unified_over_formats_and_csv_has_none(write_file, inspect):
     )
 
 
-def test_types_that_cannot_meet_are_refused(write_file, inspect):
+def test_types_without_a_common_type_are_refused(write_file, inspect):
     write_file("a.parquet", pa.table({"text": ["x"], "n": [1]}))
     write_file("b.jsonl", [{"text": "x", "n": ["a"]}])
     with pytest.raises(ConfigError, match=r"'n' is int64 in .*a.parquet, list<item: string> in .*b.jsonl; set source.metadata_types"):
@@ -101,7 +102,7 @@ def test_a_parquet_column_that_cannot_become_its_type_is_refused(write_file, ins
         inspect(pa.schema([("n", pa.int64())]), metadata_columns=["n"])
 
 
-def test_a_type_that_no_delta_table_holds_is_refused(write_file, inspect):
+def test_a_type_that_a_delta_table_cannot_hold_is_refused(write_file, inspect):
     write_file("a.parquet", pa.table({"text": ["x"], "n": pa.array([1], pa.time64("us"))}))
     with pytest.raises(ConfigError, match=r"source.metadata_columns=\['n'\]: time64\[us\] has no counterpart in a Delta table"):
         inspect(metadata_columns=["n"])
@@ -113,7 +114,7 @@ def test_a_shard_that_cannot_be_opened_is_a_source_error(write_file, inspect):
         inspect()
 
 
-def test_parquet_types_are_those_of_a_few_shards_spread_over_all(write_file, inspect):
+def test_parquet_types_come_from_a_few_shards_spread_over_all(write_file, inspect):
     null = pa.nulls(1)
     columns = [{"n": null, "s": [{"x": 1}]}, {"n": [1], "s": null}, {"n": [1], "s": [{"y": "a"}]}, {"n": ["not opened"]}, {"n": [1.5]}]
     for number, held in enumerate(columns):
@@ -153,7 +154,7 @@ def test_a_parquet_column_that_a_sampled_shard_lacks_or_has_in_another_type_is_l
         ([{str(number): 1 for number in range(65)}], pa.string()),
     ],
 )
-def test_the_type_of_json_values_holds_them_all(values, type_):
+def test_the_inferred_type_holds_all_json_values(values, type_):
     assert infer_type(values) == type_
 
 
@@ -168,13 +169,13 @@ def test_deeply_nested_json_is_kept_as_text():
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.csv.gz"])
-def test_a_broken_shard_is_passed_over_for_the_run_to_report(write_shard, tmp_path, inspect, name):
+def test_a_broken_shard_is_skipped_for_the_run_to_report(write_shard, tmp_path, inspect, name):
     (tmp_path / name).write_bytes(b"\x1f\x8bnot really")
     write_shard([{"text": "some words", "year": "1999"}], name.replace("a.", "b."))
     assert inspect(metadata_columns=["year"]).names == ["year"]
 
 
-def test_a_format_of_which_no_shard_opens_is_left_to_the_run_if_another_one_does(write_file, write_shard, inspect):
+def test_a_format_without_a_readable_shard_is_left_to_the_run_if_another_format_has_one(write_file, write_shard, inspect):
     write_file("a.parquet", b"not parquet at all")
     write_shard([{"text": "some words", "year": 1999}], "b.jsonl")
     assert inspect(metadata_columns=["year"]) == pa.schema([("year", pa.int64())])

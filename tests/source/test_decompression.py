@@ -23,27 +23,27 @@ def decompress(data, codec):
 
 
 @pytest.mark.parametrize("codec", ["", *CODECS])
-def test_what_was_compressed_comes_back(compress, codec):
+def test_decompression_restores_the_data(compress, codec):
     assert decompress(compress[codec](DATA), codec) == DATA
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_members_and_frames_are_read_one_after_the_other(compress, codec):
+def test_members_and_frames_are_concatenated(compress, codec):
     data = b"".join(compress[codec](part) for part in (b"one\n", b"", b"two\n", DATA))
     assert decompress(data, codec) == b"one\ntwo\n" + DATA
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_cut_at_any_point_is_damage(compress, codec):
+def test_truncation_at_any_point_is_damage(compress, codec):
     data = compress[codec](DATA[:60_000])
     for length in {0, 1, 2, 3, 5, 10, 18, *range(0, len(data), 7001), len(data) - 9, len(data) - 4, len(data) - 1}:
-        with pytest.raises(SourceError, match=r"^shard: cannot be read to its end .*cut off"):
+        with pytest.raises(SourceError, match=r"^shard: cannot be read to its end .*truncated"):
             decompress(data[:length], codec)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("length", [1, 2, 5, 30, -1])
-def test_a_cut_in_a_second_member_is_damage(compress, codec, length):
+def test_truncation_in_a_second_member_is_damage(compress, codec, length):
     data = compress[codec](DATA[:60_000])
     with pytest.raises(SourceError):
         decompress(data + data[:length], codec)
@@ -56,7 +56,7 @@ def test_garbage_after_the_last_member_is_damage(compress, codec):
 
 
 @pytest.mark.parametrize("codec", [".gz", ".xz"])
-def test_zeros_that_pad_the_end_are_allowed(compress, codec):
+def test_zero_padding_at_the_end_is_allowed(compress, codec):
     assert decompress(compress[codec](b"text") + bytes(512), codec) == b"text"
 
 
@@ -85,7 +85,7 @@ def test_a_shard_that_changed_while_it_was_read_is_refused(tmp_path, write_file,
         list(read_units(task, source, pa.schema([])))
 
 
-def test_a_shard_that_is_gone_is_a_source_error(tmp_path, write_file):
+def test_a_deleted_shard_is_a_source_error(tmp_path, write_file):
     write_file("0.jsonl", [{"text": "x"}])
     source = SourceConfig(uri=str(tmp_path))
     task = Task("k", "v", list_shards(source).shards)

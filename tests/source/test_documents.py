@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
+from embedder.core.storage import Store
 from embedder.core.units import Shard, Task
 from embedder.source import decompression as streams
 from embedder.source import documents
@@ -41,7 +42,7 @@ def test_an_empty_task_is_one_empty_unit(write_file, tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])
 @QUICK
 @given(rows_per_unit=st.integers(1, 45), text_bytes=st.sampled_from([1, 60, 1 << 26]))
-def test_units_are_a_chain_and_their_sum_does_not_depend_on_where_they_are_cut(write_file, read, name, rows_per_unit, text_bytes):
+def test_units_are_a_chain_and_their_contents_do_not_depend_on_the_cuts(write_file, read, name, rows_per_unit, text_bytes):
     path = write_file(name, RECORDS)
     whole = read(path, id_column="id", metadata_columns=["n"])
     with pytest.MonkeyPatch.context() as patch:
@@ -88,20 +89,20 @@ def test_a_unit_that_is_exactly_full_is_the_last(write_file, read):
     assert [(unit.first_row, unit.stop_row, unit.last) for unit in got.units] == [(0, 3, False), (3, 6, True)]
 
 
-def test_an_id_belongs_to_the_first_record_that_carries_it(write_file, read):
+def test_an_id_belongs_to_the_first_record_that_has_it(write_file, read):
     rows = [{"id": "a", "text": ""}, {"id": "a", "text": "x"}, {"id": "b", "text": "y"}]
     for name in ("a.jsonl", "a.parquet"):
         got = read(write_file(name, rows), id_column="id")
         assert got.reasons == [(0, "empty_text"), (1, "duplicate_id")]
 
 
-def test_duplicates_are_seen_far_apart(write_file, read):
+def test_duplicates_far_apart_are_found(write_file, read):
     ids = [str(number) for number in range(9000)] + ["5", "8999"]
     got = read(write_file("a.jsonl", [{"id": id_, "text": "x"} for id_ in ids]), id_column="id")
     assert got.reasons == [(9000, "duplicate_id"), (9001, "duplicate_id")]
 
 
-def test_a_damaged_shard_gives_no_final_unit(write_file, compress):
+def test_a_damaged_shard_has_no_final_unit(write_file, compress):
     path = write_file("a.jsonl.gz", RECORDS)
     path.write_bytes(path.read_bytes()[:-4])
     source = SourceConfig(uri=str(path), rows_per_unit=40)
@@ -111,12 +112,12 @@ def test_a_damaged_shard_gives_no_final_unit(write_file, compress):
 
 
 def test_a_shard_of_unknown_format_is_a_source_error():
-    with pytest.raises(SourceError, match=r"its suffix says no format; set source.format"):
-        list(read_units(Task("k", "v", (Shard(__file__, "", 1),)), SourceConfig(uri="x"), pa.schema([])))
+    with pytest.raises(SourceError, match=r"its suffix names no known format; set source.format"):
+        list(read_units(Task("k", "v", (Shard(__file__, Store(__file__).info().version, 1),)), SourceConfig(uri="x"), pa.schema([])))
 
 
 def mutate(data: bytes, seed: int) -> bytes:
-    """Change, drop, double or insert some bytes."""
+    """Change, drop, repeat or insert some bytes."""
     chance = random.Random(seed)
     mutated = bytearray(data)
     for _ in range(chance.randint(1, 6)):

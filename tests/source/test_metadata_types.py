@@ -35,7 +35,7 @@ UTC = pa.timestamp("us", "UTC")
         (pa.map_(pa.large_string(), pa.timestamp("ms")), pa.map_(pa.string(), UTC)),
     ],
 )
-def test_types_become_what_a_delta_table_holds(type_, kept):
+def test_types_become_types_of_a_delta_table(type_, kept):
     assert to_delta_type(type_) == kept
     assert to_delta_type(kept) == kept
 
@@ -52,7 +52,7 @@ def test_types_become_what_a_delta_table_holds(type_, kept):
         pa.struct([("A", pa.int8()), ("a", pa.int8())]),
     ],
 )
-def test_types_without_a_counterpart_are_refused_by_name(type_):
+def test_types_without_a_counterpart_are_refused(type_):
     with pytest.raises(ConfigError, match=r"Delta table"):
         to_delta_type(type_)
 
@@ -67,17 +67,17 @@ def test_types_without_a_counterpart_are_refused_by_name(type_):
         ("list< list<int32> >", pa.list_(pa.list_(pa.int32()))),
     ],
 )
-def test_names_of_types_are_read(name, type_):
+def test_type_names_are_parsed(name, type_):
     assert parse_type(name) == type_
 
 
 @pytest.mark.parametrize("name", ["int", "varchar", "list<>", "list<int>", "struct<a: int64>", ""])
-def test_names_that_are_no_types_are_refused_with_what_is_allowed(name):
+def test_unknown_type_names_are_refused_with_the_allowed_ones(name):
     with pytest.raises(ConfigError, match=r"is not a type; choose string, bool, .*list<…>"):
         parse_type(name)
 
 
-def test_what_can_be_text_and_what_can_be_an_id():
+def test_types_of_text_and_of_ids():
     assert is_text(pa.null())
     assert not is_text(pa.binary())
     assert is_id(pa.decimal128(20, 0))
@@ -122,6 +122,6 @@ def test_one_type_holds_the_values_of_several(types, unified):
         [pa.decimal128(38, 10), pa.decimal128(38, 2)],
     ],
 )
-def test_types_that_cannot_meet_are_refused(types):
+def test_types_without_a_common_type_are_refused(types):
     with pytest.raises(ConfigError):
         unify_types(types)

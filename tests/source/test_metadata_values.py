@@ -33,25 +33,25 @@ def test_python_values_become_their_column(type_, values, kept):
     assert build_column(values, type_, pytest.fail).to_pylist() == kept
 
 
-def test_a_value_that_does_not_fit_is_null_and_told():
-    told = []
-    column = build_column([1, "x", 2**70, 4], pa.int64(), lambda position, value: told.append((position, value)))
+def test_a_value_that_does_not_fit_is_null_and_reported():
+    refused = []
+    column = build_column([1, "x", 2**70, 4], pa.int64(), lambda position, value: refused.append((position, value)))
     assert column.to_pylist() == [1, None, None, 4]
-    assert told == [(1, "x"), (2, 2**70)]
+    assert refused == [(1, "x"), (2, 2**70)]
 
 
-def test_an_arrow_column_is_cast_value_by_value_where_one_does_not_fit():
-    told = []
-    column = cast_column(pa.array([1, 300, None, -5]), pa.int8(), lambda position, value: told.append((position, value)))
+def test_an_arrow_column_is_cast_by_value_if_one_does_not_fit():
+    refused = []
+    column = cast_column(pa.array([1, 300, None, -5]), pa.int8(), lambda position, value: refused.append((position, value)))
     assert column.to_pylist() == [1, None, None, -5]
-    assert told == [(1, 300)]
+    assert refused == [(1, 300)]
 
 
-def test_times_finer_than_a_microsecond_are_cut_and_nothing_else_is():
+def test_only_times_finer_than_a_microsecond_are_truncated():
     assert cast_column(pa.array([1_999], pa.timestamp("ns")), TIMESTAMP, pytest.fail).cast(pa.int64()).to_pylist() == [1]
-    told = []
-    cast_column(pa.array([1.5]), pa.int64(), lambda position, value: told.append(value))
-    assert told == [1.5]
+    refused = []
+    cast_column(pa.array([1.5]), pa.int64(), lambda position, value: refused.append(value))
+    assert refused == [1.5]
 
 
 X = pa.struct([("x", pa.int64())])
@@ -78,10 +78,10 @@ XY = pa.struct([("x", pa.int64()), ("y", pa.int64())])
         ([1.0, None, float("nan")], pa.float64(), pa.int64()),
     ],
 )
-def test_a_value_of_which_a_part_would_be_lost_is_refused_and_its_neighbours_are_kept(values, type_, target):
-    told = []
-    column = cast_column(pa.array(values, type_), target, lambda position, value: told.append(position))
-    assert (told, len(column), column.null_count) == ([2], 3, 2 if values[1] is None else 1)
+def test_a_value_that_would_lose_a_part_is_refused_and_its_neighbors_are_kept(values, type_, target):
+    refused = []
+    column = cast_column(pa.array(values, type_), target, lambda position, value: refused.append(position))
+    assert (refused, len(column), column.null_count) == ([2], 3, 2 if values[1] is None else 1)
     assert column.type == target
 
 

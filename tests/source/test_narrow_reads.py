@@ -1,4 +1,4 @@
-"""Of a file on an object store, a reader of a few columns fetches these, and not what lies behind them."""
+"""A reader of a few columns fetches only these columns of a file on an object store."""
 
 import io
 from typing import Any
@@ -23,7 +23,7 @@ from embedder.table.reuse import index_parts, take_reusable
 
 
 class CountedFileSystem(AbstractFileSystem):
-    """Holds objects in memory, and counts the ranged requests for them and their bytes."""
+    """Holds objects in memory, and counts ranged requests and their bytes."""
 
     protocol = "counted"
     objects: dict[str, bytes] = {}  # noqa: RUF012
@@ -37,7 +37,7 @@ class CountedFileSystem(AbstractFileSystem):
 
 
 class CountedFile(AbstractBufferedFile):
-    """One of its objects."""
+    """An open object of CountedFileSystem."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data = self.fs.objects[self.path][start:end]
@@ -60,7 +60,7 @@ HASHES = [DRAW.bytes(16).hex() for _ in range(1000)]
 
 @pytest.fixture
 def folder(store: type[CountedFileSystem]) -> Location:
-    """One part of 1,000 chunks: vectors and texts are nearly all of it."""
+    """One part of 1,000 chunks: nearly all of its bytes are vectors and texts."""
     count, dim = len(HASHES), 384
     numbers = {name: pa.array([value] * count, pa.int32()) for name, value in {"chunk": 0, "num_chunks": 1, "start_char": 0}.items()}
     numbers |= {name: pa.array([value] * count, pa.int32()) for name, value in {"end_char": 900, "num_tokens": 200}.items()}
@@ -77,7 +77,7 @@ def test_an_index_of_hashes_costs_the_hashes_of_a_part(store: type[CountedFileSy
     assert store.requests <= 3
 
 
-def test_vectors_are_taken_without_the_texts(store: type[CountedFileSystem], folder: Location) -> None:
+def test_vectors_are_read_without_the_texts(store: type[CountedFileSystem], folder: Location) -> None:
     previous = index_parts(["part.parquet"], folder)
     store.bytes = 0
     assert take_reusable(pa.chunked_array([HASHES[:3]]), previous, folder, "none").num_rows == 3
@@ -111,7 +111,7 @@ def test_a_slice_does_not_fetch_the_texts_before_it(store: type[CountedFileSyste
     assert store.bytes < shard.size_bytes / 8
 
 
-def test_where_row_groups_are_tiny_the_ids_before_a_slice_do_not_cost_a_request_each(
+def test_ids_before_a_slice_of_tiny_row_groups_do_not_cost_a_request_each(
     store: type[CountedFileSystem], shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "MOST_NARROW_GROUPS", 0)
@@ -119,7 +119,7 @@ def test_where_row_groups_are_tiny_the_ids_before_a_slice_do_not_cost_a_request_
     assert store.requests <= 5
 
 
-def test_a_sample_of_parquet_costs_the_row_groups_it_reads(
+def test_a_parquet_sample_costs_the_row_groups_it_reads(
     store: type[CountedFileSystem], shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedder.source.sampling.LEAST_READ_BYTES", 1)

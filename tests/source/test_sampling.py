@@ -1,4 +1,4 @@
-"""A sample is random, spread by size, repeatable, and costs a part of the corpus to read."""
+"""A sample is random, spread by size and repeatable, and reads only a part of the corpus."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ def corpus(write_shard: WriteShard, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_seed_gives_one_sample_and_another_seed_another(corpus: Path) -> None:
+def test_a_sample_depends_only_on_its_seed(corpus: Path) -> None:
     first, again, other = draw(corpus, 50), draw(corpus, 50), draw(corpus, 50, seed=1)
     assert first.documents.equals(again.documents)
     assert first.documents["doc_id"].to_pylist() != other.documents["doc_id"].to_pylist()
     assert len(set(first.documents["doc_id"].to_pylist())) == 50
 
 
-def test_every_shard_gives_its_share(write_shard: WriteShard, tmp_path: Path) -> None:
+def test_every_shard_contributes_by_its_size(write_shard: WriteShard, tmp_path: Path) -> None:
     for number, count in enumerate([100, 300, 600]):
         write_shard(rows(number * 1000, count), f"{number}.jsonl")
     shards = draw(tmp_path, 100).documents["shard"].to_pylist()
@@ -46,7 +46,7 @@ def test_every_shard_gives_its_share(write_shard: WriteShard, tmp_path: Path) ->
     assert shares == pytest.approx([10, 30, 60], abs=2)
 
 
-def test_a_small_corpus_is_given_whole_and_in_order(corpus: Path) -> None:
+def test_a_small_corpus_is_returned_whole_and_in_order(corpus: Path) -> None:
     sample = draw(corpus, 5000)
     assert sorted(sample.documents["doc_id"].to_pylist()) == sorted(f"d{number}" for number in range(1100))
     positions = list(zip(sample.documents["shard"].to_pylist(), sample.documents["row"].to_pylist(), strict=True))
@@ -54,7 +54,7 @@ def test_a_small_corpus_is_given_whole_and_in_order(corpus: Path) -> None:
     assert sample.estimate_documents(sample.bytes_read) == 1100
 
 
-def test_text_files_of_a_document_each_are_opened_as_needed(write_shard: WriteShard, tmp_path: Path) -> None:
+def test_text_files_are_opened_only_as_needed(write_shard: WriteShard, tmp_path: Path) -> None:
     for number in range(200):
         write_shard([f"the text of file {number}"], f"{number:03}.txt")
     config = SourceConfig(uri=str(tmp_path))
@@ -64,14 +64,16 @@ def test_text_files_of_a_document_each_are_opened_as_needed(write_shard: WriteSh
     assert sample.estimate_documents(sum(shard.size_bytes for shard in list_shards(config).shards)) == pytest.approx(200, rel=0.05)
 
 
-def test_documents_that_cannot_be_embedded_are_not_counted_on(write_shard: WriteShard, tmp_path: Path) -> None:
+def test_invalid_documents_are_not_counted(write_shard: WriteShard, tmp_path: Path) -> None:
     write_shard([{"id": f"d{number}", "text": "a text" if number % 2 else ""} for number in range(400)], "a.jsonl")
     sample = draw(tmp_path, 50)
     assert (sample.documents.num_rows, sample.records_read) == (50, 400)
     assert sample.estimate_documents(sample.bytes_read) == 200
 
 
-def test_parquet_rows_come_from_all_over_a_large_shard(write_shard: WriteShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_rows_come_from_the_whole_of_a_large_shard(
+    write_shard: WriteShard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampling, "LEAST_READ_BYTES", 0)
     write_shard(rows(0, 5000), "a.parquet", row_group_size=50)
     sample = draw(tmp_path, 100)
@@ -82,14 +84,14 @@ def test_parquet_rows_come_from_all_over_a_large_shard(write_shard: WriteShard, 
     assert sample.documents["doc_id"].to_pylist() == [f"d{number}" for number in numbers]
 
 
-def test_metadata_comes_with_the_documents(corpus: Path) -> None:
+def test_a_sample_has_metadata(corpus: Path) -> None:
     config = SourceConfig(uri=str(corpus), metadata_columns={"heading": "title"})
     sample = sample_documents(config, list_shards(config), 10, 0, pa.schema([("heading", pa.string())]))
     for row in sample.documents.to_pylist():
         assert row["heading"].removeprefix("title ") == row["text"].removeprefix("document number ")
 
 
-def test_a_broken_shard_is_passed_over_unless_all_are(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_shard_is_skipped_unless_all_are_broken(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     (corpus / "broken.parquet").write_bytes(b"PAR1 not really")
     assert draw(corpus, 20).documents.num_rows == 20
     assert "broken.parquet" in caplog.text

@@ -1,35 +1,41 @@
 import os
+from typing import get_args
 
 import pytest
 
-from embedder.config.source import SourceConfig
+from embedder.config.source import Format, SourceConfig
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import Store
-from embedder.source.shards import Encoding, list_shards, shard_format
+from embedder.source.formats.registry import FORMATS, Encoding, find_encoding
+from embedder.source.shards import list_shards
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize(
     ("name", "format_"), [("a.jsonl", "jsonl"), ("a.NDJSON", "jsonl"), ("a.json", "jsonl"), ("a.csv", "csv"), ("a.b.txt", "text")]
 )
-def test_format_and_compression_are_read_off_the_suffix(name, format_, suffix):
-    assert shard_format(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(format_, suffix[1:] or None)
+def test_the_suffix_names_format_and_compression(name, format_, suffix):
+    assert find_encoding(f"s3://bucket/v1.2/{name}{suffix}") == Encoding(FORMATS[format_], suffix[1:] or None)
+
+
+def test_every_format_of_the_config_is_registered():
+    assert {"auto", *FORMATS} == set(get_args(Format))
 
 
 def test_parquet_is_not_compressed_as_a_whole():
-    assert shard_format("a.parquet") == Encoding("parquet")
-    assert shard_format("a.parquet.gz") is None
+    assert find_encoding("a.parquet") == Encoding(FORMATS["parquet"])
+    assert find_encoding("a.parquet.gz") is None
 
 
 @pytest.mark.parametrize("name", ["README.md", "a.docx", "Makefile", ".gz", "a.gz"])
-def test_other_suffixes_say_nothing(name):
-    assert shard_format(name) is None
+def test_other_suffixes_have_no_encoding(name):
+    assert find_encoding(name) is None
 
 
-def test_a_set_format_beats_the_suffix():
-    assert shard_format("README.md", "text") == Encoding("text")
-    assert shard_format("dump.gz", "jsonl") == Encoding("jsonl", "gz")
-    assert shard_format("part-0000", "parquet") == Encoding("parquet")
+def test_a_set_format_overrides_the_suffix():
+    assert find_encoding("README.md", "text") == Encoding(FORMATS["text"])
+    assert find_encoding("dump.gz", "jsonl") == Encoding(FORMATS["jsonl"], "gz")
+    assert find_encoding("part-0000", "parquet") == Encoding(FORMATS["parquet"])
 
 
 def test_a_folder_is_listed_in_order_without_hidden_and_unknown_files(write_file, tmp_path):
@@ -48,7 +54,7 @@ def test_a_folder_inside_a_hidden_one_is_not_hidden(write_file, tmp_path):
     assert len(list_shards(SourceConfig(uri=f"{tmp_path}/_data/.v1/*.jsonl")).shards) == 1
 
 
-def test_a_set_format_takes_every_file_of_the_folder_but_hidden_ones(write_file, tmp_path):
+def test_a_set_format_applies_to_every_file_that_is_not_hidden(write_file, tmp_path):
     for name in ("a.md", "b", "c.jsonl.gz", "_d"):
         write_file(name, "x")
     listing = list_shards(SourceConfig(uri=str(tmp_path), format="text"))
@@ -56,7 +62,7 @@ def test_a_set_format_takes_every_file_of_the_folder_but_hidden_ones(write_file,
     assert not listing.ignored
 
 
-def test_a_single_file_and_a_glob_name_their_files(write_file, tmp_path):
+def test_a_single_file_and_a_glob_are_listed(write_file, tmp_path):
     path = write_file("_a.jsonl", [])
     assert [shard.uri for shard in list_shards(SourceConfig(uri=str(path))).shards] == [str(path)]
     write_file("b.jsonl", [])
@@ -64,7 +70,7 @@ def test_a_single_file_and_a_glob_name_their_files(write_file, tmp_path):
     assert [shard.uri for shard in list_shards(SourceConfig(uri=f"{tmp_path}/*.jsonl")).shards] == [f"{tmp_path}/b.jsonl"]
 
 
-def test_a_path_that_is_there_as_it_is_written_is_no_glob(write_file, tmp_path):
+def test_an_existing_path_is_not_a_glob(write_file, tmp_path):
     for name in (
         "data [2024]/a.jsonl",
         "data [2024]/b?.jsonl",
@@ -90,7 +96,7 @@ def test_a_file_or_glob_of_unknown_format_is_refused(write_file, tmp_path, uri):
         list_shards(SourceConfig(uri=f"{tmp_path}/{uri}"))
 
 
-def test_links_are_read_as_what_they_lead_to_and_an_edit_of_it_is_seen(write_file, tmp_path):
+def test_links_are_listed_as_their_targets_and_change_with_them(write_file, tmp_path):
     target = write_file("real/a.jsonl", [{"text": "x"}])
     write_file("src/b.jsonl", [])
     (tmp_path / "src" / "a.jsonl").symlink_to("../real/a.jsonl")
@@ -111,7 +117,7 @@ def test_links_are_read_as_what_they_lead_to_and_an_edit_of_it_is_seen(write_fil
     assert [name for name in after if after[name].version != before[name].version] == ["a.jsonl", "dir/a.jsonl"]
 
 
-def test_links_that_lead_round_in_circles_end(write_file, tmp_path):
+def test_symlink_cycles_are_not_followed(write_file, tmp_path):
     write_file("src/a/a.jsonl", [])
     write_file("src/b/b.jsonl", [])
     for link, target in (("up", ".."), ("a/self", "."), ("a/b", "../b"), ("b/a", "../a")):
@@ -120,7 +126,7 @@ def test_links_that_lead_round_in_circles_end(write_file, tmp_path):
     assert names == ["a/a.jsonl", "a/b/b.jsonl", "b/a/a.jsonl", "b/b.jsonl"]
 
 
-def test_a_link_that_leads_nowhere_is_a_shard_that_cannot_be_read_unless_its_name_says_nothing(write_file, tmp_path, read):
+def test_a_dangling_link_is_an_unreadable_shard_if_its_suffix_is_known(write_file, tmp_path, read):
     for name in ("a.jsonl", "dir", ".#b.jsonl"):
         (tmp_path / name).symlink_to("nowhere")
     write_file("c.jsonl", [{"text": "x"}])
@@ -131,7 +137,7 @@ def test_a_link_that_leads_nowhere_is_a_shard_that_cannot_be_read_unless_its_nam
         read(tmp_path)
 
 
-def test_a_name_that_is_not_utf_8_is_refused_unless_it_says_nothing(write_file, tmp_path):
+def test_a_name_that_is_not_utf_8_is_refused_if_its_suffix_is_known(write_file, tmp_path):
     write_file("a.jsonl", [])
     (tmp_path / os.fsdecode(b"caf\xe9.bak")).touch()
     assert len(list_shards(SourceConfig(uri=str(tmp_path))).ignored) == 1
@@ -140,15 +146,15 @@ def test_a_name_that_is_not_utf_8_is_refused_unless_it_says_nothing(write_file, 
         list_shards(SourceConfig(uri=str(tmp_path)))
 
 
-def test_nothing_there_is_refused(tmp_path, write_file):
+def test_a_source_without_files_is_refused(tmp_path, write_file):
     with pytest.raises(ConfigError, match=r"source.uri='.*/nowhere': no file is there"):
         list_shards(SourceConfig(uri=str(tmp_path / "nowhere")))
     write_file("_SUCCESS", "")
-    with pytest.raises(ConfigError, match=r"\(1 whose names start with . or _ are passed over\)"):
+    with pytest.raises(ConfigError, match=r"\(1 whose names start with . or _ are skipped\)"):
         list_shards(SourceConfig(uri=str(tmp_path)))
 
 
-def test_a_folder_of_ignored_files_alone_says_what_was_found(write_file, tmp_path):
+def test_a_folder_of_only_ignored_files_is_refused_with_their_suffixes(write_file, tmp_path):
     for name in ("a.docx", "b.docx", "README"):
         write_file(name, "x")
     with pytest.raises(ConfigError, match=r"no file has a known suffix \(found: 2 × .docx, 1 × README\)"):

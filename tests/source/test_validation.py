@@ -3,11 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.source.validation import SeenIds, excerpt, hash_texts, join_texts, text_id
+from embedder.source.formats.rows import excerpt, join_texts, to_id
+from embedder.source.validation import SeenIds, hash_texts
 
 
 @given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))
-def test_taken_ids_are_those_a_set_would_find(batches):
+def test_seen_ids_are_those_that_a_set_finds(batches):
     seen, known = SeenIds(), set()
     for batch in batches:
         expected = []
@@ -30,12 +31,12 @@ def test_the_hashes_of_a_slice_are_those_of_its_texts():
     assert len(hash_texts(pa.array([], pa.string()))) == 0
 
 
-def test_excerpts_are_short_and_valid_whatever_was_met():
+def test_excerpts_are_short_and_valid_utf_8():
     assert excerpt(b"caf\xe9" * 1000) == "caf�" * 50
     assert excerpt("\ud800" * 300) == "?" * 200
 
 
 @pytest.mark.parametrize("value", [True, float("nan"), [], {}, b"x", "\ud800"])
-def test_what_is_no_string_and_no_number_names_nothing(value):
+def test_an_id_is_a_string_or_a_number(value):
     with pytest.raises(ValueError, match=r"."):
-        text_id(value)
+        to_id(value)

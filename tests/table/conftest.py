@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.core.schema import CHUNKS, DOCUMENTS, QUARANTINE
+from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.parts import assemble_rows, footer_of, write_part
+from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC
 from tests.tables import Corpus, MadeTable
 

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.errors import StorageError
-from embedder.core.schema import CHUNKS
 from embedder.core.storage import Location
 from embedder.core.units import Part
 from embedder.table.parts import assemble_rows, encode_parquet, list_parts, read_part
 from embedder.table.vectors import vector_column
+from embedder.text.chunking import CHUNKS
 from tests.table.conftest import TEXTS, make_chunks, make_documents, make_vectors
 
 

@@ -1,11 +1,11 @@
-"""Counting by bytes: chunks are bounded, cover the text, end at words, and a text that fits is not looked into."""
+"""Chunks by bytes are bounded, cover the text and end at words; a text that fits is one chunk."""
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from embedder.core.schema import CHUNKS
 from embedder.text.byte_estimate import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
+from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC
 from tests.text.texts import FRAGMENTS
 from tests.text.texts import texts as strategy
@@ -40,26 +40,26 @@ def test_chunks_are_bounded_in_bytes_and_cover_the_text(made: str) -> None:
 
 def test_words_stay_whole() -> None:
     text = "word " * 100
-    pieces = slice_chunks([text], chunker(10).chunk([text]), "")
-    assert all(word == "word" for piece in pieces for word in piece.split())
-    assert len(pieces) > 10
+    parts = slice_chunks([text], chunker(10).chunk([text]), "")
+    assert all(word == "word" for part in parts for word in part.split())
+    assert len(parts) > 10
 
 
-def test_the_prompt_counts_and_goes_before_every_chunk() -> None:
+def test_the_prompt_counts_and_precedes_every_chunk() -> None:
     text = "word " * 40
     chunks = chunker(20, prompt="passage: ").chunk([text])
-    pieces = slice_chunks([text], chunks, "passage: ")
-    assert all(piece.startswith("passage: word") for piece in pieces)
-    assert max(len(piece.encode()) for piece in pieces) <= 60
+    parts = slice_chunks([text], chunks, "passage: ")
+    assert all(part.startswith("passage: word") for part in parts)
+    assert max(len(part.encode()) for part in parts) <= 60
 
 
-def test_without_chunking_a_long_text_is_cut_and_counted() -> None:
+def test_without_chunking_a_long_text_is_truncated_and_counted() -> None:
     chunks = chunker(10, chunking=False).chunk([SHORT, "word " * 100])
     assert chunks["truncated"].to_pylist() == [False, True]
     assert chunks["end_char"].to_pylist()[1] <= 30
 
 
-def test_a_text_that_fits_is_one_chunk_of_all_of_it() -> None:
+def test_a_text_that_fits_is_one_chunk() -> None:
     chunks = chunker(100).chunk([SHORT, " padded \n"])
     assert spans(chunks, 0) == [(0, len(SHORT))]
     assert spans(chunks, 1) == [(0, 9)]
@@ -67,5 +67,5 @@ def test_a_text_that_fits_is_one_chunk_of_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("text", FRAGMENTS)
-def test_tokens_of_the_counter_are_bytes(text: str) -> None:
+def test_tokens_of_the_byte_tokenizer_are_bytes(text: str) -> None:
     assert len(make_byte_tokenizer().encode(text).ids) == len(text.encode())

@@ -11,7 +11,7 @@ from tests.text.tokenizers_for_tests import STYLES, build_tokenizer
 
 
 def make_tokens(word_sizes: list[int]) -> Tokens:
-    """Words of so many tokens, a character each, a space between words."""
+    """Return words of these sizes in tokens, one character per token, with a space between words."""
     word_starts = np.array([index == 0 for size in word_sizes for index in range(size)])
     starts = np.arange(len(word_starts), dtype=np.int32) + np.cumsum(word_starts, dtype=np.int32)
     return Tokens(np.zeros_like(starts), starts, starts + np.int32(1), word_starts)
@@ -25,7 +25,7 @@ def cases(draw: st.DrawFn) -> tuple[list[int], int, int]:
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_windows_cover_all_tokens_in_order_and_each_goes_further(case: tuple[list[int], int, int]) -> None:
+def test_windows_cover_all_tokens_in_order_and_each_advances(case: tuple[list[int], int, int]) -> None:
     word_sizes, window, overlap = case
     windows = plan_windows(make_tokens(word_sizes), window, overlap)
     assert windows[0][0] == 0
@@ -38,7 +38,7 @@ def test_windows_cover_all_tokens_in_order_and_each_goes_further(case: tuple[lis
 
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_no_word_that_fits_a_window_is_cut(case: tuple[list[int], int, int]) -> None:
+def test_a_word_that_fits_a_window_is_not_cut(case: tuple[list[int], int, int]) -> None:
     word_sizes, window, overlap = case
     ends = np.cumsum(word_sizes).tolist()
     for bound in {bound for pair in plan_windows(make_tokens(word_sizes), window, overlap) for bound in pair}:
@@ -56,7 +56,7 @@ def test_overlap_starts_at_a_word() -> None:
     assert plan_windows(make_tokens([3] * 4), 9, 4) == [(0, 9), (6, 12)]
 
 
-def test_overlap_is_given_up_where_the_next_word_would_not_fit() -> None:
+def test_overlap_is_dropped_if_the_next_word_does_not_fit() -> None:
     assert plan_windows(make_tokens([2, 2, 5, 1]), 6, 3) == [(0, 4), (4, 10)]
 
 
@@ -65,7 +65,7 @@ def test_a_word_longer_than_a_window_fills_it() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_words_are_those_between_spaces_whatever_the_tokenizer(style: str) -> None:
+def test_words_lie_between_spaces_for_every_tokenizer(style: str) -> None:
     text = "unbelievable naïve 😀 vectors"
     tokens = read_tokens(build_tokenizer(style).encode(text, add_special_tokens=False), text)
     firsts = np.flatnonzero(tokens.word_starts).tolist()

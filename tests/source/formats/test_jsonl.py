@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 
-def test_records_become_documents_with_text_as_it_is(write_file, read):
+def test_records_become_documents_with_unchanged_text(write_file, read):
     path = write_file("a.jsonl", [{"text": "  spaces stay \n", "id": "x"}, {"text": "Ünïcödé 🙂", "id": "y"}])
     got = read(path, id_column="id")
     assert got.documents.drop(["content_hash"]).to_pylist() == [
@@ -54,14 +54,14 @@ def test_each_bad_line_is_quarantined_with_its_reason(write_file, read):
     got.quarantined.validate(full=True)
 
 
-def test_numbers_name_documents_as_they_are_written(write_file, read):
+def test_numbers_are_document_ids(write_file, read):
     path = write_file("a.jsonl", '{"id": 7, "text": "x"}\n{"id": 8.0, "text": "x"}\n{"id": 7.0, "text": "x"}\n{"id": 1.5, "text": "x"}')
     got = read(path, id_column="id")
     assert got.documents["doc_id"].to_pylist() == ["7", "8", "1.5"]
     assert got.reasons == [(2, "duplicate_id")]
 
 
-def test_parts_of_a_text_are_joined_by_one_space_without_those_that_are_missing(write_file, read):
+def test_present_parts_of_a_text_are_joined_by_one_space(write_file, read):
     records = [
         {"title": "A", "text": "b"},
         {"text": "b"},
@@ -77,7 +77,7 @@ def test_parts_of_a_text_are_joined_by_one_space_without_those_that_are_missing(
     assert got.reasons == [(4, "empty_text"), (5, "null_text"), (6, "not_text"), (7, "empty_text")]
 
 
-def test_a_dot_reaches_into_an_object_unless_the_key_has_it(write_file, read):
+def test_a_dot_descends_into_an_object_unless_the_key_contains_it(write_file, read):
     records = [{"a": {"b": {"text": "deep"}}, "m": {"url": "u"}}, {"a.b.text": "flat", "a": {"b": {"text": "deep"}}}, {"a": {"b": 1}}]
     got = read(write_file("a.jsonl", records), text_columns="a.b.text", metadata_columns=["m.url"])
     assert got.texts == ["deep", "flat"]
@@ -143,12 +143,12 @@ def test_windows_line_ends_and_a_missing_last_newline_are_read(write_file, read)
     assert read(write_file("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "b"}')).texts == ["a", "b"]
 
 
-def test_quarantine_excerpts_name_what_was_met(write_file, read):
+def test_quarantine_excerpts_hold_the_value(write_file, read):
     got = read(write_file("a.jsonl", [{"text": {"a": 1}}, {"text": "x"}]), text_columns="text")
     assert json.loads(got.quarantined["excerpt"][0].as_py()) == {"a": 1}
 
 
-def test_keys_that_no_column_can_have_are_kept_as_text_or_quarantined(write_file, read):
+def test_keys_that_a_column_cannot_have_are_kept_as_text_or_quarantined(write_file, read):
     path = write_file("a.jsonl", [{"text": "x", "m": {"A": 1, "a": 2}}, {"text": "y", "m": {"\ud800": 1}}])
     got = read(path, metadata_columns=["m"])
     assert got.documents["m"].to_pylist() == ['{"A": 1, "a": 2}']

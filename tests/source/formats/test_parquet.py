@@ -16,7 +16,7 @@ NO_METADATA = pa.schema([])
 
 
 def invalid_strings(*values):
-    """Strings with bytes that are not UTF-8, which parquet files do hold."""
+    """Return strings with bytes that are not UTF-8, which occur in parquet files."""
     array = pa.array(values, pa.binary())
     valid, offsets, data = array.buffers()
     return pa.StringArray.from_buffers(len(array), offsets, data, valid)
@@ -69,16 +69,16 @@ def test_ids_and_metadata_that_are_not_utf_8_are_quarantined(write_file, read):
         (pa.array([1.0, 1.5]), ["1", "1.5"]),
     ],
 )
-def test_numbers_name_documents(write_file, read, ids, named):
+def test_numbers_are_document_ids(write_file, read, ids, named):
     assert read(write_file("a.parquet", pa.table({"id": ids, "text": ["x", "y"]})), id_column="id").documents["doc_id"].to_pylist() == named
 
 
-def test_a_float_that_is_no_number_names_nothing(write_file, read):
+def test_nan_and_null_are_not_ids(write_file, read):
     got = read(write_file("a.parquet", pa.table({"id": [1.0, float("nan"), None], "text": ["x", "y", "z"]})), id_column="id")
     assert got.reasons == [(1, "missing_id"), (2, "missing_id")]
 
 
-def test_nested_fields_are_taken_out_of_structs(write_file, read):
+def test_fields_are_read_from_structs(write_file, read):
     meta = pa.array([{"url": "u", "big": "b"}, None, {"url": None, "big": "b"}])
     body = pa.array([{"en": {"text": "x"}}, {"en": {"text": "y"}}, {"en": None}])
     table = pa.table({"meta": meta, "body": body, "meta.flat": ["f"] * 3})
@@ -97,7 +97,7 @@ def test_parts_of_a_text_are_joined_as_in_json(write_file, read):
     assert got.reasons == [(3, "null_text"), (4, "empty_text"), (5, "empty_text")]
 
 
-def test_metadata_becomes_what_a_delta_table_holds(write_file, read):
+def test_metadata_becomes_types_of_a_delta_table(write_file, read):
     table = pa.table(
         {
             "text": ["x", "y"],
@@ -121,7 +121,7 @@ def test_metadata_becomes_what_a_delta_table_holds(write_file, read):
     assert int(got["big"][0].as_py()) == 2**64 - 1
 
 
-def test_a_value_that_is_more_than_the_tables_type_holds_is_quarantined(write_file, read):
+def test_a_value_with_more_fields_than_the_tables_type_is_quarantined(write_file, read):
     path = write_file("a.parquet", pa.table({"text": ["x", "y"], "m": [{"x": 1, "y": None}, {"x": 1, "y": 2}]}))
     got = read(path, pa.schema([("m", pa.struct([("x", pa.int64())]))]), metadata_columns=["m"])
     assert got.documents["m"].to_pylist() == [{"x": 1}]
@@ -129,7 +129,7 @@ def test_a_value_that_is_more_than_the_tables_type_holds_is_quarantined(write_fi
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 100, 0.3, 0.7, -1, -4, -9])
-def test_a_cut_off_shard_is_a_source_error(write_file, read, length):
+def test_a_truncated_shard_is_a_source_error(write_file, read, length):
     path = write_file("a.parquet", [{"text": f"text {number}"} for number in range(200)])
     data = path.read_bytes()
     path.write_bytes(data[: int(length * len(data)) if isinstance(length, float) else length])
@@ -151,7 +151,7 @@ def test_a_shard_with_other_columns_is_a_source_error(write_file, read, table, m
         read(write_file("b.parquet", pa.table(table)), NO_METADATA, id_column="id")
 
 
-def test_wide_row_groups_are_read_in_buffers_and_small_batches(write_file, read, monkeypatch):
+def test_wide_row_groups_are_read_through_buffers_in_small_batches(write_file, read, monkeypatch):
     rows = [{"text": f"{number} " * 200, "id": number} for number in range(100)]
     path = write_file("a.parquet", pa.Table.from_pylist(rows))
     whole = read(path, id_column="id").documents
@@ -168,7 +168,7 @@ def read_slices(path, slices, **settings):
         yield from read_units(task, source, NO_METADATA)
 
 
-def test_slices_give_what_the_whole_shard_gives(write_file, read, monkeypatch):
+def test_slices_have_the_contents_of_the_whole_shard(write_file, read, monkeypatch):
     rows = [{"text": "" if number % 11 == 0 else f"text {number}", "id": str(number % 31)} for number in range(60)]
     path = write_file("a.parquet", rows)
     monkeypatch.setattr(documents, "SLICE_BYTES", 300)
@@ -187,11 +187,11 @@ def test_slices_give_what_the_whole_shard_gives(write_file, read, monkeypatch):
 def test_slices_cover_all_row_groups_and_hold_enough_bytes(tmp_path):
     numbers = np.random.default_rng(0).integers(0, 2**60, 10_000)
     pq.write_table(pa.table({"n": numbers}), tmp_path / "a.parquet", row_group_size=500)
-    metadata = pq.read_metadata(tmp_path / "a.parquet")
-    assert slice_row_groups(metadata, 100_000, 1 << 30) == [(0, 20, 0)]
-    assert slice_row_groups(metadata, 100_000, 1) == [(group, group + 1, group * 500) for group in range(20)]
-    # a row group is 5,000 of the 100,000 bytes: three reach 12,000, and the two that are left join the last slice
-    assert slice_row_groups(metadata, 100_000, 12_000) == [
+    path = tmp_path / "a.parquet"
+    assert slice_row_groups(path, 100_000, 1 << 30) == [(0, 20, 0)]
+    assert slice_row_groups(path, 100_000, 1) == [(group, group + 1, group * 500) for group in range(20)]
+    # a row group is 5,000 of the 100,000 bytes: three reach 12,000, and the remaining two join the last slice
+    assert slice_row_groups(path, 100_000, 12_000) == [
         (0, 3, 0),
         (3, 6, 1500),
         (6, 9, 3000),

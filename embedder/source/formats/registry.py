@@ -1,0 +1,58 @@
+"""The formats of shards, one entry each. A new format is one module and one entry."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from embedder.config.source import Format
+from embedder.source.decompression import DECODERS
+from embedder.source.formats.csv_rows import inspect_csv, read_csv
+from embedder.source.formats.jsonl import inspect_jsonl, read_jsonl
+from embedder.source.formats.parquet import inspect_parquet, read_parquet, slice_row_groups
+from embedder.source.formats.records import read_text
+from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    """How shards of one format are recognized and read."""
+
+    suffixes: tuple[str, ...]
+    read: Callable[[IO[bytes], Reading], Iterator[Rows]]
+    inspect: Callable[[ReadSamples], list[ShardColumns]] | None
+    """None: the format has no columns."""
+    slice: Callable[[IO[bytes], int, int], list[Slice]] | None = None
+    """Splits a file into slices that can be read in any order. Such a file is never compressed as a whole."""
+
+
+FORMATS: dict[Format, FileFormat] = {
+    "parquet": FileFormat((".parquet",), read_parquet, inspect_parquet, slice_row_groups),
+    "jsonl": FileFormat((".jsonl", ".ndjson", ".json"), read_jsonl, inspect_jsonl),
+    "csv": FileFormat((".csv",), read_csv, inspect_csv),
+    "text": FileFormat((".txt",), read_text, None),
+}
+
+_BY_SUFFIX = {suffix[1:]: format_ for format_ in FORMATS.values() for suffix in format_.suffixes}
+_NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.slice for suffix in format_.suffixes]
+KNOWN_SUFFIXES = (
+    f"known are .{' .'.join(_BY_SUFFIX)}, each but {' '.join(_NEVER_COMPRESSED)} also with .{' .'.join(DECODERS)}; or set source.format"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The format and compression of a shard."""
+
+    format: FileFormat
+    compression: str | None = None
+
+
+def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
+    """Return the encoding that a shard's suffixes name, or the wanted format; None if there is no such format."""
+    # not PurePosixPath.suffixes, which took half of the time of listing a million files
+    *_, before, last = ["", "", *uri.rpartition("/")[2].lstrip(".").lower().split(".")[1:]]
+    compression = last if last in DECODERS else None
+    format_ = _BY_SUFFIX.get(before if compression else last) if wanted == "auto" else FORMATS[wanted]
+    if format_ is None or (format_.slice and compression and wanted == "auto"):
+        return None
+    return Encoding(format_, None if format_.slice else compression)

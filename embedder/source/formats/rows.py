@@ -1,0 +1,141 @@
+"""Types between a format and the rest of source: a reader gets a `Reading` and yields `Rows`, an inspection returns `ShardColumns`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import IO, Any, Generic, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.config.source import SourceConfig
+from embedder.core.schema import Reason
+from embedder.core.units import Shard
+from embedder.source.metadata_values import MISFITS, Refuse, excerpt_value
+
+T = TypeVar("T")
+
+EXCERPT_CHARS = 200
+Refusals = dict[int, tuple[Reason, str | None]]
+"""By position in a batch: the reason to quarantine a record, and an excerpt."""
+Slice = tuple[int, int, int]
+"""First row group, stop row group and first row of a part of a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns(Generic[T]):
+    """The columns to read, in a format's own terms."""
+
+    texts: list[T]
+    id: T | None
+    metadata: list[T]
+
+    def __iter__(self) -> Iterator[T]:
+        yield from (*self.texts, *([] if self.id is None else [self.id]), *self.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Arguments of a format's reader: the shard, its columns and, for a slice, its row groups."""
+
+    shard: Shard
+    compression: str | None
+    source: SourceConfig
+    metadata: pa.Schema
+    row_groups: tuple[int, int] | None = None
+    first_row: int = 0
+
+    def find_columns(self, find: Callable[[str, str], T]) -> Columns[T]:
+        """Return the result of `find(key, setting)` for every column of the source."""
+        return Columns(
+            [find(key, "text_columns") for key in self.source.text_columns],
+            find(self.source.id_column, "id_column") if self.source.id_column else None,
+            [find(self.source.metadata_columns[name], "metadata_columns") for name in self.metadata.names],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive records of a shard, as columns."""
+
+    first_row: int
+    texts: pa.Array
+    ids: pa.Array | None
+    """None: a document's id is its shard's uri and row."""
+    metadata: list[pa.Array]
+    refused: Refusals = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardColumns:
+    """Columns found in one shard, or in several sampled together."""
+
+    uri: str
+    names: list[str]
+    find_type: Callable[[str], pa.DataType | None]
+    """None: the shard has no such key or column."""
+    types: Literal["declared", "sampled", "untyped"]
+    """Where types come from: the file, some of its values, or nowhere because every value is text."""
+
+
+class ReadSamples(Protocol):
+    """Samples a few shards of a format."""
+
+    def __call__(self, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
+        """Call `read` with the file and compression of each shard, and return its results by uri."""
+
+
+def excerpt(value: str | bytes) -> str:
+    """Return the start of a value as valid UTF-8."""
+    text = value[: 4 * EXCERPT_CHARS].decode(errors="replace") if isinstance(value, bytes) else value
+    return text[:EXCERPT_CHARS].encode(errors="replace").decode()
+
+
+def misfit_refuser(refused: Refusals, column: pa.Field) -> Refuse:
+    """Return the callback that refuses a record for a metadata value that does not fit its column."""
+
+    def refuse(position: int, value: object) -> None:
+        refused.setdefault(position, (Reason.METADATA_TYPE, excerpt(f"{column.name}={excerpt_value(value)} is not {column.type}")))
+
+    return refuse
+
+
+def convert_ids(values: list[Any], refused: Refusals) -> pa.Array:
+    """Convert Python ids to strings; refuse a value that is not a string or a number."""
+    with suppress(pa.ArrowException, UnicodeError):
+        return pa.array(values, pa.string())
+    ids: list[str | None] = []
+    for position, value in enumerate(values):
+        try:
+            ids.append(None if value is None else to_id(value))
+        except MISFITS:
+            refused.setdefault(position, (Reason.MISSING_ID, excerpt(f"id={excerpt_value(value)} is not a string or a number")))
+            ids.append(None)
+    return pa.array(ids, pa.string())
+
+
+def to_id(value: Any) -> str:
+    """Return the document id of a string or number: 7 and 7.0 are both "7". Any other value raises ValueError."""
+    if isinstance(value, str):
+        value.encode()
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError("not a string or a number")
+    return str(int(value)) if value == value // 1 else repr(value)
+
+
+def join_texts(parts: list[pa.Array]) -> pa.Array:
+    """Join the non-empty parts of each text by one space; a text is null only if every part is."""
+    if len(parts) == 1:
+        return parts[0]
+    none = pa.scalar(None, pa.string())
+    first, *others = [pc.if_else(pc.equal(pc.binary_length(part), 0), none, part) for part in parts]
+    # pyarrow 26 drops a row in which all joined values are null
+    never_all_null = pc.if_else(_all_null([first, *others]), "", first)
+    joined = pc.binary_join_element_wise(never_all_null, *others, " ", null_handling="skip")
+    return pc.if_else(_all_null(parts), none, joined)
+
+
+def _all_null(columns: list[pa.Array]) -> pa.Array:
+    return reduce(pc.and_, [column.is_null() for column in columns])
