@@ -1,4 +1,4 @@
-"""Say which depth, size and precision to run: quality, speed and cost of every combination, on your corpus and this machine.
+"""Recommend depth, size and precision: quality, speed and cost of every combination, on your corpus and this machine.
 
 python -m jobs.sweep configs/sweep/quickstart.yaml [--min-quality 0.97] [--budget-usd 50] [--section.key VALUE …] [--print-config] [--json]
 """
@@ -14,7 +14,7 @@ from embedder.config.load import dump_config, load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.progress import Steps
 from embedder.sweep.config import SweepConfig
-from embedder.sweep.prepare import prepare_study
+from embedder.sweep.prepare import prepare_sweep
 from embedder.sweep.report import build_record, print_report, write_report
 from embedder.sweep.run import run_sweep
 
@@ -23,21 +23,21 @@ SHORT = {"min-quality": "pick.min_quality", "budget-usd": "pick.budget_usd"}
 
 
 def main(args: Sequence[str]) -> int:
-    """Check, run the sample once, score and time the grid, write and print the report; 1 if no setting fits."""
+    """Sweep, then write and print the report; return 1 if no setting fits."""
     start_logging()
     invocation = load_config(SweepConfig, args, ACTIONS, "python -m jobs.sweep", SHORT)
     if "print-config" in invocation.actions:
         print(dump_config(invocation.config), end="")
         return 0
-    study = prepare_study(invocation.config)
+    plan = prepare_sweep(invocation.config)
     with Steps() as steps:
-        swept = run_sweep(study, steps.report)
-    files = write_report(swept)
+        result = run_sweep(plan, steps.report)
+    files = write_report(result)
     if "json" in invocation.actions:
-        print(json.dumps(build_record(swept)))
+        print(json.dumps(build_record(result)))
     else:
-        print_report(swept, files, Console(width=None if sys.stdout.isatty() else 140))
-    return 0 if swept.choice.row else 1
+        print_report(result, files, Console(width=None if sys.stdout.isatty() else 140))
+    return 0 if result.choice.row else 1
 
 
 if __name__ == "__main__":

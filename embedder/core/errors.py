@@ -13,6 +13,11 @@ EmbedderError
 Each takes one string (*where: what, with the value; what to do*), so that it survives the trip from a Ray worker.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class EmbedderError(Exception):
     """Anything this project refuses or fails at, with a message for the user."""
@@ -48,3 +53,18 @@ class ClusterError(EmbedderError):
 
 class CommitError(EmbedderError):
     """A table that cannot be published as planned; what was published before still stands."""
+
+
+def collect_problem(problems: list[EmbedderError], check: Callable[[], T]) -> T | None:
+    """Return the check's result, or add its error to the problems and return None."""
+    try:
+        return check()
+    except EmbedderError as error:
+        problems.append(error)
+        return None
+
+
+def join_problems(problems: Sequence[EmbedderError]) -> EmbedderError:
+    """Return one error with every message: a StorageError if storage alone failed, else a ConfigError."""
+    kind = StorageError if all(isinstance(each, StorageError) for each in problems) else ConfigError
+    return kind("\n".join(map(str, problems)))

@@ -25,7 +25,7 @@ class VectorTransform:
     def apply(self, vectors_NW: Floats) -> pa.Array:
         """Turn, cut, give length 1 again where the space has it, quantize: the vector column of the new table."""
         turned_NW = vectors_NW if self.turn_WW is None else vectors_NW @ self.turn_WW
-        cut_ND = cut_vectors(turned_NW, self.spec.dim, self.spec.normalize)
+        cut_ND = cut_vectors(turned_NW, self.spec.dim, self.spec.normalize and self.spec.dim < turned_NW.shape[1])
         return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 

@@ -1,4 +1,4 @@
-"""Rows beside the full model, the front, and which setting is recommended and why."""
+"""Rows relative to the full model, the front, and the recommended setting with its reason."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from embedder.sweep.config import PickConfig
 from embedder.sweep.cost import Corpus, Cost, Prices, Speed, project
 from embedder.sweep.evaluate import Score, Scored
 from embedder.sweep.grid import Setting
-from embedder.sweep.recommend import Row, build_rows, burden, choose_row, find_front
+from embedder.sweep.recommend import Row, build_rows, choose_row, find_front, rank_cost
 
 FULL = Setting("m", 6, 384, "float32", "native", "same")
 SHALLOW = Setting("m", 3, 384, "float32", "native", "same")
@@ -46,14 +46,14 @@ def choose(rows: dict[Setting, Row], **pick: float) -> tuple[Setting | None, str
     return (choice.row.setting if choice.row else None), choice.why
 
 
-def test_time_money_and_bytes_are_those_of_the_corpus() -> None:
+def test_time_money_and_bytes_scale_to_the_corpus() -> None:
     cost = project(Speed(1000, 1.0, 7), CORPUS, 96, Prices(2.0, 0.1, 12))
     assert (cost.seconds, cost.embed_usd, cost.index_bytes, cost.model_bytes) == (3600, 2.0, 96_000, 7)
     assert cost.usd == pytest.approx(2.0 + 96_000 / 1e9 * 0.1 * 12)
     assert project(Speed(1000, 1.0, 7), CORPUS, 96, Prices(None, 0.1, 12)).usd is None
 
 
-def test_quality_is_divided_by_the_full_models() -> None:
+def test_quality_is_relative_to_the_full_models() -> None:
     rows = rows_of(0.01)
     kept = rows[SMALL].kept
     assert kept is not None
@@ -65,7 +65,7 @@ def test_quality_is_divided_by_the_full_models() -> None:
     assert wide.within_noise
 
 
-def test_several_sets_are_averaged_and_one_that_lacks_a_setting_leaves_it_out() -> None:
+def test_datasets_are_averaged_and_a_setting_missing_in_one_has_no_quality() -> None:
     other = Scored(
         "sts", {FULL: Score({"Spearman": 0.9}, "Spearman", np.full(500, 0.9)), SMALL: Score({"Spearman": 0.6}, "Spearman", None)}
     )
@@ -78,13 +78,13 @@ def test_several_sets_are_averaged_and_one_that_lacks_a_setting_leaves_it_out() 
     assert set(rows[SHALLOW].metrics) == {"set", "fidelity"}
 
 
-def test_a_full_model_that_finds_nothing_is_no_measure() -> None:
+def test_a_full_model_that_scores_zero_is_refused() -> None:
     nothing = Scored("set", {each: Score({"nDCG@10": 0.0}, "nDCG@10", np.zeros(500)) for each in SHARES})
     with pytest.raises(ConfigError, match=r"the full model scores 0\.000"):
         build_rows([nothing], costs(), FULL)
 
 
-def test_resamples_in_which_the_full_model_finds_nothing_say_nothing() -> None:
+def test_resamples_in_which_the_full_model_scores_zero_are_ignored() -> None:
     some = np.where(np.arange(500) < 50, 0.0, 0.2)
     found = Scored("set", {each: Score({"nDCG@10": 0.18}, "nDCG@10", some) for each in SHARES})
     for row in build_rows([found], costs(), FULL):
@@ -98,7 +98,7 @@ def test_the_cheapest_that_keeps_enough_is_recommended() -> None:
     assert choose(rows_of(), min_quality=0.99)[0] == FULL
 
 
-def test_enough_is_kept_only_if_the_interval_says_so() -> None:
+def test_quality_is_judged_by_the_lower_end_of_the_interval() -> None:
     assert choose(rows_of(0.005), min_quality=0.97)[0] == SMALL
     assert choose(rows_of(0.02), min_quality=0.97)[0] == FULL
 
@@ -108,7 +108,7 @@ def test_queries_of_another_depth_and_other_models_are_never_recommended() -> No
     assert choose(rows, min_quality=0.85)[0] == FULL
 
 
-def test_a_budget_picks_the_best_that_can_be_paid() -> None:
+def test_a_budget_picks_the_best_affordable_setting() -> None:
     rows = rows_of()
     assert choose(rows, budget_usd=1.5) == (
         SHALLOW,
@@ -118,16 +118,22 @@ def test_a_budget_picks_the_best_that_can_be_paid() -> None:
     assert choose(rows_of(0.03), budget_usd=5.0)[0] == FULL, "the full model's own interval is a point"
 
 
-def test_where_nothing_fits_the_nearest_are_named() -> None:
+def test_if_nothing_fits_the_nearest_settings_are_named() -> None:
     chosen, why = choose(rows_of(), budget_usd=1.5, min_quality=0.97)
     assert chosen is None
     assert "the cheapest that keeps 97.0% costs $2.00" in why
     assert "the best for $1.50 keeps 80.0% (depth 3 × dim 384 float32)" in why
 
 
-def test_with_both_prices_money_decides() -> None:
+def test_without_quality_data_the_reason_names_what_to_set() -> None:
+    fidelity = Scored("fidelity", {each: Score({"cosine": 1.0}) for each in SHARES})
+    rows = {row.setting: row for row in build_rows([fidelity], costs(), FULL)}
+    assert choose(rows) == (None, "no setting fits: quality was not measured; add labels, or set quality.known_item")
+
+
+def test_with_both_prices_settings_are_ordered_by_money() -> None:
     rows = rows_of(prices=Prices(2.0, 1e6, 12))
-    assert burden(rows[SHALLOW], rows[FULL]) == pytest.approx(1 + 1000 * 384 * 4 / 1e9 * 1e6 * 12)
+    assert rank_cost(rows[SHALLOW], rows[FULL]) == pytest.approx(1 + 1000 * 384 * 4 / 1e9 * 1e6 * 12)
     assert choose(rows, min_quality=0.7)[0] == SMALL
     cheap_index = rows_of(prices=Prices(2.0, 0.0, 12))
     assert choose(cheap_index, min_quality=0.7)[0] == SHALLOW
