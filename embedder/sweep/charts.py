@@ -41,7 +41,7 @@ def draw_front(points: Sequence[Point], axis: str, show: Callable[[float], str])
     for value in _round_steps(low_y, high_y):
         _, y = place(low_x, value)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text("tick", LEFT - 8, y + 4, "end", f"{100 * value:.4g}%"))
+        parts.append(_text("tick", LEFT - 8, y + 4, "end", f"{round(100 * value, 1):g}%"))
     for share in (0.125, 0.375, 0.625, 0.875):
         log_x = low_x + share * (high_x - low_x)
         parts.append(_text("tick", place(log_x, low_y)[0], HEIGHT - BOTTOM + 18, "middle", show(10**log_x)))
