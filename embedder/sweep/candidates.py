@@ -95,15 +95,9 @@ class Cache:
 class Candidate(Protocol):
     """A model of the comparison."""
 
-    @property
-    def name(self) -> str:
-        """Name in the rows."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Components before the cut."""
-        ...
+    name: str
+    width: int
+    """Components before the cut."""
 
     def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Return vectors at that depth before cut and L2, shape (N, W)."""
@@ -131,6 +125,7 @@ class Transformer:
         self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() if not each.trained for layer in each.layers)}))
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})
+        self.width = wide.dim
         self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
 
     def in_float8(self) -> "Transformer":
@@ -140,11 +135,6 @@ class Transformer:
         other = Transformer(self.name, resolved, self._depths, machine, self._cache, self._report, self._calibration)
         other.query_model = self
         return other
-
-    @property
-    def width(self) -> int:
-        """Components before the cut."""
-        return self._head.dim
 
     @cached_property
     def _encoder(self) -> Encoder:

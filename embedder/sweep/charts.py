@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 470, 320
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 46
-KINDS = {
-    "other": "other settings",
-    "rival": "other models",
-    "front": "cheapest for its quality",
-    "full": "full model",
-    "chosen": "recommended",
-}
+KINDS = {"other": "other settings", "rival": "other models", "front": "cheapest for its quality", "full": "full model"}
+KINDS["chosen"] = "recommended"
 """CSS classes of points and their meaning, in drawing order: the last on top."""
 
 
@@ -92,38 +87,29 @@ def draw_heat(title: str, values: Mapping[tuple[int, int], float], best: float) 
     head = "".join(f"<th scope=col>{dim}</th>" for dim in dims)
     rows = [f"<tr><th scope=row>{depth}</th>{''.join(cell(values.get((depth, dim))) for dim in dims)}</tr>" for depth in depths]
     return (
-        f'<table class="heat"><caption>{html.escape(title)}</caption><thead><tr><th class="corner">depth \\ dim</th>{head}</tr></thead>'
+        f'<table class="heat"><caption>{html.escape(title)}</caption><thead><tr><th>depth \\ dim</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
 STYLE = """
 :root {
-  --ground: #fbfaf8; --surface: #ffffff; --ink: #1c1b19; --quiet: #66625a;
-  --rule: #e4e0d8; --accent: #0b7a75; --warm: #b4481f; --grey: #b9b3a7;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #161614; --surface: #1f1f1c; --ink: #eeece6; --quiet: #a29d92;
-    --rule: #34332f; --accent: #4cc2b8; --warm: #ff9d6b; --grey: #5d594f;
-  }
+  color-scheme: light dark; --ground: light-dark(#fbfaf8, #161614); --surface: light-dark(#ffffff, #1f1f1c);
+  --ink: light-dark(#1c1b19, #eeece6); --quiet: light-dark(#66625a, #a29d92); --rule: light-dark(#e4e0d8, #34332f);
+  --accent: light-dark(#0b7a75, #4cc2b8); --warm: light-dark(#b4481f, #ff9d6b); --grey: light-dark(#b9b3a7, #5d594f);
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 40px 20px 64px; }
-h1 { font-size: clamp(26px, 5vw, 38px); line-height: 1.15; margin: 0 0 8px; }
-h2 { font-size: 21px; margin: 0 0 6px; }
+h1, h2 { line-height: 1.15; margin: 0 0 8px; }
 header p, section > p { color: var(--quiet); margin: 0 0 14px; max-width: 74ch; overflow-wrap: anywhere; }
 section { margin-top: 44px; }
 .card, figure, .heat, pre, .scroll { padding: 16px; background: var(--surface); border: 1px solid var(--rule); border-radius: 12px; }
 .card { padding: 24px; margin-top: 28px; }
-.card h2 { font-size: clamp(22px, 4vw, 30px); }
-.eyebrow { text-transform: uppercase; letter-spacing: 0.08em; font-size: 12px; font-weight: 600; color: var(--accent) !important; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 20px; margin: 18px 0; }
 dt, dl p { margin: 0; color: var(--quiet); font-size: 14px; }
 dd { margin: 0; font-size: 30px; font-weight: 650; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 20px; }
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 20px; }
+.charts, .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 20px; }
 figure, pre { margin: 0; }
 figcaption, caption { text-align: left; font-weight: 600; padding-bottom: 6px; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -141,17 +127,12 @@ circle.chosen { fill: var(--warm); stroke: var(--surface); stroke-width: 2; }
 table { border-spacing: 0; font-variant-numeric: tabular-nums; font-size: 14px; }
 .heat { width: 100%; border-spacing: 2px; table-layout: fixed; }
 th { color: var(--quiet); font-weight: 500; }
-.heat .corner { font-size: 11px; text-align: left; }
-.heat td {
-  text-align: center; padding: 6px 2px;
-  border-radius: 4px; background: color-mix(in srgb, var(--accent) calc(var(--heat, 0%) * 0.5), var(--surface));
-}
+.heat td { text-align: center; background: color-mix(in srgb, var(--accent) calc(var(--heat, 0%) * 0.5), var(--surface)); }
 pre { overflow-x: auto; font-size: 14px; }
 summary { cursor: pointer; font-weight: 600; font-size: 18px; }
 .scroll { overflow-x: auto; margin-top: 12px; padding: 0; }
 .rows th, .rows td { padding: 6px 12px; white-space: nowrap; text-align: right; border-bottom: 1px solid var(--rule); }
 .rows .picked td { background: color-mix(in srgb, var(--warm) 16%, var(--surface)); font-weight: 600; }
 ul { padding-left: 20px; color: var(--quiet); max-width: 84ch; }
-li { margin-bottom: 6px; }
 """
 """Colors follow the reader's system, light or dark; the layout follows the width."""

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -42,6 +42,11 @@ class Retrieval:
     qrels: Mapping[str, Mapping[str, int]]
     """Grades above 0 by document id, by query id."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the counts that reports show."""
+        return {"documents": len(self.documents), "queries": len(self.queries)}
+
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
@@ -51,6 +56,11 @@ class Similarity:
     firsts: tuple[str, ...]
     seconds: tuple[str, ...]
     scores: tuple[float, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the counts that reports show."""
+        return {"pairs": len(self.scores)}
 
 
 def read_beir(folder: Location, quality: QualityConfig, seed: int) -> Retrieval:
@@ -62,8 +72,7 @@ def read_beir(folder: Location, quality: QualityConfig, seed: int) -> Retrieval:
     where = f"quality.beir={folder.uri!r}"
     unknown = {"queries": sorted(set(qrels) - set(queries)), "documents": sorted(relevant - set(documents))}
     problems = [
-        f"{where}: qrels/{quality.qrels}.tsv names {len(ids)} {kind} that are missing ({', '.join(ids[:_SHOWN])}"
-        f"{', …' if len(ids) > _SHOWN else ''}); use the files of one download"
+        f"{where}: qrels/{quality.qrels}.tsv names {len(ids)} {kind} that are missing ({_some(ids)}); use the files of one download"
         for kind, ids in unknown.items()
         if ids
     ]
@@ -94,20 +103,16 @@ def read_similarity(file: Location) -> Similarity:
     names = [name.strip().lower() for name in rows[0]]
     wanted = ("sentence1", "sentence2", "score")
     first, second, score = (names.index(name) for name in wanted) if set(wanted) <= set(names) else (0, 1, 2)
-    pairs, damaged = [], []
+    pairs: list[tuple[str, str, float]] = []
+    damaged: list[int] = []
     for number, row in enumerate(rows[1:], 2):
         try:
             pairs.append((row[first], row[second], float(row[score])))
         except (ValueError, IndexError):
-            damaged.append(number)
-        else:
-            if not math.isfinite(pairs[-1][2]):
-                damaged.append(number)
+            pairs.append(("", "", math.nan))
+        damaged += [number] * (not math.isfinite(pairs[-1][2]))
     if damaged:
-        raise ConfigError(
-            f"{where}: {len(damaged)} rows are not two texts and a number (rows {', '.join(map(str, damaged[:_SHOWN]))}); "
-            "correct or remove them"
-        )
+        raise ConfigError(f"{where}: {len(damaged)} rows are not two texts and a number (rows {_some(damaged)}); correct or remove them")
     num_scores = len({value for *_, value in pairs})
     if len(pairs) < LEAST_QUERIES or num_scores < 2:
         raise ConfigError(
@@ -156,13 +161,14 @@ def _split_sentence(text: str) -> tuple[str, str]:
     return (found["first"], found["rest"]) if num_words >= _LEAST_WORDS else ("", text)
 
 
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+
+
 def _check_size(where: str, num_documents: int, num_queries: int) -> list[str]:
-    problems = []
-    if num_documents <= TOP:
-        problems.append(f"{where}: {num_documents} documents; recall@{TOP} needs more than {TOP}, preferably thousands")
-    if num_queries < LEAST_QUERIES:
-        problems.append(f"{where}: {num_queries} queries; use at least {LEAST_QUERIES}")
-    return problems
+    documents = f"{where}: {num_documents} documents; recall@{TOP} needs more than {TOP}, preferably thousands"
+    queries = f"{where}: {num_queries} queries; use at least {LEAST_QUERIES}"
+    return [documents] * (num_documents <= TOP) + [queries] * (num_queries < LEAST_QUERIES)
 
 
 def _read_text(file: Location) -> str:

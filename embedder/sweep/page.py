@@ -1,13 +1,11 @@
 """The result of a sweep → one self-contained HTML page: the recommended setting, its cost, and the quality lost."""
 
 import html
-from collections.abc import Callable, Iterable, Sequence
-from typing import get_args
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 from embedder.sweep.charts import KINDS, STYLE, Point, draw_front, draw_heat
-from embedder.sweep.config import Precision
 from embedder.sweep.cost import show_bytes, show_seconds, show_usd
-from embedder.sweep.datasets import Retrieval, Similarity
 from embedder.sweep.evaluate import NUM_NEIGHBORS
 from embedder.sweep.grid import show_precision
 from embedder.sweep.recommend import Row, find_front
@@ -23,7 +21,6 @@ def render_page(result: SweepResult, embed_yaml: str) -> str:
     """Return the page."""
     title = html.escape(f"Which depth and size? {result.reference.model}")
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    meta += '<meta name="color-scheme" content="light dark">'
     sections = [_recommendation(result), _fronts(result), _heat_maps(result), _config(embed_yaml), _all_rows(result), _method(result)]
     return (
         f'<!doctype html>\n<html lang="en"><head>{meta}<title>{title}</title><style>{STYLE}</style></head><body><main>'
@@ -72,7 +69,7 @@ def _recommendation(result: SweepResult) -> str:
     is_noise = row.kept and row.kept.within_noise and row is not result.full
     noise = " The difference to the full model is within noise." if is_noise else ""
     return (
-        f'<section class="card"><p class="eyebrow">Recommended</p><h2>{html.escape(row.setting.label)}</h2>'
+        f'<section class="card"><p>Recommended</p><h2>{html.escape(row.setting.label)}</h2>'
         f"<dl>{figures}</dl><p>It is {why}.{noise}</p></section>"
     )
 
@@ -81,22 +78,16 @@ def _fronts(result: SweepResult) -> str:
     rows = [row for row in result.rows if row.kept and row.competes]
     if not rows:
         return ""
-    charts: list[tuple[str, str, Callable[[float], str], list[float]]] = [
-        (
-            "Quality against the time to embed the corpus",
-            "time of one device, logarithmic",
-            show_seconds,
-            [row.cost.seconds for row in rows],
-        ),
-        ("Quality against the size of the index", "bytes of vectors, logarithmic", show_bytes, [row.cost.index_bytes for row in rows]),
-    ]
+    charts: dict[str, tuple[Callable[[float], str], list[float]]] = {}
     if all(row.cost.usd is not None for row in rows):
-        charts[0] = ("Quality against cost", "cost of the corpus, logarithmic", show_usd, [row.cost.usd or 0.0 for row in rows])
-    front = find_front(rows, result.full)
-    figures = ""
-    for title, axis, show, xs in charts:
+        charts["cost of the corpus"] = show_usd, [row.cost.usd or 0.0 for row in rows]
+    else:
+        charts["time of one device to embed the corpus"] = show_seconds, [row.cost.seconds for row in rows]
+    charts["size of the index"] = show_bytes, [row.cost.index_bytes for row in rows]
+    front, figures = find_front(rows, result.full), ""
+    for axis, (show, xs) in charts.items():
         points = [_point(row, x, row in front, result) for row, x in zip(rows, xs, strict=True)]
-        figures += f"<figure><figcaption>{title}</figcaption>{draw_front(points, axis, show)}</figure>"
+        figures += f"<figure><figcaption>Quality against {axis}</figcaption>{draw_front(points, f'{axis}, logarithmic', show)}</figure>"
     has_rivals = any(row.setting.model != result.reference.model for row in rows)
     legend = "".join(
         f'<span><svg viewBox="0 0 12 12"><circle class="{kind}" cx="6" cy="6" r="4.5"/></svg>{name}</span>'
@@ -131,25 +122,17 @@ def _heat_maps(result: SweepResult) -> str:
 
 
 def _maps_of(rows: Sequence[Row], variant: str) -> list[str]:
-    maps = []
-    for precision in get_args(Precision):
-        kept = {_place(row): row.share for row in rows if row.setting.precision == precision and row.kept}
-        if kept:
-            maps.append(draw_heat(f"quality kept, {show_precision(precision)}{variant}", kept, max(1.0, *kept.values())))
-    stored = [row for row in rows if row.setting.precision == "float32"]
-    for dataset, metric in _metrics_of(stored):
-        values = {_place(row): row.metrics[dataset][metric] for row in stored if metric in row.metrics.get(dataset, {})}
-        maps.append(draw_heat(f"{dataset}: {metric}{variant}", values, max(values.values())))
-    return maps
-
-
-def _place(row: Row) -> tuple[int, int]:
-    return row.setting.depth, row.setting.dim
-
-
-def _metrics_of(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """Return dataset and name of every metric, in order."""
-    return list(dict.fromkeys((dataset, metric) for row in rows for dataset, each in row.metrics.items() for metric in each))
+    maps: defaultdict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for row in rows:
+        values = {f"quality kept, {show_precision(row.setting.precision)}": row.share} if row.kept else {}
+        if row.setting.precision == "float32":
+            values |= {f"{dataset}: {metric}": value for dataset, each in row.metrics.items() for metric, value in each.items()}
+        for title, value in values.items():
+            maps[title][row.setting.depth, row.setting.dim] = value
+    shares_first = sorted(maps.items(), key=lambda each: ": " in each[0])
+    return [
+        draw_heat(title + variant, each, max(each.values()) if ": " in title else max(1.0, *each.values())) for title, each in shares_first
+    ]
 
 
 def _config(embed_yaml: str) -> str:
@@ -164,7 +147,7 @@ def _config(embed_yaml: str) -> str:
 
 
 def _all_rows(result: SweepResult) -> str:
-    metrics = _metrics_of(result.rows)
+    metrics = dict.fromkeys((dataset, metric) for row in result.rows for dataset, each in row.metrics.items() for metric in each)
     names = ["model", "depth", "dim", "precision", "exit", "queries", "kept", "95%", "tokens/s", "time", "index"]
     head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in [*names, *map(" ".join, metrics)])
     lines = []
@@ -182,7 +165,8 @@ def _all_rows(result: SweepResult) -> str:
 
 def _method(result: SweepResult) -> str:
     machine, plan = result.machine, result.plan
-    measured = [_describe(each) for each in plan.datasets] + [f"{task} (mteb)" for task in plan.config.quality.mteb]
+    sizes = {each.name: ", ".join(f"{count:,} {name}" for name, count in each.sizes.items()) for each in plan.datasets}
+    measured = [f"{name} ({size})" for name, size in (sizes | dict.fromkeys(plan.config.quality.mteb, "mteb")).items()]
     points = [
         f"Quality is measured on {', '.join(measured)}; over several sets it is the mean of their main metrics (nDCG@10, Spearman). "
         "“Kept” divides it by the full model's, at float32 and full width.",
@@ -206,9 +190,3 @@ def _method(result: SweepResult) -> str:
 def is_emulated(result: SweepResult) -> bool:
     """Return whether some rows are of float8 on a CPU."""
     return any(row.cost.is_emulated for row in result.rows)
-
-
-def _describe(dataset: Retrieval | Similarity) -> str:
-    if isinstance(dataset, Similarity):
-        return f"{dataset.name} ({len(dataset.scores):,} pairs)"
-    return f"{dataset.name} ({len(dataset.queries):,} queries over {len(dataset.documents):,} documents)"

@@ -74,7 +74,10 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     labeled += [check(partial(read_beir, locate(uri), quality, seed)) for uri in quality.beir]
     labeled += [check(partial(read_similarity, locate(uri))) for uri in quality.sts]
     drawn = check(partial(_draw_sample, config))
-    known = check(partial(_known_items, drawn[0], config)) if drawn and config.uses_known_items else None
+    column = QUERY_COLUMN if quality.query_column else None
+    known = None
+    if drawn and config.uses_known_items:
+        known = check(partial(make_known_items, drawn[0].documents, column, config.sample.queries, seed))
     check(config.output.location.open().check_writable)
     missing = _check_extras(config)
     problems += [ConfigError(each) for each in (*_check_names(config), *missing)]
@@ -148,11 +151,6 @@ def _draw_sample(config: SweepConfig) -> tuple[Sample, Listing] | None:
     return sample_documents(source, listing, config.sample.documents, config.sample.seed, metadata), listing
 
 
-def _known_items(sample: Sample, config: SweepConfig) -> Retrieval:
-    column = QUERY_COLUMN if config.quality.query_column else None
-    return make_known_items(sample.documents, column, config.sample.queries, config.sample.seed)
-
-
 def _choose_texts(sample: Sample | None, datasets: Sequence[Retrieval | Similarity]) -> tuple[str, ...]:
     """Return the documents of the known items, so that they are run once, or else of the sample, or else of a labeled set."""
     if sample is not None and not any(each.name == KNOWN_ITEMS for each in datasets):
@@ -177,11 +175,11 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 def _check_extras(config: SweepConfig) -> list[str]:
     """Return the packages that the settings need and that are not installed."""
-    needed = [("pytrec_eval", "study", "a sweep"), ("scipy", "study", "a sweep")]
-    needed += [("mteb", "mteb", "quality.mteb")] * bool(config.quality.mteb)
-    needed += [("openai", "openai", "a baseline behind an API")] * any(each.is_api for each in config.baselines)
+    needed = {"pytrec_eval": ("a sweep", "study"), "scipy": ("a sweep", "study")}
+    needed |= {"mteb": ("quality.mteb", "mteb")} if config.quality.mteb else {}
+    needed |= {"openai": ("a baseline behind an API", "openai")} if any(each.is_api for each in config.baselines) else {}
     return [
         f"{what} needs the package {package}, which is not installed; pip install 'embedder[{extra}]'"
-        for package, extra, what in needed
+        for package, (what, extra) in needed.items()
         if find_spec(package) is None
     ]

@@ -18,7 +18,6 @@ from embedder.model.calibration import Calibration
 from embedder.observe.environment import describe_environment
 from embedder.sweep.config import SweepConfig
 from embedder.sweep.cost import show_usd
-from embedder.sweep.datasets import Retrieval
 from embedder.sweep.page import EMULATED, is_emulated, render_page, show_corpus, show_figures, show_name
 from embedder.sweep.recommend import MIN_QUALITY, Row, find_front
 from embedder.sweep.retrieval import QUANTIZATION
@@ -62,12 +61,7 @@ def build_record(result: SweepResult) -> dict[str, Any]:
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
         "machine": asdict(result.machine),
         "corpus": asdict(result.corpus),
-        "datasets": [
-            {"name": each.name, "documents": len(each.documents), "queries": len(each.queries)}
-            if isinstance(each, Retrieval)
-            else {"name": each.name, "pairs": len(each.scores)}
-            for each in plan.datasets
-        ],
+        "datasets": [{"name": each.name} | each.sizes for each in plan.datasets],
         "reference": asdict(result.reference),
         "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": result.choice.why},
         "embed": build_config(config, chosen),

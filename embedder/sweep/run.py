@@ -1,6 +1,5 @@
 """One sweep: texts are run once and tapped at every depth; scores, speeds and costs of the whole grid become rows."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration
 from embedder.model.encoder import Encoder
 from embedder.sweep.candidates import Cache, Machine, Report, Transformer, choose_machine, tokenize
-from embedder.sweep.cost import Corpus, Cost, ExitVariant, Prices, Speed, measure_speeds, price_index, project
+from embedder.sweep.cost import Corpus, Cost, ExitVariant, Prices, measure_speeds, price_index, project
 from embedder.sweep.evaluate import Scored, evaluate_dataset, evaluate_fidelity
 from embedder.sweep.grid import Grid, Setting, View, view_model
 from embedder.sweep.prepare import Model, SweepPlan
@@ -39,7 +38,11 @@ def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
     """Score and price the grid. Rows of calibrated exits, rotations and float8 stand beside the native ones."""
     config = plan.config
     machine, cache = choose_machine(config.compute), Cache(config.output.location.child("taps"))
-    apis = open_apis(plan, cache, report)
+    apis: list[Api] = []
+    if plan.apis:
+        from embedder.sweep import api_candidate  # extra openai
+
+        apis = [api_candidate.Api(each, cache, report) for each in plan.apis]
     grid = build_grid(plan, machine, cache, apis, report)
     scored = score_grid(plan, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
@@ -54,21 +57,15 @@ def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
         if config.grid.float8 and is_main:
             encoders |= load_encoders(model, spec.model_copy(update={"float8": True}), machine.for_float8(), plan.calibration)
         speeds = measure_speeds(encoders, token_ids, machine.token_budget)
-        costs |= price_model(grid, model.name, speeds, corpora[model.name], prices)
+        for setting in grid.settings():
+            if setting.model == model.name:
+                speed = speeds[ExitVariant(setting.depth, setting.exit, setting.float8)]
+                costs[setting] = project(speed, corpora[model.name], setting.bytes_per_vector, prices)
     for api in apis:
         costs |= price_api(grid, api, plan, prices)
     rows = build_rows(scored, {setting: costs[setting] for setting in grid.settings()}, grid.reference)
     full = next(row for row in rows if row.setting == grid.reference)
     return SweepResult(plan, machine, corpora[plan.model.name], grid.reference, tuple(rows), choose_row(rows, full, config.pick))
-
-
-def open_apis(plan: SweepPlan, cache: Cache, report: Report) -> "list[Api]":
-    """Return the candidates behind an API."""
-    if not plan.apis:
-        return []
-    from embedder.sweep.api_candidate import Api  # extra openai
-
-    return [Api(each, cache, report) for each in plan.apis]
 
 
 def build_grid(plan: SweepPlan, machine: Machine, cache: Cache, apis: "list[Api]", report: Report) -> Grid:
@@ -123,15 +120,6 @@ def estimate_corpus(plan: SweepPlan, num_chunks: int, num_tokens: int) -> Corpus
     total = max(plan.sample.estimate_documents(sum(shard.size_bytes for shard in plan.listing.shards)), num_sampled)
     scale = total / num_sampled
     return Corpus(total, round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)
-
-
-def price_model(grid: Grid, name: str, speeds: Mapping[ExitVariant, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
-    """Price all settings of one model: depth determines the time, dim and precision the index."""
-    return {
-        setting: project(speeds[ExitVariant(setting.depth, setting.exit, setting.float8)], corpus, setting.bytes_per_vector, prices)
-        for setting in grid.settings()
-        if setting.model == name
-    }
 
 
 def price_api(grid: Grid, api: "Api", plan: SweepPlan, prices: Prices) -> dict[Setting, Cost]:

@@ -15,7 +15,8 @@ from embedder.sweep.grid import Grid, View
 class Noise:
     """A model with random vectors, independent at each depth."""
 
-    name, width = "noise", 8
+    name: str = "noise"
+    width: int = 8
 
     def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         return np.array([np.random.default_rng([depth, zlib.crc32(text.encode())]).normal(size=8) for text in texts], np.float32)

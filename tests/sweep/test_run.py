@@ -127,7 +127,7 @@ def test_the_page_is_self_contained_and_holds_the_command_to_run(swept: SweepRes
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<svg") >= 2
-    assert "prefers-color-scheme: dark" in page
+    assert "color-scheme: light dark" in page
     assert "quality kept, int8" in page
     assert "python -m jobs.embed FILE" in page
 
