@@ -39,13 +39,12 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Speed of one encoder on this machine."""
+    """Speed of one encoder on this machine, or of an API."""
 
     tokens_per_second: float
-    speedup: float
-    """Over the full depth, in the same rounds."""
-    model_bytes: int
-    """Of weights held."""
+    speedup: float | None
+    """Over the full depth, in the same rounds; None for an API, like the weights held."""
+    model_bytes: int | None
     is_emulated: bool = False
     """Whether float8 ran on a CPU, whose speed does not predict a GPU's."""
 
@@ -109,16 +108,9 @@ def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Price
     """Extend a measured speed to the whole corpus."""
     seconds = corpus.tokens / speed.tokens_per_second
     embed_usd = None if prices.device_hour_usd is None else seconds / 3600 * prices.device_hour_usd
-    index_bytes = corpus.chunks * bytes_per_vector
-    index_usd, rate = price_index(index_bytes, prices), speed.tokens_per_second
+    index_bytes, month_usd, rate = corpus.chunks * bytes_per_vector, prices.index_gb_month_usd, speed.tokens_per_second
+    index_usd = None if month_usd is None else index_bytes / 1e9 * month_usd * prices.index_months
     return Cost(seconds, embed_usd, index_bytes, index_usd, speed.model_bytes, rate, speed.speedup, speed.is_emulated)
-
-
-def price_index(index_bytes: float, prices: Prices) -> float | None:
-    """Return the price of keeping the vectors."""
-    if prices.index_gb_month_usd is None:
-        return None
-    return index_bytes / 1e9 * prices.index_gb_month_usd * prices.index_months
 
 
 def show_seconds(seconds: float) -> str:

@@ -33,22 +33,17 @@ class Score:
     """The main metric over resamples of the queries; None if the dataset has no scores by query."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """All settings' scores on one dataset."""
-
-    dataset: str
-    scores: Mapping[Setting, Score]
+Scores = dict[Setting, Score]
 
 
-def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> Scored:
+def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> Scores:
     """Score every setting on one labeled dataset."""
     if isinstance(dataset, Retrieval):
         return evaluate_retrieval(dataset, grid, seed)
     return evaluate_similarity(dataset, grid, seed)
 
 
-def evaluate_retrieval(dataset: Retrieval, grid: Grid, seed: int) -> Scored:
+def evaluate_retrieval(dataset: Retrieval, grid: Grid, seed: int) -> Scores:
     """Run every query with every setting."""
     resamples_RQ = draw_resamples(len(dataset.queries), seed)
     scores = {}
@@ -59,10 +54,10 @@ def evaluate_retrieval(dataset: Retrieval, grid: Grid, seed: int) -> Scored:
             by_query = score_retrieval(rank_documents(queries_QD, stored_ND, setting.precision, TOP), dataset)
             means = {name: float(values_Q.mean()) for name, values_Q in by_query.items()}
             scores[setting] = Score(means, NDCG, by_query[NDCG][resamples_RQ].mean(axis=1))
-    return Scored(dataset.name, scores)
+    return scores
 
 
-def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scored:
+def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scores:
     """Score every pair with every setting: the first text is the query, the second is stored."""
     expected_Q = np.array(dataset.scores)
     resamples_RQ = draw_resamples(len(expected_Q), seed)
@@ -76,10 +71,10 @@ def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scored:
             found_Q = cosine_pairs(queries_QD, stored_QD).astype(np.float64)
             correlations_R = correlate_rows(rank_resamples(found_Q, resamples_RQ), expected_RQ)
             scores[setting] = Score({SPEARMAN: spearman(found_Q, expected_Q)}, SPEARMAN, correlations_R)
-    return Scored(dataset.name, scores)
+    return scores
 
 
-def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, seed: int) -> Scored:
+def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, seed: int) -> Scores:
     """Compare with the full model, without labels: cosine to its vectors, and share of its nearest neighbors that are kept.
 
     Among too few documents every other one is a neighbor in any space; then only the cosine is returned.
@@ -101,7 +96,7 @@ def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, see
             if setting.model == grid.reference.model:
                 metrics[COSINE] = float(cosine_pairs(stored_ND, rotated_NW[:, : setting.dim]).mean())
             scores[setting] = Score(metrics)
-    return Scored(FIDELITY, scores)
+    return scores
 
 
 def _by_side(view: View, full: View, texts: Sequence[str], side: Side) -> dict[QuerySide, Floats]:

@@ -15,7 +15,7 @@ from mteb.types import PromptType
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.sweep.config import Precision
-from embedder.sweep.evaluate import Score, Scored, cosine_pairs
+from embedder.sweep.evaluate import Score, Scores, cosine_pairs
 from embedder.sweep.grid import Grid, View
 from embedder.sweep.retrieval import store_vectors
 
@@ -70,7 +70,7 @@ def find_task(name: str) -> Any:
         raise ConfigError(f"quality.mteb={name!r}: mteb {mteb.__version__} has no such task; see mteb.get_tasks()") from error
 
 
-def evaluate_task(task: Any, grid: Grid) -> Scored:
+def evaluate_task(task: Any, grid: Grid) -> Scores:
     """Run a task for every setting that embeds queries like documents; mteb's search has no rescoring."""
     scores = {}
     for view in grid.views:
@@ -79,7 +79,7 @@ def evaluate_task(task: Any, grid: Grid) -> Scored:
             encoder: Any = MtebEncoder(view, dim, precision)
             result = mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
             scores[view.setting(dim, precision, "same")] = Score({"main score": float(result.task_results[0].get_score())}, "main score")
-    return Scored(str(task.metadata.name), scores)
+    return scores
 
 
 def _unit(vectors_ND: Any) -> Floats:

@@ -19,7 +19,7 @@ EMULATED = (
 
 def render_page(result: SweepResult, embed_yaml: str) -> str:
     """Return the page."""
-    title = html.escape(f"Which depth and size? {result.reference.model}")
+    title = html.escape(f"Which depth and size? {result.full.setting.model}")
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     sections = [_recommendation(result), _fronts(result), _heat_maps(result), _config(embed_yaml), _all_rows(result), _method(result)]
     return (
@@ -36,12 +36,12 @@ def show_corpus(result: SweepResult) -> str:
 
 def _subject(result: SweepResult) -> str:
     source = result.plan.config.source
-    return f"{result.reference.model} on {source.uri if source else 'labeled sets'}: {show_corpus(result)}."
+    return f"{result.full.setting.model} on {source.uri if source else 'labeled sets'}: {show_corpus(result)}."
 
 
 def show_name(row: Row, result: SweepResult) -> str:
     """Return a row's label, with its model if it is another one."""
-    return row.setting.label if row.setting.model == result.reference.model else f"{row.setting.model} {row.setting.label}"
+    return row.setting.label if row.setting.model == result.full.setting.model else f"{row.setting.model} {row.setting.label}"
 
 
 def show_figures(row: Row) -> list[str]:
@@ -88,7 +88,7 @@ def _fronts(result: SweepResult) -> str:
     for axis, (show, xs) in charts.items():
         points = [_point(row, x, row in front, result) for row, x in zip(rows, xs, strict=True)]
         figures += f"<figure><figcaption>Quality against {axis}</figcaption>{draw_front(points, f'{axis}, logarithmic', show)}</figure>"
-    has_rivals = any(row.setting.model != result.reference.model for row in rows)
+    has_rivals = any(row.setting.model != result.full.setting.model for row in rows)
     legend = "".join(
         f'<span><svg viewBox="0 0 12 12"><circle class="{kind}" cx="6" cy="6" r="4.5"/></svg>{name}</span>'
         for kind, name in reversed(KINDS.items())
@@ -100,7 +100,7 @@ def _fronts(result: SweepResult) -> str:
 
 def _point(row: Row, x: float, on_front: bool, result: SweepResult) -> Point:
     kind, label = "front" if on_front else "other", ""
-    if row.setting.model != result.reference.model:
+    if row.setting.model != result.full.setting.model:
         kind, label = "rival", row.setting.model.rpartition("/")[2]
     if row == result.full:
         kind = "full"
@@ -111,7 +111,7 @@ def _point(row: Row, x: float, on_front: bool, result: SweepResult) -> Point:
 
 
 def _heat_maps(result: SweepResult) -> str:
-    mine = [row for row in result.rows if row.setting.model == result.reference.model and row.can_be_embedded]
+    mine = [row for row in result.rows if row.setting.model == result.full.setting.model and row.can_be_embedded]
     maps = []
     for variant in sorted({row.setting.variant for row in mine}):
         maps += _maps_of([row for row in mine if row.setting.variant == variant], variant)

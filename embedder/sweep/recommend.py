@@ -10,7 +10,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.rotation import Doubles
 from embedder.sweep.config import PickConfig
 from embedder.sweep.cost import Cost, show_usd
-from embedder.sweep.evaluate import Score, Scored
+from embedder.sweep.evaluate import Score, Scores
 from embedder.sweep.grid import Setting
 from embedder.sweep.metrics import interval
 
@@ -73,12 +73,12 @@ class Choice:
     why: str
 
 
-def build_rows(scored: Sequence[Scored], costs: Mapping[Setting, Cost], reference: Setting) -> list[Row]:
-    """Join each setting's scores of all datasets, and compare them with the full model's."""
-    mains = [each.scores for each in scored if any(score.main for score in each.scores.values())]
+def build_rows(scored: Mapping[str, Scores], costs: Mapping[Setting, Cost], reference: Setting) -> list[Row]:
+    """Join each setting's scores by dataset, and compare them with the full model's."""
+    mains = [scores for scores in scored.values() if any(score.main for score in scores.values())]
     rows = []
     for setting, cost in costs.items():
-        metrics = {each.dataset: dict(each.scores[setting].metrics) for each in scored if setting in each.scores}
+        metrics = {name: dict(scores[setting].metrics) for name, scores in scored.items() if setting in scores}
         kept = None
         if mains and all(setting in scores for scores in mains):
             kept = _compare([scores[setting] for scores in mains], [scores[reference] for scores in mains])

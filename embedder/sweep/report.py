@@ -62,7 +62,7 @@ def build_record(result: SweepResult) -> dict[str, Any]:
         "machine": asdict(result.machine),
         "corpus": asdict(result.corpus),
         "datasets": [{"name": each.name} | each.sizes for each in plan.datasets],
-        "reference": asdict(result.reference),
+        "reference": asdict(result.full.setting),
         "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": result.choice.why},
         "embed": build_config(config, chosen),
         "rows": [build_row(row) for row in result.rows],
@@ -105,26 +105,18 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
     if row is None or config.source is None:
         return ""
     setting, folder, quantization = row.setting, config.output.uri.rstrip("/"), QUANTIZATION[row.setting.precision]
-    embedding = config.embedding.model_dump(mode="json", exclude_unset=True) | {"depth": setting.depth, "dim": setting.dim}
-    if setting.float8:
-        embedding["float8"] = True
-    if quantization != "none":
-        embedding["quantization"] = quantization
+    sections = config.model_dump(mode="json", exclude_unset=True, include={"source", "chunking", "embedding", "compute"})
+    embedding = sections["embedding"] | {"depth": setting.depth, "dim": setting.dim}
+    embedding |= {"float8": True} if setting.float8 else {}
+    embedding |= {"quantization": quantization} if quantization != "none" else {}
     if quantization == "int8" or setting.exit == "calibrated" or setting.rotated:
-        embedding.setdefault("calibration", f"{folder}-calibration")
-        embedding["exit"] = setting.exit
-        if setting.rotated:
-            embedding["rotate"] = True
+        embedding = {"calibration": f"{folder}-calibration"} | embedding | {"exit": setting.exit}
+        embedding |= {"rotate": True} if setting.rotated else {}
     else:
         embedding.pop("calibration", None)
-    sections: dict[str, Any] = {"source": config.source.model_dump(mode="json", exclude_unset=True)}
-    if config.chunking.model_fields_set:
-        sections["chunking"] = config.chunking.model_dump(mode="json", exclude_unset=True)
-    sections["embedding"] = embedding
-    if config.compute.model_fields_set:
-        # float8 computes in bfloat16, whatever dtype the other settings were measured in
-        sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True, exclude={"dtype"} if setting.float8 else None)
-    sections["output"] = {"uri": f"{folder}-table"}
+    if setting.float8:  # computes in bfloat16, whatever dtype the other settings were measured in
+        sections.get("compute", {}).pop("dtype", None)
+    sections |= {"embedding": embedding, "output": {"uri": f"{folder}-table"}}
     assert row.kept is not None
     floor = min(
         config.pick.min_quality or MIN_QUALITY, int(row.kept.floor * 1000) / 1000
@@ -138,14 +130,16 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
 
 def print_report(result: SweepResult, files: Mapping[str, str], console: Console) -> None:
     """Print the front, the full model, other models and the recommended setting, and the location of the report."""
-    chosen, coarse = result.choice.row, replace(result.reference, float8=True)
+    chosen, coarse = result.choice.row, replace(result.full.setting, float8=True)
     listed = [*find_front(competing(result), result.full), result.full, chosen]
     shown = [
         row
         for row in result.rows
-        if row in listed or row.setting == coarse or (row.setting.model != result.reference.model and row.can_be_embedded)
+        if row in listed or row.setting == coarse or (row.setting.model != result.full.setting.model and row.can_be_embedded)
     ]
-    table = Table(title=f"{result.reference.model}: settings that no other is both cheaper and better than", title_justify="left", box=None)
+    table = Table(
+        title=f"{result.full.setting.model}: settings that no other is both cheaper and better than", title_justify="left", box=None
+    )
     for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost"):
         table.add_column(name, justify="left" if name in ("", "setting") else "right", no_wrap=True)
     for row in sorted(shown, key=lambda row: -row.share):

@@ -1,15 +1,15 @@
 """One sweep: texts are run once and tapped at every depth; scores, speeds and costs of the whole grid become rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration
 from embedder.model.encoder import Encoder
 from embedder.sweep.candidates import Cache, Machine, Report, Transformer, choose_machine, tokenize
-from embedder.sweep.cost import Corpus, Cost, ExitVariant, Prices, measure_speeds, price_index, project
-from embedder.sweep.evaluate import Scored, evaluate_dataset, evaluate_fidelity
-from embedder.sweep.grid import Grid, Setting, View, view_model
+from embedder.sweep.cost import Corpus, ExitVariant, Prices, Speed, measure_speeds, project
+from embedder.sweep.evaluate import FIDELITY, Scores, evaluate_dataset, evaluate_fidelity
+from embedder.sweep.grid import Grid, View, view_model
 from embedder.sweep.prepare import Model, SweepPlan
 from embedder.sweep.recommend import Choice, Row, build_rows, choose_row
 
@@ -24,14 +24,10 @@ class SweepResult:
     plan: SweepPlan
     machine: Machine
     corpus: Corpus
-    reference: Setting
     rows: tuple[Row, ...]
+    full: Row
+    """Of the full model."""
     choice: Choice
-
-    @property
-    def full(self) -> Row:
-        """The full model's row."""
-        return next(row for row in self.rows if row.setting == self.reference)
 
 
 def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
@@ -46,26 +42,32 @@ def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
     grid = build_grid(plan, machine, cache, apis, report)
     scored = score_grid(plan, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
-    costs: dict[Setting, Cost] = {}
-    corpora: dict[str, Corpus] = {}
-    for model in (plan.model, *plan.baselines):
-        spec, is_main = model.resolved.spec, model is plan.model
-        token_ids = tokenize(plan.whole_texts, model.resolved, spec)
-        corpora[model.name] = estimate_corpus(plan, len(token_ids), len(token_ids.flatten()))
-        report(f"{model.name}: timing {len(model.depths)} depths", 0, 0)
-        encoders = load_encoders(model, spec, machine, plan.calibration if is_main else None)
-        if config.grid.float8 and is_main:
-            encoders |= load_encoders(model, spec.model_copy(update={"float8": True}), machine.for_float8(), plan.calibration)
-        speeds = measure_speeds(encoders, token_ids, machine.token_budget)
-        for setting in grid.settings():
-            if setting.model == model.name:
-                speed = speeds[ExitVariant(setting.depth, setting.exit, setting.float8)]
-                costs[setting] = project(speed, corpora[model.name], setting.bytes_per_vector, prices)
+    measured = {model.name: (*time_model(model, plan, machine, report), prices) for model in (plan.model, *plan.baselines)}
     for api in apis:
-        costs |= price_api(grid, api, plan, prices)
-    rows = build_rows(scored, {setting: costs[setting] for setting in grid.settings()}, grid.reference)
+        tokens, seconds = api.measure(plan.texts)  # a document is one text of a request, truncated by the API
+        rate = tokens / max(seconds, 1e-9)
+        hour_usd = None if api.usd_per_million is None else api.usd_per_million / 1e6 * rate * 3600
+        corpus = estimate_corpus(plan, len(plan.texts), tokens)
+        measured[api.name] = corpus, {ExitVariant(0, "native"): Speed(rate, None, None)}, replace(prices, device_hour_usd=hour_usd)
+    costs = {}
+    for setting in grid.settings():
+        corpus, speeds, paid = measured[setting.model]
+        speed = speeds[ExitVariant(setting.depth, setting.exit, setting.float8)]
+        costs[setting] = project(speed, corpus, setting.bytes_per_vector, paid)
+    rows = tuple(build_rows(scored, costs, grid.reference))
     full = next(row for row in rows if row.setting == grid.reference)
-    return SweepResult(plan, machine, corpora[plan.model.name], grid.reference, tuple(rows), choose_row(rows, full, config.pick))
+    return SweepResult(plan, machine, measured[plan.model.name][0], rows, full, choose_row(rows, full, config.pick))
+
+
+def time_model(model: Model, plan: SweepPlan, machine: Machine, report: Report) -> tuple[Corpus, dict[ExitVariant, Speed]]:
+    """Return the corpus in the model's tokens, and the speeds of its encoders."""
+    spec, is_main = model.resolved.spec, model is plan.model
+    token_ids = tokenize(plan.whole_texts, model.resolved, spec)
+    report(f"{model.name}: timing {len(model.depths)} depths", 0, 0)
+    encoders = load_encoders(model, spec, machine, plan.calibration if is_main else None)
+    if plan.config.grid.float8 and is_main:
+        encoders |= load_encoders(model, spec.model_copy(update={"float8": True}), machine.for_float8(), plan.calibration)
+    return estimate_corpus(plan, len(token_ids), len(token_ids.flatten())), measure_speeds(encoders, token_ids, machine.token_budget)
 
 
 def build_grid(plan: SweepPlan, machine: Machine, cache: Cache, apis: "list[Api]", report: Report) -> Grid:
@@ -82,19 +84,19 @@ def build_grid(plan: SweepPlan, machine: Machine, cache: Cache, apis: "list[Api]
     return Grid(tuple(views), tuple(dict.fromkeys(("float32", *wanted.precisions))))  # the reference is float32
 
 
-def score_grid(plan: SweepPlan, grid: Grid, report: Report) -> list[Scored]:
+def score_grid(plan: SweepPlan, grid: Grid, report: Report) -> dict[str, Scores]:
     """Score every setting on every dataset, and against the full model."""
-    sample, scored = plan.config.sample, []
+    sample, scored = plan.config.sample, {}
     for dataset in plan.datasets:
         report(f"scoring on {dataset.name}", 0, 0)
-        scored.append(evaluate_dataset(dataset, grid, sample.seed))
+        scored[dataset.name] = evaluate_dataset(dataset, grid, sample.seed)
     for task in plan.config.quality.mteb:
         from embedder.sweep.mteb_tasks import evaluate_task, find_task  # extra mteb
 
         report(f"scoring on {task}", 0, 0)
-        scored.append(evaluate_task(find_task(task), grid))
+        scored[task] = evaluate_task(find_task(task), grid)
     report("comparing neighbors with the full model's", 0, 0)
-    scored.append(evaluate_fidelity(plan.texts, grid, sample.queries, sample.seed))
+    scored[FIDELITY] = evaluate_fidelity(plan.texts, grid, sample.queries, sample.seed)
     return scored
 
 
@@ -120,16 +122,3 @@ def estimate_corpus(plan: SweepPlan, num_chunks: int, num_tokens: int) -> Corpus
     total = max(plan.sample.estimate_documents(sum(shard.size_bytes for shard in plan.listing.shards)), num_sampled)
     scale = total / num_sampled
     return Corpus(total, round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)
-
-
-def price_api(grid: Grid, api: "Api", plan: SweepPlan, prices: Prices) -> dict[Setting, Cost]:
-    """Price an API's settings by the tokens and time of the sample; a document is one text of a request, truncated by the API."""
-    tokens, seconds = api.measure(plan.texts)
-    corpus, rate = estimate_corpus(plan, len(plan.texts), tokens), tokens / max(seconds, 1e-9)
-    usd = None if api.usd_per_million is None else corpus.tokens * api.usd_per_million / 1e6
-    costs = {}
-    for setting in grid.settings():
-        if setting.model == api.name:
-            index_bytes = corpus.chunks * setting.bytes_per_vector
-            costs[setting] = Cost(corpus.tokens / rate, usd, index_bytes, price_index(index_bytes, prices), None, rate, None)
-    return costs

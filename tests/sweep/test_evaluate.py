@@ -25,6 +25,6 @@ class Noise:
 @pytest.mark.parametrize(("count", "names"), [(1, {COSINE}), (11, {COSINE}), (12, {COSINE, OVERLAP})])
 def test_neighbors_are_compared_only_if_not_all_documents_are_neighbors(count: int, names: set[str]) -> None:
     views = tuple(View(Noise(), depth, (8,), ("same",)) for depth in (2, 1))
-    scored = evaluate_fidelity([f"text {number}" for number in range(count)], Grid(views, ("float32",)), 500, 0)
-    assert all(set(score.metrics) == names for score in scored.scores.values())
-    assert min(score.metrics.get(OVERLAP, 0) for score in scored.scores.values()) < 1
+    scores = evaluate_fidelity([f"text {number}" for number in range(count)], Grid(views, ("float32",)), 500, 0)
+    assert all(set(score.metrics) == names for score in scores.values())
+    assert min(score.metrics.get(OVERLAP, 0) for score in scores.values()) < 1

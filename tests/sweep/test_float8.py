@@ -66,7 +66,7 @@ def test_every_setting_is_tried_with_and_without_float8(swept: SweepResult) -> N
     ways = [{replace(row.setting, float8=False) for row in swept.rows if row.setting.float8 == float8} for float8 in (False, True)]
     assert ways[0] == ways[1]
     assert len(swept.rows) == 2 * (4 + 2 * 8)
-    assert not swept.reference.float8
+    assert not swept.full.setting.float8
     coarse = find_row(swept, True)
     assert 0.99 < coarse.metrics["fidelity"]["cosine to full"] < 0.9995
     assert coarse.cost.model_bytes is not None

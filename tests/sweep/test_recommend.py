@@ -6,7 +6,7 @@ import pytest
 from embedder.core.errors import ConfigError
 from embedder.sweep.config import PickConfig
 from embedder.sweep.cost import Corpus, Cost, Prices, Speed, project
-from embedder.sweep.evaluate import Score, Scored
+from embedder.sweep.evaluate import Score, Scores
 from embedder.sweep.grid import Setting
 from embedder.sweep.recommend import Row, build_rows, choose_row, find_front, rank_cost
 
@@ -25,20 +25,17 @@ def costs(prices: Prices = HOURLY) -> dict[Setting, Cost]:
     return {each: project(Speed(RATES[each.depth], RATES[each.depth] / 1000, 1), CORPUS, each.bytes_per_vector, prices) for each in SHARES}
 
 
-def scored(spread: float = 0.0) -> Scored:
+def scored(spread: float = 0.0) -> Scores:
     """Score every setting; `spread` is the interval's half width in shares of the full model's 0.5."""
     noise = np.linspace(-spread, spread, 500)
-    return Scored(
-        "set",
-        {
-            each: Score({"nDCG@10": 0.5 * share}, "nDCG@10", np.full(500, 0.5) * (share + (noise if each != FULL else 0)))
-            for each, share in SHARES.items()
-        },
-    )
+    return {
+        each: Score({"nDCG@10": 0.5 * share}, "nDCG@10", np.full(500, 0.5) * (share + (noise if each != FULL else 0)))
+        for each, share in SHARES.items()
+    }
 
 
 def rows_of(spread: float = 0.0, prices: Prices = HOURLY) -> dict[Setting, Row]:
-    return {row.setting: row for row in build_rows([scored(spread)], costs(prices), FULL)}
+    return {row.setting: row for row in build_rows({"set": scored(spread)}, costs(prices), FULL)}
 
 
 def choose(rows: dict[Setting, Row], **pick: float) -> tuple[Setting | None, str]:
@@ -66,11 +63,9 @@ def test_quality_is_relative_to_the_full_models() -> None:
 
 
 def test_datasets_are_averaged_and_a_setting_missing_in_one_has_no_quality() -> None:
-    other = Scored(
-        "sts", {FULL: Score({"Spearman": 0.9}, "Spearman", np.full(500, 0.9)), SMALL: Score({"Spearman": 0.6}, "Spearman", None)}
-    )
-    aside = Scored("fidelity", {each: Score({"cosine": 1.0}) for each in SHARES})
-    rows = {row.setting: row for row in build_rows([scored(), other, aside], costs(), FULL)}
+    other = {FULL: Score({"Spearman": 0.9}, "Spearman", np.full(500, 0.9)), SMALL: Score({"Spearman": 0.6}, "Spearman", None)}
+    fidelity = {each: Score({"cosine": 1.0}) for each in SHARES}
+    rows = {row.setting: row for row in build_rows({"set": scored(), "sts": other, "fidelity": fidelity}, costs(), FULL)}
     kept = rows[SMALL].kept
     assert kept is not None
     assert kept.share == pytest.approx((0.49 + 0.6) / (0.5 + 0.9))
@@ -79,15 +74,15 @@ def test_datasets_are_averaged_and_a_setting_missing_in_one_has_no_quality() -> 
 
 
 def test_a_full_model_that_scores_zero_is_refused() -> None:
-    nothing = Scored("set", {each: Score({"nDCG@10": 0.0}, "nDCG@10", np.zeros(500)) for each in SHARES})
+    nothing = {each: Score({"nDCG@10": 0.0}, "nDCG@10", np.zeros(500)) for each in SHARES}
     with pytest.raises(ConfigError, match=r"the full model scores 0\.000"):
-        build_rows([nothing], costs(), FULL)
+        build_rows({"set": nothing}, costs(), FULL)
 
 
 def test_resamples_in_which_the_full_model_scores_zero_are_ignored() -> None:
     some = np.where(np.arange(500) < 50, 0.0, 0.2)
-    found = Scored("set", {each: Score({"nDCG@10": 0.18}, "nDCG@10", some) for each in SHARES})
-    for row in build_rows([found], costs(), FULL):
+    found = {each: Score({"nDCG@10": 0.18}, "nDCG@10", some) for each in SHARES}
+    for row in build_rows({"set": found}, costs(), FULL):
         assert row.kept is not None
         assert (row.kept.low, row.kept.high) == (1, 1)
 
@@ -126,8 +121,8 @@ def test_if_nothing_fits_the_nearest_settings_are_named() -> None:
 
 
 def test_without_quality_data_the_reason_names_what_to_set() -> None:
-    fidelity = Scored("fidelity", {each: Score({"cosine": 1.0}) for each in SHARES})
-    rows = {row.setting: row for row in build_rows([fidelity], costs(), FULL)}
+    fidelity = {each: Score({"cosine": 1.0}) for each in SHARES}
+    rows = {row.setting: row for row in build_rows({"fidelity": fidelity}, costs(), FULL)}
     assert choose(rows) == (None, "no setting fits: quality was not measured; add labels, or set quality.known_item")
 
 

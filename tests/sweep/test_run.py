@@ -152,7 +152,7 @@ def embed_config(swept: SweepResult, min_quality: float, **embedding: Any) -> tu
     config = EmbedConfig.model_validate(
         {
             "source": swept.plan.config.source.model_dump(),
-            "embedding": {"model": swept.reference.model} | embedding,
+            "embedding": {"model": swept.full.setting.model} | embedding,
             "output": {"uri": "out"},
             "gate": {"report": str(report_of(swept)), "min_quality": min_quality},
         }
