@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> int:
         print(json.dumps(build_record(result)))
     else:
         print_report(result, files, Console(width=None if sys.stdout.isatty() else 140))
-    return 0 if result.choice.row else 1
+    return 0 if result.chosen else 1
 
 
 if __name__ == "__main__":

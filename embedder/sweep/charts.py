@@ -132,6 +132,7 @@ pre { overflow-x: auto; font-size: 14px; }
 summary { cursor: pointer; font-weight: 600; font-size: 18px; }
 .scroll { overflow-x: auto; margin-top: 12px; padding: 0; }
 .rows th, .rows td { padding: 6px 12px; white-space: nowrap; text-align: right; border-bottom: 1px solid var(--rule); }
+.rows :is(th, td):nth-child(-n + 6) { text-align: left; }
 .rows .picked td { background: color-mix(in srgb, var(--warm) 16%, var(--surface)); font-weight: 600; }
 ul { padding-left: 20px; color: var(--quiet); max-width: 84ch; }
 """

@@ -46,12 +46,7 @@ class Setting:
         """Return a readable name, without the model."""
         depth = f"depth {self.depth} × " if self.depth else ""
         side = ", full queries" if self.query_side == "full" else ""
-        return f"{depth}dim {self.dim} {show_precision(self.precision)}{self.variant}{side}"
-
-
-def show_precision(precision: Precision) -> str:
-    """Return a precision as reports name it."""
-    return precision.replace("_", ", ")
+        return f"{depth}dim {self.dim} {self.precision.replace('_', ', ')}{self.variant}{side}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from embedder.sweep.charts import KINDS, STYLE, Point, draw_front, draw_heat
 from embedder.sweep.cost import show_bytes, show_seconds, show_usd
 from embedder.sweep.evaluate import NUM_NEIGHBORS
-from embedder.sweep.grid import show_precision
 from embedder.sweep.recommend import Row, find_front
 from embedder.sweep.run import SweepResult
 
@@ -53,7 +52,7 @@ def show_figures(row: Row) -> list[str]:
 
 
 def _recommendation(result: SweepResult) -> str:
-    row, full, why = result.choice.row, result.full.cost, html.escape(result.choice.why)
+    row, full, why = result.chosen, result.full.cost, html.escape(result.why)
     if row is None:
         return f'<section class="card"><h2>No setting fits</h2><p>{why}.</p></section>'
     cost, (share, bounds, _, seconds, size) = row.cost, show_figures(row)
@@ -104,7 +103,7 @@ def _point(row: Row, x: float, on_front: bool, result: SweepResult) -> Point:
         kind, label = "rival", row.setting.model.rpartition("/")[2]
     if row == result.full:
         kind = "full"
-    if row == result.choice.row:
+    if row == result.chosen:
         kind, label = "chosen", row.setting.label
     share, _, _, seconds, size = show_figures(row)
     return Point(max(x, 1e-9), row.share, f"{show_name(row, result)}: keeps {share}, {seconds}, {size}", kind, label)
@@ -124,7 +123,7 @@ def _heat_maps(result: SweepResult) -> str:
 def _maps_of(rows: Sequence[Row], variant: str) -> list[str]:
     maps: defaultdict[str, dict[tuple[int, int], float]] = defaultdict(dict)
     for row in rows:
-        values = {f"quality kept, {show_precision(row.setting.precision)}": row.share} if row.kept else {}
+        values = {f"quality kept, {row.setting.precision.replace('_', ', ')}": row.share} if row.kept else {}
         if row.setting.precision == "float32":
             values |= {f"{dataset}: {metric}": value for dataset, each in row.metrics.items() for metric, value in each.items()}
         for title, value in values.items():
@@ -154,10 +153,17 @@ def _all_rows(result: SweepResult) -> str:
     for row in sorted(result.rows, key=lambda row: -row.share):
         setting = row.setting
         exit_ = setting.exit + setting.variant.removeprefix(", calibrated")
-        cells = [setting.model, str(setting.depth or "–"), str(setting.dim), show_precision(setting.precision), exit_, setting.query_side]
+        cells = [
+            setting.model,
+            str(setting.depth or "–"),
+            str(setting.dim),
+            setting.precision.replace("_", ", "),
+            exit_,
+            setting.query_side,
+        ]
         cells += show_figures(row)
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in metrics]
-        chosen = ' class="picked"' if row == result.choice.row else ""
+        chosen = ' class="picked"' if row == result.chosen else ""
         lines.append(f"<tr{chosen}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     table = f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     return f"<section><details><summary>All {len(result.rows)} settings</summary>{table}</details></section>"

@@ -65,14 +65,6 @@ class Row:
         return self.can_be_embedded and not self.cost.is_emulated
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The recommended setting, None if nothing fits, and the reason."""
-
-    row: Row | None
-    why: str
-
-
 def build_rows(scored: Mapping[str, Scores], costs: Mapping[Setting, Cost], reference: Setting) -> list[Row]:
     """Join each setting's scores by dataset, and compare them with the full model's."""
     mains = [scores for scores in scored.values() if any(score.main for score in scores.values())]
@@ -123,19 +115,19 @@ def rank_cost(row: Row, full: Row) -> float:
 
 
 def find_front(rows: Sequence[Row], full: Row) -> list[Row]:
-    """Return the settings that no other is both cheaper and better than, cheapest first."""
+    """Return the competing settings that no other is both cheaper and better than, cheapest first."""
     front: list[Row] = []
-    for row in sorted((row for row in rows if row.kept), key=lambda row: (rank_cost(row, full), -row.share)):
+    for row in sorted((row for row in rows if row.kept and row.competes), key=lambda row: (rank_cost(row, full), -row.share)):
         if not front or row.share > front[-1].share:
             front.append(row)
     return front
 
 
-def choose_row(rows: Sequence[Row], full: Row, pick: PickConfig) -> Choice:
-    """Return the cheapest setting that keeps enough quality, or the best within the budget."""
+def choose_row(rows: Sequence[Row], full: Row, pick: PickConfig) -> tuple[Row | None, str]:
+    """Return the cheapest row that keeps enough quality, or the best within the budget, None if none fits; and the reason."""
     able = [row for row in rows if row.kept and row.competes and row.setting.model == full.setting.model]
     if not able:
-        return Choice(None, "no setting fits: quality was not measured; add labels, or set quality.known_item")
+        return None, "no setting fits: quality was not measured; add labels, or set quality.known_item"
     least, budget = pick.min_quality, pick.budget_usd
     if least is None and budget is None:
         least = MIN_QUALITY
@@ -143,7 +135,7 @@ def choose_row(rows: Sequence[Row], full: Row, pick: PickConfig) -> Choice:
     paid = [row for row in able if budget is None or (row.cost.usd is not None and row.cost.usd <= budget)]
     fitting = [row for row in good if row in paid]
     if not fitting:
-        return Choice(None, _nothing_fits(good, paid, least, budget))
+        return None, _nothing_fits(good, paid, least, budget)
     if least is not None:
         within = f" and costs at most {show_usd(budget)}" if budget is not None else ""
         why = f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality"
@@ -153,7 +145,7 @@ def choose_row(rows: Sequence[Row], full: Row, pick: PickConfig) -> Choice:
         assert best.kept is not None
         fitting = [row for row in fitting if row.share >= best.kept.floor]
         why = f"the cheapest of those that no affordable setting is clearly better than, for at most {show_usd(budget or 0.0)}"
-    return Choice(min(fitting, key=lambda row: (rank_cost(row, full), -row.share)), why)
+    return min(fitting, key=lambda row: (rank_cost(row, full), -row.share)), why
 
 
 def _nothing_fits(good: Sequence[Row], paid: Sequence[Row], least: float | None, budget_usd: float | None) -> str:

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import digest_array
-from embedder.model.calibration import Calibration
 from embedder.observe.environment import describe_environment
 from embedder.sweep.config import SweepConfig
 from embedder.sweep.cost import show_usd
@@ -31,8 +30,8 @@ def write_report(result: SweepResult) -> dict[str, str]:
     folder = result.plan.config.output.location
     contents = {
         "json": json.dumps(build_record(result), indent=1, allow_nan=False) + "\n",
-        "csv": build_csv(result.rows, find_front(competing(result), result.full)),
-        "html": render_page(result, build_config(result.plan.config, result.choice.row)),
+        "csv": build_csv(result.rows, find_front(result.rows, result.full)),
+        "html": render_page(result, build_config(result.plan.config, result.chosen)),
     }
     files = {kind: folder.child(f"report.{kind}") for kind in contents}
     for kind, text in contents.items():
@@ -42,39 +41,27 @@ def write_report(result: SweepResult) -> dict[str, str]:
     return {kind: file.uri for kind, file in files.items()}
 
 
-def competing(result: SweepResult) -> list[Row]:
-    """Return the rows that can be embedded at a known cost, also of other models."""
-    return [row for row in result.rows if row.competes]
-
-
 def build_record(result: SweepResult) -> dict[str, Any]:
     """Return the result as JSON values."""
-    plan, config = result.plan, result.plan.config
-    chosen = result.choice.row
+    plan, config, chosen = result.plan, result.plan.config, result.chosen
+    calibration = plan.calibration
+    rotation = digest_array(calibration.rotation_WW) if calibration and calibration.rotation_WW is not None else None
     return {
         "version": REPORT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment(),
         "config": mask_secrets(config.model_dump(mode="json")),
         "spec": plan.model.resolved.spec.model_dump(),
-        "calibration": name_calibration(plan.calibration),
+        "calibration": calibration and {"calibration": calibration.fingerprint, "rotation": rotation},
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
         "machine": asdict(result.machine),
         "corpus": asdict(result.corpus),
         "datasets": [{"name": each.name} | each.sizes for each in plan.datasets],
         "reference": asdict(result.full.setting),
-        "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": result.choice.why},
+        "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": result.why},
         "embed": build_config(config, chosen),
         "rows": [build_row(row) for row in result.rows],
     }
-
-
-def name_calibration(calibration: Calibration | None) -> dict[str, str | None] | None:
-    """Return the fingerprints of the artifact and its rotation, as specs hold them."""
-    if calibration is None:
-        return None
-    rotation_WW = calibration.rotation_WW
-    return {"calibration": calibration.fingerprint, "rotation": None if rotation_WW is None else digest_array(rotation_WW)}
 
 
 def build_row(row: Row) -> dict[str, Any]:
@@ -130,8 +117,8 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
 
 def print_report(result: SweepResult, files: Mapping[str, str], console: Console) -> None:
     """Print the front, the full model, other models and the recommended setting, and the location of the report."""
-    chosen, coarse = result.choice.row, replace(result.full.setting, float8=True)
-    listed = [*find_front(competing(result), result.full), result.full, chosen]
+    chosen, coarse = result.chosen, replace(result.full.setting, float8=True)
+    listed = [*find_front(result.rows, result.full), result.full, chosen]
     shown = [
         row
         for row in result.rows
@@ -150,7 +137,7 @@ def print_report(result: SweepResult, files: Mapping[str, str], console: Console
         table.add_row("→" if row == chosen else "", show_name(row, result), share, bounds, speed, *others, usd)
     console.print(table)
     console.print(f"\ncorpus: {show_corpus(result)}")
-    console.print(f"recommended: {chosen.setting.label}: {result.choice.why}" if chosen else result.choice.why)
+    console.print(f"recommended: {chosen.setting.label}: {result.why}" if chosen else result.why)
     if is_emulated(result):
         console.print(EMULATED)
     console.print(f"report: {files['html']} (also .json, .csv)", soft_wrap=True)

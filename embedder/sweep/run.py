@@ -11,7 +11,7 @@ from embedder.sweep.cost import Corpus, ExitVariant, Prices, Speed, measure_spee
 from embedder.sweep.evaluate import FIDELITY, Scores, evaluate_dataset, evaluate_fidelity
 from embedder.sweep.grid import Grid, View, view_model
 from embedder.sweep.prepare import Model, SweepPlan
-from embedder.sweep.recommend import Choice, Row, build_rows, choose_row
+from embedder.sweep.recommend import Row, build_rows, choose_row
 
 if TYPE_CHECKING:
     from embedder.sweep.api_candidate import Api
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """Rows of a sweep and the recommended one."""
+    """Rows of a sweep, the recommended one, None if nothing fits, and the reason."""
 
     plan: SweepPlan
     machine: Machine
@@ -27,7 +27,8 @@ class SweepResult:
     rows: tuple[Row, ...]
     full: Row
     """Of the full model."""
-    choice: Choice
+    chosen: Row | None
+    why: str
 
 
 def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
@@ -56,7 +57,7 @@ def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
         costs[setting] = project(speed, corpus, setting.bytes_per_vector, paid)
     rows = tuple(build_rows(scored, costs, grid.reference))
     full = next(row for row in rows if row.setting == grid.reference)
-    return SweepResult(plan, machine, measured[plan.model.name][0], rows, full, choose_row(rows, full, config.pick))
+    return SweepResult(plan, machine, measured[plan.model.name][0], rows, full, *choose_row(rows, full, config.pick))
 
 
 def time_model(model: Model, plan: SweepPlan, machine: Machine, report: Report) -> tuple[Corpus, dict[ExitVariant, Speed]]:

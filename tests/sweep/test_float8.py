@@ -25,8 +25,8 @@ from embedder.sweep.cost import ExitVariant, Speed
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
 from embedder.sweep.prepare import prepare_sweep
-from embedder.sweep.recommend import Row
-from embedder.sweep.report import build_config, competing, print_report, write_report
+from embedder.sweep.recommend import Row, find_front
+from embedder.sweep.report import build_config, print_report, write_report
 from embedder.sweep.retrieval import rank_documents
 from embedder.sweep.run import SweepResult, run_sweep
 from tests.sentences import quiet
@@ -96,9 +96,9 @@ def test_the_score_of_a_row_equals_float8_documents_and_exact_queries(swept: Swe
 def test_an_emulated_speed_is_neither_shown_nor_compared(swept: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row.cost.is_emulated for row in swept.rows if row.setting.float8} == {True}
     assert not any(row.cost.is_emulated for row in swept.rows if not row.setting.float8)
-    assert not any(row.setting.float8 for row in competing(swept))
-    assert swept.choice.row is not None
-    assert not swept.choice.row.setting.float8
+    assert not any(row.setting.float8 for row in find_front(swept.rows, swept.full))
+    assert swept.chosen is not None
+    assert not swept.chosen.setting.float8
     page = report_of(swept).with_name("report.html").read_text()
     assert "were emulated on this CPU" in page
     assert "quality kept, int8, calibrated, layers in float8" in page

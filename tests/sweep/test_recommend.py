@@ -39,8 +39,8 @@ def rows_of(spread: float = 0.0, prices: Prices = HOURLY) -> dict[Setting, Row]:
 
 
 def choose(rows: dict[Setting, Row], **pick: float) -> tuple[Setting | None, str]:
-    choice = choose_row(list(rows.values()), rows[FULL], PickConfig(**pick))
-    return (choice.row.setting if choice.row else None), choice.why
+    row, why = choose_row(list(rows.values()), rows[FULL], PickConfig(**pick))
+    return (row.setting if row else None), why
 
 
 def test_time_money_and_bytes_scale_to_the_corpus() -> None:
