@@ -56,7 +56,7 @@ def _recommendation(result: SweepResult) -> str:
     if row is None:
         return f'<section class="card"><h2>No setting fits</h2><p>{why}.</p></section>'
     cost, (share, bounds, _, seconds, size) = row.cost, show_figures(row)
-    smaller = f"{full.index_bytes / cost.index_bytes:,.3g} × smaller than {show_bytes(full.index_bytes)}"
+    smaller = f"{full.index_bytes / cost.index_bytes:,.1f} × smaller than {show_bytes(full.index_bytes)}"
     tiles = [
         ("keeps", share, f"95% interval {bounds or 'unknown'}"),
         ("speed", f"{cost.speedup or 1:.2f} ×", f"{seconds} for the corpus, full model {show_seconds(full.seconds)}"),
@@ -152,15 +152,8 @@ def _all_rows(result: SweepResult) -> str:
     lines = []
     for row in sorted(result.rows, key=lambda row: -row.share):
         setting = row.setting
-        exit_ = setting.exit + setting.variant.removeprefix(", calibrated")
-        cells = [
-            setting.model,
-            str(setting.depth or "–"),
-            str(setting.dim),
-            setting.precision.replace("_", ", "),
-            exit_,
-            setting.query_side,
-        ]
+        precision, exit_ = setting.precision.replace("_", ", "), setting.exit + setting.variant.removeprefix(", calibrated")
+        cells = [setting.model, str(setting.depth or "–"), str(setting.dim), precision, exit_, setting.query_side]
         cells += show_figures(row)
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in metrics]
         chosen = ' class="picked"' if row == result.chosen else ""
