@@ -78,7 +78,7 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     known = None
     if drawn and config.uses_known_items:
         known = check(partial(make_known_items, drawn[0].documents, column, config.sample.queries, seed))
-    check(config.output.location.open().check_writable)
+    check(lambda: config.output.location.open().check_writable())
     missing = _check_extras(config)
     problems += [ConfigError(each) for each in (*_check_names(config), *missing)]
     if quality.mteb and not missing:
