@@ -1,4 +1,4 @@
-"""Measure quality, speed and cost of depths, sizes and precisions on your corpus and this machine, and recommend one.
+"""Recommend depth, size and precision: quality, speed and cost of every combination, on your corpus and this machine.
 
 python -m jobs.sweep configs/sweep/quickstart.yaml [--min-quality 0.97] [--budget-usd 50] [--section.key VALUE …] [--print-config] [--json]
 """
@@ -14,7 +14,7 @@ from embedder.config.load import load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.progress import Display
 from embedder.sweep.config import SweepConfig
-from embedder.sweep.prepare import prepare_study
+from embedder.sweep.prepare import prepare_sweep
 from embedder.sweep.report import build_record, print_report, write_report
 from embedder.sweep.run import run_sweep
 
@@ -22,18 +22,18 @@ SHORT = {"min-quality": "pick.min_quality", "budget-usd": "pick.budget_usd"}
 
 
 def main(args: Sequence[str]) -> int:
-    """Embed the sample once, score and time the grid, write and print the report; 1 if no setting fits."""
+    """Sweep, then write and print the report; return 1 if no setting fits."""
     start_logging()
     config, actions = load_config(SweepConfig, args, ("json",), "jobs.sweep", SHORT)
-    study = prepare_study(config)
+    plan = prepare_sweep(config)
     with Display() as display:
-        swept = run_sweep(study, display.report)
-    files = write_report(swept)
+        result = run_sweep(plan, display.report)
+    files = write_report(result)
     if "json" in actions:
-        print(json.dumps(build_record(swept)))
+        print(json.dumps(build_record(result)))
     else:
-        print_report(swept, files, Console(width=None if sys.stdout.isatty() else 140))
-    return 0 if swept.choice.row else 1
+        print_report(result, files, Console(width=None if sys.stdout.isatty() else 140))
+    return 0 if result.chosen else 1
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from embedder.benchmark.peers import open_peers
 from embedder.config.compute import Backend
 from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.quantization import cut_vectors
 from embedder.core.schema import DOCUMENTS
 from embedder.demo.corpus import Document, read_documents, write_corpus
 from embedder.model.encoder import Encoder
@@ -34,7 +35,7 @@ from embedder.observe.progress import align
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.summary import Summary
-from embedder.sweep.retrieval import cut, mean_reciprocal_rank
+from embedder.sweep.retrieval import mean_reciprocal_rank
 from embedder.sweep.timing import Run, Timing, compare
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
@@ -161,7 +162,10 @@ def find_titles(encoder: Encoder, documents: Sequence[Document], resolved: Resol
     wanted_Q = np.linspace(0, len(documents) - 1, min(NUM_QUERIES, len(documents)), dtype=np.int64)
     queries_QD = embed([documents[number].id for number in wanted_Q])
     dims = [dim for dim in DIMS if dim <= encoder.dim]
-    return {dim: mean_reciprocal_rank(cut(queries_QD, dim), cut(documents_ND, dim), wanted_Q) for dim in dims}
+    return {
+        dim: mean_reciprocal_rank(cut_vectors(queries_QD, dim, normalize=True), cut_vectors(documents_ND, dim, normalize=True), wanted_Q)
+        for dim in dims
+    }
 
 
 @contextmanager

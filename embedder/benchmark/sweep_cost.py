@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from embedder.benchmark.encoder_and_job import tokenize_texts
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.quantization import cut_vectors
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
 from embedder.sweep.grid import choose_depths, choose_dims
-from embedder.sweep.retrieval import cut
 from embedder.sweep.timing import Run, compare
 
 
@@ -57,4 +57,4 @@ def make_grid(
     """Compute the vectors of every depth and dim; return a figure that depends on all of them."""
     tapped = encoder.tap(token_ids, token_budget, depths)
     widths = (finish_states(tapped[depth], head) for depth in depths)
-    return statistics.fmean(float(cut(vectors_NW, dim)[0, 0]) for vectors_NW in widths for dim in dims)
+    return statistics.fmean(float(cut_vectors(vectors_NW, dim, normalize=True)[0, 0]) for vectors_NW in widths for dim in dims)

@@ -73,10 +73,10 @@ def from_binary(codes_NP: npt.NDArray[np.uint8]) -> Floats:
 
 
 def cut_vectors(vectors_NW: Floats, dim: int, normalize: bool) -> Floats:
-    """Truncate to the leading components, and scale to length 1 again if vectors are normalized."""
-    cut_ND = vectors_NW[:, :dim]
-    if not normalize or dim == vectors_NW.shape[1]:
-        return np.ascontiguousarray(cut_ND)
+    """Return the leading components, scaled to unit length if `normalize`."""
+    cut_ND = np.ascontiguousarray(vectors_NW[:, :dim])
+    if not normalize:
+        return cut_ND
     unit_ND: Floats = cut_ND / np.maximum(np.linalg.norm(cut_ND, axis=1, keepdims=True), np.float32(1e-12))
     return unit_ND
 

@@ -21,7 +21,9 @@ VECTORS: dict[Quantization, pa.DataType] = {
 """The vector column's type by quantization. Not a fixed-size list: Polars refuses a Delta table whose files hold one. Bits are
 bytes: Delta has no unsigned integers."""
 
-LEADING = pa.schema({"doc_id": pa.string(), **_SPAN})
+LEADING = pa.schema(
+    {"doc_id": pa.string(), **{name: pa.int32() for name in ("chunk", "num_chunks", "start_char", "end_char", "num_tokens")}}
+)
 RESERVED = frozenset({*LEADING.names, "text", "content_hash", "shard", "row", "embedding"})
 """Names of the table's own columns, which metadata columns may not take."""
 

@@ -23,9 +23,9 @@ class VectorTransform:
     """Rotates the parent's vectors, unless they were rotated when they were made."""
 
     def apply(self, vectors_NW: Floats) -> pa.Array:
-        """Rotate, cut, normalize if the space does, and quantize; return the vector column of the new table."""
+        """Rotate, truncate, normalize if the space does, and quantize; return the vector column of the new table."""
         rotated_NW = vectors_NW if self.rotation_WW is None else vectors_NW @ self.rotation_WW
-        cut_ND = cut_vectors(rotated_NW, self.spec.dim, self.spec.normalize)
+        cut_ND = cut_vectors(rotated_NW, self.spec.dim, self.spec.normalize and self.spec.dim < rotated_NW.shape[1])
         return vector_column(quantize(cut_ND, self.spec.quantization, self.ranges))
 
 

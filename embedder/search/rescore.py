@@ -41,7 +41,7 @@ def rescored(target: Target, location: Location) -> Target:
 
     def find(query_W: Floats, top: int, where: Filter | None) -> list[Hit]:
         turned_W = query_W if turn_WW is None else query_W @ turn_WW
-        query_D = cut_vectors(turned_W[None], target.spec.dim, target.spec.normalize)[0]
+        query_D = cut_vectors(turned_W[None], target.spec.dim, target.spec.normalize and target.spec.dim < turned_W.size)[0]
         hits = target.find(query_D, RESCORED * top, where)
         vectors = read_vectors(dataset, [hit.row for hit in hits], bucket_bits)
         if len(vectors) < len(hits):

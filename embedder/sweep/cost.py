@@ -1,4 +1,4 @@
-"""What a depth costs on this machine: tokens a second of encoders really cut there, and what that makes of the whole corpus."""
+"""Measured speed of encoders cut at each depth → time, money and bytes of the whole corpus; and how these are shown."""
 
 import time
 from collections.abc import Mapping
@@ -13,24 +13,23 @@ from embedder.core.spec import Exit
 from embedder.model.encoder import Encoder
 from embedder.sweep.timing import Run, compare
 
+ROUNDS = 3
+LEAST_SECONDS = 1.0
+"""A pass over the timed chunks takes at least as long, if the sample has enough of them."""
+FIRST_CHUNKS = 64
+
 
 class ExitVariant(NamedTuple):
-    """What decides how fast an encoder of a model is."""
+    """What determines the speed of a model's encoder."""
 
     depth: int
     exit: Exit
     float8: bool = False
 
 
-ROUNDS = 3
-LEAST_SECONDS = 1.0
-"""A full-depth pass over the timed chunks takes at least as long, where the sample has enough of them."""
-FIRST_CHUNKS = 64
-
-
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """How much there is to embed; estimated from the sample where it was not counted."""
+    """Size of the corpus; estimated from the sample unless counted."""
 
     documents: int
     chunks: int
@@ -40,20 +39,19 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One depth on this machine."""
+    """Speed of one encoder on this machine, or of an API."""
 
     tokens_per_second: float
-    speedup: float
-    """Beside the full depth, in the same rounds."""
-    model_bytes: int
-    """Of weights held."""
+    speedup: float | None
+    """Over the full depth, in the same rounds; None for an API, like the weights held."""
+    model_bytes: int | None
     is_emulated: bool = False
-    """Whether it is of float8 on a CPU, and says nothing of a device that has it."""
+    """Whether float8 ran on a CPU, whose speed does not predict a GPU's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What the user pays; None: not said, and then not counted."""
+    """The user's prices; None: not set, and not counted."""
 
     device_hour_usd: float | None
     index_gb_month_usd: float | None
@@ -62,7 +60,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One setting over the whole corpus."""
+    """Cost of one setting over the whole corpus."""
 
     seconds: float
     """Of one device, or of the API."""
@@ -73,27 +71,27 @@ class Cost:
     tokens_per_second: float
     speedup: float | None
     is_emulated: bool = False
-    """Whether seconds, speed and price are of float8 on a CPU, and say nothing of a device that has it."""
+    """Whether float8 ran on a CPU; seconds, speed and price then do not predict a GPU's."""
 
     @property
     def usd(self) -> float | None:
-        """What is known of it in money: None where embedding has no price."""
+        """Known cost in money; None if embedding has no price."""
         return None if self.embed_usd is None else self.embed_usd + (self.index_usd or 0.0)
 
 
 def measure_speeds(encoders: Mapping[ExitVariant, Encoder], token_ids: pa.ListArray, token_budget: int) -> dict[ExitVariant, Speed]:
-    """Time encoders, the first the reference, in alternation on random chunks of the sample, after a warm-up."""
+    """Time encoders, the first being the reference, in alternation on random chunks of the sample."""
     timed = choose_timed(next(iter(encoders.values())), token_ids, token_budget)
-    contenders: dict[str, Run] = {str(leaving): partial(each.encode, timed, token_budget) for leaving, each in encoders.items()}
+    contenders: dict[str, Run] = {str(variant): partial(each.encode, timed, token_budget) for variant, each in encoders.items()}
     timings = compare(contenders, len(timed.flatten()), ROUNDS)
     return {
-        leaving: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes, leaving.float8 and encoder.device_type == "cpu")
-        for (leaving, encoder), timing in zip(encoders.items(), timings, strict=True)
+        variant: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes, variant.float8 and encoder.device_type == "cpu")
+        for (variant, encoder), timing in zip(encoders.items(), timings, strict=True)
     }
 
 
 def choose_timed(encoder: Encoder, token_ids: pa.ListArray, token_budget: int) -> pa.ListArray:
-    """Take random chunks, doubling until a pass is long enough to be timed or there are no more."""
+    """Return random chunks: their number is doubled until a pass is long enough to be timed, or all are taken."""
     shuffled = token_ids.take(pa.array(np.random.default_rng(0).permutation(len(token_ids))))
     encoder.encode(shuffled.slice(0, FIRST_CHUNKS), token_budget)
     num_chunks = FIRST_CHUNKS
@@ -110,13 +108,34 @@ def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Price
     """Extend a measured speed to the whole corpus."""
     seconds = corpus.tokens / speed.tokens_per_second
     embed_usd = None if prices.device_hour_usd is None else seconds / 3600 * prices.device_hour_usd
-    index_bytes = corpus.chunks * bytes_per_vector
-    index_usd, rate = price_index(index_bytes, prices), speed.tokens_per_second
+    index_bytes, month_usd, rate = corpus.chunks * bytes_per_vector, prices.index_gb_month_usd, speed.tokens_per_second
+    index_usd = None if month_usd is None else index_bytes / 1e9 * month_usd * prices.index_months
     return Cost(seconds, embed_usd, index_bytes, index_usd, speed.model_bytes, rate, speed.speedup, speed.is_emulated)
 
 
-def price_index(index_bytes: float, prices: Prices) -> float | None:
-    """Price keeping the vectors."""
-    if prices.index_gb_month_usd is None:
-        return None
-    return index_bytes / 1e9 * prices.index_gb_month_usd * prices.index_months
+def show_seconds(seconds: float) -> str:
+    """Return a time in seconds, minutes, hours or days."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{_short(seconds / unit)} {name}"
+    return f"{_short(seconds / 86_400)} days"
+
+
+def show_bytes(size: float) -> str:
+    """Return a size in powers of 1,000."""
+    for name in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{_short(size)} {name}"
+        size /= 1000
+    return f"{_short(size)} TB"
+
+
+def show_usd(usd: float) -> str:
+    """Return dollars, to the cent from $1 up, else to two digits."""
+    if 0 < usd < 0.0001:
+        return "under $0.0001"
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,10 +1,11 @@
-"""What quality is measured on: a BEIR folder, an STS file, or the corpus itself, whose documents have to be found."""
+"""Data that quality is measured on: a BEIR folder, an STS file, or known items of the corpus itself."""
 
 import csv
 import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,22 +15,24 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.core.errors import ConfigError, StorageError
-from embedder.core.storage import Location, Options, Store
+from embedder.core.storage import Location
 from embedder.sweep.config import QualityConfig
 
 TOP = 100
-"""Documents a query is answered with: what recall@100 looks at."""
+"""Documents returned for a query, for recall@100."""
 LEAST_QUERIES = 10
 KNOWN_ITEMS = "known items"
 _SHOWN = 5
-_SENTENCE = re.compile(r"(?P<first>\S.*?[.!?。!?])(?:\s+|(?<=[。!?]))(?P<rest>\S.*)", re.DOTALL)
+_SENTENCE = re.compile(r"(?P<first>\S.*?[.!?\u3002\uff01\uff1f])(?:\s+|(?<=[\u3002\uff01\uff1f]))(?P<rest>\S.*)", re.DOTALL)
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+"""A character of a script without spaces, or what stands between spaces."""
 _MOST_QUERY_CHARS = 400
 _LEAST_WORDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Queries, documents, and which of them answer which."""
+    """Queries, documents, and the relevant documents of each query."""
 
     name: str
     documents: tuple[str, ...]
@@ -39,40 +42,50 @@ class Retrieval:
     qrels: Mapping[str, Mapping[str, int]]
     """Grades above 0 by document id, by query id."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the counts that reports show."""
+        return {"documents": len(self.documents), "queries": len(self.queries)}
+
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """Pairs of texts, and how alike people found them."""
+    """Pairs of texts with human similarity scores."""
 
     name: str
     firsts: tuple[str, ...]
     seconds: tuple[str, ...]
     scores: tuple[float, ...]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the counts that reports show."""
+        return {"pairs": len(self.scores)}
 
-def read_beir(uri: str, quality: QualityConfig, seed: int) -> Retrieval:
-    """Read a BEIR folder; title and text are joined by one space. ConfigError holds every problem of the folder."""
-    store, options = Store(uri, quality.storage_options), quality.storage_options
-    documents = {row["_id"]: _joined(row) for row in _read_jsonl(Location(store.child("corpus.jsonl"), options))}
-    queries = {row["_id"]: str(row.get("text") or "").strip() for row in _read_jsonl(Location(store.child("queries.jsonl"), options))}
-    qrels = _read_qrels(store, quality.qrels, options)
-    where = f"quality.beir={uri!r}"
-    unknown = {
-        "queries": sorted(set(qrels) - set(queries)),
-        "documents": sorted({document for grades in qrels.values() for document in grades} - set(documents)),
-    }
+
+def read_beir(folder: Location, quality: QualityConfig, seed: int) -> Retrieval:
+    """Read a BEIR folder, title and text joined by one space; ConfigError holds every problem of its ids."""
+    documents = {row["_id"]: f"{row.get('title') or ''} {row.get('text') or ''}".strip() for row in _read_jsonl(folder, "corpus.jsonl")}
+    queries = {row["_id"]: str(row.get("text") or "").strip() for row in _read_jsonl(folder, "queries.jsonl")}
+    qrels = _read_qrels(folder.child("qrels"), quality.qrels)
+    relevant = {document for grades in qrels.values() for document in grades}
+    where = f"quality.beir={folder.uri!r}"
+    unknown = {"queries": sorted(set(qrels) - set(queries)), "documents": sorted(relevant - set(documents))}
     problems = [
-        f"{where}: qrels/{quality.qrels}.tsv names {len(ids)} {kind} that are not there ({', '.join(ids[:_SHOWN])}"
-        f"{', …' if len(ids) > _SHOWN else ''}); take the files of one download"
+        f"{where}: qrels/{quality.qrels}.tsv names {len(ids)} {kind} that are missing ({_some(ids)}); use the files of one download"
         for kind, ids in unknown.items()
         if ids
     ]
     problems += _check_size(where, len(documents), len(qrels))
     if problems:
         raise ConfigError("\n".join(problems))
-    kept = _keep_documents(list(documents), {name for grades in qrels.values() for name in grades}, quality.max_documents, seed)
+    kept = list(documents)
+    if quality.max_documents is not None and len(kept) > quality.max_documents:
+        others = np.random.default_rng(seed).permutation([name for name in kept if name not in relevant])
+        chosen = relevant | set(others[: max(quality.max_documents - len(relevant), 0)].tolist())
+        kept = [name for name in kept if name in chosen]
     return Retrieval(
-        PurePosixPath(store.path).name,
+        PurePosixPath(folder.open().path).name,
         tuple(documents[name] for name in kept),
         tuple(kept),
         tuple(queries[name] for name in qrels),
@@ -81,140 +94,120 @@ def read_beir(uri: str, quality: QualityConfig, seed: int) -> Retrieval:
     )
 
 
-def read_similarity(location: Location) -> Similarity:
+def read_similarity(file: Location) -> Similarity:
     """Read an STS file: columns sentence1, sentence2, score, or else the first three."""
-    where = f"quality.sts={location.uri!r}"
-    text = _read_text(location)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if location.uri.endswith(".tsv") else ","))
+    where = f"quality.sts={file.uri!r}"
+    rows = list(csv.reader(io.StringIO(_read_text(file), newline=""), delimiter="\t" if file.uri.endswith(".tsv") else ","))
     if not rows or len(rows[0]) < 3:
-        raise ConfigError(f"{where}: a header and at least three columns are needed: two texts and a score")
+        raise ConfigError(f"{where}: fewer than three columns; add a header, two texts and a score")
     names = [name.strip().lower() for name in rows[0]]
     wanted = ("sentence1", "sentence2", "score")
     first, second, score = (names.index(name) for name in wanted) if set(wanted) <= set(names) else (0, 1, 2)
-    pairs, problems = [], []
+    pairs: list[tuple[str, str, float]] = []
+    damaged: list[int] = []
     for number, row in enumerate(rows[1:], 2):
         try:
-            value = float(row[score])
-            if not math.isfinite(value):
-                raise ValueError(value)
-            pairs.append((row[first], row[second], value))
+            pairs.append((row[first], row[second], float(row[score])))
         except (ValueError, IndexError):
-            problems.append(number)
-    if problems:
-        shown = ", ".join(map(str, problems[:_SHOWN]))
-        raise ConfigError(f"{where}: {len(problems)} rows hold no two texts and a number (rows {shown}); correct or remove them")
-    if len(pairs) < LEAST_QUERIES or len({value for *_, value in pairs}) < 2:
-        raise ConfigError(f"{where}: {len(pairs)} pairs of {len({value for *_, value in pairs})} different scores; too few to rank")
+            pairs.append(("", "", math.nan))
+        damaged += [number] * (not math.isfinite(pairs[-1][2]))
+    if damaged:
+        raise ConfigError(f"{where}: {len(damaged)} rows are not two texts and a number (rows {_some(damaged)}); correct or remove them")
+    num_scores = len({value for *_, value in pairs})
+    if len(pairs) < LEAST_QUERIES or num_scores < 2:
+        raise ConfigError(
+            f"{where}: {len(pairs)} pairs of {num_scores} different scores; use at least {LEAST_QUERIES} pairs and 2 different scores"
+        )
     firsts, seconds, scores = zip(*pairs, strict=True)
-    return Similarity(PurePosixPath(location.uri).stem, firsts, seconds, scores)
+    return Similarity(PurePosixPath(file.uri).stem, firsts, seconds, scores)
 
 
 def make_known_items(documents: pa.Table, query_column: str | None, num_queries: int, seed: int) -> Retrieval:
-    """Ask for documents by their own title or first sentence, which every document of the sample is then without."""
+    """Return queries that are the title or first sentence of a document; all documents are returned without theirs."""
     texts = documents["text"].to_pylist()
-    titles = documents[query_column].to_pylist() if query_column else [None] * len(texts)
-    split = [_split_query(text, title, query_column is not None) for text, title in zip(texts, titles, strict=True)]
-    counts: dict[str, int] = {}
-    for query, _ in split:
-        counts[query] = counts.get(query, 0) + 1
-    asked = [number for number, (query, _) in enumerate(split) if query and counts[query] == 1]
-    chosen = sorted(np.random.default_rng(seed).permutation(asked)[:num_queries].tolist()) if asked else []
-    what = f"column {query_column!r}" if query_column else "first sentence, and more after it"
+    if query_column:
+        split = [_split_title(text, title) for text, title in zip(texts, documents[query_column].to_pylist(), strict=True)]
+        found, advice = f"{query_column!r} column", "name another quality.query_column"
+    else:
+        split = [_split_sentence(text) for text in texts]
+        found, advice = "first sentence followed by more text", "set quality.query_column to a title"
+    counts = Counter(query for query, _ in split)
+    unique = [number for number, (query, _) in enumerate(split) if query and counts[query] == 1]
+    chosen = sorted(np.random.default_rng(seed).permutation(unique)[:num_queries].tolist())
     where = "quality.known_item"
     problems = _check_size(where, len(texts), LEAST_QUERIES)
     if len(chosen) < LEAST_QUERIES:
-        advice = "name another quality.query_column" if query_column else "set quality.query_column to a title"
-        problems.append(f"{where}: {len(chosen)} of {len(texts)} documents have a {what} that no other has; {advice}, or use labels")
+        problems.append(f"{where}: only {len(chosen)} of {len(texts)} documents have a unique {found}; {advice}, or use labels")
     if problems:
         raise ConfigError("\n".join(problems))
-    names = tuple(f"{number}" for number in range(len(texts)))
-    return Retrieval(
-        KNOWN_ITEMS,
-        tuple(rest for _, rest in split),
-        names,
-        tuple(split[number][0] for number in chosen),
-        tuple(names[number] for number in chosen),
-        {names[number]: {names[number]: 1} for number in chosen},
-    )
+    ids = tuple(map(str, range(len(texts))))
+    qrels = {ids[number]: {ids[number]: 1} for number in chosen}
+    return Retrieval(KNOWN_ITEMS, tuple(rest for _, rest in split), ids, tuple(split[number][0] for number in chosen), tuple(qrels), qrels)
 
 
-def _split_query(text: str, title: Any, by_title: bool) -> tuple[str, str]:
-    """Give the query, '' if there is none, and the text without it."""
-    if by_title:
-        query = str(title or "").strip()
-        rest = text.strip().removeprefix(query).strip() if query else text
-        return (query, rest) if query and rest else ("", text)
+def _split_title(text: str, title: Any) -> tuple[str, str]:
+    """Return the title, or '' if it cannot be a query, and the text without it."""
+    query = str(title or "").strip()
+    rest = text.strip().removeprefix(query).strip()
+    return (query, rest) if query and rest else ("", text)
+
+
+def _split_sentence(text: str) -> tuple[str, str]:
+    """Return the first sentence, or '' if it cannot be a query, and the text without it."""
     found = _SENTENCE.fullmatch(text.strip())
-    if (
-        found is None
-        or min(len(found["first"].split()), len(found["rest"].split())) < _LEAST_WORDS
-        or len(found["first"]) > _MOST_QUERY_CHARS
-    ):
+    if found is None or len(found["first"]) > _MOST_QUERY_CHARS:
         return "", text
-    return found["first"], found["rest"]
+    num_words = min(len(_WORD.findall(part)) for part in found.groups())
+    return (found["first"], found["rest"]) if num_words >= _LEAST_WORDS else ("", text)
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
 
 
 def _check_size(where: str, num_documents: int, num_queries: int) -> list[str]:
-    problems = []
-    if num_documents <= TOP:
-        problems.append(f"{where}: {num_documents} documents; recall@{TOP} needs more than {TOP}, and should have thousands")
-    if num_queries < LEAST_QUERIES:
-        problems.append(f"{where}: {num_queries} queries; fewer than {LEAST_QUERIES} say nothing")
-    return problems
+    documents = f"{where}: {num_documents} documents; recall@{TOP} needs more than {TOP}, preferably thousands"
+    queries = f"{where}: {num_queries} queries; use at least {LEAST_QUERIES}"
+    return [documents] * (num_documents <= TOP) + [queries] * (num_queries < LEAST_QUERIES)
 
 
-def _keep_documents(ids: Sequence[str], judged: set[str], most: int | None, seed: int) -> list[str]:
-    if most is None or len(ids) <= most:
-        return list(ids)
-    others = [name for name in ids if name not in judged]
-    chosen = set(np.random.default_rng(seed).permutation(others)[: max(most - len(judged), 0)].tolist()) | judged
-    return [name for name in ids if name in chosen]
-
-
-def _joined(row: Mapping[str, Any]) -> str:
-    return f"{row.get('title') or ''} {row.get('text') or ''}".strip()
-
-
-def _read_text(location: Location) -> str:
+def _read_text(file: Location) -> str:
     try:
-        with location.open().open_input() as file:
-            return file.read().decode("utf-8-sig")
+        with file.open().open_input() as data:
+            return data.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{location.uri}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise ConfigError(f"{file.uri}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except StorageError as error:
         raise ConfigError(str(error)) from error
 
 
-def _read_jsonl(location: Location) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(_read_text(location).split("\n"), 1):
+def _read_jsonl(folder: Location, name: str) -> list[dict[str, Any]]:
+    file, rows = folder.child(name), []
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)
                 rows.append(row | {"_id": str(row["_id"])})
             except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    f"{location.uri}:{number}: not an object with an _id ({type(error).__name__}: {error}); correct it"
-                ) from error
+                raise ConfigError(f"{file.uri}:{number}: not an object with an _id ({type(error).__name__}: {error}); fix it") from error
     return rows
 
 
-def _read_qrels(store: Store, name: str, options: Options) -> dict[str, dict[str, int]]:
+def _read_qrels(folder: Location, name: str) -> dict[str, dict[str, int]]:
     """Read query, document and grade of each line after the header; queries without a grade above 0 are left out."""
-    folder = Store(store.child("qrels"), options)
-    found = sorted(PurePosixPath(each.uri).stem for each in folder.list_folder() if each.uri.endswith(".tsv"))
+    found = sorted(PurePosixPath(each.uri).stem for each in folder.open().list_folder() if each.uri.endswith(".tsv"))
     if name not in found:
         raise ConfigError(f"quality.qrels={name!r}: {folder.uri} has {', '.join(found) or 'no .tsv'}; choose one of them")
-    uri = folder.child(f"{name}.tsv")
+    file = folder.child(f"{name}.tsv")
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_read_text(Location(uri, options)).split("\n"), 1):
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and cells[-1].strip().lower() == "score"):
             continue
         try:
             query, document, grade = cells[0], cells[1], int(cells[2])
         except (ValueError, IndexError) as error:
-            raise ConfigError(f"{uri}:{number}: {line!r} is not query, document and grade, tabs between; correct it") from error
+            raise ConfigError(f"{file.uri}:{number}: {line!r} is not query, document and grade separated by tabs; correct it") from error
         if grade > 0:
             qrels.setdefault(query, {})[document] = grade
     return qrels

@@ -1,10 +1,11 @@
-"""Settings to try: which depths, dims, precisions, exits and query sides of which model; what cannot be tried is refused at once."""
+"""The settings to try: depths, dims, precisions, exits and query sides of each model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from embedder.core.quantization import Floats
 from embedder.core.spec import Exit
-from embedder.sweep.candidates import CalibratedExit, Candidate, Floats, Side, Transformer
+from embedder.sweep.candidates import Candidate, Side, Transformer
 from embedder.sweep.config import GridConfig, Precision, QuerySide
 from embedder.sweep.retrieval import BITS
 
@@ -15,7 +16,7 @@ LEAST_DIM = 16
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the study."""
+    """Identity of a row."""
 
     model: str
     depth: int
@@ -25,65 +26,66 @@ class Setting:
     exit: Exit
     query_side: QuerySide
     rotated: bool = False
-    """Whether vectors are turned onto their principal axes before the cut."""
+    """Whether vectors are rotated onto their principal axes before the cut."""
     float8: bool = False
     """Whether the layers that documents run through multiply in float8."""
 
     @property
     def bytes_per_vector(self) -> float:
-        """What one stored vector takes."""
+        """Size of one stored vector."""
         return self.dim * BITS[self.precision] / 8
 
+    @property
+    def variant(self) -> str:
+        """Return what distinguishes it from other settings of its depth and dim, for a label."""
+        flags = {"calibrated": self.exit == "calibrated", "rotated": self.rotated, "layers in float8": self.float8}
+        return "".join(f", {name}" for name, is_set in flags.items() if is_set)
+
+    @property
     def label(self) -> str:
-        """Name it in a line."""
-        layers = f"depth {self.depth} × " if self.depth else ""
-        exit_ = (" calibrated" if self.exit == "calibrated" else "") + (" rotated" if self.rotated else "")
+        """Return a readable name, without the model."""
+        depth = f"depth {self.depth} × " if self.depth else ""
         side = ", full queries" if self.query_side == "full" else ""
-        float8 = ", layers in float8" if self.float8 else ""
-        return f"{layers}dim {self.dim} {self.precision.replace('_', ', ')}{exit_}{float8}{side}"
+        return f"{depth}dim {self.dim} {self.precision.replace('_', ', ')}{self.variant}{side}"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One model at one depth by one exit: its vectors of full width, from which every dim and precision is cut."""
+    """One model at one depth by one exit: its full-width vectors, from which every dim and precision is cut."""
 
     candidate: Candidate
     depth: int
     dims: tuple[int, ...]
     query_sides: tuple[QuerySide, ...]
-    exit: CalibratedExit | None = None
+    exit: Exit = "native"
     rotation_WW: Floats | None = None  # noqa: N815
 
     @property
-    def is_float8(self) -> bool:
-        """Whether its documents run through layers in float8."""
-        return isinstance(self.candidate, Transformer) and self.candidate.spec.float8
+    def for_queries(self) -> "View":
+        """The view that embeds its queries: the same layers, never in float8."""
+        return replace(self, candidate=self.candidate.query_model) if isinstance(self.candidate, Transformer) else self
 
-    @property
-    def asking(self) -> "View":
-        """What its queries are embedded by: the same layers, never in float8."""
-        return replace(self, candidate=self.candidate.asking) if isinstance(self.candidate, Transformer) else self
+    def embed(self, texts: Sequence[str], side: Side) -> Floats:
+        """Return vectors before cut and L2."""
+        if self.exit == "native":
+            return self.rotate(self.candidate.embed(texts, side, self.depth))
+        assert isinstance(self.candidate, Transformer), "only a local model has calibrated exits"
+        return self.rotate(self.candidate.embed_exit(texts, side, self.depth))
 
-    def widths(self, texts: Sequence[str], side: Side) -> Floats:
-        """Give vectors before cut and L2."""
-        if self.exit is None:
-            return self.turn(self.candidate.widths(texts, side, self.depth))
-        assert isinstance(self.candidate, Transformer), "only layers of a model here can be calibrated"
-        return self.turn(self.candidate.exit_widths(texts, side, self.exit))
-
-    def turn(self, vectors_NW: Floats) -> Floats:
-        """Bring vectors of the full model's space into this view's: turned, or as they are."""
+    def rotate(self, vectors_NW: Floats) -> Floats:
+        """Return vectors of the full model's space rotated as this view's are."""
         return vectors_NW if self.rotation_WW is None else vectors_NW @ self.rotation_WW
 
     def setting(self, dim: int, precision: Precision, query_side: QuerySide) -> Setting:
-        """Name one of its rows."""
-        exit_: Exit = "calibrated" if self.exit else "native"
-        return Setting(self.candidate.name, self.depth, dim, precision, exit_, query_side, self.rotation_WW is not None, self.is_float8)
+        """Return one of its settings."""
+        float8 = isinstance(self.candidate, Transformer) and self.candidate.spec.float8
+        rotated = self.rotation_WW is not None
+        return Setting(self.candidate.name, self.depth, dim, precision, self.exit, query_side, rotated, float8)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """All that is tried. The first view is the model at full depth, which the others are measured by."""
+    """All views and precisions. The first view is the model at full depth, the reference of all others."""
 
     views: tuple[View, ...]
     precisions: tuple[Precision, ...]
@@ -95,11 +97,11 @@ class Grid:
 
     @property
     def reference(self) -> Setting:
-        """The full model as it is."""
+        """The full model, uncut and unquantized."""
         return self.full.setting(self.full.candidate.width, "float32", "same")
 
     def settings(self) -> Iterator[Setting]:
-        """List every row."""
+        """Yield every setting."""
         for view in self.views:
             for dim in view.dims:
                 for precision in self.precisions:
@@ -108,55 +110,31 @@ class Grid:
 
 
 def choose_depths(num_layers: int, wanted: Sequence[int]) -> tuple[int, ...]:
-    """Give the depths to try, the full one first."""
+    """Return the depths to try, the full one first."""
     spread = [round(num_layers * number / NUM_DEPTHS) for number in range(1, NUM_DEPTHS + 1)]
-    return tuple(sorted({num_layers, *(wanted or (depth for depth in spread if depth))}, reverse=True))
+    return tuple(sorted({num_layers, *(wanted or filter(None, spread))}, reverse=True))
 
 
 def choose_dims(width: int, wanted: Sequence[int]) -> tuple[int, ...]:
-    """Give the dims to try, the full width first."""
+    """Return the dims to try, the full width first."""
     halved = [width >> number for number in range(NUM_DIMS)]
     return tuple(sorted({width, *(wanted or (dim for dim in halved if dim >= LEAST_DIM and dim % 8 == 0))}, reverse=True))
 
 
-def check_grid(where: str, wanted: GridConfig, num_layers: int, width: int) -> list[str]:
-    """Say what the model cannot do."""
-    problems = [
-        f"{where}.depths: {depth}: the model has {num_layers} layers; choose 1 to {num_layers}"
-        for depth in wanted.depths
-        if depth > num_layers
-    ]
-    problems += [f"{where}.dims: {dim}: the model gives {width} components; choose 1 to {width}" for dim in wanted.dims if dim > width]
-    if any(precision.startswith("binary") for precision in wanted.precisions):
-        dims = choose_dims(width, wanted.dims)
-        problems += [
-            f"{where}.dims: {dim}: binary packs eight components a byte; choose multiples of 8, or leave binary out of grid.precisions"
-            for dim in dims
-            if dim % 8
-        ]
-    return problems
-
-
 def view_model(
-    candidate: Transformer,
-    depths: Sequence[int],
-    dims: tuple[int, ...],
-    grid: GridConfig,
-    exits: Mapping[int, CalibratedExit],
-    rotation_WW: Floats | None = None,
+    candidate: Transformer, depths: Sequence[int], dims: tuple[int, ...], grid: GridConfig, rotation_WW: Floats | None = None
 ) -> list[View]:
-    """List a model's views, the deepest first: for the full depth both query sides are the same.
+    """Return a model's views, the deepest first. At full depth both query sides are equal.
 
-    What lies in the full model's space is tried turned as well, if there is a rotation, at the dims that are really cut.
+    Views in the full model's space are also tried rotated, at the dims that are really cut.
     """
     views, cut_dims = [], tuple(dim for dim in dims if dim < candidate.width)
     for depth in depths:
         is_full = depth == max(depths)
         sides: tuple[QuerySide, ...] = ("same",) if is_full else grid.query_sides
         views.append(View(candidate, depth, dims, sides))
-        if depth in exits:
-            views.append(View(candidate, depth, dims, grid.query_sides, exits[depth]))
-        if rotation_WW is not None and cut_dims and (is_full or depth in exits):
-            sides = sides if is_full else grid.query_sides
-            views.append(View(candidate, depth, cut_dims, sides, exits.get(depth), rotation_WW))
+        if depth in candidate.exits:
+            views.append(View(candidate, depth, dims, grid.query_sides, "calibrated"))
+        if rotation_WW is not None and cut_dims and (is_full or depth in candidate.exits):
+            views.append(View(candidate, depth, cut_dims, sides, "calibrated" if depth in candidate.exits else "native", rotation_WW))
     return views

@@ -1,204 +1,137 @@
-"""What a sweep found → one HTML page that needs nothing else, for whoever decides: what to run, what it costs, what is lost."""
+"""The result of a sweep → one self-contained HTML page: the recommended setting, its cost, and the quality lost."""
 
 import html
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
-from embedder.sweep.charts import Axis, Point, draw_front, draw_heat
-from embedder.sweep.config import Precision
-from embedder.sweep.cost import Cost
-from embedder.sweep.datasets import Retrieval, Similarity
-from embedder.sweep.evaluate import NUM_NEIGHBOURS
-from embedder.sweep.grid import Setting
-from embedder.sweep.number_format import show_bytes, show_seconds, show_share, show_usd
+from embedder.sweep.charts import KINDS, STYLE, Point, draw_front, draw_heat
+from embedder.sweep.cost import show_bytes, show_seconds, show_usd
+from embedder.sweep.evaluate import NUM_NEIGHBORS
 from embedder.sweep.recommend import Row, find_front
-from embedder.sweep.run import Swept
-from embedder.sweep.style import STYLE
-
-PRECISION_NAMES: dict[Precision, str] = {
-    "float32": "float32",
-    "int8": "int8",
-    "binary": "binary",
-    "binary_rescored": "binary, rescored",
-}
-
+from embedder.sweep.run import SweepResult
 
 EMULATED = (
-    "Layers in float8 were emulated on this CPU: what they keep of the quality is about what a GPU would, their speed here says "
-    "nothing of its, and is neither shown nor compared. Sweep on a GPU with float8 before choosing them."
+    "Layers in float8 were emulated on this CPU: the quality they keep is close to a GPU's, but their speed here does not predict "
+    "a GPU's, and is neither shown nor compared. Sweep on a GPU with float8 before choosing them."
 )
 
 
-def render_page(swept: Swept, embed_yaml: str) -> str:
-    """Write the page."""
-    title = f"Which depth and size? {swept.reference.model}"
-    body = [
-        f"<header><h1>Which depth and size?</h1><p>{html.escape(_subject(swept))}</p></header>",
-        _recommendation(swept),
-        _fronts(swept),
-        _heat_maps(swept),
-        _config(embed_yaml),
-        _all_rows(swept),
-        _method(swept),
-    ]
+def render_page(result: SweepResult, embed_yaml: str) -> str:
+    """Return the page."""
+    title = html.escape(f"Which depth and size? {result.full.setting.model}")
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    meta += '<meta name="color-scheme" content="light dark">'
-    head = f"<head>{meta}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
-    return f'<!doctype html>\n<html lang="en">{head}<body><main>{"".join(body)}</main></body></html>\n'
-
-
-def _subject(swept: Swept) -> str:
-    corpus = swept.corpus
-    about = "about " if corpus.is_estimate else ""
-    source = swept.study.config.source
-    where = f" at {source.uri}" if source else ""
-    return f"{swept.reference.model} on {about}{corpus.documents:,} documents{where}: {corpus.chunks:,} chunks, {corpus.tokens:,} tokens."
-
-
-def _recommendation(swept: Swept) -> str:
-    row, full = swept.choice.row, swept.full
-    if row is None or row.kept is None:
-        return f'<section class="card"><h2>No setting fits</h2><p>{html.escape(swept.choice.why)}.</p></section>'
-    cost, kept = row.cost, row.kept
-    bounds = f"{show_share(kept.low)} to {show_share(kept.high)}" if kept.low is not None and kept.high is not None else "unknown"
-    price = (
-        [("costs", show_usd(cost.usd), f"full model {show_usd(full.cost.usd)}")]
-        if cost.usd is not None and full.cost.usd is not None
-        else []
-    )
-    tiles = [
-        ("keeps", show_share(row.kept.share), f"95% interval {bounds}"),
-        (
-            "speed",
-            f"{cost.speedup or 1:.2f} ×",
-            f"{show_seconds(cost.seconds)} for the corpus, full model {show_seconds(full.cost.seconds)}",
-        ),
-        (
-            "index",
-            show_bytes(cost.index_bytes),
-            _smaller(cost.index_bytes, full.cost.index_bytes),
-        ),
-        *price,
-    ]
-    noise = " The difference to the full model is within noise." if row.kept.within_noise and row is not full else ""
-    figures = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><p>{html.escape(note)}</p></div>" for name, value, note in tiles)
+    sections = [_recommendation(result), _fronts(result), _heat_maps(result), _config(embed_yaml), _all_rows(result), _method(result)]
     return (
-        f'<section class="card"><p class="eyebrow">Recommended</p><h2>{html.escape(_describe(row))}</h2>'
-        f"<dl>{figures}</dl><p>It is {html.escape(swept.choice.why)}.{noise}</p></section>"
+        f'<!doctype html>\n<html lang="en"><head>{meta}<title>{title}</title><style>{STYLE}</style></head><body><main>'
+        f"<header><h1>Which depth and size?</h1><p>{html.escape(_subject(result))}</p></header>{''.join(sections)}</main></body></html>\n"
     )
 
 
-def _smaller(size: float, full: float) -> str:
-    return f"{_times(full / size)} smaller than {show_bytes(full)}" if size < full else "as the full model's"
+def show_corpus(result: SweepResult) -> str:
+    """Return the size of the corpus in words."""
+    corpus, about = result.corpus, "about " if result.corpus.is_estimate else ""
+    return f"{about}{corpus.documents:,} documents, {corpus.chunks:,} chunks, {corpus.tokens:,} tokens"
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.1f} ×"
+def _subject(result: SweepResult) -> str:
+    source = result.plan.config.source
+    return f"{result.full.setting.model} on {source.uri if source else 'labeled sets'}: {show_corpus(result)}."
 
 
-def _describe(row: Row) -> str:
-    setting = row.setting
-    depth = f"depth {setting.depth}{_how(setting)}, " if setting.depth else ""
-    return f"{depth}dim {setting.dim}, {PRECISION_NAMES[setting.precision]}"
+def show_name(row: Row, result: SweepResult) -> str:
+    """Return a row's label, with its model if it is another one."""
+    return row.setting.label if row.setting.model == result.full.setting.model else f"{row.setting.model} {row.setting.label}"
 
 
-def _how(setting: Setting) -> str:
-    return (", calibrated" if setting.exit == "calibrated" else "") + _how_else(setting)
+def show_figures(row: Row) -> list[str]:
+    """Return a row's share kept, 95% interval, tokens a second, time and index size; speeds only if they were measured."""
+    kept, cost = row.kept, row.cost
+    bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
+    speeds = ["emulated"] * 2 if cost.is_emulated else [f"{cost.tokens_per_second:,.0f}", show_seconds(cost.seconds)]
+    return [f"{kept.share:.1%}" if kept else "–", bounds, *speeds, show_bytes(cost.index_bytes)]
 
 
-def _how_else(setting: Setting) -> str:
-    return (", rotated" if setting.rotated else "") + (", layers in float8" if setting.float8 else "")
+def _recommendation(result: SweepResult) -> str:
+    row, full, why = result.chosen, result.full.cost, html.escape(result.why)
+    if row is None:
+        return f'<section class="card"><h2>No setting fits</h2><p>{why}.</p></section>'
+    cost, (share, bounds, _, seconds, size) = row.cost, show_figures(row)
+    smaller = f"{full.index_bytes / cost.index_bytes:,.1f} × smaller than {show_bytes(full.index_bytes)}"
+    tiles = [
+        ("keeps", share, f"95% interval {bounds or 'unknown'}"),
+        ("speed", f"{cost.speedup or 1:.2f} ×", f"{seconds} for the corpus, full model {show_seconds(full.seconds)}"),
+        ("index", size, smaller if cost.index_bytes < full.index_bytes else "same as the full model's"),
+    ]
+    if cost.usd is not None and full.usd is not None:
+        tiles.append(("costs", show_usd(cost.usd), f"full model {show_usd(full.usd)}"))
+    figures = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><p>{html.escape(note)}</p></div>" for name, value, note in tiles)
+    is_noise = row.kept and row.kept.within_noise and row is not result.full
+    noise = " The difference to the full model is within noise." if is_noise else ""
+    return (
+        f'<section class="card"><p>Recommended</p><h2>{html.escape(row.setting.label)}</h2>'
+        f"<dl>{figures}</dl><p>It is {why}.{noise}</p></section>"
+    )
 
 
-def is_emulated(swept: Swept) -> bool:
-    """Whether some rows are of float8 on a CPU."""
-    return any(row.cost.is_emulated for row in swept.rows)
-
-
-def show_rate(cost: Cost) -> str:
-    """Give tokens a second, where they mean something."""
-    return "emulated" if cost.is_emulated else f"{cost.tokens_per_second:,.0f}"
-
-
-def show_time(cost: Cost) -> str:
-    """Give the time of the corpus, where it means something."""
-    return "emulated" if cost.is_emulated else show_seconds(cost.seconds)
-
-
-def _fronts(swept: Swept) -> str:
-    rows = [row for row in swept.rows if row.kept and row.competes]
+def _fronts(result: SweepResult) -> str:
+    rows = [row for row in result.rows if row.kept and row.competes]
     if not rows:
         return ""
-    front = find_front(rows, swept.full)
-    charts = [
-        (
-            "Quality against the time to embed the corpus",
-            Axis("time of one device, logarithmic", show_seconds),
-            [row.cost.seconds for row in rows],
-        )
-    ]
+    charts: dict[str, tuple[Callable[[float], str], list[float]]] = {}
     if all(row.cost.usd is not None for row in rows):
-        charts[0] = ("Quality against cost", Axis("cost of the corpus, logarithmic", show_usd), [row.cost.usd or 0.0 for row in rows])
-    charts.append(
-        ("Quality against the size of the index", Axis("bytes of vectors, logarithmic", show_bytes), [row.cost.index_bytes for row in rows])
-    )
-    figures = "".join(
-        f"<figure><figcaption>{title}</figcaption>{draw_front(_points(rows, xs, front, swept), axis)}</figure>"
-        for title, axis, xs in charts
-    )
-    kinds = [("chosen", "recommended"), ("full", "full model"), ("front", "cheapest for its quality"), ("other", "other settings")]
-    kinds += [("rival", "other models")] if any(row.setting.model != swept.reference.model for row in rows) else []
+        charts["cost of the corpus"] = show_usd, [row.cost.usd or 0.0 for row in rows]
+    else:
+        charts["time of one device to embed the corpus"] = show_seconds, [row.cost.seconds for row in rows]
+    charts["size of the index"] = show_bytes, [row.cost.index_bytes for row in rows]
+    front, figures = find_front(rows, result.full), ""
+    for axis, (show, xs) in charts.items():
+        points = [_point(row, x, row in front, result) for row, x in zip(rows, xs, strict=True)]
+        figures += f"<figure><figcaption>Quality against {axis}</figcaption>{draw_front(points, f'{axis}, logarithmic', show)}</figure>"
+    has_rivals = any(row.setting.model != result.full.setting.model for row in rows)
     legend = "".join(
-        f'<span><svg viewBox="0 0 12 12"><circle class="{kind}" cx="6" cy="6" r="4.5"/></svg>{name}</span>' for kind, name in kinds
+        f'<span><svg viewBox="0 0 12 12"><circle class="{kind}" cx="6" cy="6" r="4.5"/></svg>{name}</span>'
+        for kind, name in reversed(KINDS.items())
+        if kind != "rival" or has_rivals
     )
-    note = "Each point is a setting; the line joins those that none beats at the same cost. Point at one to read it."
-    return f'<section><h2>What quality costs</h2><p>{note}</p><div class="charts">{figures}</div><p class="legend">{legend}</p></section>'
+    note = "Each point is a setting; the line joins those that no other beats at the same cost. Hover over a point for its figures."
+    return f'<section><h2>Quality and cost</h2><p>{note}</p><div class="charts">{figures}</div><p class="legend">{legend}</p></section>'
 
 
-def _points(rows: Sequence[Row], xs: Sequence[float], front: Sequence[Row], swept: Swept) -> list[Point]:
-    points = []
-    for row, x in zip(rows, xs, strict=True):
-        assert row.kept is not None
-        kind = "front" if row in front else "other"
-        if row.setting.model != swept.reference.model:
-            kind = "rival"
-        if row == swept.full:
-            kind = "full"
-        if row == swept.choice.row:
-            kind = "chosen"
-        model = f"{row.setting.model}, " if row.setting.model != swept.reference.model else ""
-        figures = (show_share(row.kept.share), show_seconds(row.cost.seconds), show_bytes(row.cost.index_bytes))
-        title = f"{model}{_describe(row)}: keeps {', '.join(figures)}"
-        label = _describe(row) if kind == "chosen" else row.setting.model.rpartition("/")[2] if kind == "rival" else ""
-        points.append(Point(max(x, 1e-9), row.kept.share, title, kind, label))
-    return points
+def _point(row: Row, x: float, on_front: bool, result: SweepResult) -> Point:
+    kind, label = "front" if on_front else "other", ""
+    if row.setting.model != result.full.setting.model:
+        kind, label = "rival", row.setting.model.rpartition("/")[2]
+    if row == result.full:
+        kind = "full"
+    if row == result.chosen:
+        kind, label = "chosen", row.setting.label
+    share, _, _, seconds, size = show_figures(row)
+    return Point(max(x, 1e-9), row.share, f"{show_name(row, result)}: keeps {share}, {seconds}, {size}", kind, label)
 
 
-def _heat_maps(swept: Swept) -> str:
-    mine = [row for row in swept.rows if row.setting.model == swept.reference.model and row.can_be_embedded]
-    kinds = sorted({_how(row.setting) for row in mine})
-    maps = "".join(each for how in kinds for each in _maps_of([row for row in mine if _how(row.setting) == how], how))
-    note = "Rows are layers run, columns components kept; figures times 100, the stronger the colour the better. "
-    note += "Metrics are those of float32 vectors."
-    if any(row.setting.rotated for row in mine):
-        note += " Rotated: vectors are turned onto the principal axes of the corpus before the cut."
-    return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{maps}</div></section>'
-
-
-def _maps_of(rows: Sequence[Row], which: str) -> list[str]:
+def _heat_maps(result: SweepResult) -> str:
+    mine = [row for row in result.rows if row.setting.model == result.full.setting.model and row.can_be_embedded]
     maps = []
-    for precision, name in PRECISION_NAMES.items():
-        kept = {_place(row): row.kept.share for row in rows if row.setting.precision == precision and row.kept}
-        if kept:
-            maps.append(draw_heat(f"quality kept, {name}{which}", kept, max(1.0, *kept.values())))
-    stored = [row for row in rows if row.setting.precision == "float32"]
-    for dataset, metric in {(dataset, metric): None for row in stored for dataset, each in row.metrics.items() for metric in each}:
-        values = {_place(row): row.metrics[dataset][metric] for row in stored if metric in row.metrics.get(dataset, {})}
-        maps.append(draw_heat(f"{dataset}: {metric}{which}", values, max(values.values())))
-    return maps
+    for variant in sorted({row.setting.variant for row in mine}):
+        maps += _maps_of([row for row in mine if row.setting.variant == variant], variant)
+    note = "Rows are layers run, columns components kept; values times 100, a stronger color is better. Metrics are of float32 vectors."
+    if any(row.setting.rotated for row in mine):
+        note += " Rotated: vectors are rotated onto the principal axes of the corpus before the cut."
+    return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{"".join(maps)}</div></section>'
 
 
-def _place(row: Row) -> tuple[int, int]:
-    return row.setting.depth, row.setting.dim
+def _maps_of(rows: Sequence[Row], variant: str) -> list[str]:
+    maps: defaultdict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+    for row in rows:
+        values = {f"quality kept, {row.setting.precision.replace('_', ', ')}": row.share} if row.kept else {}
+        if row.setting.precision == "float32":
+            values |= {f"{dataset}: {metric}": value for dataset, each in row.metrics.items() for metric, value in each.items()}
+        for title, value in values.items():
+            maps[title][row.setting.depth, row.setting.dim] = value
+    shares_first = sorted(maps.items(), key=lambda each: ": " in each[0])
+    return [
+        draw_heat(title + variant, each, max(each.values()) if ": " in title else max(1.0, *each.values())) for title, each in shares_first
+    ]
 
 
 def _config(embed_yaml: str) -> str:
@@ -206,58 +139,53 @@ def _config(embed_yaml: str) -> str:
         return ""
     note = "Save it as a file, check <code>output.uri</code>, and run <code>python -m jobs.embed FILE</code>."
     if "calibration:" in embed_yaml:
-        note += " It needs what <code>python -m jobs.calibrate</code> fits on the corpus, at <code>embedding.calibration</code>."
+        note += " It needs the artifact of <code>python -m jobs.calibrate</code> at <code>embedding.calibration</code>."
     if "rescored: true" in embed_yaml:
-        note += " Searches have to rescore: <code>jobs.search</code> over the table does, a store needs <code>--rescore</code>."
+        note += " Searches must rescore: <code>jobs.search</code> over the table does, a store needs <code>--rescore</code>."
     return f"<section><h2>The config to run</h2><p>{note}</p><pre>{html.escape(embed_yaml)}</pre></section>"
 
 
-def _all_rows(swept: Swept) -> str:
-    datasets = {(dataset, metric): None for row in swept.rows for dataset, each in row.metrics.items() for metric in each}
+def _all_rows(result: SweepResult) -> str:
+    metrics = dict.fromkeys((dataset, metric) for row in result.rows for dataset, each in row.metrics.items() for metric in each)
     names = ["model", "depth", "dim", "precision", "exit", "queries", "kept", "95%", "tokens/s", "time", "index"]
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in [*names, *(f"{dataset} {metric}" for dataset, metric in datasets)])
+    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in [*names, *map(" ".join, metrics)])
     lines = []
-    for row in sorted(swept.rows, key=lambda row: -(row.kept.share if row.kept else -1)):
-        setting, cost, kept = row.setting, row.cost, row.kept
-        bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
-        cells = [
-            setting.model, str(setting.depth or "–"), str(setting.dim), PRECISION_NAMES[setting.precision],
-            setting.exit + _how_else(setting), setting.query_side, show_share(kept.share) if kept else "–", bounds,
-            show_rate(cost), show_time(cost), show_bytes(cost.index_bytes),
-        ]  # fmt: skip
-        cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in datasets]
-        chosen = ' class="picked"' if row == swept.choice.row else ""
+    for row in sorted(result.rows, key=lambda row: -row.share):
+        setting = row.setting
+        precision, exit_ = setting.precision.replace("_", ", "), setting.exit + setting.variant.removeprefix(", calibrated")
+        cells = [setting.model, str(setting.depth or "–"), str(setting.dim), precision, exit_, setting.query_side]
+        cells += show_figures(row)
+        cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in metrics]
+        chosen = ' class="picked"' if row == result.chosen else ""
         lines.append(f"<tr{chosen}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     table = f'<div class="scroll"><table class="rows"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    return f"<section><details><summary>All {len(swept.rows)} settings</summary>{table}</details></section>"
+    return f"<section><details><summary>All {len(result.rows)} settings</summary>{table}</details></section>"
 
 
-def _method(swept: Swept) -> str:
-    machine, config = swept.machine, swept.study.config
-    measured = [_describe_dataset(each) for each in swept.study.datasets] + [f"{task} (mteb)" for task in config.quality.mteb]
+def _method(result: SweepResult) -> str:
+    machine, plan = result.machine, result.plan
+    sizes = {each.name: ", ".join(f"{count:,} {name}" for name, count in each.sizes.items()) for each in plan.datasets}
+    measured = [f"{name} ({size})" for name, size in (sizes | dict.fromkeys(plan.config.quality.mteb, "mteb")).items()]
     points = [
-        f"Quality is measured on {', '.join(measured)}; with several sets it is the mean of their main metrics (nDCG@10, Spearman). "
+        f"Quality is measured on {', '.join(measured)}; over several sets it is the mean of their main metrics (nDCG@10, Spearman). "
         "“Kept” divides it by the full model's, at float32 and full width.",
-        "Intervals are of that share, over 500 resamples of the queries, the same for every setting: two settings whose intervals overlap "
-        "may be equally good, and one whose interval holds 100% may be as good as the full model.",
-        f"“Fidelity” needs no labels: the share of the full model's {NUM_NEIGHBOURS} nearest documents that a setting finds too, "
+        "Intervals are of that share, over 500 resamples of the queries that are the same for every setting. Settings whose intervals "
+        "overlap may be equally good, and one whose interval holds 100% may be as good as the full model.",
+        f"“Fidelity” needs no labels: the share of the full model's {NUM_NEIGHBORS} nearest documents that a setting also finds, "
         "and the cosine to its vectors.",
-        "Queries: “same” are embedded as the documents are, “full” by the full model; none in float8.",
-        "int8 and binary are of stored vectors. int8 is searched by float queries; binary by the queries' own bits; “rescored” orders the "
-        "best four times as many by the float query.",
-        f"Speed is the encoder's, of models really cut at each depth, on this machine ({machine.device}, dtype {machine.dtype}, "
-        f"{machine.token_budget:,} tokens a pass), on chunks of the sample, in alternation. Reading and writing come on top.",
-        EMULATED if is_emulated(swept) else "",
-        "How many documents and tokens the corpus has is estimated from the sample and the bytes of the listing."
-        if swept.corpus.is_estimate
-        else "",
+        "Queries: “same” are embedded like the documents, “full” by the full model; never in float8.",
+        "int8 and binary describe stored vectors. int8 is searched by float queries, binary by the queries' bits; “rescored” reranks "
+        "four times as many documents with the float query.",
+        f"Speed is the encoder's alone, for models cut at each depth, on this machine ({machine.device}, dtype {machine.dtype}, "
+        f"{machine.token_budget:,} tokens a pass), on chunks of the sample, in alternation; reading and writing are not included.",
     ]
-    return (
-        f"<section><h2>How it was measured</h2><ul>{''.join(f'<li>{html.escape(point)}</li>' for point in points if point)}</ul></section>"
-    )
+    if is_emulated(result):
+        points.append(EMULATED)
+    if result.corpus.is_estimate:
+        points.append("The numbers of documents and tokens in the corpus are estimated from the sample and the bytes of the listing.")
+    return f"<section><h2>How it was measured</h2><ul>{''.join(f'<li>{html.escape(point)}</li>' for point in points)}</ul></section>"
 
 
-def _describe_dataset(dataset: Retrieval | Similarity) -> str:
-    if isinstance(dataset, Similarity):
-        return f"{dataset.name} ({len(dataset.scores):,} pairs)"
-    return f"{dataset.name} ({len(dataset.queries):,} queries over {len(dataset.documents):,} documents)"
+def is_emulated(result: SweepResult) -> bool:
+    """Return whether some rows are of float8 on a CPU."""
+    return any(row.cost.is_emulated for row in result.rows)

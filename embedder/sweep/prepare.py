@@ -1,17 +1,13 @@
-"""Settings become a study that is checked, before the first forward pass; or one ConfigError with every problem."""
+"""Settings → a plan that is checked before the first forward pass, or one error with every problem."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import PurePosixPath
-from typing import TypeVar
 
-from embedder.config.compute import ComputeConfig
-from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.config.source import SourceConfig
-from embedder.core.errors import ConfigError, EmbedderError
-from embedder.core.spec import EmbeddingSpec
+from embedder.config.embedding import EmbeddingConfig
+from embedder.core.errors import ConfigError, EmbedderError, collect_problem, join_problems
 from embedder.core.storage import Location
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import locate_model, read_recipe
@@ -24,15 +20,14 @@ from embedder.sweep.candidates import choose_machine
 from embedder.sweep.config import BaselineConfig, GridConfig, SweepConfig
 from embedder.sweep.datasets import KNOWN_ITEMS, Retrieval, Similarity, make_known_items, read_beir, read_similarity
 from embedder.sweep.evaluate import FIDELITY
-from embedder.sweep.grid import check_grid, choose_depths, choose_dims
+from embedder.sweep.grid import choose_depths, choose_dims
 
-T = TypeVar("T")
 QUERY_COLUMN = "query"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of this machine with what is tried of it, the deepest and widest first."""
+    """A local model and the depths and dims to try, the deepest and widest first."""
 
     name: str
     resolved: ResolvedModel
@@ -41,64 +36,91 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """A sweep that is checked: everything is read, nothing is run."""
+class SweepPlan:
+    """A checked sweep: all data is read, no model has run."""
 
     config: SweepConfig
     model: Model
-    rivals: tuple[Model, ...]
+    baselines: tuple[Model, ...]
     apis: tuple[BaselineConfig, ...]
     datasets: tuple[Retrieval | Similarity, ...]
     texts: tuple[str, ...]
-    """Documents as they are compared: those of known items are without their queries."""
+    """Documents as they are compared: with known items, without their queries."""
     sample: Sample | None
     listing: Listing | None
     calibration: Calibration | None = None
-    """Maps whose exits, and a rotation whose cuts, are tried beside the native ones."""
+    """Its exits and rotation are tried beside the native ones."""
 
     @property
     def whole_texts(self) -> Sequence[str]:
-        """Documents as `embed` would see them: what is timed and priced."""
+        """Documents as `embed` reads them, which are timed and priced."""
         whole: Sequence[str] = self.sample.documents["text"].to_pylist() if self.sample else self.texts
         return whole
 
 
-def prepare_study(config: SweepConfig) -> Study:
-    """Resolve the models, read the labelled sets, draw the sample; all problems are reported at once."""
-    problems: list[str] = []
-    plain = config.embedding.model_copy(update={"calibration": None})
-    model = _collect(problems, partial(_resolve, plain, config.grid, config.chunking, "grid"))
-    calibration = _collect(problems, partial(_load_calibration, config.embedding.calibration, model)) if model else None
-    rivals = [
-        _collect(problems, partial(_resolve_rival, number, each, config)) for number, each in enumerate(config.baselines) if not each.is_api
-    ]
-    labelled: list[Retrieval | Similarity | None] = []
-    labelled += [_collect(problems, partial(read_beir, uri, config.quality, config.sample.seed)) for uri in config.quality.beir]
-    labelled += [_collect(problems, partial(read_similarity, Location(uri, config.quality.storage_options))) for uri in config.quality.sts]
-    drawn = _collect(problems, partial(draw_sample, config.source, config)) if config.source else None
-    known = _collect(problems, partial(_known_items, drawn[0], config)) if drawn and config.uses_known_items else None
+def prepare_sweep(config: SweepConfig) -> SweepPlan:
+    """Resolve the models, read the labeled sets, draw the sample; all problems are raised at once."""
+    problems: list[EmbedderError] = []
+    check = partial(collect_problem, problems)
+    model = check(partial(_resolve, config.embedding.model_copy(update={"calibration": None}), config.grid, config, "grid"))
+    calibration = check(partial(_load_calibration, config.embedding.calibration, model)) if model else None
     if model and config.grid.float8:
-        _collect(problems, partial(_check_float8, model.resolved.spec, config.compute))
-    _collect(problems, config.output.location.open().check_writable)
-    lacking = check_extras(config)
-    problems += [*_check_names(config), *lacking]
-    if config.quality.mteb and not lacking:
+        check(partial(_check_float8, model, config))
+    local = {f"baselines[{number}]": each for number, each in enumerate(config.baselines) if not each.is_api}
+    baselines = [check(partial(_resolve_baseline, each, config, where)) for where, each in local.items()]
+    quality, seed = config.quality, config.sample.seed
+    locate = partial(Location, options=quality.storage_options)
+    labeled: list[Retrieval | Similarity | None] = []
+    labeled += [check(partial(read_beir, locate(uri), quality, seed)) for uri in quality.beir]
+    labeled += [check(partial(read_similarity, locate(uri))) for uri in quality.sts]
+    drawn = check(partial(_draw_sample, config))
+    column = QUERY_COLUMN if quality.query_column else None
+    known = None
+    if drawn and config.uses_known_items:
+        known = check(partial(make_known_items, drawn[0].documents, column, config.sample.queries, seed))
+    check(lambda: config.output.location.open().check_writable())
+    missing = _check_extras(config)
+    problems += [ConfigError(each) for each in (*_check_names(config), *missing)]
+    if quality.mteb and not missing:
         from embedder.sweep.mteb_tasks import find_task  # extra mteb
 
-        for task in config.quality.mteb:
-            _collect(problems, partial(find_task, task))
+        for task in quality.mteb:
+            check(partial(find_task, task))
     if problems or model is None:
-        raise ConfigError("\n".join(problems))
-    datasets = tuple(each for each in (known, *labelled) if each is not None)
-    texts = _texts_of(drawn[0] if drawn else None, known, datasets)
-    apis = tuple(each for each in config.baselines if each.is_api)
+        raise join_problems(problems)
+    datasets = tuple(each for each in (known, *labeled) if each)
     sample, listing = drawn or (None, None)
-    return Study(config, model, tuple(each for each in rivals if each), apis, datasets, texts, sample, listing, calibration)
+    apis = tuple(each for each in config.baselines if each.is_api)
+    models = tuple(each for each in baselines if each)
+    return SweepPlan(config, model, models, apis, datasets, _choose_texts(sample, datasets), sample, listing, calibration)
 
 
-def _check_float8(spec: EmbeddingSpec, compute: ComputeConfig) -> None:
-    """Refuse a model or a GPU that cannot multiply in float8."""
-    check_device(choose_machine(compute).device)
+def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, config: SweepConfig, where: str) -> Model:
+    resolved = resolve_model(embedding, config.chunking)
+    width = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0]).width
+    most = resolved.spec.depth
+    problems = [f"{where}.depths: {depth}: the model has {most} layers; choose 1 to {most}" for depth in wanted.depths if depth > most]
+    problems += [f"{where}.dims: {dim}: the model has {width} components; choose 1 to {width}" for dim in wanted.dims if dim > width]
+    if width % 8 and config.grid.has_binary:
+        problems.append(f"{where}: the model has {width} components, and binary packs eight into a byte; leave it out of grid.precisions")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Model(embedding.model, resolved, choose_depths(most, wanted.depths), choose_dims(width, wanted.dims))
+
+
+def _resolve_baseline(baseline: BaselineConfig, config: SweepConfig, where: str) -> Model:
+    """Resolve another model: only its full depth and width, unless others are set."""
+    embedding = EmbeddingConfig(**baseline.model_dump(include=set(EmbeddingConfig.model_fields)))
+    model = _resolve(embedding, baseline, config, where)
+    depths = tuple(sorted(set(baseline.depths), reverse=True)) or model.depths[:1]
+    dims = tuple(sorted(set(baseline.dims), reverse=True)) or model.dims[:1]
+    return Model(model.name, model.resolved, depths, dims)
+
+
+def _check_float8(model: Model, config: SweepConfig) -> None:
+    """Raise if the model or the GPU cannot multiply in float8."""
+    check_device(choose_machine(config.compute).device)
+    spec = model.resolved.spec
     problems = check_float8(spec.model_copy(update={"float8": True}), read_recipe(locate_model(spec.model, spec.revision)[0]))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -117,81 +139,47 @@ def _load_calibration(uri: str | None, model: Model) -> Calibration | None:
     return calibration
 
 
-def draw_sample(source: SourceConfig, config: SweepConfig) -> tuple[Sample, Listing]:
-    """Draw documents of the corpus, with the column that known-item queries come from."""
+def _draw_sample(config: SweepConfig) -> tuple[Sample, Listing] | None:
+    """Draw documents of the corpus, with the column of known-item queries; None without a source."""
+    if config.source is None:
+        return None
     column = config.quality.query_column
-    asked = source.model_copy(
-        update={"metadata_columns": {QUERY_COLUMN: column} if column else {}, "metadata_types": {QUERY_COLUMN: "string"} if column else {}}
-    )
-    listing = list_shards(asked)
-    metadata = inspect_source(asked, listing.shards)
-    return sample_documents(asked, listing, config.sample.documents, config.sample.seed, metadata), listing
+    update = {"metadata_columns": {QUERY_COLUMN: column} if column else {}, "metadata_types": {QUERY_COLUMN: "string"} if column else {}}
+    source = config.source.model_copy(update=update)
+    listing = list_shards(source)
+    metadata = inspect_source(source, listing.shards)
+    return sample_documents(source, listing, config.sample.documents, config.sample.seed, metadata), listing
 
 
-def _known_items(sample: Sample, config: SweepConfig) -> Retrieval:
-    column = QUERY_COLUMN if config.quality.query_column else None
-    return make_known_items(sample.documents, column, config.sample.queries, config.sample.seed)
-
-
-def _texts_of(sample: Sample | None, known: Retrieval | None, datasets: Sequence[Retrieval | Similarity]) -> tuple[str, ...]:
-    """Take the documents as the known items have them, so that they are run once; without a source, those of a labelled set."""
-    if known is not None:
-        return known.documents
-    if sample is not None:
+def _choose_texts(sample: Sample | None, datasets: Sequence[Retrieval | Similarity]) -> tuple[str, ...]:
+    """Return the documents of the known items, so that they are run once, or else of the sample, or else of a labeled set."""
+    if sample is not None and not any(each.name == KNOWN_ITEMS for each in datasets):
         return tuple(sample.documents["text"].to_pylist())
     retrieval = [each.documents for each in datasets if isinstance(each, Retrieval)]
     return retrieval[0] if retrieval else tuple(text for each in datasets if isinstance(each, Similarity) for text in each.seconds)
 
 
-def _resolve(embedding: EmbeddingConfig, grid: GridConfig, chunking: ChunkingConfig, where: str) -> Model:
-    resolved = resolve_model(embedding, chunking)
-    width = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0]).width
-    problems = check_grid(where, grid, resolved.spec.depth, width)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return Model(embedding.model, resolved, choose_depths(resolved.spec.depth, grid.depths), choose_dims(width, grid.dims))
-
-
-def _resolve_rival(number: int, baseline: BaselineConfig, config: SweepConfig) -> Model:
-    """Resolve another model: at its full depth and width alone, unless it is asked for others."""
-    grid = config.grid.model_copy(update={"depths": baseline.depths, "dims": baseline.dims})
-    embedding = EmbeddingConfig(**baseline.model_dump(include=set(EmbeddingConfig.model_fields)))
-    model = _resolve(embedding, grid, config.chunking, f"baselines[{number}]")
-    depths = [depth for depth in model.depths if not baseline.depths or depth in baseline.depths][: None if baseline.depths else 1]
-    dims = [dim for dim in model.dims if not baseline.dims or dim in baseline.dims][: None if baseline.dims else 1]
-    return Model(model.name, model.resolved, tuple(depths), tuple(dims))
-
-
 def _check_names(config: SweepConfig) -> list[str]:
-    """Rows are named by their model, columns by their dataset."""
+    """Return names of models or datasets that are not unique; they name rows and columns."""
     models = [config.embedding.model, *(each.model for each in config.baselines)]
     quality = config.quality
     sets = [PurePosixPath(uri).name for uri in quality.beir] + [PurePosixPath(uri).stem for uri in quality.sts]
-    sets += [*quality.mteb, KNOWN_ITEMS, FIDELITY]  # which are of the sweep's own
-    problems = [f"baselines: {name!r} is there twice; each model is named once" for name in _repeated(models)]
-    return problems + [f"quality: two sets are named {name!r}, as their folder or file is; rename one" for name in _repeated(sets)]
+    sets += [*quality.mteb, KNOWN_ITEMS, FIDELITY]
+    problems = [f"baselines: {name!r} is listed twice; list each model once" for name in _repeated(models)]
+    return problems + [f"quality: two sets are named {name!r} after their folder or file; rename one" for name in _repeated(sets)]
 
 
 def _repeated(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def check_extras(config: SweepConfig) -> list[str]:
-    """Say which packages the settings need and are not installed."""
-    needed = [("pytrec_eval", "study", "a sweep", True), ("scipy", "study", "a sweep", True)]
-    needed.append(("mteb", "mteb", "quality.mteb", bool(config.quality.mteb)))
-    needed.append(("openai", "openai", "a baseline behind an API", any(each.is_api for each in config.baselines)))
+def _check_extras(config: SweepConfig) -> list[str]:
+    """Return the packages that the settings need and that are not installed."""
+    needed = {"pytrec_eval": ("a sweep", "study"), "scipy": ("a sweep", "study")}
+    needed |= {"mteb": ("quality.mteb", "mteb")} if config.quality.mteb else {}
+    needed |= {"openai": ("a baseline behind an API", "openai")} if any(each.is_api for each in config.baselines) else {}
     return [
         f"{what} needs the package {package}, which is not installed; pip install '.[{extra}]' from the checkout"
-        for package, extra, what, is_needed in needed
-        if is_needed and find_spec(package) is None
+        for package, (what, extra) in needed.items()
+        if find_spec(package) is None
     ]
-
-
-def _collect(problems: list[str], check: Callable[[], T]) -> T | None:
-    """Run a check, keeping its complaint so that all are reported at once."""
-    try:
-        return check()
-    except EmbedderError as error:
-        problems.append(str(error))
-        return None

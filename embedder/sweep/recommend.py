@@ -1,4 +1,4 @@
-"""Figures of quality and cost → rows, each beside the full model, with what chance allows; the front; the recommended setting."""
+"""Scores and costs → rows compared with the full model, the front of the best ones, and the recommended setting."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from embedder.core.errors import ConfigError
+from embedder.core.rotation import Doubles
 from embedder.sweep.config import PickConfig
-from embedder.sweep.cost import Cost
-from embedder.sweep.evaluate import Score, Scored
+from embedder.sweep.cost import Cost, show_usd
+from embedder.sweep.evaluate import Score, Scores
 from embedder.sweep.grid import Setting
-from embedder.sweep.metrics import Doubles, interval
-from embedder.sweep.number_format import show_usd
+from embedder.sweep.metrics import interval
 
 MIN_QUALITY = 0.97
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Quality beside the full model's: 1 is as good. The interval is that of the paired difference, None without figures by query."""
+    """Quality relative to the full model's, with the interval of the paired difference; None without scores by query."""
 
     quality: float
-    """Mean over datasets of each one's main metric."""
+    """Mean over datasets of the main metric."""
     share: float
     low: float | None
     high: float | None
 
     @property
     def floor(self) -> float:
-        """What can be promised."""
+        """Lower end of the interval, or the share itself without one."""
         return self.share if self.low is None else self.low
 
     @property
@@ -40,59 +40,56 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting: what it keeps and what it costs."""
+    """One setting: the quality it keeps and what it costs."""
 
     setting: Setting
     metrics: Mapping[str, Mapping[str, float]]
     """By dataset, by metric."""
     kept: Kept | None
-    """None where some dataset has no figure for it."""
+    """None if a dataset has no score for it."""
     cost: Cost
 
     @property
+    def share(self) -> float:
+        """Share of the full model's quality, 0 if unknown."""
+        return self.kept.share if self.kept else 0.0
+
+    @property
     def can_be_embedded(self) -> bool:
-        """Whether `embed` and `search` run it as it is: raw layers are searched by their like, calibrated ones by the full model."""
+        """Whether `embed` and `search` run it: calibrated exits are searched by the full model, native ones by their own depth."""
         return self.setting.query_side == ("full" if self.setting.exit == "calibrated" else "same")
 
     @property
     def competes(self) -> bool:
-        """Whether it can be embedded so, and what that takes is known: where float8 is emulated, only its quality is."""
+        """Whether it can be embedded at a known cost; emulated float8 has none."""
         return self.can_be_embedded and not self.cost.is_emulated
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The recommended setting, None if nothing fits, and why."""
-
-    row: Row | None
-    why: str
-
-
-def build_rows(scored: Sequence[Scored], costs: Mapping[Setting, Cost], reference: Setting) -> list[Row]:
-    """Put figures of all datasets side by side, and compare each setting with the full model."""
-    mains = [each for each in scored if any(score.main for score in each.scores.values())]
+def build_rows(scored: Mapping[str, Scores], costs: Mapping[Setting, Cost], reference: Setting) -> list[Row]:
+    """Join each setting's scores by dataset, and compare them with the full model's."""
+    mains = [scores for scores in scored.values() if any(score.main for score in scores.values())]
     rows = []
     for setting, cost in costs.items():
-        metrics = {each.dataset: dict(each.scores[setting].metrics) for each in scored if setting in each.scores}
-        has_all = bool(mains) and all(setting in each.scores for each in mains)
-        pairs = [(each.scores[setting], each.scores[reference]) for each in mains] if has_all else []
-        rows.append(Row(setting, metrics, _compare(pairs) if pairs else None, cost))
+        metrics = {name: dict(scores[setting].metrics) for name, scores in scored.items() if setting in scores}
+        kept = None
+        if mains and all(setting in scores for scores in mains):
+            kept = _compare([scores[setting] for scores in mains], [scores[reference] for scores in mains])
+        rows.append(Row(setting, metrics, kept, cost))
     return rows
 
 
-def _compare(pairs: Sequence[tuple[Score, Score]]) -> Kept:
+def _compare(mine: Sequence[Score], full: Sequence[Score]) -> Kept:
     """Divide mean by mean, over the same resamples of queries on both sides."""
-    mine, full = (float(np.mean([_main(score) for score in side])) for side in zip(*pairs, strict=True))
-    if full <= 0:
+    quality, full_quality = (float(np.mean([_main(score) for score in side])) for side in (mine, full))
+    if full_quality <= 0:
         raise ConfigError(
-            f"quality: the full model scores {full:.3f}, so nothing can be kept of it; check the labels, and the model's prompts"
+            f"quality: the full model scores {full_quality:.3f}, so shares of it are undefined; check the labels and the model's prompts"
         )
-    resampled = [_resampled(side) for side in zip(*pairs, strict=True)]
-    if resampled[0] is None or resampled[1] is None:
-        return Kept(mine, mine / full, None, None)
-    is_defined = resampled[1] > 0  # of few queries, a resample may hold none that the full model answers
-    low, high = interval(resampled[0][is_defined] / resampled[1][is_defined])
-    return Kept(mine, mine / full, low, high)
+    mine_R, full_R = _resampled(mine), _resampled(full)
+    if mine_R is None or full_R is None:
+        return Kept(quality, quality / full_quality, None, None)
+    is_defined = full_R > 0  # a resample of few queries may hold none that the full model answers
+    return Kept(quality, quality / full_quality, *interval(mine_R[is_defined] / full_R[is_defined]))
 
 
 def _main(score: Score) -> float:
@@ -100,65 +97,64 @@ def _main(score: Score) -> float:
     return score.metrics[score.main]
 
 
-def _resampled(side: Sequence[Score]) -> Doubles | None:
-    """Average the resamples over datasets; a dataset without them counts as it is, all of them without give None."""
-    if all(score.resampled_R is None for score in side):
+def _resampled(scores: Sequence[Score]) -> Doubles | None:
+    """Return the mean of the resamples over datasets, a dataset without them being constant; None if none has them."""
+    if all(score.resampled_R is None for score in scores):
         return None
-    size = max(len(score.resampled_R) for score in side if score.resampled_R is not None)
-    each = [np.full(size, _main(score)) if score.resampled_R is None else score.resampled_R for score in side]
-    total: Doubles = np.mean(each, axis=0)
-    return total
+    parts = [np.array(_main(score)) if score.resampled_R is None else score.resampled_R for score in scores]
+    mean_R: Doubles = np.mean(np.broadcast_arrays(*parts), axis=0)
+    return mean_R
 
 
-def burden(row: Row, reference: Row) -> float:
-    """Give what a setting costs: money where both its parts have a price, else time and index each beside the full model's, multiplied."""
-    cost, full = row.cost, reference.cost
+def rank_cost(row: Row, full: Row) -> float:
+    """Return the cost that settings are ordered by: in money if both parts are priced, else relative to the full model."""
+    cost, reference = row.cost, full.cost
     if cost.usd is not None and cost.index_usd is not None:
         return cost.usd
-    return math.sqrt((cost.seconds / full.seconds) * (cost.index_bytes / full.index_bytes))
+    return math.sqrt((cost.seconds / reference.seconds) * (cost.index_bytes / reference.index_bytes))
 
 
-def find_front(rows: Sequence[Row], reference: Row) -> list[Row]:
-    """Keep the settings than which none is both cheaper and better, cheapest first."""
+def find_front(rows: Sequence[Row], full: Row) -> list[Row]:
+    """Return the competing settings that no other is both cheaper and better than, cheapest first."""
     front: list[Row] = []
-    for row in sorted((row for row in rows if row.kept), key=lambda row: (burden(row, reference), -_share(row))):
-        if not front or _share(row) > _share(front[-1]):
+    for row in sorted((row for row in rows if row.kept and row.competes), key=lambda row: (rank_cost(row, full), -row.share)):
+        if not front or row.share > front[-1].share:
             front.append(row)
     return front
 
 
-def choose_row(rows: Sequence[Row], reference: Row, pick: PickConfig) -> Choice:
-    """Pick the cheapest setting that keeps enough, or the best that can be paid."""
-    able = [row for row in rows if row.kept and row.competes and row.setting.model == reference.setting.model]
-    least = pick.min_quality if pick.min_quality is not None or pick.budget_usd is not None else MIN_QUALITY
+def choose_row(rows: Sequence[Row], full: Row, pick: PickConfig) -> tuple[Row | None, str]:
+    """Return the cheapest row that keeps enough quality, or the best within the budget, None if none fits; and the reason."""
+    able = [row for row in rows if row.kept and row.competes and row.setting.model == full.setting.model]
+    if not able:
+        return None, "no setting fits: quality was not measured; add labels, or set quality.known_item"
+    least, budget = pick.min_quality, pick.budget_usd
+    if least is None and budget is None:
+        least = MIN_QUALITY
     good = [row for row in able if least is None or (row.kept and row.kept.floor >= least)]
-    paid = [row for row in able if pick.budget_usd is None or (row.cost.usd is not None and row.cost.usd <= pick.budget_usd)]
+    paid = [row for row in able if budget is None or (row.cost.usd is not None and row.cost.usd <= budget)]
     fitting = [row for row in good if row in paid]
     if not fitting:
-        return Choice(None, _nothing_fits(good, paid, least, pick.budget_usd))
+        return None, _nothing_fits(good, paid, least, budget)
     if least is not None:
-        chosen = min(fitting, key=lambda row: (burden(row, reference), -_share(row)))
-        within = f" and costs at most {show_usd(pick.budget_usd)}" if pick.budget_usd is not None else ""
-        what = f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality"
-        return Choice(chosen, f"{what}, at the lower end of its 95% interval{within}")
-    best = max(fitting, key=_share)
-    assert best.kept is not None
-    chosen = min((row for row in fitting if _share(row) >= best.kept.floor), key=lambda row: (burden(row, reference), -_share(row)))
-    most = show_usd(pick.budget_usd or 0.0)
-    return Choice(chosen, f"the cheapest of those that no affordable setting is clearly better than, for at most {most}")
+        within = f" and costs at most {show_usd(budget)}" if budget is not None else ""
+        why = f"the cheapest of {len(able)} settings that keeps at least {least:.1%} of the full model's quality"
+        why += f", at the lower end of its 95% interval{within}"
+    else:
+        best = max(fitting, key=lambda row: row.share)
+        assert best.kept is not None
+        fitting = [row for row in fitting if row.share >= best.kept.floor]
+        why = f"the cheapest of those that no affordable setting is clearly better than, for at most {show_usd(budget or 0.0)}"
+    return min(fitting, key=lambda row: (rank_cost(row, full), -row.share)), why
 
 
 def _nothing_fits(good: Sequence[Row], paid: Sequence[Row], least: float | None, budget_usd: float | None) -> str:
     cheapest = min((row for row in good if row.cost.usd is not None), key=lambda row: row.cost.usd or 0.0, default=None)
-    best = max(paid, key=_share, default=None)
+    best = max(paid, key=lambda row: row.share, default=None)
     budget, reasons = show_usd(budget_usd or 0.0), []
     if cheapest is not None:
-        that = f"the cheapest that keeps {least:.1%}" if least else "the cheapest"
-        reasons.append(f"{that} costs {show_usd(cheapest.cost.usd or 0.0)} ({cheapest.setting.label()})")
+        name = f"the cheapest that keeps {least:.1%}" if least else "the cheapest"
+        reasons.append(f"{name} costs {show_usd(cheapest.cost.usd or 0.0)} ({cheapest.setting.label})")
     if best is not None:
-        reasons.append(f"the best for {budget} keeps {_share(best):.1%} ({best.setting.label()})")
+        reasons.append(f"the best for {budget} keeps {best.share:.1%} ({best.setting.label})")
     return "no setting fits: " + ("; ".join(reasons) or f"none costs as little as {budget}")
-
-
-def _share(row: Row) -> float:
-    return row.kept.share if row.kept else 0.0

@@ -1,9 +1,9 @@
-"""What a sweep found → report.json, report.csv, report.html and a table in the terminal, all of the same rows."""
+"""The result of a sweep → report.json, report.csv, report.html and a table in the terminal, all of the same rows."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,90 +14,65 @@ from rich.table import Table
 
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import digest_array
-from embedder.core.spec import Quantization
-from embedder.core.storage import Store
-from embedder.model.calibration import Calibration
 from embedder.observe.environment import describe_environment
-from embedder.sweep.config import Precision, SweepConfig
-from embedder.sweep.datasets import Retrieval
-from embedder.sweep.number_format import show_bytes, show_share, show_usd
-from embedder.sweep.page import EMULATED, is_emulated, render_page, show_rate, show_time
+from embedder.sweep.config import SweepConfig
+from embedder.sweep.cost import show_usd
+from embedder.sweep.page import EMULATED, is_emulated, render_page, show_corpus, show_figures, show_name
 from embedder.sweep.recommend import MIN_QUALITY, Row, find_front
-from embedder.sweep.run import Swept
+from embedder.sweep.retrieval import QUANTIZATION
+from embedder.sweep.run import SweepResult
 
 REPORT_VERSION = 1
-SHOWN_ROWS = 25
-QUANTIZATION: dict[Precision, Quantization] = {"float32": "none", "int8": "int8", "binary": "binary", "binary_rescored": "binary"}
 
 
-def write_report(swept: Swept) -> dict[str, str]:
-    """Write the files beside each other, replacing an earlier report; gives their uris by kind."""
-    output = swept.study.config.output
-    store = output.location.open()
-    record = build_record(swept)
-    files = {
-        "json": json.dumps(record, indent=1, allow_nan=False) + "\n",
-        "csv": build_csv(swept.rows, find_front(competing(swept), swept.full)),
-        "html": render_page(swept, build_config(swept.study.config, swept.choice.row)),
+def write_report(result: SweepResult) -> dict[str, str]:
+    """Write report.json, .csv and .html, replacing earlier ones; return their uris by kind."""
+    folder = result.plan.config.output.location
+    contents = {
+        "json": json.dumps(build_record(result), indent=1, allow_nan=False) + "\n",
+        "csv": build_csv(result.rows, find_front(result.rows, result.full)),
+        "html": render_page(result, build_config(result.plan.config, result.chosen)),
     }
-    for kind, text in files.items():
-        file = Store(store.child(f"report.{kind}"), output.storage_options)
-        file.remove()
-        file.write_once(text.encode())
-    return {kind: store.child(f"report.{kind}") for kind in files}
+    files = {kind: folder.child(f"report.{kind}") for kind in contents}
+    for kind, text in contents.items():
+        store = files[kind].open()
+        store.remove()
+        store.write_once(text.encode())
+    return {kind: file.uri for kind, file in files.items()}
 
 
-def competing(swept: Swept) -> list[Row]:
-    """List the rows that can be run as they are at a cost that is known, those of other models too."""
-    return [row for row in swept.rows if row.competes]
-
-
-def build_record(swept: Swept) -> dict[str, Any]:
-    """Give everything as JSON values."""
-    study, config = swept.study, swept.study.config
-    chosen = swept.choice.row
+def build_record(result: SweepResult) -> dict[str, Any]:
+    """Return the result as JSON values."""
+    plan, config, chosen = result.plan, result.plan.config, result.chosen
+    calibration = plan.calibration
+    rotation = digest_array(calibration.rotation_WW) if calibration and calibration.rotation_WW is not None else None
     return {
         "version": REPORT_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": describe_environment(),
         "config": mask_secrets(config.model_dump(mode="json")),
-        "spec": study.model.resolved.spec.model_dump(),
-        "calibration": name_calibration(study.calibration),
+        "spec": plan.model.resolved.spec.model_dump(),
+        "calibration": calibration and {"calibration": calibration.fingerprint, "rotation": rotation},
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
-        "machine": asdict(swept.machine),
-        "corpus": asdict(swept.corpus),
-        "datasets": [
-            {"name": each.name, "documents": len(each.documents), "queries": len(each.queries)}
-            if isinstance(each, Retrieval)
-            else {"name": each.name, "pairs": len(each.scores)}
-            for each in study.datasets
-        ],
-        "reference": asdict(swept.reference),
-        "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": swept.choice.why},
+        "machine": asdict(result.machine),
+        "corpus": asdict(result.corpus),
+        "datasets": [{"name": each.name} | each.sizes for each in plan.datasets],
+        "reference": asdict(result.full.setting),
+        "choice": {"setting": asdict(chosen.setting) if chosen else None, "why": result.why},
         "embed": build_config(config, chosen),
-        "rows": [build_row(row) for row in swept.rows],
+        "rows": [build_row(row) for row in result.rows],
     }
 
 
-def name_calibration(calibration: Calibration | None) -> dict[str, str | None] | None:
-    """Name, as specs do, the artifact whose exits and rotation were tried."""
-    if calibration is None:
-        return None
-    rotation_WW = calibration.rotation_WW
-    return {"calibration": calibration.fingerprint, "rotation": None if rotation_WW is None else digest_array(rotation_WW)}
-
-
 def build_row(row: Row) -> dict[str, Any]:
-    """Give one row as JSON values."""
-    kept = None
-    if row.kept:
-        kept = asdict(row.kept) | {"floor": row.kept.floor, "within_noise": row.kept.within_noise}
+    """Return one row as JSON values."""
+    kept = asdict(row.kept) | {"floor": row.kept.floor, "within_noise": row.kept.within_noise} if row.kept else None
     cost = asdict(row.cost) | {"usd": row.cost.usd, "bytes_per_vector": row.setting.bytes_per_vector}
     return {"setting": asdict(row.setting), "kept": kept, "metrics": {name: dict(each) for name, each in row.metrics.items()}, "cost": cost}
 
 
 def build_csv(rows: Sequence[Row], front: Sequence[Row]) -> str:
-    """Give one line a setting, its nested figures as columns."""
+    """Return one line a setting, its nested values as columns."""
     records = []
     for row in rows:
         values = build_row(row)
@@ -113,85 +88,56 @@ def build_csv(rows: Sequence[Row], front: Sequence[Row]) -> str:
 
 
 def build_config(config: SweepConfig, row: Row | None) -> str:
-    """Write the YAML that `jobs.embed` runs the recommended setting with; '' where there is none, or no corpus."""
+    """Return the YAML that `jobs.embed` runs the setting with; '' without a setting or a corpus."""
     if row is None or config.source is None:
         return ""
-    embedding = config.embedding.model_dump(mode="json", exclude_unset=True) | {"depth": row.setting.depth, "dim": row.setting.dim}
-    if row.setting.float8:
-        embedding["float8"] = True
-    quantization = QUANTIZATION[row.setting.precision]
-    if quantization != "none":
-        embedding["quantization"] = quantization
-    if quantization == "int8" or row.setting.exit == "calibrated" or row.setting.rotated:
-        embedding.setdefault("calibration", f"{config.output.uri.rstrip('/')}-calibration")
-        embedding["exit"] = row.setting.exit
-        if row.setting.rotated:
-            embedding["rotate"] = True
+    setting, folder, quantization = row.setting, config.output.uri.rstrip("/"), QUANTIZATION[row.setting.precision]
+    sections = config.model_dump(mode="json", exclude_unset=True, include={"source", "chunking", "embedding", "compute"})
+    embedding = sections["embedding"] | {"depth": setting.depth, "dim": setting.dim}
+    embedding |= {"float8": True} if setting.float8 else {}
+    embedding |= {"quantization": quantization} if quantization != "none" else {}
+    if quantization == "int8" or setting.exit == "calibrated" or setting.rotated:
+        embedding = {"calibration": f"{folder}-calibration"} | embedding | {"exit": setting.exit}
+        embedding |= {"rotate": True} if setting.rotated else {}
     else:
         embedding.pop("calibration", None)
-    sections: dict[str, Any] = {"source": config.source.model_dump(mode="json", exclude_unset=True)}
-    if config.chunking.model_fields_set:
-        sections["chunking"] = config.chunking.model_dump(mode="json", exclude_unset=True)
-    sections["embedding"] = embedding
-    if config.compute.model_fields_set:
-        # around float8 all is bfloat16, whatever the others were measured in
-        sections["compute"] = config.compute.model_dump(mode="json", exclude_unset=True, exclude={"dtype"} if row.setting.float8 else None)
-    sections["output"] = {"uri": f"{config.output.uri.rstrip('/')}-table"}
-    floor = min(config.pick.min_quality or MIN_QUALITY, _floor(row))
-    if floor > 0:  # the best that a budget pays for may promise nothing, which no gate can ask for
-        sections["gate"] = {"report": f"{config.output.uri.rstrip('/')}/report.json", "min_quality": floor}
-        if row.setting.precision == "binary_rescored":
+    if setting.float8:  # computes in bfloat16, whatever dtype the other settings were measured in
+        sections.get("compute", {}).pop("dtype", None)
+    sections |= {"embedding": embedding, "output": {"uri": f"{folder}-table"}}
+    assert row.kept is not None
+    floor = min(
+        config.pick.min_quality or MIN_QUALITY, int(row.kept.floor * 1000) / 1000
+    )  # rounded down, so that the report passes its gate
+    if floor > 0:  # the best within a budget may keep nothing for certain, and a gate of 0 is refused
+        sections["gate"] = {"report": f"{folder}/report.json", "min_quality": floor}
+        if setting.precision == "binary_rescored":
             sections["gate"]["rescored"] = True
     return yaml.safe_dump(mask_secrets(sections), sort_keys=False, allow_unicode=True)
 
 
-def _floor(row: Row) -> float:
-    """Round down, so that the report passes its own gate."""
-    assert row.kept is not None
-    return max(int(row.kept.floor * 1000) / 1000, 0.0)
-
-
-def print_report(swept: Swept, files: dict[str, str], console: Console) -> None:
-    """Show the front, the full model and the recommended setting, and where the rest is."""
-    front = find_front(competing(swept), swept.full)
-    chosen = swept.choice.row
-    shown = [row for row in swept.rows if row in front or row == swept.full or row == chosen]
-    shown += [row for row in swept.rows if row.setting.model != swept.reference.model and row not in shown and row.can_be_embedded]
-    shown += [row for row in swept.rows if row.setting == replace(swept.reference, float8=True) and row not in shown]
-    table = Table(title=f"{swept.reference.model}: settings that no other is both cheaper and better than", title_justify="left", box=None)
+def print_report(result: SweepResult, files: Mapping[str, str], console: Console) -> None:
+    """Print the front, the full model, other models and the recommended setting, and the location of the report."""
+    chosen, coarse = result.chosen, replace(result.full.setting, float8=True)
+    listed = [*find_front(result.rows, result.full), result.full, chosen]
+    shown = [
+        row
+        for row in result.rows
+        if row in listed or row.setting == coarse or (row.setting.model != result.full.setting.model and row.can_be_embedded)
+    ]
+    table = Table(
+        title=f"{result.full.setting.model}: settings that no other is both cheaper and better than", title_justify="left", box=None
+    )
     for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost"):
         table.add_column(name, justify="left" if name in ("", "setting") else "right", no_wrap=True)
-    for row in sorted(shown, key=lambda row: -(row.kept.share if row.kept else 0))[:SHOWN_ROWS]:
-        table.add_row(*table_cells(row, swept))
+    for row in sorted(shown, key=lambda row: -row.share):
+        share, bounds, *others = show_figures(row)
+        is_measured = not row.cost.is_emulated
+        speed = f"{row.cost.speedup:.2f} ×" if row.cost.speedup and is_measured else ""
+        usd = show_usd(row.cost.usd) if row.cost.usd is not None and is_measured else ""
+        table.add_row("→" if row == chosen else "", show_name(row, result), share, bounds, speed, *others, usd)
     console.print(table)
-    corpus, about = swept.corpus, "about " if swept.corpus.is_estimate else ""
-    console.print(f"\ncorpus: {about}{corpus.documents:,} documents, {corpus.chunks:,} chunks, {corpus.tokens:,} tokens")
-    if chosen:
-        console.print(f"recommended: {chosen.setting.label()}: {swept.choice.why}")
-    else:
-        console.print(swept.choice.why)
-    if is_emulated(swept):
+    console.print(f"\ncorpus: {show_corpus(result)}")
+    console.print(f"recommended: {chosen.setting.label}: {result.why}" if chosen else result.why)
+    if is_emulated(result):
         console.print(EMULATED)
     console.print(f"report: {files['html']} (also .json, .csv)", soft_wrap=True)
-
-
-def table_cells(row: Row, swept: Swept) -> list[str]:
-    """Lay out a row for the terminal."""
-    kept, cost = row.kept, row.cost
-    mark = "→" if row == swept.choice.row else ""
-    name = row.setting.label() if row.setting.model == swept.reference.model else f"{row.setting.model} {row.setting.label()}"
-    bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
-    speed = f"{cost.speedup:.2f} ×" if cost.speedup and not cost.is_emulated else ""
-    usd = "" if cost.usd is None or cost.is_emulated else show_usd(cost.usd)
-    share = show_share(kept.share) if kept else "–"
-    return [
-        mark,
-        name,
-        share,
-        bounds,
-        speed,
-        show_rate(cost),
-        show_time(cost),
-        show_bytes(cost.index_bytes),
-        usd,
-    ]

@@ -1,173 +1,125 @@
-"""One sweep: every text is run once and tapped at every depth; scores, speeds and costs of the whole grid become one report."""
+"""One sweep: texts are run once and tapped at every depth; scores, speeds and costs of the whole grid become rows."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from embedder.core.storage import Location
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration
 from embedder.model.encoder import Encoder
-from embedder.sweep.cache import Cache
-from embedder.sweep.candidates import CalibratedExit, Machine, Report, Transformer, choose_machine, open_exits, tokenize
-from embedder.sweep.cost import Corpus, Cost, ExitVariant, Prices, Speed, measure_speeds, price_index, project
-from embedder.sweep.datasets import Retrieval, Similarity
-from embedder.sweep.evaluate import Scored, evaluate_fidelity, evaluate_retrieval, evaluate_similarity
-from embedder.sweep.grid import Grid, Setting, View, view_model
-from embedder.sweep.prepare import Model, Study
-from embedder.sweep.recommend import Choice, Row, build_rows, choose_row
+from embedder.sweep.candidates import Cache, Machine, Report, Transformer, choose_machine, tokenize
+from embedder.sweep.cost import Corpus, ExitVariant, Prices, Speed, measure_speeds, project
+from embedder.sweep.evaluate import FIDELITY, Scores, evaluate_dataset, evaluate_fidelity
+from embedder.sweep.grid import Grid, View, view_model
+from embedder.sweep.prepare import Model, SweepPlan
+from embedder.sweep.recommend import Row, build_rows, choose_row
 
 if TYPE_CHECKING:
     from embedder.sweep.api_candidate import Api
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """What a sweep found."""
+class SweepResult:
+    """Rows of a sweep, the recommended one, None if nothing fits, and the reason."""
 
-    study: Study
+    plan: SweepPlan
     machine: Machine
     corpus: Corpus
-    reference: Setting
     rows: tuple[Row, ...]
-    choice: Choice
-
-    @property
-    def full(self) -> Row:
-        """The full model's row."""
-        return next(row for row in self.rows if row.setting == self.reference)
+    full: Row
+    """Of the full model."""
+    chosen: Row | None
+    why: str
 
 
-def run_sweep(study: Study, report: Report) -> Swept:
-    """Score and price the grid; where there is a calibration, its exits' rows come beside the native ones."""
-    config = study.config
-    machine = choose_machine(config.compute)
-    cache = Cache(Location(f"{config.output.uri.rstrip('/')}/taps", config.output.storage_options))
-    models = {each.name: each for each in (study.model, *study.rivals)}
-    main = study.model
-    exits = open_exits(study.calibration, main.depths, main.resolved.hidden_size) if study.calibration else {}
-    transformers = {
-        name: Transformer(name, each.resolved, each.depths, machine, cache, report, exits if each is main else None)
-        for name, each in models.items()
-    }
-    apis = open_apis(study, cache, report)
-    grid = build_grid(study, transformers, apis, exits)
-    scored = score_grid(study, grid, report)
+def run_sweep(plan: SweepPlan, report: Report) -> SweepResult:
+    """Score and price the grid. Rows of calibrated exits, rotations and float8 stand beside the native ones."""
+    config = plan.config
+    machine, cache = choose_machine(config.compute), Cache(config.output.location.child("taps"))
+    apis: list[Api] = []
+    if plan.apis:
+        from embedder.sweep import api_candidate  # extra openai
+
+        apis = [api_candidate.Api(each, cache, report) for each in plan.apis]
+    grid = build_grid(plan, machine, cache, apis, report)
+    scored = score_grid(plan, grid, report)
     prices = Prices(config.compute.price_per_device_hour_usd, config.pick.price_per_index_gb_month_usd, config.pick.index_months)
-    costs: dict[Setting, Cost] = {}
-    corpora = {}
-    for name, model in models.items():
-        token_ids = tokenize(study.whole_texts, model.resolved, model.resolved.spec)
-        corpora[name] = estimate_corpus(study, len(token_ids), len(token_ids.flatten()))
-        report(f"{name}: timing {len(model.depths)} depths", 0, 0)
-        encoders = load_encoders(model, machine, study.calibration if model is main else None)
-        if config.grid.float8 and model is main:
-            encoders |= load_encoders(in_float8(main), machine.around_float8(), study.calibration)
-        speeds = measure_speeds(encoders, token_ids, machine.token_budget)
-        costs |= price_model(grid, name, speeds, corpora[name], prices)
+    measured = {model.name: (*time_model(model, plan, machine, report), prices) for model in (plan.model, *plan.baselines)}
     for api in apis:
-        costs |= price_api(grid, api, study, prices)
-    rows = build_rows(scored, {setting: costs[setting] for setting in grid.settings()}, grid.reference)
+        tokens, seconds = api.measure(plan.texts)  # a document is one text of a request, truncated by the API
+        rate = tokens / max(seconds, 1e-9)
+        hour_usd = None if api.usd_per_million is None else api.usd_per_million / 1e6 * rate * 3600
+        corpus = estimate_corpus(plan, len(plan.texts), tokens)
+        measured[api.name] = corpus, {ExitVariant(0, "native"): Speed(rate, None, None)}, replace(prices, device_hour_usd=hour_usd)
+    costs = {}
+    for setting in grid.settings():
+        corpus, speeds, paid = measured[setting.model]
+        speed = speeds[ExitVariant(setting.depth, setting.exit, setting.float8)]
+        costs[setting] = project(speed, corpus, setting.bytes_per_vector, paid)
+    rows = tuple(build_rows(scored, costs, grid.reference))
     full = next(row for row in rows if row.setting == grid.reference)
-    return Swept(study, machine, corpora[study.model.name], grid.reference, tuple(rows), choose_row(rows, full, config.pick))
+    return SweepResult(plan, machine, measured[plan.model.name][0], rows, full, *choose_row(rows, full, config.pick))
 
 
-def open_apis(study: Study, cache: Cache, report: Report) -> "list[Api]":
-    """Make the candidates behind an API."""
-    if not study.apis:
-        return []
-    from embedder.sweep.api_candidate import Api  # extra openai
-
-    return [Api(each, cache, report) for each in study.apis]
-
-
-def in_float8(model: Model) -> Model:
-    """Give the same model with its layers in float8."""
-    return replace(model, resolved=replace(model.resolved, spec=model.resolved.spec.model_copy(update={"float8": True})))
+def time_model(model: Model, plan: SweepPlan, machine: Machine, report: Report) -> tuple[Corpus, dict[ExitVariant, Speed]]:
+    """Return the corpus in the model's tokens, and the speeds of its encoders."""
+    spec, is_main = model.resolved.spec, model is plan.model
+    token_ids = tokenize(plan.whole_texts, model.resolved, spec)
+    report(f"{model.name}: timing {len(model.depths)} depths", 0, 0)
+    encoders = load_encoders(model, spec, machine, plan.calibration if is_main else None)
+    if plan.config.grid.float8 and is_main:
+        encoders |= load_encoders(model, spec.model_copy(update={"float8": True}), machine.for_float8(), plan.calibration)
+    return estimate_corpus(plan, len(token_ids), len(token_ids.flatten())), measure_speeds(encoders, token_ids, machine.token_budget)
 
 
-def build_grid(study: Study, transformers: Mapping[str, Transformer], apis: "Sequence[Api]", exits: Mapping[int, CalibratedExit]) -> Grid:
-    """List the views of all models, the model's own first, and then those with its layers in float8."""
-    main, wanted = study.model, study.config.grid
-    rotation_WW = study.calibration.rotation_WW if study.calibration else None
-    views = view_model(transformers[main.name], main.depths, main.dims, wanted, exits, rotation_WW)
-    if wanted.float8:
-        views += view_model(transformers[main.name].in_float8(), main.depths, main.dims, wanted, exits, rotation_WW)
-    for rival in study.rivals:
-        views += [View(transformers[rival.name], depth, rival.dims, ("same",)) for depth in rival.depths]
+def build_grid(plan: SweepPlan, machine: Machine, cache: Cache, apis: "list[Api]", report: Report) -> Grid:
+    """Return the views of all models: the model's own first, then those with layers in float8, then the baselines'."""
+    main, wanted, calibration = plan.model, plan.config.grid, plan.calibration
+    candidate = Transformer(main.name, main.resolved, main.depths, machine, cache, report, calibration)
+    views = []
+    for each in (candidate, candidate.in_float8()) if wanted.float8 else (candidate,):
+        views += view_model(each, main.depths, main.dims, wanted, calibration.rotation_WW if calibration else None)
+    for model in plan.baselines:
+        baseline = Transformer(model.name, model.resolved, model.depths, machine, cache, report)
+        views += [View(baseline, depth, model.dims, ("same",)) for depth in model.depths]
     views += [View(api, 0, api.dims, ("same",)) for api in apis]
-    return Grid(tuple(views), tuple(dict.fromkeys(("float32", *wanted.precisions))))  # what all is compared with is float32
+    return Grid(tuple(views), tuple(dict.fromkeys(("float32", *wanted.precisions))))  # the reference is float32
 
 
-def score_grid(study: Study, grid: Grid, report: Report) -> list[Scored]:
+def score_grid(plan: SweepPlan, grid: Grid, report: Report) -> dict[str, Scores]:
     """Score every setting on every dataset, and against the full model."""
-    config, seed = study.config, study.config.sample.seed
-    scored = []
-    for dataset in study.datasets:
+    sample, scored = plan.config.sample, {}
+    for dataset in plan.datasets:
         report(f"scoring on {dataset.name}", 0, 0)
-        scored.append(evaluate_dataset(dataset, grid, seed))
-    for task in config.quality.mteb:
+        scored[dataset.name] = evaluate_dataset(dataset, grid, sample.seed)
+    for task in plan.config.quality.mteb:
         from embedder.sweep.mteb_tasks import evaluate_task, find_task  # extra mteb
 
         report(f"scoring on {task}", 0, 0)
-
-        scored.append(evaluate_task(find_task(task), grid))
-    report("comparing neighbours with the full model's", 0, 0)
-    scored.append(evaluate_fidelity(study.texts, grid, config.sample.queries, seed))
+        scored[task] = evaluate_task(find_task(task), grid)
+    report("comparing neighbors with the full model's", 0, 0)
+    scored[FIDELITY] = evaluate_fidelity(plan.texts, grid, sample.queries, sample.seed)
     return scored
 
 
-def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> Scored:
-    """Score every setting on one dataset."""
-    if isinstance(dataset, Retrieval):
-        return evaluate_retrieval(dataset, grid, seed)
-    return evaluate_similarity(dataset, grid, seed)
-
-
-def load_encoders(model: Model, machine: Machine, calibration: Calibration | None) -> dict[ExitVariant, Encoder]:
-    """Load encoders really cut at each depth, the full one first, and those that leave by a calibrated map."""
-    spec, maps = model.resolved.spec, calibration.maps if calibration else {}
+def load_encoders(model: Model, spec: EmbeddingSpec, machine: Machine, calibration: Calibration | None) -> dict[ExitVariant, Encoder]:
+    """Return encoders cut at each depth, the full one first, and those with a calibrated exit."""
     encoders: dict[ExitVariant, Encoder] = {}
     for depth in model.depths:
-        cut = spec.model_copy(update={"depth": depth})
-        encoders[ExitVariant(depth, "native", spec.float8)] = Encoder.load(
-            cut, machine.device, machine.dtype, None, machine.layout, machine.backend
-        )
-        if calibration and depth in maps:
-            leaving = cut.model_copy(update={"exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint})
-            encoders[ExitVariant(depth, "calibrated", spec.float8)] = Encoder.load(
-                leaving, machine.device, machine.dtype, calibration, machine.layout, machine.backend
-            )
+        variants = {ExitVariant(depth, "native", spec.float8): spec.model_copy(update={"depth": depth})}
+        if calibration and depth in calibration.maps:
+            update = {"depth": depth, "exit": "calibrated", "query_depth": spec.depth, "calibration": calibration.fingerprint}
+            variants[ExitVariant(depth, "calibrated", spec.float8)] = spec.model_copy(update=update)
+        for variant, each in variants.items():
+            exit_maps = calibration if variant.exit == "calibrated" else None
+            encoders[variant] = Encoder.load(each, machine.device, machine.dtype, exit_maps, machine.layout, machine.backend)
     return encoders
 
 
-def estimate_corpus(study: Study, num_chunks: int, num_tokens: int) -> Corpus:
+def estimate_corpus(plan: SweepPlan, num_chunks: int, num_tokens: int) -> Corpus:
     """Extend the sample's chunks and tokens to the bytes of the listing."""
-    if study.sample is None or study.listing is None:
-        return Corpus(len(study.texts), num_chunks, num_tokens, is_estimate=False)
-    num_sampled = study.sample.documents.num_rows
-    total = study.sample.estimate_documents(sum(shard.size_bytes for shard in study.listing.shards))
-    scale = max(total, num_sampled) / num_sampled
-    return Corpus(max(total, num_sampled), round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)
-
-
-def price_model(grid: Grid, name: str, speeds: Mapping[ExitVariant, Speed], corpus: Corpus, prices: Prices) -> dict[Setting, Cost]:
-    """Price all rows of one model: depth decides the time, dim and precision the index."""
-    return {
-        setting: project(speeds[ExitVariant(setting.depth, setting.exit, setting.float8)], corpus, setting.bytes_per_vector, prices)
-        for setting in grid.settings()
-        if setting.model == name
-    }
-
-
-def price_api(grid: Grid, api: "Api", study: Study, prices: Prices) -> dict[Setting, Cost]:
-    """Price an API's rows by the tokens and the time that the sample took; a document is one request's text, cut by the API."""
-    usage = api.measure(study.texts)
-    corpus = estimate_corpus(study, len(study.texts), usage.tokens)
-    costs = {}
-    for setting in grid.settings():
-        if setting.model == api.name:
-            index_bytes = corpus.chunks * setting.bytes_per_vector
-            usd = None if api.price_per_token_usd is None else corpus.tokens * api.price_per_token_usd
-            rate = usage.tokens / max(usage.seconds, 1e-9)
-            costs[setting] = Cost(corpus.tokens / rate, usd, index_bytes, price_index(index_bytes, prices), None, rate, None)
-    return costs
+    if plan.sample is None or plan.listing is None:
+        return Corpus(len(plan.texts), num_chunks, num_tokens, is_estimate=False)
+    num_sampled = plan.sample.documents.num_rows
+    total = max(plan.sample.estimate_documents(sum(shard.size_bytes for shard in plan.listing.shards)), num_sampled)
+    scale = total / num_sampled
+    return Corpus(total, round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)

@@ -1,10 +1,10 @@
-"""Contenders → rates and ratios that a machine which slows down does not change: run in turn, compared within a round."""
+"""Alternating runs → rates and ratios that hold on a machine whose speed drifts: runs are compared within a round."""
 
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embedder.core.errors import EmbedderError
@@ -14,17 +14,17 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One contender: its median rate, and the median of its ratios to the reference of the same round."""
+    """One contender: its median rate, and its median ratio to the reference of the same round."""
 
     name: str
     tokens_per_second: float
     ratio: float
     seconds: tuple[float, ...] = ()
-    """By round, for other ratios."""
+    """By round."""
 
     def ratio_to(self, other: "Timing") -> float:
-        """Give the median over rounds of how many times faster it was."""
-        return statistics.median(theirs / mine for theirs, mine in zip(other.seconds, self.seconds, strict=True))
+        """Return the median over rounds of how many times faster this one was."""
+        return _median_ratio(other.seconds, self.seconds)
 
 
 def compare(contenders: Mapping[str, Run], num_tokens: int, rounds: int) -> list[Timing]:
@@ -36,20 +36,19 @@ def compare(contenders: Mapping[str, Run], num_tokens: int, rounds: int) -> list
             run()
             if number:
                 seconds[name].append(time.perf_counter() - started)
-    reference = seconds[next(iter(contenders))]
+    reference = next(iter(seconds.values()))
     return [
-        Timing(
-            name,
-            num_tokens / statistics.median(taken),
-            statistics.median(theirs / mine for theirs, mine in zip(reference, taken, strict=True)),
-            tuple(taken),
-        )
+        Timing(name, num_tokens / statistics.median(taken), _median_ratio(reference, taken), tuple(taken))
         for name, taken in seconds.items()
     ]
 
 
+def _median_ratio(theirs: Sequence[float], mine: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
+
+
 def run_module(module: str, *args: str) -> str:
-    """Run a module as a process of its own; gives what it printed."""
+    """Run a module in its own process and return its stdout."""
     done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=False)
     if done.returncode:
         raise EmbedderError(f"{module} ended with exit code {done.returncode}: {done.stderr[-2000:]}")

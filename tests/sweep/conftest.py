@@ -1,4 +1,4 @@
-"""A grid over the real MiniLM, its texts run once for all tests, and a small corpus with labels."""
+"""A grid over the real MiniLM, whose texts are run once for all tests, and a small labeled corpus."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +9,7 @@ import pytest
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
-from embedder.sweep.cache import Cache
-from embedder.sweep.candidates import Machine, Transformer
+from embedder.sweep.candidates import Cache, Machine, Transformer
 from embedder.sweep.config import GridConfig
 from embedder.sweep.grid import Grid, view_model
 from tests.sentences import quiet, sentence
@@ -26,14 +25,14 @@ def grid_of(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
         resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
         model = Transformer(minilm, resolved, depths, MACHINE, cache, quiet)
         wanted = GridConfig(**grid)
-        return Grid(tuple(view_model(model, sorted(depths, reverse=True), dims, wanted, {})), wanted.precisions)
+        return Grid(tuple(view_model(model, sorted(depths, reverse=True), dims, wanted)), wanted.precisions)
 
     return make
 
 
 @pytest.fixture
 def write_beir(tmp_path: Path) -> Callable[..., str]:
-    """Write a BEIR folder of 130 documents, 12 of which are asked for by most of their words."""
+    """Write a BEIR folder of 130 documents and 12 queries made of most words of a document."""
 
     def write(qrels: Sequence[tuple[str, str, int]] | None = None, num_documents: int = 130) -> str:
         import json

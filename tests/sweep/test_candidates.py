@@ -1,4 +1,4 @@
-"""Texts are run once for all depths, exits and prompts, and give what encoders really cut there give."""
+"""Texts are run once for all depths and exits, with the vectors of encoders really cut there."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.quantization import cut_vectors
 from embedder.core.storage import Location
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.resolve import ResolvedModel, resolve_model
-from embedder.sweep.cache import Cache
-from embedder.sweep.candidates import Transformer, digest_weighing, open_exits, plan_blocks, tokenize
-from embedder.sweep.retrieval import cut
+from embedder.sweep.candidates import Cache, Transformer, digest_pooling, plan_blocks, tokenize
 from tests.sentences import quiet, sentence
 from tests.sweep.conftest import MACHINE
 
@@ -39,42 +38,45 @@ def encode(resolved: ResolvedModel, depth: int, texts: list[str], prompt: str = 
     return vectors
 
 
-def test_every_depth_gives_what_an_encoder_cut_there_does(resolved: ResolvedModel, tmp_path: Path) -> None:
+def unit(vectors: np.ndarray, dim: int = 384) -> np.ndarray:
+    return cut_vectors(vectors, dim, normalize=True)
+
+
+def test_every_depth_equals_an_encoder_cut_there(resolved: ResolvedModel, tmp_path: Path) -> None:
     model = open_model(resolved, tmp_path)
     for depth in (6, 2):
-        np.testing.assert_allclose(cut(model.widths(TEXTS, "document", depth), 384), encode(resolved, depth, TEXTS), atol=1e-5)
-    np.testing.assert_allclose(cut(model.widths(TEXTS, "query", 2), 384), encode(resolved, 2, TEXTS, "query: "), atol=1e-5)
+        np.testing.assert_allclose(unit(model.embed(TEXTS, "document", depth)), encode(resolved, depth, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(unit(model.embed(TEXTS, "query", 2)), encode(resolved, 2, TEXTS, "query: "), atol=1e-5)
 
 
-def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_model(resolved, tmp_path).widths(TEXTS, "document", 6)
-    asked: list[list[int]] = []
+def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_model(resolved, tmp_path).embed(TEXTS, "document", 6)
+    tapped: list[list[int]] = []
     tap = Encoder.tap
 
     def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], poolings: object) -> object:
-        asked.append(list(depths))
+        tapped.append(list(depths))
         return tap(encoder, token_ids, token_budget, depths, poolings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "tap", watch)
     added = open_model(resolved, tmp_path, (6, 4, 2))
-    np.testing.assert_allclose(cut(added.widths(TEXTS, "document", 4), 384), encode(resolved, 4, TEXTS), atol=1e-5)
-    assert asked == [[4]]
+    np.testing.assert_allclose(unit(added.embed(TEXTS, "document", 4)), encode(resolved, 4, TEXTS), atol=1e-5)
+    assert tapped == [[4]]
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
+def test_a_calibrated_exit_equals_the_calibrated_encoder(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
     draw = np.random.default_rng(0)
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
-    weighing = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
-    weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
-    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
-    exits = open_exits(calibration, [6, 2], resolved.hidden_size)
-    assert list(exits) == [2]
-    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, exits)
-    found = cut(model.exit_widths(TEXTS, "document", exits[2]), 128)
-    np.testing.assert_allclose(cut(model.widths(TEXTS, "document", 6), 384), encode(resolved, 6, TEXTS), atol=1e-5)
+    pooling = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    pooling.queries_TQX[:] += draw.normal(0, 0.05, size=pooling.queries_TQX.shape)
+    calibration = Calibration(fitted_for(resolved.spec), 6, pooling, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, calibration)
+    assert list(model.exits) == [2]
+    found = unit(model.embed_exit(TEXTS, "document", 2), 128)
+    np.testing.assert_allclose(unit(model.embed(TEXTS, "document", 6)), encode(resolved, 6, TEXTS), atol=1e-5)
     update = {"depth": 2, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}
     spec = resolved.spec.model_copy(update=update)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
@@ -82,13 +84,13 @@ def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: Reso
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_taps_of_other_queries_or_rarities_are_not_taken_from_the_cache() -> None:
-    weighing = start_attention_pooling(np.ones(9, np.float32), 2, 4)
-    others = replace(weighing, queries_TQX=weighing.queries_TQX * 2), replace(weighing, token_weights_V=weighing.token_weights_V * 2)
-    assert len({digest_weighing(each) for each in (weighing, *others)}) == 3
+def test_the_cache_distinguishes_the_queries_and_weights_of_a_pooling() -> None:
+    pooling = start_attention_pooling(np.ones(9, np.float32), 2, 4)
+    others = replace(pooling, queries_TQX=pooling.queries_TQX * 2), replace(pooling, token_weights_V=pooling.token_weights_V * 2)
+    assert len({digest_pooling(each) for each in (pooling, *others)}) == 3
 
 
-def test_blocks_hold_every_row_once_and_about_as_many_tokens() -> None:
+def test_blocks_hold_every_row_once_and_about_equal_tokens() -> None:
     lengths = np.array([5, 5, 5, 40, 1, 1, 1, 12, 3], np.int32)
     blocks = plan_blocks(lengths, 10)
     assert [row for start, stop in blocks for row in range(start, stop)] == list(range(9))

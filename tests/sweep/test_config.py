@@ -1,4 +1,4 @@
-"""The settings of a study: a single value where a list is wanted is a list of one, and what no training could use is refused."""
+"""Settings of a sweep and a calibration."""
 
 import pytest
 
@@ -28,6 +28,6 @@ def test_so_few_documents_that_a_hundred_are_all_are_refused() -> None:
 @pytest.mark.parametrize("output", ["corpus/sweep", "corpus", "corpus/"])
 def test_a_report_is_not_written_among_the_documents(output: str) -> None:
     values = {"source": {"uri": "corpus/"}, "embedding": {"model": "m"}, "output": {"uri": output}}
-    with pytest.raises(ValueError, match=r"lies in source.uri='corpus/': report\.csv would become a shard"):
+    with pytest.raises(ValueError, match=r"is inside source.uri='corpus/', so report\.csv would become a shard"):
         SweepConfig.model_validate(values)
     SweepConfig.model_validate(values | {"output": {"uri": "corpus-sweep"}})

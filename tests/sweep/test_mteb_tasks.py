@@ -1,4 +1,4 @@
-"""mteb runs on our encoder by its own protocol: its score is the one that we compute ourselves."""
+"""mteb runs on our encoder, and its score equals the one that we compute."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ mteb = pytest.importorskip("mteb")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of mteb and datasets
 
 
-def test_a_task_scores_what_our_own_metric_does(grid_of: Callable[..., Grid]) -> None:
+def test_the_score_of_a_task_equals_our_metric(grid_of: Callable[..., Grid]) -> None:
     from datasets import Dataset
     from mteb.abstasks import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -42,13 +42,13 @@ def test_a_task_scores_what_our_own_metric_does(grid_of: Callable[..., Grid]) ->
     grid = grid_of(precisions=("float32", "binary"))
     ours = evaluate_similarity(Similarity("local", tuple(firsts), tuple(seconds), tuple(scores)), grid, 0)
     theirs = evaluate_task(LocalTask(), grid)
-    compared = [setting for setting in theirs.scores if setting.query_side == "same"]
+    compared = [setting for setting in theirs if setting.query_side == "same"]
     assert len(compared) == 8
-    for setting in compared:  # mteb's cosine_spearman would break ties of bits by rounding; its spearman asks our encoder
-        assert theirs.scores[setting].metrics["main score"] == pytest.approx(ours.scores[setting].metrics["Spearman"], abs=1e-4), setting
+    for setting in compared:  # mteb's cosine_spearman breaks ties of bits by rounding; its spearman calls our encoder
+        assert theirs[setting].metrics["main score"] == pytest.approx(ours[setting].metrics["Spearman"], abs=1e-4), setting
 
 
-def test_a_task_that_mteb_lacks_is_refused() -> None:
+def test_an_unknown_task_is_refused() -> None:
     from embedder.sweep.mteb_tasks import find_task
 
     with pytest.raises(ConfigError, match="has no such task"):

@@ -1,4 +1,4 @@
-"""A whole sweep over a real model: what it reports is what an encoder really cut gives, and a stopped one goes on."""
+"""A whole sweep over a real model: its report equals encoders really cut, and a stopped one resumes."""
 
 import csv
 import json
@@ -20,20 +20,20 @@ from embedder.benchmark.exit_cost import make_up_exits
 from embedder.config.embed import EmbedConfig, GateConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
+from embedder.core.quantization import cut_vectors
 from embedder.core.storage import Location
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from embedder.run.quality_gate import check_quality_gate
-from embedder.sweep.cache import Cache
-from embedder.sweep.candidates import tokenize
+from embedder.sweep.candidates import Cache, tokenize
 from embedder.sweep.config import GridConfig, SweepConfig
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
-from embedder.sweep.prepare import prepare_study
+from embedder.sweep.prepare import prepare_sweep
 from embedder.sweep.report import build_config, write_report
-from embedder.sweep.retrieval import cut, rank_documents
-from embedder.sweep.run import Swept, run_sweep
+from embedder.sweep.retrieval import rank_documents
+from embedder.sweep.run import SweepResult, run_sweep
 from tests.conftest import WriteShard
 from tests.sentences import quiet, sentence
 
@@ -61,20 +61,20 @@ def write_corpus(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     folder = tmp_path_factory.mktemp("sweep")
     write_corpus(folder, 400)
-    study = prepare_study(SweepConfig.model_validate(settings(folder, minilm)))
-    found = run_sweep(study, quiet)
+    plan = prepare_sweep(SweepConfig.model_validate(settings(folder, minilm)))
+    found = run_sweep(plan, quiet)
     write_report(found)
     return found
 
 
-def report_of(swept: Swept) -> Path:
-    return Path(swept.study.config.output.uri, "report.json")
+def report_of(swept: SweepResult) -> Path:
+    return Path(swept.plan.config.output.uri, "report.json")
 
 
-def test_every_combination_has_a_row_with_quality_and_cost(swept: Swept) -> None:
+def test_every_combination_has_a_row_with_quality_and_cost(swept: SweepResult) -> None:
     # depth 6: 2 dims × 4 precisions; depth 3: the same for each query side
     assert len(swept.rows) == 8 + 16
     full = swept.full
@@ -89,17 +89,17 @@ def test_every_combination_has_a_row_with_quality_and_cost(swept: Swept) -> None
     assert small.cost.model_bytes < large.cost.model_bytes
 
 
-def test_the_corpus_is_extended_from_the_sample_to_the_listing(swept: Swept) -> None:
+def test_the_corpus_is_estimated_from_the_sample_and_the_listing(swept: SweepResult) -> None:
     assert swept.corpus.is_estimate
     assert swept.corpus.documents == 400
     assert swept.corpus.chunks == 400
     assert swept.corpus.tokens == pytest.approx(400 * 32, rel=0.1)
 
 
-def test_a_row_scores_what_an_encoder_really_cut_there_does(swept: Swept) -> None:
-    [dataset] = swept.study.datasets
+def test_the_score_of_a_row_equals_an_encoder_cut_there(swept: SweepResult) -> None:
+    [dataset] = swept.plan.datasets
     assert isinstance(dataset, Retrieval)
-    resolved = swept.study.model.resolved
+    resolved = swept.plan.model.resolved
     encoder = Encoder.load(resolved.spec.model_copy(update={"depth": 3, "dim": 64}), dtype="float32")
     queries, documents = (
         encoder.encode(tokenize(texts, resolved, resolved.spec), 4096).vectors_ND for texts in (dataset.queries, dataset.documents)
@@ -108,10 +108,10 @@ def test_a_row_scores_what_an_encoder_really_cut_there_does(swept: Swept) -> Non
     wanted = (3, 64, "float32", "same")
     row = next(row for row in swept.rows if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side) == wanted)
     assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
-    np.testing.assert_allclose(cut(queries, 64), queries, atol=1e-5)
+    np.testing.assert_allclose(cut_vectors(queries, 64, normalize=True), queries, atol=1e-5)
 
 
-def test_the_files_hold_the_same_rows(swept: Swept) -> None:
+def test_the_files_hold_the_same_rows(swept: SweepResult) -> None:
     record = json.loads(report_of(swept).read_text())
     with report_of(swept).with_name("report.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -122,17 +122,17 @@ def test_the_files_hold_the_same_rows(swept: Swept) -> None:
     assert record["choice"]["setting"] is not None
 
 
-def test_the_page_stands_alone_and_says_what_to_run(swept: Swept) -> None:
+def test_the_page_is_self_contained_and_holds_the_command_to_run(swept: SweepResult) -> None:
     page = report_of(swept).with_name("report.html").read_text()
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<svg") >= 2
-    assert "prefers-color-scheme: dark" in page
+    assert "color-scheme: light dark" in page
     assert "quality kept, int8" in page
     assert "python -m jobs.embed FILE" in page
 
 
-def test_the_config_to_paste_is_one_that_embed_takes(swept: Swept) -> None:
+def test_the_config_to_paste_is_valid_for_embed(swept: SweepResult) -> None:
     record = json.loads(report_of(swept).read_text())
     config = EmbedConfig.model_validate(yaml.safe_load(record["embed"]))
     setting = record["choice"]["setting"]
@@ -140,27 +140,27 @@ def test_the_config_to_paste_is_one_that_embed_takes(swept: Swept) -> None:
     assert config.gate == GateConfig(report=str(report_of(swept)), min_quality=config.gate.min_quality if config.gate else 1)
 
 
-def test_the_config_of_every_row_passes_its_own_gate(swept: Swept) -> None:
+def test_the_config_of_every_row_passes_its_own_gate(swept: SweepResult) -> None:
     for row in swept.rows:
-        if row.can_be_embedded and row.setting.precision != "int8":  # which needs a calibration
-            config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.study.config, row)))
+        if row.can_be_embedded and row.setting.precision != "int8":  # int8 needs a calibration
+            config = EmbedConfig.model_validate(yaml.safe_load(build_config(swept.plan.config, row)))
             check_quality_gate(config, resolve_model(config.embedding, config.chunking).spec)
 
 
-def embed_config(swept: Swept, min_quality: float, **embedding: Any) -> tuple[EmbedConfig, Any]:
-    assert swept.study.config.source is not None
+def embed_config(swept: SweepResult, min_quality: float, **embedding: Any) -> tuple[EmbedConfig, Any]:
+    assert swept.plan.config.source is not None
     config = EmbedConfig.model_validate(
         {
-            "source": swept.study.config.source.model_dump(),
-            "embedding": {"model": swept.reference.model} | embedding,
+            "source": swept.plan.config.source.model_dump(),
+            "embedding": {"model": swept.full.setting.model} | embedding,
             "output": {"uri": "out"},
             "gate": {"report": str(report_of(swept)), "min_quality": min_quality},
         }
     )
-    return config, swept.study.model.resolved.spec.model_copy(update=embedding)
+    return config, swept.plan.model.resolved.spec.model_copy(update=embedding)
 
 
-def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept) -> None:
+def test_the_gate_passes_only_measured_settings_that_keep_enough(swept: SweepResult) -> None:
     check_quality_gate(*embed_config(swept, 1.0))
     with pytest.raises(ConfigError, match=r"gate.min_quality=0.99: depth 3, dim 64, .* keeps 0\.\d+ of the full model's quality"):
         check_quality_gate(*embed_config(swept, 0.99, depth=3, dim=64))
@@ -168,7 +168,7 @@ def test_the_gate_opens_for_what_keeps_enough_and_for_nothing_else(swept: Swept)
         check_quality_gate(*embed_config(swept, 0.5, depth=5))
 
 
-def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) -> None:
+def test_the_gate_refuses_the_report_of_another_run(swept: SweepResult, tmp_path: Path) -> None:
     config, spec = embed_config(swept, 0.5)
     with pytest.raises(ConfigError, match=r"of another run \(prompt: '' → 'passage: '\)"):
         check_quality_gate(config, spec.model_copy(update={"prompt": "passage: "}))
@@ -181,43 +181,42 @@ def test_the_gate_knows_a_report_of_another_run(swept: Swept, tmp_path: Path) ->
         check_quality_gate(wrong, spec)
 
 
-def test_a_sweep_of_bits_alone_is_measured_by_the_full_model_too(swept: Swept) -> None:
-    config = swept.study.config
+def test_a_sweep_of_bits_alone_also_scores_the_full_model(swept: SweepResult) -> None:
+    config = swept.plan.config
     bits = config.model_copy(update={"grid": GridConfig(depths=(6,), dims=(384,), precisions=("binary", "binary_rescored"))})
-    found = run_sweep(prepare_study(bits), quiet)
+    found = run_sweep(prepare_sweep(bits), quiet)
     assert [row.setting.precision for row in found.rows] == ["float32", "binary", "binary_rescored"]
     assert found.full.kept is not None
     assert found.full.kept.share == 1
 
 
-def test_what_was_run_once_is_not_run_again(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_texts_are_not_run_again(swept: SweepResult, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a second pass")
 
     monkeypatch.setattr(Encoder, "tap", refuse)
-    again = run_sweep(prepare_study(swept.study.config), quiet)
+    again = run_sweep(prepare_sweep(swept.plan.config), quiet)
     assert [row.metrics for row in again.rows] == [row.metrics for row in swept.rows]
 
 
-def test_every_problem_is_named_before_anything_is_run(
+def test_every_problem_is_reported_before_a_model_runs(
     tmp_path: Path, minilm: str, write_beir: Callable[..., str], write_shard: WriteShard
 ) -> None:
     write_shard([{"id": "1", "text": "a"}], "corpus/a.jsonl")
     beir = write_beir([(f"q{number}", "gone", 1) for number in range(12)])
     values = settings(
-        tmp_path, minilm, grid={"depths": [9, 3], "dims": [500, 63]}, quality={"beir": [beir], "known_item": True, "mteb": ["NoSuchTask"]},
+        tmp_path, minilm, grid={"depths": [9, 3], "dims": [504, 64]}, quality={"beir": [beir], "known_item": True, "mteb": ["NoSuchTask"]},
         baselines=[{"model": str(tmp_path / "none")}, {"model": minilm}],
     )  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        prepare_study(SweepConfig.model_validate(values))
+        prepare_sweep(SweepConfig.model_validate(values))
     message = str(caught.value)
     for problem in (
         "grid.depths: 9: the model has 6 layers; choose 1 to 6",
-        "grid.dims: 500: the model gives 384 components; choose 1 to 384",
-        "grid.dims: 63: binary packs eight components a byte",
-        "names 1 documents that are not there (gone)",
+        "grid.dims: 504: the model has 384 components; choose 1 to 384",
+        "names 1 documents that are missing (gone)",
         "quality.known_item: 1 documents; recall@100 needs more than 100",
-        "is there twice",
+        "is listed twice",
         "no such folder",
         "quality.mteb='NoSuchTask'",
     ):
@@ -227,21 +226,23 @@ def test_every_problem_is_named_before_anything_is_run(
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"source": None}, "nothing to measure on"),
+        ({"source": None}, "there is nothing to measure on"),
         ({"embedding": {"model": "m", "depth": 3}}, "set grid.depths and grid.dims"),
         ({"pick": {"budget_usd": 5}, "compute": {}}, "needs compute.price_per_device_hour_usd"),
         ({"baselines": [{"model": "openai:x"}]}, "dims are needed"),
         ({"baselines": [{"model": "m2", "base_url": "http://x"}]}, "is for models named openai:NAME"),
         ({"quality": {"sts": ["a.csv"], "query_column": "title"}}, "has no effect without known items"),
+        ({"grid": {"dims": [64, 63]}}, "grid.dims: 63: binary packs eight components into a byte"),
+        ({"baselines": [{"model": "openai:x", "dims": [100]}]}, r"baselines\[0\].dims: 100: binary packs eight"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_are_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SweepConfig.model_validate(settings(tmp_path, "m", **sections))
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: str) -> None:
+def test_a_killed_sweep_resumes_with_its_finished_blocks(tmp_path: Path, minilm: str) -> None:
     (tmp_path / "corpus").mkdir()
     rows = [{"id": f"d{n}", "text": f"Number {n} comes first. " + " ".join(sentence(n + part) for part in range(20))} for n in range(400)]
     (tmp_path / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -268,9 +269,9 @@ def test_a_killed_sweep_goes_on_with_the_blocks_it_had(tmp_path: Path, minilm: s
 
 
 @pytest.fixture(scope="module")
-def turned(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """A sweep with an artifact that holds a rotation, and a map out of depth 3."""
-    folder = tmp_path_factory.mktemp("turned")
+def rotated(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """A sweep with an artifact that holds a rotation and an exit map at depth 3."""
+    folder = tmp_path_factory.mktemp("rotated")
     write_corpus(folder, 200)
     resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
@@ -278,23 +279,23 @@ def turned(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW)
     write_calibration(calibration, str(folder / "calibration"))
     values = settings(folder, minilm, embedding={"model": minilm, "calibration": str(folder / "calibration")})
-    found = run_sweep(prepare_study(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
+    found = run_sweep(prepare_sweep(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
     write_report(found)
     return found
 
 
-def test_what_lies_in_the_full_models_space_is_tried_turned_too_where_it_is_cut(turned: Swept) -> None:
-    tried = {(row.setting.depth, row.setting.exit, row.setting.dim, row.setting.query_side) for row in turned.rows if row.setting.rotated}
+def test_views_in_the_full_models_space_are_also_tried_rotated_if_cut(rotated: SweepResult) -> None:
+    tried = {(row.setting.depth, row.setting.exit, row.setting.dim, row.setting.query_side) for row in rotated.rows if row.setting.rotated}
     assert tried == {(6, "native", 64, "same"), (3, "calibrated", 64, "same"), (3, "calibrated", 64, "full")}
-    assert "quality kept, int8, calibrated, rotated" in report_of(turned).with_name("report.html").read_text()
+    assert "quality kept, int8, calibrated, rotated" in report_of(rotated).with_name("report.html").read_text()
 
 
 @pytest.mark.parametrize(("depth", "query_side"), [(6, "same"), (3, "full")])
-def test_a_turned_row_scores_what_encoders_that_turn_do(turned: Swept, depth: int, query_side: str) -> None:
-    [dataset] = turned.study.datasets
+def test_the_score_of_a_rotated_row_equals_encoders_that_rotate(rotated: SweepResult, depth: int, query_side: str) -> None:
+    [dataset] = rotated.plan.datasets
     assert isinstance(dataset, Retrieval)
-    config = turned.study.config.embedding.model_copy(update={"depth": depth, "dim": 64, "rotate": True})
-    resolved = resolve_model(config, turned.study.config.chunking)
+    config = rotated.plan.config.embedding.model_copy(update={"depth": depth, "dim": 64, "rotate": True})
+    resolved = resolve_model(config, rotated.plan.config.chunking)
     assert resolved.calibration is not None
     encoders = [
         Encoder.load(resolved.spec.for_queries(), dtype="float32", rotation_WW=resolved.rotation_WW),
@@ -308,21 +309,21 @@ def test_a_turned_row_scores_what_encoders_that_turn_do(turned: Swept, depth: in
     wanted = (depth, 64, "float32", query_side, True)
     [row] = [
         row
-        for row in turned.rows
+        for row in rotated.rows
         if (row.setting.depth, row.setting.dim, row.setting.precision, row.setting.query_side, row.setting.rotated) == wanted
     ]
     assert row.metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
     assert row.can_be_embedded
 
 
-def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
-    [row] = [each for each in turned.rows if each.setting.rotated and each.setting.depth == 6 and each.setting.precision == "float32"]
-    config = EmbedConfig.model_validate(yaml.safe_load(build_config(turned.study.config, row)))
+def test_the_config_and_the_gate_distinguish_a_rotated_setting(rotated: SweepResult) -> None:
+    [row] = [each for each in rotated.rows if each.setting.rotated and each.setting.depth == 6 and each.setting.precision == "float32"]
+    config = EmbedConfig.model_validate(yaml.safe_load(build_config(rotated.plan.config, row)))
     assert (config.embedding.rotate, config.embedding.dim) == (True, 64)
     spec = resolve_model(config.embedding, config.chunking).spec
     check_quality_gate(config, spec)
     [plain] = [
-        each for each in turned.rows
+        each for each in rotated.rows
         if (each.setting.depth, each.setting.dim, each.setting.precision, each.setting.rotated) == (6, 64, "float32", False)
     ]  # fmt: skip
     assert plain.kept is not None
@@ -333,7 +334,7 @@ def test_the_config_and_the_gate_know_a_turned_setting(turned: Swept) -> None:
     assert low.kept is not None
     assert high.kept is not None
     strict = config.model_copy(
-        update={"gate": GateConfig(report=str(report_of(turned)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
+        update={"gate": GateConfig(report=str(report_of(rotated)), min_quality=(low.kept.floor + high.kept.floor) / 2)}
     )
     with pytest.raises(ConfigError, match=f"rotated {low.setting.rotated}, float8 False keeps"):
         check_quality_gate(strict, spec if low.setting.rotated else spec.model_copy(update={"rotation": None}))

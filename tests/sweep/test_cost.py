@@ -1,8 +1,8 @@
-"""Numbers as a person reads them."""
+"""Times, sizes and prices as a report shows them."""
 
 import pytest
 
-from embedder.sweep.number_format import show_bytes, show_seconds, show_share, show_usd
+from embedder.sweep.cost import show_bytes, show_seconds, show_usd
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,3 @@ def test_bytes(size: float, shown: str) -> None:
 @pytest.mark.parametrize(("usd", "shown"), [(0, "$0.00"), (0.00002, "under $0.0001"), (0.00604, "$0.006"), (1234.5, "$1,234.50")])
 def test_money(usd: float, shown: str) -> None:
     assert show_usd(usd) == shown
-
-
-def test_shares() -> None:
-    assert show_share(0.9749) == "97.5%"
