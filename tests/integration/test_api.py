@@ -24,7 +24,6 @@ from embedder.search.code_snippet import write_recipe
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.api_server import ApiServer, run_api_server
 from tests.integration.conftest import Site, documents
 from tests.model.conftest import tokenize
@@ -81,12 +80,7 @@ def test_an_outage_ends_the_run_and_the_next_one_goes_on(local_site: Site, serve
     assert paid
     assert not paid & set(asked), "nor is it asked for again"
     assert {row["doc_id"] for row in found} == {f"d{number}" for number in range(60) if number != 23}
-    assert [
-        (row["doc_id"], row["reason"])
-        for row in quarantine_file(
-            local_site,
-        )
-    ] == [("d23", "refused_by_api")]
+    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("d23", "refused_by_api")]
     expected = vectors_of(minilm, [row["text"] for row in found])
     np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
     assert len({row["chunk"] for row in found}) > 1

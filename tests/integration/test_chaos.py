@@ -25,7 +25,6 @@ import pytest
 from embedder.core.storage import Location
 from embedder.demo.s3_server import S3Server
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.faulty_proxy import Faults, FaultyProxy
 from tests.integration.conftest import Corpus, Site, documents, sentences
 from tests.integration.runs import WORKERS, Run, start_run
@@ -254,24 +253,12 @@ def compare(site: Site, fresh: Site) -> dict[str, int]:
         "rows lost": lost.total(),
         "rows too many": many.total(),
         "rows twice": sum(count - 1 for count in places(mine).values()),
-        "quarantined": len(
-            quarantine_file(
-                fresh,
-            )
-        ),
+        "quarantined": len(fresh.quarantine()),
     }
     if not lost and not many:
         plain = [[{name: row[name] for name in row if name != "embedding"} for row in rows] for rows in (mine, theirs)]
         assert plain[0] == plain[1]
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-        rejects = [
-            sorted(
-                json.dumps(row, sort_keys=True)
-                for row in quarantine_file(
-                    each,
-                )
-            )
-            for each in (site, fresh)
-        ]
+        rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
         assert rejects[0] == rejects[1]
     return report

@@ -19,7 +19,6 @@ from embedder.core.storage import Location
 from embedder.demo.s3_server import free_ports
 from embedder.observe.metrics import METRICS
 from embedder.table.history import read_history
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import Run, start_marked, start_run
 
@@ -81,14 +80,7 @@ def test_a_node_that_dies_in_the_middle_costs_nothing_but_time(filled_site: Site
     rows = site.rows()
     assert {row["doc_id"] for row in rows} == {each["id"] for number in range(3) for each in documents(100 * number, 40)}
     assert len({(row["doc_id"], row["chunk"]) for row in rows}) == len(rows)
-    assert (
-        len(
-            quarantine_file(
-                site,
-            )
-        )
-        == 3
-    )
+    assert len(site.quarantine()) == 3
 
     (event,) = read_history(Location(site.table_uri), 5)
     lines = [json.loads(line) for line in run.log.read_text().splitlines() if line.startswith("{")]

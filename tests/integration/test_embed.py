@@ -17,7 +17,6 @@ from embedder.pipeline.pool import Pool
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.search.query_encoder import QueryEncoder
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 pytestmark = pytest.mark.ray
@@ -76,12 +75,7 @@ def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Sit
                                 {"text": "no id"}, {"id": "d0", "text": "again"}, b'{"id": "x", "text": "\xff"}', good[1]])  # fmt: skip
     summary = site.embed()
     assert {row["doc_id"] for row in site.rows()} == {"d0", "d1"}
-    reasons = {
-        row["row"]: row["reason"]
-        for row in quarantine_file(
-            site,
-        )
-    }
+    reasons = {row["row"]: row["reason"] for row in site.quarantine()}
     assert reasons == {
         1: "null_text", 2: "empty_text", 3: "malformed", 4: "not_text", 5: "missing_id", 6: "duplicate_id", 7: "undecodable",
     }  # fmt: skip
@@ -90,12 +84,7 @@ def test_bad_records_are_quarantined_with_a_reason_and_the_run_goes_on(site: Sit
     assert not summary.failures
     site.corpus.put("a.jsonl", good)
     site.embed()
-    assert (
-        quarantine_file(
-            site,
-        )
-        == []
-    ), "the quarantine follows the source too"
+    assert site.quarantine() == [], "the quarantine follows the source too"
 
 
 @on_s3

@@ -14,7 +14,6 @@ import pytest
 from embedder.core.errors import CommitError, StorageError
 from embedder.core.storage import Location
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, documents
 
 pytestmark = pytest.mark.ray
@@ -82,14 +81,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(disturbed: Site, undistur
     summary = disturbed.embed()
     assert summary.version == 0
     check_whole(disturbed, undisturbed)
-    assert (
-        len(
-            quarantine_file(
-                disturbed,
-            )
-        )
-        == 6
-    )
+    assert len(disturbed.quarantine()) == 6
 
 
 def test_a_terminated_run_exits_143_and_the_next_one_goes_on(disturbed: Site, undisturbed: Site, repository: str) -> None:

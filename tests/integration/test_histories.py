@@ -27,7 +27,6 @@ from embedder.pipeline.graph import Landed, Pool, landed
 from embedder.pipeline.rows import StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Corpus, Site, sentences
 
 pytestmark = pytest.mark.slow
@@ -115,13 +114,5 @@ def assert_equal(site: Site, fresh: Site) -> None:
     assert plain[0] == plain[1]
     if mine:
         np.testing.assert_allclose([row["embedding"] for row in mine], [row["embedding"] for row in theirs], atol=1e-5)
-    rejects = [
-        sorted(
-            json.dumps(row, sort_keys=True)
-            for row in quarantine_file(
-                each,
-            )
-        )
-        for each in (site, fresh)
-    ]
+    rejects = [sorted(json.dumps(row, sort_keys=True) for row in each.quarantine()) for each in (site, fresh)]
     assert rejects[0] == rejects[1]

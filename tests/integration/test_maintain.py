@@ -3,7 +3,6 @@
 import pytest
 
 from embedder.core.storage import Store
-from embedder.table.parts import quarantine_file
 from jobs.diff import main as diff
 from jobs.maintain import main as maintain
 from tests.integration.conftest import Site, documents
@@ -19,9 +18,7 @@ def test_a_table_that_is_looked_after_still_follows_its_source(local_site: Site,
     site.embed()
     rows, rejects = (
         site.rows(),
-        quarantine_file(
-            site,
-        ),
+        site.quarantine(),
     )
     assert maintain([site.table_uri, "--compact", "--vacuum", "--checkpoint", "--check", "--deep"]) == 0
     said = capsys.readouterr().out
@@ -29,9 +26,7 @@ def test_a_table_that_is_looked_after_still_follows_its_source(local_site: Site,
     assert len(site.delta().file_uris()) < 6
     assert (
         site.rows(),
-        quarantine_file(
-            site,
-        ),
+        site.quarantine(),
     ) == (rows, rejects)
     assert site.embed().did_nothing
     assert diff([site.table_uri, "--from_version", "0", "--rows"]) == 0

@@ -15,7 +15,6 @@ import pytest
 from embedder.core.errors import ConfigError
 from embedder.core.storage import Location
 from embedder.table.delta import read_table
-from embedder.table.parts import quarantine_file
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
 
@@ -154,13 +153,7 @@ def test_a_source_that_is_gone_empties_the_table_only_when_told_to(local_site: S
     assert len(local_site.rows()) == rows
     summary = local_site.embed(output={"max_removed_fraction": 1.0})
     assert (summary.rows, summary.version) == (0, 1)
-    assert (
-        local_site.rows()
-        == quarantine_file(
-            local_site,
-        )
-        == []
-    )
+    assert local_site.rows() == local_site.quarantine() == []
     assert local_site.embed(output={"max_removed_fraction": 1.0}).did_nothing
     local_site.corpus.put("a.jsonl", documents(0, 12))
     local_site.embed()

@@ -17,7 +17,6 @@ from embedder.pipeline import stages
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import Row, StageContext
-from embedder.table.parts import quarantine_file
 from embedder.text.tokenizing import load_tokenizer
 from tests.integration.conftest import Site, documents
 
@@ -90,12 +89,9 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined_and_all_
     monkeypatch.setattr("embedder.pipeline.graph.EncoderActor", actor)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert {row["doc_id"] for row in local_site.rows()} == ids
-    assert [
-        (row["doc_id"], row["reason"], row["excerpt"])
-        for row in quarantine_file(
-            local_site,
-        )
-    ] == [("killer", "kills_encoder", f"a {WORD} crosses")]
+    assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
+        ("killer", "kills_encoder", f"a {WORD} crosses")
+    ]
     assert summary.reasons == {"kills_encoder": 1}
     assert summary.stats.documents == len(ids) + 1
     assert marks(local_site) == []

@@ -15,7 +15,7 @@ from embedder.core.storage import Location
 from embedder.core.units import PartName
 from embedder.table.check import check_chains, check_table, repair_table
 from embedder.table.check_rows import check_rows, count_misplaced, describe_faults
-from embedder.table.parts import FOOTER_KEY, encode_parquet, quarantine_file, vector_column
+from embedder.table.parts import FOOTER_KEY, encode_parquet, vector_column
 from tests.table.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 
@@ -72,9 +72,7 @@ SHALLOW: dict[str, tuple[Damage, str]] = {
 def test_a_fault_is_named_and_repaired_by_the_next_run(local: MadeTable, damage: str) -> None:
     rows, rejects = (
         local.rows(),
-        quarantine_file(
-            local,
-        ),
+        local.quarantine(),
     )
     names = [
         path.name for path in Path(local.uri, "_quarantine").glob("*.parquet") if pq.read_metadata(Path(local.uri, path.name)).num_rows
@@ -92,9 +90,7 @@ def test_a_fault_is_named_and_repaired_by_the_next_run(local: MadeTable, damage:
     assert check_table(Location(local.uri), deep=True).faults == ()
     assert (
         local.rows(),
-        quarantine_file(
-            local,
-        ),
+        local.quarantine(),
     ) == (rows, rejects)
 
 

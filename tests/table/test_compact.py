@@ -16,7 +16,7 @@ from embedder.table.check import check_table
 from embedder.table.compact import compact_table, plan_merges
 from embedder.table.delta import Change, commit_table, open_delta, read_table
 from embedder.table.diff import read_changes
-from embedder.table.parts import ROW_GROUP_ROWS, list_parts, quarantine_file, read_part
+from embedder.table.parts import ROW_GROUP_ROWS, list_parts, read_part
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, SCHEMA, MadeTable, as_shard
 
@@ -27,9 +27,7 @@ def test_rows_and_quarantine_stay_to_the_bit_and_there_is_nothing_left_to_do(tab
     table.follow(CORPUS)
     rows, rejects, before = (
         table.rows(),
-        quarantine_file(
-            table,
-        ),
+        table.quarantine(),
         table.names(),
     )
     stats = {name.key: [read_part(str(each), Location(table.uri)).stats for each in before if each.key == name.key] for name in before}
@@ -39,12 +37,7 @@ def test_rows_and_quarantine_stay_to_the_bit_and_there_is_nothing_left_to_do(tab
     assert (done.version, done.merges, done.parts_after) == (1, planned.merges, len(table.names()))
     assert len(table.names()) < len(before)
     assert table.rows() == rows
-    assert (
-        quarantine_file(
-            table,
-        )
-        == rejects
-    )
+    assert table.quarantine() == rejects
     assert check_table(Location(table.uri), deep=True).faults == ()
     for name in table.names():
         part = read_part(str(name), Location(table.uri))

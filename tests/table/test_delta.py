@@ -133,7 +133,7 @@ def test_a_table_restored_as_of_a_time_is_refused_until_it_is_restored_by_number
     DeltaTable(uri).restore(before)
     for read in (read_table, read_record):
         with pytest.raises(StorageError, match=r"version 2 restored the table as of a time.*restore\(VERSION\)"):
-            read(uri, {})
+            read(Location(uri))
     DeltaTable(uri).restore(0)
     assert read_record(Location(uri)).spec == SPEC
 

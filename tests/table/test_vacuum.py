@@ -14,7 +14,6 @@ from embedder.core.errors import CommitError, ConfigError
 from embedder.core.plan import group_shards
 from embedder.core.storage import Found, Location, Store
 from embedder.table.attempts import Attempts
-from embedder.table.parts import quarantine_file
 from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
@@ -80,12 +79,7 @@ def test_the_quarantine_loses_the_namesakes_of_what_left(tmp_path: Path) -> None
     vacuum_table(Location(table.uri), 168)
     assert rejected
     assert not rejected & files(table)
-    assert (
-        quarantine_file(
-            table,
-        )
-        == []
-    )
+    assert table.quarantine() == []
     assert files(table) == {str(name) for name in table.names()}
 
 
