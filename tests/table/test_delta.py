@@ -223,7 +223,7 @@ def test_a_log_whose_run_record_another_tool_removed_is_refused_with_the_reason(
 def test_parts_that_are_no_longer_there_are_not_published(uri: str, write_unit: Callable[..., Part]) -> None:
     part = write_unit()
     Path(uri, part.name).unlink()
-    with pytest.raises(CommitError, match=r"1 parts were deleted while this run went on.*nothing was published"):
+    with pytest.raises(CommitError, match=r"1 parts were deleted during this run.*nothing was published"):
         commit_table(Location(uri), change((part,)), None)
     assert read_table(Location(uri)) is None
 

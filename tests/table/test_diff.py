@@ -150,6 +150,17 @@ def test_the_job_counts_rows_or_names_each(table: MadeTable, capsys: pytest.Capt
         main([table.uri, "--from_version", "-1"])
 
 
+@pytest.mark.parametrize("bits", [(0, 2), (2, 0)])
+def test_tables_with_other_buckets_are_compared_by_shard(table: MadeTable, monkeypatch: pytest.MonkeyPatch, bits: tuple[int, int]) -> None:
+    corpus = {"large": CORPUS["large"], **{name: [("a", f"word {name}", "x")] for name in "pqrstu"}}
+    for number in bits:
+        monkeypatch.setattr("tests.tables.BITS", number)
+        table.follow(corpus)
+    assert {name.key for name in table.names(0)} != {name.key for name in table.names(1)}
+    for old, new in ((0, 1), (1, 0)):
+        assert describe(read_changes(Location(table.uri), old, new)) == (set(), set())
+
+
 @pytest.mark.parametrize(
     ("quantization", "vectors"), [("none", [[0.5, 1.0], [0.5, 2.0]]), ("int8", [[5, 1], [5, 2]]), ("binary", [b"\x01", b"\x02"])]
 )

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from embedder.core.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError, StorageError
 from embedder.core.storage import Location
 from embedder.core.units import Stats
 from embedder.observe.environment import read_revision
@@ -130,7 +130,7 @@ def test_a_table_that_embedder_did_not_write_and_none_at_all_are_refused(tmp_pat
     pl.DataFrame({"a": [1]}).write_delta(str(tmp_path / "other"))
     with pytest.raises(CommitError, match="that embedder did not write"):
         read_history(Location(str(tmp_path / "other")), 20)
-    with pytest.raises(CommitError, match="cannot be opened"):
+    with pytest.raises(StorageError, match="no table there"):
         read_history(Location(str(tmp_path / "none")), 20)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import embedder.core.plan
 import embedder.table.parts
-from embedder.core.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError, StorageError
 from embedder.core.plan import group_shards
 from embedder.core.storage import Found, Location, Store
 from embedder.table.attempts import Attempts
@@ -131,13 +131,13 @@ def test_no_other_name_is_taken_for_ours(name: str) -> None:
 def test_an_age_that_a_run_could_outlast_is_refused_without_insisting(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    with pytest.raises(ConfigError, match=r"--older_than_hours=0.5: parts of a run in progress.*--insist"):
+    with pytest.raises(ConfigError, match=r"--older_than_hours=0.5: would delete parts of a run in progress.*--insist"):
         vacuum_table(Location(table.uri), 0.5)
     table.follow(EDITED)
     time.sleep(0.01)
     assert vacuum_table(Location(table.uri), 0, insist=True).stale
     assert len(table.rows()) > 0
-    with pytest.raises(CommitError, match="no table there"):
+    with pytest.raises(StorageError, match="no table there"):
         vacuum_table(Location(str(tmp_path / "nothing")), 168)
 
 
@@ -178,7 +178,7 @@ def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(
         return plan
 
     monkeypatch.setattr("tests.tables.plan_work", vacuumed_after_planning)
-    with pytest.raises(CommitError, match=r"parts were deleted while this run went on.*nothing was published"):
+    with pytest.raises(CommitError, match=r"parts were deleted during this run.*nothing was published"):
         table.follow(CORPUS)
     monkeypatch.undo()
     table.follow(CORPUS)
