@@ -16,7 +16,7 @@ from embedder.core.storage import Location, Options
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
-from embedder.table.run_record import read_spec
+from embedder.table.run_record import read_record
 from embedder.text.byte_estimate import EstimatingChunker, make_chunker, slice_chunks
 from embedder.text.chunking import Chunker
 
@@ -40,7 +40,7 @@ class QueryEncoder:
     def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
         """Load the encoder that matches a table; its model must be on this machine under the name in the table's spec."""
         table = Location(uri, options or {})
-        spec = read_spec(table)
+        spec = read_record(table).spec
         return cls(spec, device, dtype, read_rotation(spec, table))
 
     def encode(self, queries: Sequence[str]) -> Floats:

@@ -1,6 +1,6 @@
 """Compares a table with its storage: every committed part, its quarantine file, and the chain of parts of every task."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from embedder.core.errors import CommitError, ModelError, StorageError
@@ -8,17 +8,9 @@ from embedder.core.rotation import ROTATION_FOLDER, read_rotation
 from embedder.core.storage import Found, Location, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align
-from embedder.table.check_rows import check_rows
+from embedder.table.check_rows import Fault, check_rows
 from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_quarantined, require_table, sync_quarantine
 from embedder.table.parts import QUARANTINE_FOLDER, group_by_task, list_by_name, part_file, quarantine_file, read_footer
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A problem of one file or one task; `name` is the part, or the first part of the task."""
-
-    name: str
-    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,37 +34,28 @@ class Checked:
         return "\n".join([*([align(rows)] if rows else []), summary])
 
 
-@dataclass(frozen=True, slots=True)
-class OnStorage:
-    """The files of the table's folder and of its quarantine, by name."""
-
-    parts: Mapping[str, Found]
-    rejects: Mapping[str, Found]
-    quarantined: Mapping[str, tuple[int, int]]
-    """Size and rows of the files that the quarantine table names."""
-
-
 def check_table(location: Location, deep: bool = False) -> Checked:
     """Compare the newest version with storage; `deep` reads every row of it."""
     state = require_table(location)
-    stored = OnStorage(list_by_name(location), list_by_name(location.child(QUARANTINE_FOLDER)), read_quarantined(location))
-    found = map_threads(lambda name: list(check_part(name, state, stored, location)), sorted(state.parts, key=str))
-    faults = [*check_chains(state.parts), *(fault for each in found for fault in each), *check_quarantine(state, stored)]
+    stored, rejects = list_by_name(location), list_by_name(location.child(QUARANTINE_FOLDER))
+    names = sorted(state.parts, key=str)
+    by_part = map_threads(lambda name: list(check_part(name, state, stored.get(str(name)), rejects, location)), names)
+    faults = [*check_chains(names), *(fault for faults in by_part for fault in faults)]
+    faults += check_quarantine(state, rejects, read_quarantined(location))
     try:
         read_rotation(state.spec, location)  # queries need it
     except (StorageError, ModelError) as error:
         faults.append(Fault(f"{ROTATION_FOLDER}/{state.spec.rotation}", str(error)))
     if deep:
         broken = {fault.name for fault in faults}
-        faults += [Fault(name, what) for name, what in check_rows(state.parts, state.spec, location, broken)]
+        faults += check_rows(names, state.spec, location, broken)
     made_by = "jobs.recut" if "parent" in state.info else "jobs.embed"
     return Checked(state.version, len(state.rows), sum(state.rows.values()), deep, made_by, tuple(faults))
 
 
-def check_part(part: PartName, state: TableState, stored: OnStorage, table: Location) -> Iterator[Fault]:
+def check_part(part: PartName, state: TableState, found: Found | None, rejects: Collection[str], table: Location) -> Iterator[Fault]:
     """Yield the faults of one part: its file and footer against the log, its name and its quarantine file."""
     name, documents = str(part), part.stop_row - part.first_row
-    found = stored.parts.get(name)
     if found is None:
         yield Fault(name, "not on storage")
         return
@@ -90,18 +73,18 @@ def check_part(part: PartName, state: TableState, stored: OnStorage, table: Loca
         yield Fault(name, f"of space {footer['space_id']}, the table is of {state.info['space_id']}")
     if stats.documents != documents:
         yield Fault(name, f"{stats.documents:,} documents in the footer, {documents:,} in its name")
-    if stats.quarantined and name not in stored.rejects:
+    if stats.quarantined and name not in rejects:
         yield Fault(name, f"{stats.quarantined:,} records were quarantined, but {QUARANTINE_FOLDER} has no file of its name")
 
 
-def check_quarantine(state: TableState, stored: OnStorage) -> Iterator[Fault]:
-    """Compare the quarantine table with the files of committed parts."""
-    wanted = {name: found for name, found in stored.rejects.items() if name in state.rows}
-    for name in sorted(wanted.keys() | stored.quarantined.keys()):
+def check_quarantine(state: TableState, rejects: Mapping[str, Found], quarantined: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:
+    """Compare the files that the quarantine table names, by size and rows, with those of committed parts."""
+    wanted = {name: found for name, found in rejects.items() if name in state.rows}
+    for name in sorted(wanted.keys() | quarantined.keys()):
         where = f"{QUARANTINE_FOLDER}/{name}"
-        size, _ = stored.quarantined.get(name, (None, 0))
+        size, _ = quarantined.get(name, (None, 0))
         if name not in wanted:
-            yield Fault(where, "in the quarantine table, but of no part of the table" if name in stored.rejects else "not on storage")
+            yield Fault(where, "in the quarantine table, but of no part of the table" if name in rejects else "not on storage")
         elif size is None:
             yield Fault(where, "not in the quarantine table")
         elif size != wanted[name].size_bytes:
@@ -133,7 +116,8 @@ def repair_table(location: Location, checked: Checked) -> int:
     remove = tuple(str(name) for name in state.parts if name.key in tasks)
     if remove:
         commit_table(location, Change((), remove, state.schema, {**state.info, MAINTENANCE_KEY: "repair"}), state)
-        for file in (part_file, quarantine_file):  # in this order: a part on storage always has its quarantine file
-            map_threads(lambda name, file=file: file(location, name).remove(), sorted(broken))
+        # parts first: a part on storage always has its quarantine file
+        map_threads(lambda name: part_file(location, name).remove(), sorted(broken))
+        map_threads(lambda name: quarantine_file(location, name).remove(), sorted(broken))
     sync_quarantine(location)
     return len(remove)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,15 @@ NORM_TOLERANCE = 1e-4
 """float32 sums over some thousand components stay below 1e-6; more is damage."""
 
 
-def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, table: Location, broken: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield parts and the faults of their rows; parts known to be broken are skipped.
+class Fault(NamedTuple):
+    """A problem of one file or one task; `name` is the part, or the first part of the task."""
+
+    name: str
+    what: str
+
+
+def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, table: Location, broken: Collection[str]) -> Iterator[Fault]:
+    """Yield the faults of rows; parts known to be broken are skipped.
 
     Memory: 16 bytes for each row of one task, and for each shard of the table.
     """
@@ -30,10 +38,10 @@ def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, table: Location, 
         keys: list[Digests] = []
         for part in parts:
             seen = [NO_DIGESTS]
-            yield from ((str(part), what) for what in _check_part(part, spec, table, seen, owners))
+            yield from (Fault(str(part), what) for what in _check_part(part, spec, table, seen, owners))
             keys.append(np.concatenate(seen))
         for number, count in _count_repeated(keys).items():
-            yield str(parts[number]), f"{count:,} rows whose shard, doc_id and chunk an earlier row of its task has"
+            yield Fault(str(parts[number]), f"{count:,} rows whose shard, doc_id and chunk an earlier row of its task has")
 
 
 def _count_repeated(keys: Sequence[Digests]) -> Counter[int]:

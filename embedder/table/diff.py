@@ -32,20 +32,8 @@ Digests = npt.NDArray[np.bytes_]
 NO_DIGESTS: Digests = np.zeros(0, f"S{_HASH_BYTES}")
 
 
-@dataclass(frozen=True, slots=True)
-class PartGroup:
-    """Parts that may hold rows of the same shards: those of one task, or of a shard that left or entered a bucket."""
-
-    removed: tuple[PartName, ...]
-    added: tuple[PartName, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Rows to upsert, with all columns of the newer version; `known` marks rows whose key existed before."""
-
-    rows: pa.Table
-    known: npt.NDArray[np.bool_]
+PartGroup = tuple[list[PartName], list[PartName]]
+"""Removed and added parts that may hold rows of the same shards: those of one task, or of a shard that left or entered a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +55,30 @@ class Changes:
 
         A row is changed if its hash, offsets, tokens, metadata or vector differ, not if only its `row` in the shard does.
         """
-        return (each.rows for each in self.compared())
+        return (rows for rows, _ in self.compared())
 
     @property
     def deletes(self) -> Iterator[pa.Table]:
         """Keys (`shard`, `doc_id`, `chunk`) of removed rows. A moved shard is removed under its old name."""
-        for group in self.groups:
-            after = np.sort(np.concatenate([NO_DIGESTS, *map(digest_keys, self._read(group.added, KEY))]))
-            for keys in self._read(group.removed, KEY):
+        for removed, added in self.groups:
+            after = np.sort(np.concatenate([NO_DIGESTS, *map(digest_keys, self._read(added, KEY))]))
+            for keys in self._read(removed, KEY):
                 gone = _find(after, digest_keys(keys)) < 0
                 if gone.any():
                     yield keys.filter(pa.array(gone))
 
-    def compared(self) -> Iterator[Compared]:
-        """Yield the upserts, new rows distinguished from changed ones."""
-        for group in self.groups:
-            keys, contents = self._index(group.removed)
-            for rows in self._read(group.added):
+    def compared(self) -> Iterator[tuple[pa.Table, npt.NDArray[np.bool_]]]:
+        """Yield the upserts, and whether the key of each row existed before."""
+        for removed, added in self.groups:
+            keys, contents = self._index(removed)
+            for rows in self._read(added):
                 place = _find(keys, digest_keys(rows))
                 known = place >= 0
                 wanted = ~known
                 if known.any():
                     wanted[known] = contents[place[known]] != digest_contents(rows.filter(pa.array(known)))
                 if wanted.any():
-                    yield Compared(rows.filter(pa.array(wanted)), known[wanted])
+                    yield rows.filter(pa.array(wanted)), known[wanted]
 
     def _index(self, names: Iterable[PartName]) -> tuple[Digests, Digests]:
         digests = [(digest_keys(rows), digest_contents(rows)) for rows in self._read(names)]
@@ -122,8 +110,8 @@ def read_changes(location: Location, old: int | None, new: int | None) -> Change
 
 def name_rows(changes: Changes) -> Iterator[dict[str, Any]]:
     """Yield every new, changed and removed row by name: `change` and the KEY columns."""
-    for each in changes.compared():
-        for row, known in zip(each.rows.select(KEY).to_pylist(), each.known.tolist(), strict=True):
+    for rows, existed in changes.compared():
+        for row, known in zip(rows.select(KEY).to_pylist(), existed.tolist(), strict=True):
             yield {"change": "changed" if known else "came", **row}
     for keys in changes.deletes:
         yield from ({"change": "left", **row} for row in keys.select(KEY).to_pylist())
@@ -139,11 +127,11 @@ def plan_changes(before: Iterable[PartName], after: Iterable[PartName]) -> tuple
 
 def group_parts(removed: Sequence[PartName], added: Sequence[PartName], buckets: dict[str, str]) -> tuple[PartGroup, ...]:
     """Group by task key; `buckets` maps a key to that of the bucket its shard was in, or is in, while it is small."""
-    groups: defaultdict[str, tuple[list[PartName], list[PartName]]] = defaultdict(lambda: ([], []))
+    groups: defaultdict[str, PartGroup] = defaultdict(lambda: ([], []))
     for side, names in enumerate((removed, added)):
         for parts in group_by_task(names):
             groups[buckets.get(parts[0].key, parts[0].key)][side].extend(parts)
-    return tuple(PartGroup(tuple(before), tuple(after)) for _, (before, after) in sorted(groups.items()))
+    return tuple(group for _, group in sorted(groups.items()))
 
 
 def digest_keys(rows: pa.Table) -> Digests:

@@ -29,11 +29,6 @@ class Record:
     ranges: Ranges | None
 
 
-def read_spec(location: Location) -> EmbeddingSpec:
-    """Read the spec of the newest version."""
-    return read_record(location).spec
-
-
 def read_record(location: Location) -> Record:
     """Read the record of the newest version; if the log was cleaned up, the spec that the newest checkpoint keeps."""
     names = list_by_name(location.child(LOG_FOLDER))

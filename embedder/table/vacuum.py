@@ -69,16 +69,6 @@ class Vacuumed:
         return "\n".join([*([align(listed)] if listed else []), align(rows)])
 
 
-@dataclass(frozen=True, slots=True)
-class RecentLog:
-    """The changes in a table's log since a moment."""
-
-    removed: frozenset[str]
-    """Files removed since: the newest version at that moment still names them."""
-    first_version: int | None
-    """The newest version at that moment, or the first that still has a log; None if there is no log."""
-
-
 def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = False, insist: bool = False) -> Vacuumed:
     """Delete old files that no version needs which was the newest within the age; a dry run only lists them.
 
@@ -91,10 +81,12 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
         )
     state = require_table(location)
     cutoff = location.open().check_writable() - 3600 * older_than_hours
-    recent, of_quarantine = (read_recent_log(each, cutoff) for each in (location, location.child(QUARANTINE_FOLDER)))
-    needed = {*state.rows, *recent.removed, *read_quarantined(location), *of_quarantine.removed}
-    stale = plan_vacuum(list_files(location), needed, cutoff)
-    vacuumed = Vacuumed(stale, state.version if recent.first_version is None else recent.first_version, dry_run)
+    quarantine, marks = location.child(QUARANTINE_FOLDER), location.child(ATTEMPTS_FOLDER)
+    removed, first_version = read_recent_log(location, cutoff)
+    needed = {*state.rows, *removed, *read_quarantined(location), *read_recent_log(quarantine, cutoff)[0]}
+    files = [(found, folder is marks) for folder in (location, quarantine, marks) for found in folder.open().list_folder()]
+    stale = plan_vacuum(files, needed, cutoff)
+    vacuumed = Vacuumed(stale, state.version if first_version is None else first_version, dry_run)
     if not dry_run:
         for kinds in (("part",), ("quarantine", "temporary", "attempt")):  # a part on storage always has its quarantine file
             map_threads(lambda each: Store(each.uri, location.options).remove(), [each for each in stale if each.kind in kinds])
@@ -102,23 +94,20 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
     return vacuumed
 
 
-def read_recent_log(location: Location, since: float) -> RecentLog:
-    """Read the commits published since a moment; older ones are not opened, and may have been cleaned up."""
+def read_recent_log(location: Location, since: float) -> tuple[set[str], int | None]:
+    """Return the files removed since a moment, and the version that was then the newest, or the first that still has a log.
+
+    That version still names these files. Older commits are not opened, and may have been cleaned up.
+    """
     commits = find_commits(list_by_name(location.child(LOG_FOLDER)))
     older = {version for version, found in commits.items() if found.modified is not None and found.modified < since}
     recent = [Location(found.uri, location.options) for version, found in commits.items() if version not in older]
     removed = map_threads(lambda commit: [action["path"] for action in read_actions(commit, "remove")], recent)
-    return RecentLog(frozenset(name for names in removed for name in names), max(older, default=min(commits, default=None)))
-
-
-def list_files(location: Location) -> list[tuple[Found, bool]]:
-    """List the files of the table's folder and of its quarantine, and (True) the marks of attempts."""
-    folders = (location, False), (location.child(QUARANTINE_FOLDER), False), (location.child(ATTEMPTS_FOLDER), True)
-    return [(found, is_mark) for folder, is_mark in folders for found in folder.open().list_folder()]
+    return {name for names in removed for name in names}, max(older, default=min(commits, default=None))
 
 
 def plan_vacuum(files: Iterable[tuple[Found, bool]], needed: set[str], cutoff: float) -> tuple[Stale, ...]:
-    """Return the files of ours that are not needed and last modified before the cutoff; files of unknown age are kept."""
+    """Return the files (True: marks) of ours that are not needed and older than the cutoff; files of unknown age are kept."""
     stale = []
     for found, is_mark in files:
         kind = kind_of(found.uri, is_mark)

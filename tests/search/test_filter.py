@@ -1,4 +1,4 @@
-"""A filter is read as SQL would read it, checked against the columns, and nulls pass no test but `is null`."""
+"""A filter is parsed as in SQL, checked against the columns, and nulls pass only `is null`."""
 
 from datetime import UTC, date, datetime
 
@@ -52,7 +52,7 @@ DUCKDB = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
         ),
     ],
 )
-def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -> None:
+def test_values_are_parsed_in_the_types_of_the_columns(text: str, expected: Filter) -> None:
     assert parse_filter(text, SCHEMA) == expected
 
 
@@ -78,7 +78,7 @@ def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -
         ("", "a column expected"),
     ],
 )
-def test_what_is_wrong_is_refused_with_what_there_is(text: str, message: str) -> None:
+def test_a_wrong_filter_is_refused_with_the_valid_choices(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_filter(text, SCHEMA)
     assert message in str(caught.value)

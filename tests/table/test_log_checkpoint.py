@@ -1,4 +1,4 @@
-"""A log is made short without losing what planning needs of it."""
+"""A checkpoint shortens the log without losing the run record that planning needs."""
 
 import os
 from collections.abc import Callable
