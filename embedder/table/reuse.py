@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from embedder.core.schema import LEADING, VECTORS
 from embedder.core.spec import Quantization
 from embedder.core.storage import Location, map_threads
+from embedder.table.diff import find_sorted
 from embedder.table.parts import part_file
 
 Int64s = npt.NDArray[np.int64]
@@ -34,11 +35,7 @@ class PreviousParts:
 
     def find(self, content_hashes: pa.ChunkedArray) -> Int64s:
         """Return each hash's position in the index, −1 if absent."""
-        if not len(self.hashes):
-            return np.full(len(content_hashes), -1)
-        wanted = to_uint64(content_hashes)
-        place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return np.where(self.hashes[place] == wanted, place, -1)
+        return find_sorted(self.hashes, to_uint64(content_hashes))
 
 
 NO_PREVIOUS = PreviousParts((), np.zeros(0, np.uint64), *[np.zeros(0, np.int32)] * 3)

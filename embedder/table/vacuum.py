@@ -76,7 +76,7 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
     """
     if not (older_than_hours >= LEAST_HOURS or insist):
         raise ConfigError(
-            f"--older_than_hours={older_than_hours:g}: would delete parts of a run in progress, which are in no version yet; "
+            f"--older-than-hours={older_than_hours:g}: would delete parts of a run in progress, which are in no version yet; "
             f"set at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is in progress"
         )
     state = require_table(location)

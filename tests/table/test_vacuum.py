@@ -131,7 +131,7 @@ def test_no_other_name_is_taken_for_ours(name: str) -> None:
 def test_an_age_shorter_than_a_run_is_refused_without_insist(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    with pytest.raises(ConfigError, match=r"--older_than_hours=0.5: would delete parts of a run in progress.*--insist"):
+    with pytest.raises(ConfigError, match=r"--older-than-hours=0.5: would delete parts of a run in progress.*--insist"):
         vacuum_table(table.location, 0.5)
     table.follow(EDITED)
     time.sleep(0.01)
