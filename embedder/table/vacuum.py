@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.core.storage import PROBE_PREFIX, Found, Location, Store, map_threads
+from embedder.core.storage import PROBE_PREFIX, Found, Location, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER
@@ -89,7 +89,7 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
     vacuumed = Vacuumed(stale, state.version if first_version is None else first_version, dry_run)
     if not dry_run:
         for kinds in (("part",), ("quarantine", "temporary", "attempt")):  # a part on storage always has its quarantine file
-            map_threads(lambda each: Store(each.uri, location.options).remove(), [each for each in stale if each.kind in kinds])
+            map_threads(lambda each: Location(each.uri, location.options).open().remove(), [each for each in stale if each.kind in kinds])
         check_untouched(location, stale)
     return vacuumed
 

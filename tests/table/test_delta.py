@@ -233,9 +233,7 @@ LOG = {"method": "PUT", "contains": "_delta_log"}
 
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", ["reset_after", "reset_before", "error", "slow_down", "truncate"])
-def test_a_commit_on_a_bad_connection_is_made_once(
-    bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str
-) -> None:
+def test_a_commit_on_a_bad_connection_is_made_once(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str) -> None:
     old, new = (write_unit(key=key * 16, uri=bucket) for key in "ab")
     proxy.inject(break_first(1, fault, **LOG))
     assert commit_table(Location(bucket), change((old,)), None) == 0
@@ -251,9 +249,7 @@ def test_a_commit_on_a_bad_connection_is_made_once(
 
 
 @pytest.mark.s3
-def test_the_second_of_two_runs_is_refused_on_a_bad_connection(
-    bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]
-) -> None:
+def test_the_second_of_two_runs_is_refused_on_a_bad_connection(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(bucket), change((write_unit(key="a" * 16, uri=bucket),)), None)
     state, part = read_table(Location(bucket)), write_unit(key="b" * 16, uri=bucket)
     proxy.inject(break_first(1, "reset_after", **LOG))
