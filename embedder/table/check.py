@@ -39,9 +39,10 @@ def check_table(location: Location, deep: bool = False) -> Checked:
     state = require_table(location)
     stored, rejects = list_by_name(location), list_by_name(location.child(QUARANTINE_FOLDER))
     names = sorted(state.parts, key=str)
-    by_part = map_threads(lambda name: list(check_part(name, state, stored.get(str(name)), rejects, location)), names)
+    quarantined = read_quarantined(location)
+    by_part = map_threads(lambda name: list(check_part(name, state, stored.get(str(name)), rejects, quarantined, location)), names)
     faults = [*check_chains(names), *(fault for faults in by_part for fault in faults)]
-    faults += check_quarantine(state, rejects, read_quarantined(location))
+    faults += check_quarantine(state, rejects, quarantined)
     try:
         read_rotation(state.spec, location)  # queries need it
     except (StorageError, ModelError) as error:
@@ -53,7 +54,14 @@ def check_table(location: Location, deep: bool = False) -> Checked:
     return Checked(state.version, len(state.rows), sum(state.rows.values()), deep, made_by, tuple(faults))
 
 
-def check_part(part: PartName, state: TableState, found: Found | None, rejects: Collection[str], table: Location) -> Iterator[Fault]:
+def check_part(
+    part: PartName,
+    state: TableState,
+    found: Found | None,
+    rejects: Collection[str],
+    quarantined: Mapping[str, tuple[int, int]],
+    table: Location,
+) -> Iterator[Fault]:
     """Yield the faults of one part: its file and footer against the log, its name and its quarantine file."""
     name, documents = str(part), part.stop_row - part.first_row
     if found is None:
@@ -75,6 +83,9 @@ def check_part(part: PartName, state: TableState, found: Found | None, rejects: 
         yield Fault(name, f"{stats.documents:,} documents in the footer, {documents:,} in its name")
     if stats.quarantined and name not in rejects:
         yield Fault(name, f"{stats.quarantined:,} records were quarantined, but {QUARANTINE_FOLDER} has no file of its name")
+    _, num_rejects = quarantined.get(name, (0, stats.quarantined))
+    if num_rejects != stats.quarantined:
+        yield Fault(name, f"{stats.quarantined:,} records were quarantined, {num_rejects:,} are in its quarantine file")
 
 
 def check_quarantine(state: TableState, rejects: Mapping[str, Found], quarantined: Mapping[str, tuple[int, int]]) -> Iterator[Fault]:

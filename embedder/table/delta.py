@@ -214,12 +214,8 @@ def commit_table(location: Location, change: Change, before: TableState | None) 
 
 def _find_commit(location: Location, commit_id: str) -> int | None:
     """Return the version of a commit, if it is among the newest."""
-    try:
-        entries = open_delta(location).history(FOLLOWING_COMMITS)
-    except TableNotFoundError:
-        return None
-    records = ((entry["version"], entry.get(INFO_KEY)) for entry in entries)
-    return next((version for version, info in records if isinstance(info, dict) and info.get("commit_id") == commit_id), None)
+    commits = list_commits(location, FOLLOWING_COMMITS) if is_delta_table(location) else []
+    return next((commit.version for commit in commits if commit.info and commit.info.get("commit_id") == commit_id), None)
 
 
 def _commit(location: Location, change: Change, before: TableState | None) -> int:

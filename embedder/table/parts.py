@@ -60,10 +60,13 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
     This order guarantees that a part on storage has its quarantine file.
     """
     rejects = encode_parquet(quarantined.select(QUARANTINE.names), {}) if quarantined.num_rows else b""
-    if rejects:
-        quarantine_file(table, str(name)).write_once(rejects)
+    rejects_file, file = quarantine_file(table, str(name)), part_file(table, str(name))
+    if rejects and not rejects_file.write_once(rejects) and file.info() is None:
+        # left by a worker that died before its part; the API or the encoder may have refused other documents since
+        rejects_file.remove()
+        rejects_file.write_once(rejects)
     data = encode_parquet(rows, footer)
-    if not part_file(table, str(name)).write_once(data):
+    if not file.write_once(data):
         return read_part(str(name), table)
     return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects))
 

@@ -58,12 +58,18 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def miscount(path: Path) -> None:
+    stats = json.loads(pq.read_metadata(path).metadata[FOOTER_KEY])["stats"]
+    rewrite(path, lambda rows: rows, stats={**stats, "quarantined": stats["quarantined"] + 1})
+
+
 SHALLOW: dict[str, tuple[Damage, str]] = {
     "gone": (Path.unlink, "not on storage"),
     "cut off": (truncate, "bytes on storage"),
     "rows lost": (lambda path: rewrite(path, lambda rows: rows.slice(1)), "rows in the file"),
     "another space": (lambda path: rewrite(path, lambda rows: rows, space_id="other"), "of space other, the table is of"),
-    "namesake gone": (lambda path: (path.parent / "_quarantine" / path.name).unlink(), "_quarantine has no file of its name"),
+    "records lost": (miscount, "are in its quarantine file"),
+    "quarantine gone": (lambda path: (path.parent / "_quarantine" / path.name).unlink(), "_quarantine has no file of its name"),
 }
 
 

@@ -80,6 +80,15 @@ def test_the_second_writer_describes_the_part_of_the_first(tmp_path: Path, write
     assert [each.name for each in (tmp_path / "table").iterdir() if each.suffix == ".tmp"] == []
 
 
+def test_a_part_replaces_the_quarantine_file_of_a_worker_that_died_before_its_own(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    first = write_unit(quarantined=2)
+    (tmp_path / "table" / first.name).unlink()
+    rejects = tmp_path / "table" / "_quarantine" / first.name
+    rejects.write_bytes(encode_parquet(pq.read_table(rejects).slice(1), {}))
+    assert write_unit(quarantined=2) == first
+    assert pq.read_table(rejects).num_rows == 2
+
+
 def test_a_part_on_storage_is_described_by_its_footer(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
     part = write_unit(quarantined=1)
     folder = Location(str(tmp_path / "table"))
