@@ -224,7 +224,7 @@ def _commit(location: Location, change: Change, before: TableState | None) -> in
     if gone:
         raise CommitError(
             f"{uri}: {len(gone)} parts were deleted during this run ({gone[0]}), nothing was published; "
-            "run again to write them anew, and vacuum with a larger --older-than-hours"
+            "run again to write them again, and vacuum with a larger --older-than-hours"
         )
     adds = [_add_action(part.name, part.size_bytes, part.rows, not change.rearranges) for part in change.add]
     number = (before.run_number if before else 0) + 1

@@ -94,7 +94,7 @@ def read_changes(location: Location, old: int | None, new: int | None) -> Change
     """Compare version `old` (None: before the first) with `new` (None: the newest); reads in proportion to the difference.
 
     Apply `upserts` and `deletes` in either order, in batches of any size; repeating either is safe.
-    VersionGoneError if a version, or a part removed since, is gone from storage: then the table must be loaded anew.
+    VersionGoneError if a version, or a part removed since, is gone from storage: then the table must be loaded again.
     """
     state = require_table(location)
     new = state.version if new is None else new

@@ -141,7 +141,7 @@ def read_part(name: str, table: Location) -> Part:
     store = part_file(table, name)
     found = store.info()
     if found is None:
-        raise StorageError(f"{store.uri}: the part is gone; run again to write it anew")
+        raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
     quarantine = quarantine_file(table, name).info() if stats.quarantined else None

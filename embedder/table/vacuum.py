@@ -137,5 +137,5 @@ def check_untouched(location: Location, deleted: Iterable[Stale]) -> None:
     if lost:
         raise CommitError(
             f"{location.uri}: a run published {len(lost)} old parts while they were deleted ({lost[0]}); "
-            "run jobs.maintain with --check --repair, then jobs.embed, which embeds them anew"
+            "run jobs.maintain with --check --repair, then jobs.embed, which embeds them again"
         )
