@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> int:
         os.environ.update(server.environment)
         for night in plan_nights(read_documents()[0], options.documents_per_shard):
             change_corpus(config.source.uri, before, night.shards)
-            print(f"\n--- {night.name}: {night.said}")
+            print(f"\n--- {night.name}: {night.edits}")
             run("jobs.embed", options.config)
             before = night.shards
         print("\n--- what was done, version by version")

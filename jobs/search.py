@@ -14,8 +14,8 @@ import tyro
 from embedder.config.cli import run_job
 from embedder.config.load import parse_options
 from embedder.core.errors import ConfigError
-from embedder.search.code_snippet import write_recipe
-from embedder.search.results import read_questions, render, run_queries
+from embedder.search.code_snippet import write_snippet
+from embedder.search.results import read_queries, render, run_queries
 from embedder.stores.open import open_target
 
 
@@ -44,12 +44,12 @@ def main(args: Sequence[str]) -> int:
     options = parse_options(Search, args, "jobs.search")
     first, words = (0 if options.store else 1), list(options.words)
     if not first <= len(words) <= first + 1:
-        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one question in quotes")
+        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
     with open_target(None if options.store else words[0], options.store, options.rescore) as target:
         if options.recipe:
-            print(write_recipe(target.spec, target.table.uri))
+            print(write_snippet(target.spec, target.table))
             return 0
-        for results in run_queries(target, words[first:] or read_questions(sys.stdin), options.top, options.filter):
+        for results in run_queries(target, words[first:] or read_queries(sys.stdin), options.top, options.filter):
             print(render(results, options.json, sys.stdout.isatty()), flush=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""Tables made without Ray or a model: a corpus of made-up documents becomes parts and a commit the way a run does it."""
+"""Tables made without Ray or a model: made-up documents become parts and a commit, as in a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ BITS = 1
 METADATA = pa.schema([("topic", pa.string()), ("tags", pa.list_(pa.string()))])
 SCHEMA = table_schema(METADATA, store_text=True)
 LARGE = "large"
-"""A shard whose name starts so is read on its own, any other in a bucket."""
+"""A shard whose name starts with it is read on its own, any other in a bucket."""
 
 Document = tuple[str, str, str | None]
 """Id, text (one chunk a word; a text without words is quarantined), topic."""
@@ -34,23 +34,28 @@ NO_FIGURES: Mapping[str, Any] = {}
 
 @dataclass(frozen=True)
 class MadeTable:
-    """A table that is brought in step with corpora."""
+    """A table that is synced with corpora."""
 
     uri: str
     rows_per_unit: int = 2
 
+    @property
+    def location(self) -> Location:
+        """The table's location."""
+        return Location(self.uri)
+
     def follow(self, corpus: Corpus, layout: str = "layout", quarantine: bool = True, record: Mapping[str, Any] = NO_FIGURES) -> int:
-        """Make the table hold the corpus, in one commit that carries a record's figures; give its version."""
-        state = read_table(Location(self.uri))
+        """Make the table hold the corpus, in one commit that carries a record's figures; return its version."""
+        state = read_table(self.location)
         tasks = group_shards([as_shard(name, content) for name, content in corpus.items()], layout, BITS)
-        stored = set(list_parts(Location(self.uri))) - set(state.parts if state else [])
+        stored = set(list_parts(self.location)) - set(state.parts if state else [])
         plan = plan_work(tasks, state.parts if state else [], list(stored))
-        parts = [read_part(str(name), Location(self.uri)) for name in plan.adopt]
+        parts = [read_part(str(name), self.location) for name in plan.adopt]
         parts += [part for task in plan.read for part in self.write(task, corpus)]
         info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS, **record}
-        version = commit_table(Location(self.uri), Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
+        version = commit_table(self.location, Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
         if quarantine:
-            sync_quarantine(Location(self.uri))
+            sync_quarantine(self.location)
         return version
 
     def write(self, task: Task, corpus: Corpus) -> list[Part]:
@@ -63,7 +68,7 @@ class MadeTable:
         ]
 
     def write_unit(self, name: PartName, records: Sequence[tuple[str, int, str, str, str | None]]) -> Part:
-        """Write one part and its namesake in the quarantine."""
+        """Write one part and its quarantine file."""
         good = [record for record in records if record[3].split()]
         bad = [(shard, row, doc_id, "empty_text", text) for shard, row, doc_id, text, _ in records if not text.split()]
         documents = to_columns(DOCUMENTS, [(doc_id, text, digest(text), shard, row) for shard, row, doc_id, text, _ in good])
@@ -74,37 +79,37 @@ class MadeTable:
         stats = Stats(documents=len(records), quarantined=len(bad), chunks=chunks.num_rows, tokens=3 * chunks.num_rows)
         rows = assemble_rows(documents, chunks, vectors_ND, store_text=True)
         footer = footer_of(SPEC, stats)
-        return write_part(rows, to_columns(QUARANTINE, bad), name, footer, Location(self.uri))
+        return write_part(rows, to_columns(QUARANTINE, bad), name, footer, self.location)
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:
-        """All rows, in order of shard, row and chunk."""
-        rows = open_delta(Location(self.uri), version).to_pyarrow_table().to_pylist()
+        """Return all rows, in order of shard, row and chunk."""
+        rows = open_delta(self.location, version).to_pyarrow_table().to_pylist()
         return sorted(rows, key=lambda row: (row["shard"], row["row"], row["chunk"]))
 
     def quarantine(self) -> list[dict[str, Any]]:
-        """All quarantined records, in order of shard and row."""
-        rows = open_delta(Location(f"{self.uri}/_quarantine")).to_pyarrow_table().to_pylist()
+        """Return all quarantined records, in order of shard and row."""
+        rows = open_delta(self.location.child("_quarantine")).to_pyarrow_table().to_pylist()
         return sorted(rows, key=lambda row: (row["shard"], row["row"]))
 
     def names(self, version: int | None = None) -> list[PartName]:
-        """The committed parts."""
-        names = pa.table(open_delta(Location(self.uri), version).get_add_actions())["path"].to_pylist()
+        """Return the committed parts."""
+        names = pa.table(open_delta(self.location, version).get_add_actions())["path"].to_pylist()
         return [name for name in map(PartName.parse, sorted(names)) if name is not None]
 
 
 def to_columns(schema: pa.Schema, records: Sequence[Sequence[Any]]) -> pa.Table:
-    """Lay out records as columns."""
+    """Return records as columns."""
     return pa.Table.from_pylist([dict(zip(schema.names, record, strict=True)) for record in records], schema)
 
 
 def as_shard(name: str, content: Sequence[Document]) -> Shard:
-    """Describe a shard; its version is its content's."""
+    """Return the shard of some documents; its version is their digest."""
     size = SMALL_SHARD_BYTES if name.startswith(LARGE) or len(content) > 6 else 10
     return Shard(name, digest(list(content)), size)
 
 
 def cut(number: int, text: str) -> list[tuple[Any, ...]]:
-    """Cut a text into words, as CHUNKS."""
+    """Return a text's words as CHUNKS."""
     words, start, chunks = text.split(), 0, []
     for place, word in enumerate(words):
         start = text.index(word, start)
@@ -114,6 +119,6 @@ def cut(number: int, text: str) -> list[tuple[Any, ...]]:
 
 
 def vector_of(word: str) -> np.ndarray:
-    """A unit vector that the word alone decides."""
+    """Return a unit vector that depends on the word alone."""
     vector_D = np.random.default_rng(int(digest(word)[:8], 16)).normal(size=DIM)
     return vector_D / np.linalg.norm(vector_D)

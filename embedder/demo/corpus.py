@@ -1,4 +1,4 @@
-"""The Python that is running, turned into a corpus: the docstrings of its standard library as shards of documents."""
+"""Writes the demo corpus: the docstrings of the running Python's standard library, as shards of documents."""
 
 import gzip
 import importlib
@@ -23,15 +23,15 @@ from embedder.core.errors import StorageError
 SHARDS = tuple(f"stdlib-{number}.{suffix}" for number, suffix in enumerate(["jsonl.gz"] * 4 + ["parquet"] * 4))
 
 _MIN_TEXT_CHARS = 30
-"""Shorter ones say no more than the name, such as namedtuple's `Alias for field number 0`."""
+"""Shorter ones add nothing to the name, such as namedtuple's `Alias for field number 0`."""
 _MAX_SIGNATURE_CHARS = 160
 
 _LEFT_OUT = frozenset({"antigravity", "distutils", "encodings", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"})
-"""Modules that open a browser or print, that setuptools replaces by its own, or that are tests, tables and programs."""
+"""Modules that open a browser or print, that setuptools replaces, or that are tests, tables and programs."""
 _LEFT_OUT_BELOW = re.compile(r"_.*|tests?|test_.*")
 _PUBLIC = {"posixpath": "os.path", "posix": "os"}
 _ELSEWHERE = frozenset({"genericpath", "ntpath", "nt", "posix"})
-"""Other systems' os.path, and what os and os.path are made of: their members are met under the public names."""
+"""Other systems' os.path, and the modules behind os and os.path, whose members appear under the public names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What was written, in the order of its shards."""
+    """Result of writing the corpus; sizes are in the order of its shards."""
 
     documents: int
     shard_bytes: Mapping[str, int]
     missing_modules: tuple[str, ...]
-    """Modules that this build of Python names and cannot import, such as those of another operating system."""
+    """Modules that this Python lists but cannot import, such as those of another operating system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,42 +65,43 @@ class _Named:
 
 
 def write_corpus(folder: Path) -> Corpus:
-    """Write the shards; bytes depend on the Python alone, and a shard that is there with the same bytes is left untouched."""
-    try:
-        return _write_shards(folder)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a folder that can") from error
-
-
-def _write_shards(folder: Path) -> Corpus:
-    folder.mkdir(parents=True, exist_ok=True)
-    documents, missing = read_documents()
+    """Write the shards. Their bytes depend on the Python alone; a shard with the same bytes is left untouched."""
     shard_bytes = {}
-    for number, name in enumerate(SHARDS):
-        rows = [document for document in documents if shard_of(document) == number]
-        data = encode_shard(name, rows)
-        path = folder / name
-        if not path.exists() or path.read_bytes() != data:
-            path.write_bytes(data)
-        shard_bytes[name] = len(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        documents, missing = read_documents()
+        for number, name in enumerate(SHARDS):
+            data = encode_shard(name, [document for document in documents if shard_of(document) == number])
+            path = folder / name
+            if not path.exists() or path.read_bytes() != data:
+                path.write_bytes(data)
+            shard_bytes[name] = len(data)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror or error}); give a writable folder") from error
     return Corpus(len(documents), shard_bytes, missing)
 
 
 def shard_of(document: Document) -> int:
-    """Choose a shard by module, so that a module's documents lie together and stay in the same one whatever else changes."""
+    """Return the number of a document's shard, chosen by module: other changes never move it."""
     return zlib.crc32(document.module.encode()) % len(SHARDS)
 
 
 def encode_shard(name: str, documents: Sequence[Document]) -> bytes:
-    """Write documents in the format that a shard's name says, gzip JSONL or parquet; the same documents give the same bytes."""
+    """Return documents in the format of the shard's name, gzip JSONL or parquet; equal documents give equal bytes."""
     rows = [asdict(document) for document in documents]
-    return _to_parquet(rows) if name.endswith(".parquet") else _to_jsonl_gz(rows)
+    if not name.endswith(".parquet"):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return gzip.compress(lines.encode(), mtime=0)
+    schema = pa.schema([(column, pa.string()) for column in Document.__slots__])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def read_documents() -> tuple[list[Document], tuple[str, ...]]:
-    """Collect every public docstring of the standard library, in order of id, and the names of modules that cannot be imported."""
+    """Return every public docstring of the standard library, in order of id, and the names of modules that cannot be imported."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated modules announce themselves when imported or looked into
+        warnings.simplefilter("ignore")  # deprecated modules warn when imported or inspected
         modules, missing = _import_modules()
         named = [_Named(name, name, "module", module) for name, module in modules.items()]
         named += _choose_names(_module_members(modules))
@@ -116,7 +117,7 @@ def _import_modules() -> tuple[dict[str, ModuleType], tuple[str, ...]]:
         name = names.pop(0)
         try:
             module = importlib.import_module(name)
-        except Exception:  # noqa: BLE001 - a module may fail in any way on a system it is not for; its name is reported
+        except Exception:  # noqa: BLE001 - a module of another system may fail in any way; its name is reported
             missing.append(name)
             continue
         if name not in _ELSEWHERE:
@@ -138,7 +139,7 @@ def _module_members(modules: Mapping[str, ModuleType]) -> Iterator[_Named]:
 
 
 def _choose_names(candidates: Iterator[_Named]) -> list[_Named]:
-    """Keep one name for each object: in its own package before re-exports, then the shallowest, as the documentation does."""
+    """Return one name for each object: in its own package before re-exports, then the shallowest, as in the documentation."""
     best: dict[int, tuple[tuple[bool, int, bool, str], _Named]] = {}
     for each in candidates:
         own_name = each.name.rpartition(".")[2] == getattr(each.value, "__name__", None)
@@ -150,13 +151,13 @@ def _choose_names(candidates: Iterator[_Named]) -> list[_Named]:
 
 
 def _with_class_members(named: list[_Named]) -> Iterator[_Named]:
-    """Add to each class what it defines itself; inherited members stay with the class that documents them."""
+    """Yield each name, and after a class the members it defines itself; inherited ones stay with the class that documents them."""
     seen = {id(_unwrapped(each.value)) for each in named}
     for each in named:
         yield each
         if not isinstance(each.value, type):
             continue
-        # an alias comes after the name that the member gives itself
+        # a member's own name before its aliases
         members = sorted(vars(each.value).items(), key=lambda item: (getattr(_unwrapped(item[1]), "__name__", item[0]) != item[0], item[0]))
         for name, member in members:
             key = id(_unwrapped(member))
@@ -171,20 +172,20 @@ def _unwrapped(value: object) -> object:
 
 
 def _is_standard(value: object) -> bool:
-    """Say whether the object is the library's own, and not put in its place by a debugger or a test runner."""
+    """Return whether the object is the library's own, not a replacement by a debugger or a test runner."""
     origin = getattr(value, "__module__", None)
     return not isinstance(origin, str) or origin.split(".")[0] in sys.stdlib_module_names
 
 
 def _is_reexport(value: object, module_name: str) -> bool:
-    """Say whether the object comes from another package; what _io defines is at home in io, and every builtin in builtins."""
+    """Return whether the object comes from another package; _io belongs to io, and every builtin to builtins."""
     origin = str(getattr(value, "__module__", None) or "")
     home = _PUBLIC.get(origin, origin).split(".")[0].lstrip("_")
     return module_name != "builtins" and module_name.split(".")[0] != home
 
 
 def _docstring(value: object) -> str:
-    """Give the object's own docstring, not that of its type; a class without one is described by its constructor."""
+    """Return the object's own docstring, not that of its type; a class without one has that of its constructor."""
     value = _unwrapped(value)
     doc = getattr(value, "__doc__", None)
     if isinstance(value, type):
@@ -207,11 +208,11 @@ def _to_document(each: _Named) -> Document:
 
 def _signature(value: object) -> str:
     try:
-        text = str(inspect.signature(_unwrapped(value)))  # type: ignore[arg-type] # what is not callable raises TypeError
-    except (TypeError, ValueError, NameError, AttributeError):  # the text of a C signature need not be valid
+        text = str(inspect.signature(_unwrapped(value)))  # type: ignore[arg-type] # TypeError if it is not callable
+    except (TypeError, ValueError, NameError, AttributeError):  # a C signature may be invalid
         return ""
     text = re.sub(r" at 0x[0-9A-Fa-f]+", "", text)
-    depends_on_the_process = "<weakref" in text  # logging.shutdown shows the handlers that there are
+    depends_on_the_process = "<weakref" in text  # logging.shutdown shows the current handlers
     return "(…)" if depends_on_the_process or len(text) > _MAX_SIGNATURE_CHARS else text
 
 
@@ -224,15 +225,3 @@ def _url(each: _Named) -> str:
         if isinstance(each.value, type) and issubclass(each.value, BaseException):
             page = "exceptions"
     return f"https://docs.python.org/{sys.version_info.major}.{sys.version_info.minor}/library/{page}.html#{anchor}"
-
-
-def _to_jsonl_gz(rows: list[dict[str, str]]) -> bytes:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return gzip.compress(lines.encode(), mtime=0)
-
-
-def _to_parquet(rows: list[dict[str, str]]) -> bytes:
-    schema = pa.schema([(name, pa.string()) for name in Document.__slots__])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A real S3 server as a child process on free local ports: seaweedfs, from its package. For rehearsals and tests, never for keeping."""
+"""Runs a real S3 server, seaweedfs, as a child process on free local ports. For rehearsals and tests, not for storage."""
 
 import random
 import secrets
@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import botocore.session
@@ -25,7 +26,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """An S3 server that answers, with one bucket."""
+    """A running S3 server with one bucket."""
 
     endpoint: str
     bucket: str
@@ -34,7 +35,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What s3fs and delta-rs need to find the server and be let in."""
+        """Environment with which s3fs and delta-rs reach the server."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -48,7 +49,7 @@ class S3Server:
 
 @contextmanager
 def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
-    """Start seaweedfs with its data and log in `folder`, wait until it lists its bucket, and kill it at the end."""
+    """Start seaweedfs with its data and log in `folder`, yield it once its bucket takes objects, and kill it at the end."""
     for attempt in range(_ATTEMPTS):
         ports = free_ports(4)
         server = S3Server(f"http://127.0.0.1:{ports[0]}", bucket, "local", secrets.token_hex(16))
@@ -61,7 +62,7 @@ def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
         finally:
             process.kill()
             process.wait()
-    raise StorageError(f"weed did not start in {_ATTEMPTS} attempts; the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
+    raise StorageError(f"weed did not start in {_ATTEMPTS} attempts; see the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def _start_weed(data: Path, log: Path, ports: list[int], server: S3Server) -> subprocess.Popen[bytes]:
@@ -80,7 +81,7 @@ def _start_weed(data: Path, log: Path, ports: list[int], server: S3Server) -> su
 
 
 def _becomes_ready(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
-    """Poll until the bucket is listed and takes an object: the port answers before either works."""
+    """Return whether the bucket is listed and takes an object in time: the port answers before either works."""
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=1, read_timeout=5, s3={"addressing_style": "path"})
     client = botocore.session.Session().create_client(
         "s3",
@@ -90,8 +91,8 @@ def _becomes_ready(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
         aws_secret_access_key=server.secret_key,
         config=config,
     )
-    try:
-        deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + _START_SECONDS
+    with closing(client):
         while time.monotonic() < deadline and process.poll() is None:
             with suppress(BotoCoreError, ClientError):
                 if server.bucket in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
@@ -99,27 +100,21 @@ def _becomes_ready(server: S3Server, process: subprocess.Popen[bytes]) -> bool:
                     client.delete_object(Bucket=server.bucket, Key="ready")
                     return True
             time.sleep(0.1)
-        return False
-    finally:
-        client.close()
+    return False
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports whose gRPC partners are free too: above Ray's workers' (10002 to 19999), all below ephemeral ones (32768)."""
-    found: list[int] = []
-    for port in random.sample(range(20_000, 22_700), 2_000):
-        if _is_free(port) and _is_free(port + _GRPC_OFFSET):
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise StorageError("no free ports between 20000 and 22700")
+    """Return ports whose gRPC ports are free too: above those of Ray's workers (10002 to 19999), below ephemeral ones (32768)."""
+    candidates = random.sample(range(20_000, 22_700), 2_000)
+    found = list(islice((port for port in candidates if _is_free(port) and _is_free(port + _GRPC_OFFSET)), count))
+    if len(found) < count:
+        raise StorageError("no free ports between 20000 and 22700; stop other servers on them")
+    return found
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+    with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""Exact search: every vector of a table is scored, a batch at a time, and the rows of the best are read. No store needed."""
+"""Exact search: scores every vector of a table, batch by batch, and reads the best rows. No vector store needed."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from deltalake.exceptions import TableNotFoundError
 
-from embedder.core.errors import StorageError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
@@ -22,16 +20,15 @@ from embedder.table.run_record import read_record
 from embedder.table.vectors import Codes, column_codes
 
 BATCH_ROWS = 16_384
-"""A row group: 25 MB of 384-dim vectors a thread, three of them on their way."""
+"""One row group: 25 MB of 384-dim vectors; a thread holds about three."""
 
-Restore = Callable[[Codes], Floats]
-Place = tuple[float, int, int]
-"""Score with its sign turned, so that the best comes first; the file; the row in it."""
+Candidate = tuple[float, int, int]
+"""Negated score, so that the best sorts first; the file; the row in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A row found, best first; `score` is the inner product, the cosine where vectors are normalised."""
+    """A row found; `score` is the inner product, which is the cosine if vectors are normalized."""
 
     score: float
     row: dict[str, Any]
@@ -39,19 +36,20 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is searched: a table, or a store that was loaded from one."""
+    """A table to search, or a store loaded from one."""
 
     spec: EmbeddingSpec
     schema: pa.Schema
     find: Callable[[Floats, int, Filter | None], list[Hit]]
-    """Query vector, how many rows, which rows → the rows nearest to it, best first."""
+    """Query vector, number of rows, filter → the nearest rows, best first."""
     table: Location
-    """The table, or the one that the store was loaded from."""
+    """The table itself, or the one that the store was loaded from."""
 
 
 def open_table(location: Location) -> Target:
-    """Open the newest version of a table for exact search."""
-    record, dataset = read_record(location), open_dataset(location)
+    """Load the newest version of a table for exact search."""
+    record = read_record(location)
+    dataset = open_dataset(location)
 
     def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
         return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
@@ -60,24 +58,21 @@ def open_table(location: Location) -> Target:
 
 
 def open_dataset(location: Location) -> Any:
-    """Open the files of the newest version."""
-    try:
-        return open_delta(location).to_pyarrow_dataset()
-    except TableNotFoundError as error:
-        raise StorageError(f"{location.uri}: no table there; make one with jobs.embed") from error
+    """Load the files of the newest version; the table must exist."""
+    return open_delta(location).to_pyarrow_dataset()
 
 
 def nearest_rows(
-    dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Restore = lambda codes: codes
+    dataset: Any, query_D: Floats, top: int, where: Filter | None = None, restored: Callable[[Codes], Floats] = lambda codes: codes
 ) -> list[Hit]:
-    """Scan a file on each thread; what is held is a few batches a thread, and `top` places a file.
+    """Return the nearest rows, best first. Scans a file per thread; holds a few batches a thread and `top` candidates a file.
 
-    `restored` turns stored codes into the vectors that they stand for.
+    `restored` converts stored codes to vectors.
     """
     fragments = list(dataset.get_fragments())
 
-    def scan(number: int) -> list[Place]:
-        best: list[Place] = []
+    def scan(number: int) -> list[Candidate]:
+        best: list[Candidate] = []
         for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
             scores_N = restored(codes_NX) @ query_D
             chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
@@ -85,14 +80,14 @@ def nearest_rows(
         return best
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        best: list[Place] = []
+        best: list[Candidate] = []
         for found in pool.map(scan, range(len(fragments))):
             best = nsmallest(top, [*best, *found])
     return read_hits(fragments, best, [name for name in dataset.schema.names if name != "embedding"])
 
 
 def read_passing(fragment: Any, schema: pa.Schema, where: Filter | None) -> Iterator[tuple[int, npt.NDArray[np.int64], Codes]]:
-    """Stream a file's vectors that pass: the number of the batch's first row, which of its rows, their codes."""
+    """Yield, for each batch of a file: the number of its first row, which of its rows pass, and their codes."""
     first = 0
     columns = list(dict.fromkeys(["embedding", *(columns_of(where) if where else ())]))
     reading = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
@@ -104,11 +99,11 @@ def read_passing(fragment: Any, schema: pa.Schema, where: Filter | None) -> Iter
         first += batch.num_rows
 
 
-def read_hits(fragments: Sequence[Any], places: Sequence[Place], columns: Sequence[str]) -> list[Hit]:
-    """Read the rows at these places, all of a file at once."""
+def read_hits(fragments: Sequence[Any], candidates: Sequence[Candidate], columns: Sequence[str]) -> list[Hit]:
+    """Read the candidates' rows, all of one file at once."""
     rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for number in {number for _, number, _ in places}:
-        wanted = sorted(row for _, each, row in places if each == number)
+    for number in {number for _, number, _ in candidates}:
+        wanted = sorted(row for _, each, row in candidates if each == number)
         taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
         rows |= {(number, row): values for row, values in zip(wanted, taken, strict=True)}
-    return [Hit(-negative, rows[number, row]) for negative, number, row in places]
+    return [Hit(-negative, rows[number, row]) for negative, number, row in candidates]

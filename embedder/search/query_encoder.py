@@ -1,4 +1,4 @@
-"""The query side of a table: texts → vectors that may be compared with its own. Beneath it are torch and transformers only.
+"""Encodes queries in a table's space: texts → vectors that may be compared with the table's. Needs torch and transformers only.
 
 encoder = QueryEncoder.from_table("s3://bucket/table")
 vectors = encoder.encode(["split a path into folder and file"])
@@ -6,8 +6,6 @@ vectors = encoder.encode(["split a path into folder and file"])
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from embedder.core.errors import ModelError
@@ -18,74 +16,67 @@ from embedder.core.storage import Location, Options
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.resolve import load_tokenizer
-from embedder.table.run_record import read_spec
-from embedder.text.byte_estimate import make_chunker, slice_chunks
+from embedder.table.run_record import read_record
+from embedder.text.byte_estimate import EstimatingChunker, make_chunker, slice_chunks
+from embedder.text.chunking import Chunker
 
-Embed = Callable[[pa.Table, Sequence[str]], npt.NDArray[np.float32]]
-"""CHUNKS and their texts → vectors, of which it reads what it needs."""
+Embed = Callable[[pa.Table, Sequence[str]], Floats]
+"""CHUNKS and their texts → vectors; an encoder reads the first, an API the second."""
 
 BUDGET_TOKENS = 4096
-"""Of one forward pass, or of one longer text."""
+"""Tokens per forward pass, or one longer text."""
 
 
 class QueryEncoder:
-    """Encodes queries as a spec says: the query prompt in place of the document's, the same depth, pooling and dim."""
+    """Encodes queries by a spec: the query prompt instead of the document prompt, the same depth, pooling and dim."""
 
     def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32", rotation_WW: Floats | None = None) -> None:
-        self.spec, asked = spec, spec.for_queries()
-        self._embed, tokenizer_json = open_api(asked) if spec.is_api else open_encoder(asked, device, dtype, rotation_WW)
-        self._queries = Side(tokenizer_json, asked)
-        self._passages = Side(tokenizer_json, asked.model_copy(update={"prompt": spec.prompt}))
+        self.spec, queries = spec, spec.for_queries()
+        self._embed, tokenizer_json = _load_api(queries) if spec.is_api else _load_encoder(queries, device, dtype, rotation_WW)
+        sides = (queries, queries.model_copy(update={"prompt": spec.prompt}))
+        self._queries, self._passages = ((make_chunker(tokenizer_json, side), side.prompt) for side in sides)
 
     @classmethod
     def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
-        """Make the encoder that matches a table; its model must be here under the name that the table's spec gives it."""
+        """Load the encoder that matches a table; its model must be on this machine under the name in the table's spec."""
         table = Location(uri, options or {})
-        spec = read_spec(table)
+        spec = read_record(table).spec
         return cls(spec, device, dtype, read_rotation(spec, table))
 
-    def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Encode queries, each cut at max_tokens; gives (N, dim)."""
-        return self._encode(self._queries, queries)
+    def encode(self, queries: Sequence[str]) -> Floats:
+        """Return the vectors of queries, each truncated at max_tokens: (N, dim)."""
+        return self._encode(*self._queries, queries)
 
-    def encode_passages(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Encode texts with the document's prompt and the query's depth, which is the same space, each as one chunk; gives (N, dim)."""
-        return self._encode(self._passages, texts)
+    def encode_passages(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors of texts, each as one chunk, with the document's prompt and the query's depth (the same space): (N, dim)."""
+        return self._encode(*self._passages, texts)
 
-    def _encode(self, side: "Side", texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def _encode(self, chunker: Chunker | EstimatingChunker, prompt: str, texts: Sequence[str]) -> Floats:
         if isinstance(texts, str):
-            raise TypeError("texts come as a list, also a single one: encode([text])")
-        chunks = side.chunker.chunk(list(texts))
-        return self._embed(chunks, slice_chunks(texts, chunks, side.prompt))
+            raise TypeError("texts must be a list, also for a single text: encode([text])")
+        chunks = chunker.chunk(list(texts))
+        return self._embed(chunks, slice_chunks(texts, chunks, prompt))
 
 
-class Side:
-    """How texts of one side, queries or passages, are cut, each to one chunk, and what is put before them."""
-
-    def __init__(self, tokenizer_json: str, spec: EmbeddingSpec) -> None:
-        self.chunker, self.prompt = make_chunker(tokenizer_json, spec), spec.prompt
-
-
-def open_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:
-    """Load a model that is here; gives what embeds CHUNKS, and the tokenizer."""
+def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:
+    """Load a local model; return its encoder of CHUNKS, and its tokenizer."""
     tokenizer = load_tokenizer(read_recipe(locate_model(spec.model, spec.revision)[0]))
     encoder = Encoder.load(spec, device, dtype, rotation_WW=rotation_WW)
 
-    def embed(chunks: pa.Table, _texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        vectors_ND: npt.NDArray[np.float32]
-        vectors_ND = encoder.encode(chunks["token_ids"].combine_chunks(), max(BUDGET_TOKENS, spec.max_tokens)).vectors_ND
+    def embed(chunks: pa.Table, _texts: Sequence[str]) -> Floats:
+        vectors_ND: Floats = encoder.encode(chunks["token_ids"].combine_chunks(), max(BUDGET_TOKENS, spec.max_tokens)).vectors_ND
         return vectors_ND
 
     return embed, tokenizer.to_str()
 
 
-def open_api(spec: EmbeddingSpec) -> tuple[Embed, str]:
-    """Reach a model behind an API; gives what embeds the texts of CHUNKS, and the tokenizer that counts."""
+def _load_api(spec: EmbeddingSpec) -> tuple[Embed, str]:
+    """Connect to a model behind an API; return its encoder of texts, and the tokenizer that counts."""
     from embedder.model.api_spec import open_counted  # extra openai
 
     encoder, tokenizer_json = open_counted(spec)
 
-    def embed(_chunks: pa.Table, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(_chunks: pa.Table, texts: Sequence[str]) -> Floats:
         result = encoder.encode(texts)
         if result.refused:
             raise ModelError(next(iter(result.refused.values())))

@@ -1,8 +1,9 @@
-"""Every row of a table against what a row must be: the vector's length and norm, the chunk's place, the key once."""
+"""Checks every row of a table: the vector's length and norm, the chunk's place, the key's uniqueness."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,47 +14,49 @@ from embedder.core.errors import StorageError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.core.units import PartName
-from embedder.table.diff import Digests, digest_keys
-from embedder.table.parts import part_file, read_batches
+from embedder.table.diff import NO_DIGESTS, Digests, digest_keys
+from embedder.table.parts import group_by_task, part_file, read_batches
 
 NORM_TOLERANCE = 1e-4
 """float32 sums over some thousand components stay below 1e-6; more is damage."""
 
 
-def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, folder: Location, broken: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Give the part and what is wrong with rows of it; parts that are known to be broken are passed over.
+class Fault(NamedTuple):
+    """A problem of one file or one task; `name` is the part, or the first part of the task."""
+
+    name: str
+    what: str
+
+
+def check_rows(names: Iterable[PartName], spec: EmbeddingSpec, table: Location, broken: Collection[str]) -> Iterator[Fault]:
+    """Yield the faults of rows; parts known to be broken are skipped.
 
     Memory: 16 bytes for each row of one task, and for each shard of the table.
     """
-    tasks: defaultdict[str, list[PartName]] = defaultdict(list)
-    for name in names:
-        if str(name) not in broken:
-            tasks[name.key].append(name)
     owners: dict[bytes, str] = {}
-    for _, parts in sorted(tasks.items()):
+    for parts in group_by_task(name for name in names if str(name) not in broken):
         keys: list[Digests] = []
-        parts.sort(key=lambda each: each.first_row)
         for part in parts:
-            seen = [np.zeros(0, "S16")]
-            yield from ((str(part), what) for what in _check_part(part, spec, folder, seen, owners))
+            seen = [NO_DIGESTS]
+            yield from (Fault(str(part), what) for what in _check_part(part, spec, table, seen, owners))
             keys.append(np.concatenate(seen))
         for number, count in _count_repeated(keys).items():
-            yield str(parts[number]), f"{count:,} rows whose shard, doc_id and chunk an earlier row of its task has"
+            yield Fault(str(parts[number]), f"{count:,} rows whose shard, doc_id and chunk an earlier row of its task has")
 
 
 def _count_repeated(keys: Sequence[Digests]) -> Counter[int]:
-    """Count keys that stood there before, by the number of the part where they stand again."""
+    """Count keys that an earlier row has, by the number of the part that repeats them."""
     every, number = np.concatenate(keys), np.repeat(np.arange(len(keys)), [len(each) for each in keys])
     order = np.argsort(every, kind="stable")
     again = np.flatnonzero(every[order][1:] == every[order][:-1]) + 1
     return Counter(number[order[again]].tolist())
 
 
-def _check_part(part: PartName, spec: EmbeddingSpec, folder: Location, seen: list[Digests], owners: dict[bytes, str]) -> Iterator[str]:
-    """Read one part, adding its keys to those seen, and its shards to those that have an owner."""
+def _check_part(part: PartName, spec: EmbeddingSpec, table: Location, seen: list[Digests], owners: dict[bytes, str]) -> Iterator[str]:
+    """Yield the faults of one part; add its keys to `seen`, and its shards to `owners`."""
     places = [np.zeros((0, 2), np.int32)]
     try:
-        for rows in read_batches(part_file(folder, str(part))):
+        for rows in read_batches(part_file(table, str(part))):
             yield from describe_faults(rows, spec)
             yield from _other_owners(rows, part.key, owners)
             seen.append(digest_keys(rows))
@@ -63,11 +66,11 @@ def _check_part(part: PartName, spec: EmbeddingSpec, folder: Location, seen: lis
         return
     misplaced = count_misplaced(*np.concatenate(places).T)
     if misplaced:
-        yield f"{misplaced:,} chunks that do not follow the one before, or are the last without being so"
+        yield f"{misplaced:,} chunks that do not follow the one before, or end a document early"
 
 
 def count_misplaced(chunk: npt.NDArray[np.int32], num_chunks: npt.NDArray[np.int32]) -> int:
-    """Count breaks in a part's documents, each of which is its chunks 0 … num_chunks − 1 in order."""
+    """Count breaks in a part's documents, each of which must be its chunks 0 … num_chunks − 1 in order."""
     starts = np.append(chunk == 0, True)
     ends = np.append(True, chunk + 1 == num_chunks)
     follows = np.concatenate([[False], (np.diff(chunk) == 1) & (np.diff(num_chunks) == 0), [False]])[: len(starts)]
@@ -75,11 +78,11 @@ def count_misplaced(chunk: npt.NDArray[np.int32], num_chunks: npt.NDArray[np.int
 
 
 def describe_faults(rows: pa.Table, spec: EmbeddingSpec) -> Iterator[str]:
-    """Say what is wrong with these rows, each by itself; nothing if all are as they must be."""
+    """Yield the faults of these rows, each row taken by itself."""
     yield from _check_vectors(rows["embedding"].combine_chunks(), spec)
     starts, ends, tokens = (rows[name].to_numpy() for name in ("start_char", "end_char", "num_tokens"))
     yield from _count("spans that are empty or start before the text", (starts < 0) | (ends <= starts))
-    yield from _count(f"chunks of no token or more than {spec.max_tokens}", (tokens < 1) | (tokens > spec.max_tokens))
+    yield from _count(f"chunks with 0 tokens or more than {spec.max_tokens}", (tokens < 1) | (tokens > spec.max_tokens))
     if "text" in rows.schema.names:
         yield from _count("texts that are not as long as their span", pc.utf8_length(rows["text"]).to_numpy() != ends - starts)
     nulls = sum(rows[name].null_count for name in ("doc_id", "content_hash", "shard", "row"))
@@ -88,7 +91,7 @@ def describe_faults(rows: pa.Table, spec: EmbeddingSpec) -> Iterator[str]:
 
 
 def _check_vectors(vectors: pa.Array, spec: EmbeddingSpec) -> Iterator[str]:
-    """Check lengths, and of float32 the values; any byte is a code, any bit a sign."""
+    """Check lengths, and the values of float32 vectors; every byte is a valid code, every bit a valid sign."""
     measure, length = (pc.binary_length, spec.dim // 8) if spec.quantization == "binary" else (pc.list_value_length, spec.dim)
     wrong = measure(vectors).fill_null(-1).to_numpy() != length
     yield from _count(f"vectors that are not of {spec.dim} components", wrong)

@@ -1,38 +1,38 @@
-"""Small neighbouring parts of one task become one part: the same rows to the bit, in one commit that changes no data."""
+"""Merges small neighboring parts of a task into one part: identical rows, in one commit that changes no data."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import StorageError
 from embedder.core.schema import QUARANTINE
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.progress import align
-from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, require_table, sync_quarantine
 from embedder.table.parts import (
     encode_batches,
     encode_parquet,
+    group_by_task,
     part_file,
     quarantine_file,
     read_batches,
     read_footer,
+    read_metadata,
     read_part,
-    read_schema,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Compacted:
-    """What was merged, or would be."""
+    """Result of a compaction, or the plan of a dry run."""
 
     parts_before: int
     merges: tuple[tuple[PartName, ...], ...]
     bytes_merged: int
     version: int | None
-    """Published; None if there was nothing to merge, or nothing was done."""
+    """Published; None if there was nothing to merge, or it was a dry run."""
 
     @property
     def parts_after(self) -> int:
@@ -40,7 +40,7 @@ class Compacted:
         return self.parts_before - sum(len(names) - 1 for names in self.merges)
 
     def text(self, dry_run: bool) -> str:
-        """Lay it out for a person."""
+        """Return it as text."""
         merged = f"{sum(map(len, self.merges)):,} small parts ({self.bytes_merged / 1e6:,.2f} MB) into {len(self.merges):,}"
         done = "dry run: nothing was merged" if dry_run else f"version {self.version}, the same rows"
         if not self.merges:
@@ -49,72 +49,61 @@ class Compacted:
 
 
 def compact_table(location: Location, target_bytes: int, dry_run: bool = False) -> Compacted:
-    """Merge small neighbours and publish all merges at once; of a run at the same time, one commits and the other is told so.
+    """Merge small neighbors and publish all merges at once; if a run commits at the same time, one of the two is refused.
 
-    Holds one merged part in memory. What a compaction that died has merged is taken up by the next one.
+    Holds one merged part in memory. The next compaction adopts the merged parts of one that died.
     """
-    state = read_table(location)
-    if state is None:
-        raise CommitError(f"{location.uri}: no table there; make one with jobs.embed")
+    state = require_table(location)
     merges = tuple(plan_merges(state.parts, state.sizes, target_bytes))
-    size = sum(state.sizes[str(name)] for names in merges for name in names)
+    names = tuple(str(name) for run in merges for name in run)
+    size = sum(state.sizes[name] for name in names)
     if dry_run or not merges:
         return Compacted(len(state.rows), merges, size, None)
-    folder = location
-    merged = tuple(merge_parts(names, state, folder) for names in merges)
-    info = {**state.info, MAINTENANCE_KEY: "compact"}
-    change = Change(merged, tuple(str(name) for names in merges for name in names), state.schema, info, rearranges=True)
+    merged = tuple(merge_parts(run, state, location) for run in merges)
+    change = Change(merged, names, state.schema, {**state.info, MAINTENANCE_KEY: "compact"}, rearranges=True)
     version = commit_table(location, change, state)
     sync_quarantine(location, rearranges=True)
     return Compacted(len(state.rows), merges, size, version)
 
 
 def plan_merges(names: Iterable[PartName], sizes: Mapping[str, int], target_bytes: int) -> Iterator[tuple[PartName, ...]]:
-    """Choose runs of neighbours of one task, each below half the target and together at most the target."""
-    tasks: defaultdict[tuple[str, str], list[PartName]] = defaultdict(list)
-    for name in names:
-        tasks[name.key, name.version].append(name)
-    for _, parts in sorted(tasks.items()):
-        yield from _cut_runs(sorted(parts, key=lambda part: (part.first_row, part.stop_row)), sizes, target_bytes)
+    """Yield runs of neighbors of one task and version, each below half the target and together at most the target."""
+    for parts in group_by_task(names):
+        run: list[PartName] = []
+        held = 0
+        for part in parts:
+            size = sizes[str(part)]
+            is_small = size < target_bytes / 2
+            follows = run and (run[-1].version, run[-1].stop_row) == (part.version, part.first_row)
+            if not (is_small and follows and held + size <= target_bytes):
+                if len(run) > 1:
+                    yield tuple(run)
+                run, held = [], 0
+            if is_small:
+                run.append(part)
+                held += size
+        if len(run) > 1:
+            yield tuple(run)
 
 
-def _cut_runs(chain: Sequence[PartName], sizes: Mapping[str, int], target_bytes: int) -> Iterator[tuple[PartName, ...]]:
-    run: list[PartName] = []
-    held = 0
-    for part in chain:
-        size = sizes[str(part)]
-        is_small = size < target_bytes / 2
-        if run and not (is_small and part.first_row == run[-1].stop_row and held + size <= target_bytes):
-            yield from _merge(run)
-            run, held = [], 0
-        if is_small:
-            run.append(part)
-            held += size
-    yield from _merge(run)
-
-
-def _merge(run: Sequence[PartName]) -> Iterator[tuple[PartName, ...]]:
-    if len(run) > 1:
-        yield tuple(run)
-
-
-def merge_parts(names: Sequence[PartName], state: TableState, folder: Location) -> Part:
-    """Write what these parts hold as one, once, its quarantine file first; footers are kept but for the stats, which are summed."""
+def merge_parts(names: Sequence[PartName], state: TableState, table: Location) -> Part:
+    """Write the rows of these parts as one part, once, its quarantine file first; the footer sums their stats."""
     merged = PartName(names[0].key, names[0].version, names[0].first_row, names[-1].stop_row, names[-1].last)
-    footers = map_threads(lambda name: read_footer(part_file(folder, str(name)))[1], list(names))
+    file = part_file(table, str(merged))
+    footers = map_threads(lambda name: read_footer(part_file(table, str(name)))[1], list(names))
     stats = sum((Stats(**footer["stats"]) for footer in footers), Stats())
     if stats.quarantined:
         with_rejects = [name for name, footer in zip(names, footers, strict=True) if footer["stats"]["quarantined"]]
-        rejects = pa.concat_tables([table for name in with_rejects for table in read_batches(quarantine_file(folder, str(name)))])
-        quarantine_file(folder, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
-    tables = (table for name in names for table in read_batches(part_file(folder, str(name))))
-    schema = read_schema(part_file(folder, str(names[0])))
-    part_file(folder, str(merged)).write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
-    part = read_part(str(merged), folder)
-    rows = sum(state.rows[str(name)] for name in names)
-    if part.rows != rows or part.stats != stats:
+        rejects = pa.concat_tables([rows for name in with_rejects for rows in read_batches(quarantine_file(table, str(name)))])
+        quarantine_file(table, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
+    tables = (rows for name in names for rows in read_batches(part_file(table, str(name))))
+    schema = read_metadata(part_file(table, str(names[0]))).schema.to_arrow_schema().remove_metadata()
+    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
+    part = read_part(str(merged), table)
+    num_rows = sum(state.rows[str(name)] for name in names)
+    if part.rows != num_rows or part.stats != stats:
         raise StorageError(
-            f"{part_file(folder, str(merged)).uri}: holds {part.rows:,} rows where {rows:,} were merged, nothing was published; "
+            f"{file.uri}: holds {part.rows:,} rows where {num_rows:,} were merged, nothing was published; "
             "look at the table with jobs.maintain --check --deep"
         )
     return part

@@ -1,4 +1,4 @@
-"""What became of a table, version by version: which runs published it, what each did and cost, and what changed between them."""
+"""Lists a table's versions: the run that published each, its figures and cost, and the changes since the run before it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ _FIGURES = (
     "run_id", "started", "stats", "reasons", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
     "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd",
 )  # fmt: skip
+_HEADER = ("version", "published", "what", "embedded", "reused", "quarantined", "chunks", "tokens", "rows", "added", "seconds", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,70 +26,63 @@ class Event:
     published: str
     """UTC."""
     kind: str
-    """run; compact, checkpoint or repair; describe: the second commit of a swap; foreign: not embedder's."""
+    """run; compact, checkpoint or repair; describe: the second commit of a replacement; foreign: another tool's."""
     operation: str
-    """As Delta names it."""
-    figures: Mapping[str, Any]
-    """What the run did; empty for anything but a run."""
+    """Delta's name for it."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The run's figures; empty unless it is a run."""
     space_id: str | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     config_digest: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
-    """What is not as in the run before: space, config, environment."""
+    """Differences from the run before: space, config, environment."""
 
     def record(self) -> dict[str, Any]:
-        """Give everything as JSON values; the spec goes by its space id."""
+        """Return everything as JSON values, without the spec, which the space id identifies."""
         names = ("version", "published", "kind", "operation", "space_id", "config_digest")
         listed = {name: getattr(self, name) for name in names}
         return listed | dict(self.figures) | {"environment": dict(self.environment), "changes": list(self.changes)}
 
 
 def read_history(location: Location, most: int) -> list[Event]:
-    """Read the newest versions, newest first; what changed is said of each but the oldest run read."""
+    """Read the newest versions, newest first; each run but the oldest one read lists its changes."""
     commits = list_commits(location, most)
     if not any(commit.info for commit in commits) and len(commits) < most:
         raise CommitError(
             f"{location.uri}: a Delta table that embedder did not write (no run record in its log); give one that jobs.embed made"
         )
-    return note_changes(list(to_events(commits)))
+    events = list(to_events(commits))
+    runs = [event for event in events if event.kind == RUN]
+    changes = {newer.version: tuple(_differences(older, newer)) for newer, older in pairwise(runs)}
+    return [replace(event, changes=changes.get(event.version, ())) for event in events]
 
 
 def to_events(commits: Iterable[Commit]) -> Iterator[Event]:
-    """Tell runs from maintenance, whose records are those of earlier runs, and from what other tools did; newest first, as given."""
+    """Yield commits as events, in order: maintenance carries the record of an earlier run, and other tools' commits have none."""
     listed = list(commits)
     for commit, before in zip(listed, [*listed[1:], None], strict=True):
         info = commit.info
         kind = FOREIGN if info is None else info.get(MAINTENANCE_KEY, RUN)
         if info and kind == RUN and before and before.info and info.get("commit_id") == before.info.get("commit_id") is not None:
             kind = DESCRIBE
-        if info is None or kind != RUN:
-            yield Event(commit.version, commit.published, kind, commit.operation, {})
-            continue
-        yield Event(
-            version=commit.version,
-            published=commit.published,
-            kind=kind,
-            operation=commit.operation,
-            figures={name: info[name] for name in _FIGURES if name in info},
-            space_id=info.get("space_id"),
-            spec=info["spec"],
-            config_digest=digest(info["config"], num_bytes=6) if "config" in info else None,
-            environment=info.get("environment", {}),
-        )
-
-
-def note_changes(events: Sequence[Event]) -> list[Event]:
-    """Add to each run what differs from the run before it."""
-    runs = [event for event in events if event.kind == RUN]
-    changes = {newer.version: tuple(_differences(older, newer)) for newer, older in pairwise(runs)}
-    return [replace(event, changes=changes.get(event.version, ())) for event in events]
+        event = Event(commit.version, commit.published, kind, commit.operation)
+        if info is not None and kind == RUN:
+            event = replace(
+                event,
+                figures={name: info[name] for name in _FIGURES if name in info},
+                space_id=info.get("space_id"),
+                spec=info["spec"],
+                config_digest=digest(info["config"], num_bytes=6) if "config" in info else None,
+                environment=info.get("environment", {}),
+            )
+        yield event
 
 
 def _differences(older: Event, newer: Event) -> Iterator[str]:
     if older.space_id != newer.space_id:
-        said = EmbeddingSpec.model_validate(older.spec).differences(EmbeddingSpec.model_validate(newer.spec))
-        yield f"space {older.space_id} → {newer.space_id} ({'; '.join(said)})"
+        fields = EmbeddingSpec.model_validate(older.spec).differences(EmbeddingSpec.model_validate(newer.spec))
+        yield f"space {older.space_id} → {newer.space_id} ({'; '.join(fields)})"
     if older.config_digest != newer.config_digest:
         yield f"config {older.config_digest} → {newer.config_digest}"
     for name in sorted(set(older.environment) | set(newer.environment)):
@@ -98,15 +92,13 @@ def _differences(older: Event, newer: Event) -> Iterator[str]:
 
 
 def lay_out(events: Sequence[Event]) -> str:
-    """Lay out versions for a person: a line each, below it only what is out of the ordinary."""
-    header = ("version", "published", "what", "embedded", "reused", "quarantined", "chunks", "tokens", "rows", "added", "seconds", "cost")
-    rows = [header, *(_columns(event) for event in events)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(header))]
+    """Return versions as text: a line each, and below it only what is unusual."""
+    rows = [_HEADER, *(_columns(event) for event in events)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for row, event in zip(rows, [None, *events], strict=True):
-        cells = (
-            cell.ljust(width) if place in (1, 2) else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[1:3] = [cell.ljust(width) for cell, width in zip(row[1:3], widths[1:3], strict=True)]
         lines.append("  ".join(cells).rstrip())
         if event:
             lines += [f"{'':{widths[0]}}  {note}" for note in _notes(event)]
@@ -118,28 +110,18 @@ def lay_out(events: Sequence[Event]) -> str:
 
 
 def _columns(event: Event) -> tuple[str, ...]:
-    figures = event.figures
-    if "documents_reused" not in figures:  # no run, or one of jobs.recut before it noted what it did
-        return (str(event.version), event.published, event.kind, *[""] * 9)
+    figures, names = event.figures, (str(event.version), event.published, event.kind)
+    if "documents_reused" not in figures:  # not a run, or a recut from before it recorded its figures
+        return (*names, *[""] * 9)
     stats, cost = figures["stats"], figures.get("cost_usd")
-    embedded = stats["documents"] - stats["quarantined"] - stats["reused"]
     counts = (
-        embedded,
+        stats["documents"] - stats["quarantined"] - stats["reused"],
         figures["documents_reused"] + stats["reused"],
-        stats["quarantined"],
-        stats["chunks"],
-        stats["tokens"],
+        *(stats[name] for name in ("quarantined", "chunks", "tokens")),
         figures["rows"],
     )
-    return (
-        str(event.version),
-        event.published,
-        event.kind,
-        *(f"{count:,}" for count in counts),
-        f"{figures['bytes_added'] / 1e6:,.1f} MB",
-        f"{figures['seconds']:,.1f}",
-        "" if cost is None else f"${cost:,.4f}",
-    )
+    added, seconds = f"{figures['bytes_added'] / 1e6:,.1f} MB", f"{figures['seconds']:,.1f}"
+    return (*names, *(f"{count:,}" for count in counts), added, seconds, "" if cost is None else f"${cost:,.4f}")
 
 
 def _notes(event: Event) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""Vectors and documents become one parquet file, written once; a file on storage becomes a Part again."""
+"""Writes vectors and documents as one parquet file, once, and reads parts back from storage."""
 
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -14,70 +15,71 @@ from embedder.core.errors import StorageError
 from embedder.core.quantization import Ranges
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, Store, map_threads
+from embedder.core.storage import Found, Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.vectors import Codes, quantization_of, vector_column
 
 QUARANTINE_FOLDER = "_quarantine"
 FOOTER_KEY = b"embedder"
-"""Where a part's footer keeps its spec and stats: a file found alone still says which space it is in."""
+"""Footer key of a part's spec and stats, so that a stray file still names its space."""
 
 ROW_GROUP_ROWS = 16_384
 """About 25 MiB of 384-dim vectors: large enough to scan fast, small enough to skip."""
 
 LISTED_PARTS = 500
-"""Above, one listing of the folder is cheaper than a look at each part."""
+"""Above this count, one listing of the folder is cheaper than a request for each part."""
 
 _VECTOR_LEAF = "embedding.list.element"
 
 
 def assemble_rows(documents: pa.Table, chunks: pa.Table, codes_NX: Codes, store_text: bool) -> pa.Table:
     """DOCUMENTS, CHUNKS (token_ids not needed) and the codes of one vector a chunk → the table's rows, in the order of the chunks."""
-    # not the text: of a long document each of its many chunks would take a copy of all of it
+    # without the text: each chunk of a long document would take a copy of all of it
     rows = documents.drop_columns(["text"]).take(chunks["document"])
     columns: dict[str, Any] = {"doc_id": rows["doc_id"]}
     columns |= {name: chunks[name] for name in LEADING.names[1:]}
     if store_text:
         columns["text"] = slice_texts(documents["text"], chunks)
-    columns |= {name: rows[name] for name in ("content_hash", "shard", "row")}
     metadata = pa.schema([field for field in documents.schema if field.name not in DOCUMENTS.names])
-    columns |= {name: rows[name] for name in metadata.names}
+    columns |= {name: rows[name] for name in ("content_hash", "shard", "row", *metadata.names)}
     columns["embedding"] = vector_column(codes_NX)
     return pa.table(columns).cast(table_schema(metadata, store_text, quantization_of(codes_NX)))
 
 
 def slice_texts(texts: pa.ChunkedArray, chunks: pa.Table) -> pa.ChunkedArray:
-    """Cut each chunk's text out of its document's, by code points; `document` is a text's position."""
+    """Return each chunk's slice of its document's text, by code points; `document` is a text's position."""
     if pc.max(chunks["num_chunks"]).as_py() in (None, 1) and not pc.any(chunks["truncated"]).as_py():
         return texts.take(chunks["document"])
     documents, spans = texts.to_pylist(), zip(*(chunks[name].to_pylist() for name in ("document", "start_char", "end_char")), strict=True)
     return pa.chunked_array([pa.array([documents[document][start:end] for document, start, end in spans], pa.string())])
 
 
-def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], folder: "Location") -> Part:
-    """Put the quarantine file, then the part, each once; if another run was first, its part stands and is described.
+def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: dict[str, Any], table: Location) -> Part:
+    """Write the quarantine file, then the part, each once; if another run was first, describe the part that is there.
 
-    The quarantine file comes first, so that a part on storage always has its namesake.
+    This order guarantees that a part on storage has its quarantine file.
     """
     rejects = encode_parquet(quarantined.select(QUARANTINE.names), {}) if quarantined.num_rows else b""
-    if rejects:
-        quarantine_file(folder, str(name)).write_once(rejects)
+    rejects_file, file = quarantine_file(table, str(name)), part_file(table, str(name))
+    if rejects and not rejects_file.write_once(rejects) and file.info() is None:
+        # left by a worker that died before its part; the API or the encoder may have refused other documents since
+        rejects_file.remove()
+        rejects_file.write_once(rejects)
     data = encode_parquet(rows, footer)
-    if not part_file(folder, str(name)).write_once(data):
-        return read_part(str(name), folder)
-    stats = Stats(**footer["stats"])
-    return Part(str(name), rows.num_rows, len(data), stats, len(rejects))
+    if not file.write_once(data):
+        return read_part(str(name), table)
+    return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects))
 
 
-def encode_parquet(table: pa.Table, footer: dict[str, Any]) -> bytes:
-    """Encode a table as one parquet file."""
-    return encode_batches([table], table.schema, footer)
+def encode_parquet(rows: pa.Table, footer: dict[str, Any]) -> bytes:
+    """Return a table as the bytes of one parquet file."""
+    return encode_batches([rows], rows.schema, footer)
 
 
 def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
-    """Encode zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings.
+    """Return zstd parquet: byte-stream-split for vectors (their exponents compress), dictionaries for repeated strings.
 
-    Holds the encoded file and one row group, however many tables come.
+    Holds the encoded file and one row group in memory, however many tables there are.
     """
     marked = schema.with_metadata({FOOTER_KEY: json.dumps(footer).encode()} if footer else None)
     has_floats = "embedding" in schema.names and schema.field("embedding").type.equals(VECTORS["none"])
@@ -91,13 +93,13 @@ def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[s
         column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_floats else None,
         write_page_index=True,
     ) as writer:
-        for group in _cut_groups(tables, schema):
+        for group in _split_row_groups(tables, schema):
             writer.write_table(group.replace_schema_metadata(marked.metadata), row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
 
 
-def _cut_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Join and cut tables to full row groups; a file without rows has one without rows."""
+def _split_row_groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield full row groups and the rest; one empty group if there are no rows."""
     held, written = schema.empty_table(), 0
     for table in tables:
         held = pa.concat_tables([held, table.replace_schema_metadata(schema.metadata)])
@@ -118,37 +120,52 @@ def quarantine_file(table: Location, name: str) -> Store:
     return table.child(f"{QUARANTINE_FOLDER}/{name}").open()
 
 
+def list_by_name(folder: Location) -> dict[str, Found]:
+    """List the files directly in a folder, by file name."""
+    return {found.uri.rsplit("/", 1)[-1]: found for found in folder.open().list_folder()}
+
+
 def list_parts(table: Location) -> list[PartName]:
     """List the parts on storage, committed or not."""
-    names = (PartName.parse(found.uri.rsplit("/", 1)[-1]) for found in table.open().list_folder())
-    return [name for name in names if name is not None]
+    return [name for name in map(PartName.parse, list_by_name(table)) if name is not None]
 
 
-def read_part(name: str, folder: Location) -> Part:
-    """Describe a part on storage by its footer."""
-    store = part_file(folder, name)
+def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
+    """Return the parts of each task, in order of version and rows."""
+    ordered = sorted(names, key=lambda name: (name.key, name.version, name.first_row, name.stop_row))
+    return [list(group) for _, group in groupby(ordered, key=lambda name: name.key)]
+
+
+def read_part(name: str, table: Location) -> Part:
+    """Read a part's description from its footer."""
+    store = part_file(table, name)
     found = store.info()
     if found is None:
-        raise StorageError(f"{store.uri}: the part is gone; run again to write it anew")
+        raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
-    quarantine = quarantine_file(folder, name).info() if stats.quarantined else None
+    quarantine = quarantine_file(table, name).info() if stats.quarantined else None
     return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
 
 
-def find_missing(names: Sequence[str], folder: Location) -> list[str]:
-    """Find parts that are not on storage: such as old leftovers that a run took up while a vacuum deleted them."""
+def find_missing(names: Sequence[str], table: Location) -> list[str]:
+    """Return the parts that are not on storage, such as leftovers that a run adopted while a vacuum deleted them."""
     if len(names) > LISTED_PARTS:
-        stored = set(map(str, list_parts(folder)))
+        stored = list_by_name(table)
         return [name for name in names if name not in stored]
-    infos = map_threads(lambda name: part_file(folder, name).info(), list(names))
+    infos = map_threads(lambda name: part_file(table, name).info(), list(names))
     return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 
-def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
-    """Read a part's rows, and what it says of itself."""
+def read_metadata(store: Store) -> pq.FileMetaData:
+    """Read the footer of a parquet file."""
     with store.open_input() as file:
-        metadata = pq.read_metadata(file)
+        return pq.read_metadata(file)
+
+
+def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
+    """Read a part's number of rows, and its spec and stats."""
+    metadata = read_metadata(store)
     footer: dict[str, Any] = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
     if "stats" not in footer:
         raise StorageError(
@@ -158,25 +175,13 @@ def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
 
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Read a file in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
+    """Yield a file's rows in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
     with store.open_input(narrow=columns is not None) as source:
         for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
             yield pa.Table.from_batches([batch])
 
 
-def read_schema(store: Store) -> pa.Schema:
-    """Read a file's columns."""
-    with store.open_input() as file:
-        return pq.read_schema(file).remove_metadata()
-
-
-def count_rows(store: Store) -> int:
-    """Read the number of rows from a parquet footer."""
-    with store.open_input() as file:
-        return int(pq.read_metadata(file).num_rows)
-
-
 def footer_of(spec: EmbeddingSpec, stats: Stats, ranges: Ranges | None = None) -> dict[str, Any]:
-    """What a part says of itself: enough to read it where it is found alone."""
+    """Return a part's footer: enough to read the file without the table."""
     footer = {"space_id": spec.space_id, "spec": spec.model_dump(), "stats": asdict(stats)}
     return footer | ({"ranges": ranges.record()} if ranges else {})

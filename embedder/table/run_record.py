@@ -1,4 +1,4 @@
-"""The spec of a table, read from its log as plain JSON: what a query needs to know, without a Delta reader."""
+"""Reads the Delta log as plain JSON: commits, and the run record that holds the spec of a table's vectors. No Delta reader needed."""
 
 import json
 import re
@@ -11,57 +11,71 @@ import pyarrow.parquet as pq
 from embedder.core.errors import StorageError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, Store
+from embedder.core.storage import Found, Location
+from embedder.table.parts import list_by_name
 
 INFO_KEY = "embedder"
-"""Key of the run record in a commit's metadata. It holds the spec of the table's vectors."""
+"""Key of the run record in a commit's metadata."""
 
-_COMMIT = re.compile(r"/(\d{20})\.json$")
+LOG_FOLDER = "_delta_log"
+_COMMIT = re.compile(r"(\d{20})\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a table's vectors are."""
+    """The spec of a table's vectors, and the ranges of int8 ones."""
 
     spec: EmbeddingSpec
     ranges: Ranges | None
-    """Of int8."""
-
-
-def read_spec(location: Location) -> EmbeddingSpec:
-    """Give the spec of the newest version."""
-    return read_record(location).spec
 
 
 def read_record(location: Location) -> Record:
-    """Read the record of the newest version, or, where records were cleaned up, what the checkpoint keeps of it: the spec."""
-    log = location.child("_delta_log").open()
-    names = sorted((found.uri for found in log.list_folder()), reverse=True)
+    """Read the record of the newest version; if the log was cleaned up, the spec that the newest checkpoint keeps."""
+    names = list_by_name(location.child(LOG_FOLDER))
     if not names:
-        raise StorageError(f"{location.uri}: no table there; make one with jobs.embed")
-    newest = next((int(found[1]) for found in map(_COMMIT.search, names) if found), -1)
-    info = find_info(location, newest)
+        raise missing_table(location)
+    info = find_info(location, max(find_commits(names), default=-1))
     if info is not None:
         return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
-    for name in (each for each in names if ".checkpoint" in each and each.endswith(".parquet")):
-        with Store(name, location.options).open_input(narrow=True) as file:
+    for name in sorted((name for name in names if ".checkpoint" in name and name.endswith(".parquet")), reverse=True):
+        with location.child(f"{LOG_FOLDER}/{name}").open().open_input(narrow=True) as file:
             actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
         for action in actions:
-            return Record(EmbeddingSpec.model_validate_json(action["description"]), None)
+            try:
+                return Record(EmbeddingSpec.model_validate_json(action["description"] or ""), None)
+            except ValueError:  # another tool's description
+                break
     raise StorageError(f"{location.uri}: a Delta table that embedder did not write; give one that jobs.embed made")
 
 
-def find_info(location: Location, version: int) -> Mapping[str, Any] | None:
-    """Find the run record that holds at a version, from its commit back; a commit that restored a version leads to that one.
+def missing_table(location: Location) -> StorageError:
+    """Return the error for a location without a table."""
+    return StorageError(f"{location.uri}: no table there; make one with jobs.embed")
 
-    None where there is none, or it was cleaned up. (Of a version that is not the newest, DeltaTable.history gives the newer commits too.)
+
+def find_commits(names: Mapping[str, Found]) -> dict[int, Found]:
+    """Return the commits among a log's files, by version."""
+    return {int(match[1]): found for name, found in names.items() if (match := _COMMIT.fullmatch(name))}
+
+
+def read_actions(commit: Location, kind: str) -> list[dict[str, Any]]:
+    """Read the actions of one kind in a commit."""
+    with commit.open().open_input() as file:
+        actions = [json.loads(line) for line in file if f'"{kind}"'.encode() in line]
+    return [action[kind] for action in actions if kind in action]
+
+
+def find_info(location: Location, version: int) -> Mapping[str, Any] | None:
+    """Find the run record of a version, searching back from its commit; a restoring commit leads to the version it restored.
+
+    None if there is none, or it was cleaned up. (For an older version, DeltaTable.history also lists the commits after it.)
     """
-    log, restored = location.child("_delta_log").open(), None
+    restored = None
     while version >= 0:
-        commit = Store(log.child(f"{version:020d}.json"), location.options)
-        if commit.info() is None:
+        commit = location.child(f"{LOG_FOLDER}/{version:020d}.json")
+        if commit.open().info() is None:
             break
-        entry = _read_entry(commit)
+        entry = next(iter(read_actions(commit, "commitInfo")), {})
         info = entry.get(INFO_KEY)
         if isinstance(info, dict) and "spec" in info:
             return info
@@ -76,17 +90,11 @@ def find_info(location: Location, version: int) -> Mapping[str, Any] | None:
     return None
 
 
-def _read_entry(commit: Store) -> dict[str, Any]:
-    with commit.open_input() as file:
-        actions = (json.loads(line) for line in file if b'"commitInfo"' in line)
-        return next((dict(action["commitInfo"]) for action in actions if "commitInfo" in action), {})
-
-
 def _restored_version(uri: str, version: int, entry: Mapping[str, Any]) -> int:
     target = str(entry.get("operationParameters", {}).get("version"))
     if not target.isdigit() or int(target) >= version:
         raise StorageError(
-            f"{uri}: version {version} restored the table as of a time, which does not say whose vectors these are; "
+            f"{uri}: version {version} restored the table as of a time, which does not identify the spec of its vectors; "
             "restore it by number: DeltaTable(uri).restore(VERSION)"
         )
     return int(target)

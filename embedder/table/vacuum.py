@@ -1,6 +1,6 @@
-"""Storage without what no version needs any more: parts that left, leftovers of runs that died, temporary files, old marks.
+"""Deletes files that no version needs: removed parts, leftovers of runs that died, temporary files, old marks.
 
-Only files of embedder's own naming are ever deleted, and only those that are old by the storage's own clock.
+Only files that follow embedder's naming are deleted, and only those that are old by the storage's own clock.
 """
 
 import re
@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.core.storage import PROBE_PREFIX, Found, Location, Store, map_threads
+from embedder.core.storage import PROBE_PREFIX, Found, Location, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER
-from embedder.table.delta import read_table
-from embedder.table.delta_log import read_recent_log
-from embedder.table.log_checkpoint import read_quarantined
-from embedder.table.parts import QUARANTINE_FOLDER
+from embedder.table.delta import read_quarantined, read_table, require_table
+from embedder.table.parts import QUARANTINE_FOLDER, list_by_name
+from embedder.table.run_record import LOG_FOLDER, find_commits, read_actions
 
 LEAST_HOURS = 1.0
-"""A run's parts are in no version until it commits: an age below its length would delete them from under it."""
+"""A run's parts are in no version until it commits: a smaller age would delete them during the run."""
 
 LONGEST_LIST = 1000
 Kind = Literal["part", "quarantine", "temporary", "attempt"]
@@ -40,21 +39,21 @@ class Stale:
 
     @property
     def name(self) -> str:
-        """Its name in its folder."""
+        """File name."""
         return self.uri.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Vacuumed:
-    """What was deleted, or would be."""
+    """Result of a vacuum, or the plan of a dry run."""
 
     stale: tuple[Stale, ...]
     first_version: int
-    """Older versions can no longer be read, or not all of them."""
+    """Older versions are no longer fully readable."""
     dry_run: bool
 
     def text(self) -> str:
-        """Lay it out for a person, the files of a dry run one by one."""
+        """Return it as text; a dry run lists each file."""
         sizes, counts = Counter[str](), Counter(each.kind for each in self.stale)
         for each in self.stale:
             sizes[each.kind] += each.size_bytes
@@ -64,48 +63,51 @@ class Vacuumed:
         rows = [(f"{kind} files", f"{count:,}, {sizes[kind] / 1e6:,.2f} MB") for kind, count in sorted(counts.items())]
         done = "would be deleted; dry run: nothing was" if self.dry_run else "deleted"
         rows.append(("vacuum", f"{len(self.stale):,} files, {sum(sizes.values()) / 1e6:,.2f} MB {done}"))
-        if any(each.kind == "part" for each in self.stale):
+        if counts["part"]:
             will = "could" if self.dry_run else "can"
             rows.append(("versions", f"from {self.first_version} on stay readable; older ones {will} no longer be read"))
         return "\n".join([*([align(listed)] if listed else []), align(rows)])
 
 
 def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = False, insist: bool = False) -> Vacuumed:
-    """Delete what no version needs that was the newest within the age, and that is itself older; a dry run only lists it.
+    """Delete old files that no version needs which was the newest within the age; a dry run only lists them.
 
-    A running embed is protected by the age: what it wrote is younger, and it checks before its commit that old leftovers
-    which it took up are still there.
+    The age protects a running embed: its files are younger, and before its commit it checks that leftovers it adopted still exist.
     """
     if not (older_than_hours >= LEAST_HOURS or insist):
         raise ConfigError(
-            f"--older-than-hours={older_than_hours:g}: parts of a run in progress are in no version yet, and would be deleted from under "
-            f"it; give at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is going on"
+            f"--older-than-hours={older_than_hours:g}: would delete parts of a run in progress, which are in no version yet; "
+            f"set at least {LEAST_HOURS:g}, more than your longest run takes, or add --insist while no run is in progress"
         )
-    state = read_table(location)
-    if state is None:
-        raise CommitError(f"{location.uri}: no table there; nothing was deleted")
+    state = require_table(location)
     cutoff = location.open().check_writable() - 3600 * older_than_hours
-    recent = read_recent_log(location, cutoff)
-    of_quarantine = read_recent_log(location.child(QUARANTINE_FOLDER), cutoff)
-    needed = {*state.rows, *recent.removed, *read_quarantined(location), *of_quarantine.removed}
-    stale = plan_vacuum(list_files(location), needed, cutoff)
-    vacuumed = Vacuumed(stale, state.version if recent.first_version is None else recent.first_version, dry_run)
+    quarantine, marks = location.child(QUARANTINE_FOLDER), location.child(ATTEMPTS_FOLDER)
+    removed, first_version = read_recent_log(location, cutoff)
+    needed = {*state.rows, *removed, *read_quarantined(location), *read_recent_log(quarantine, cutoff)[0]}
+    files = [(found, folder is marks) for folder in (location, quarantine, marks) for found in folder.open().list_folder()]
+    stale = plan_vacuum(files, needed, cutoff)
+    vacuumed = Vacuumed(stale, state.version if first_version is None else first_version, dry_run)
     if not dry_run:
-        for kinds in (("part",), ("quarantine", "temporary", "attempt")):  # a part on storage always has its namesake
-            map_threads(lambda each: Store(each.uri, location.options).remove(), [each for each in stale if each.kind in kinds])
+        for kinds in (("part",), ("quarantine", "temporary", "attempt")):  # a part on storage always has its quarantine file
+            map_threads(lambda each: Location(each.uri, location.options).open().remove(), [each for each in stale if each.kind in kinds])
         check_untouched(location, stale)
     return vacuumed
 
 
-def list_files(location: Location) -> list[tuple[Found, bool]]:
-    """List what lies in the table's folder, in the quarantine's, and (True) the marks of attempts."""
-    folders = [location, location.child(QUARANTINE_FOLDER)]
-    files = [(found, False) for folder in folders for found in folder.open().list_folder()]
-    return files + [(found, True) for found in location.child(ATTEMPTS_FOLDER).open().list_folder()]
+def read_recent_log(location: Location, since: float) -> tuple[set[str], int | None]:
+    """Return the files removed since a moment, and the version that was then the newest, or the first that still has a log.
+
+    That version still names these files. Older commits are not opened, and may have been cleaned up.
+    """
+    commits = find_commits(list_by_name(location.child(LOG_FOLDER)))
+    older = {version for version, found in commits.items() if found.modified is not None and found.modified < since}
+    recent = [Location(found.uri, location.options) for version, found in commits.items() if version not in older]
+    removed = map_threads(lambda commit: [action["path"] for action in read_actions(commit, "remove")], recent)
+    return {name for names in removed for name in names}, max(older, default=min(commits, default=None))
 
 
 def plan_vacuum(files: Iterable[tuple[Found, bool]], needed: set[str], cutoff: float) -> tuple[Stale, ...]:
-    """Choose what is ours, not needed, and last modified before the cutoff; a file of unknown age is kept."""
+    """Return the files (True: marks) of ours that are not needed and older than the cutoff; files of unknown age are kept."""
     stale = []
     for found, is_mark in files:
         kind = kind_of(found.uri, is_mark)
@@ -115,25 +117,25 @@ def plan_vacuum(files: Iterable[tuple[Found, bool]], needed: set[str], cutoff: f
 
 
 def kind_of(uri: str, is_mark: bool) -> Kind | None:
-    """Tell what a file is by its name; None if it is not ours."""
+    """Return the kind of a file by its name; None if it is not ours."""
     folder, _, name = uri.rpartition("/")
     temporary = _TEMPORARY.fullmatch(name)
     plain = temporary["name"] if temporary else name
     if is_mark:
         return "attempt" if _MARK.fullmatch(plain) else None
-    if PartName.parse(plain) is None and not _PROBE.fullmatch(plain):
-        return None
-    if temporary or _PROBE.fullmatch(plain):
+    if _PROBE.fullmatch(plain):
         return "temporary"
-    return "quarantine" if folder.endswith(f"/{QUARANTINE_FOLDER}") else "part"
+    if PartName.parse(plain) is None:
+        return None
+    return "temporary" if temporary else "quarantine" if folder.endswith(f"/{QUARANTINE_FOLDER}") else "part"
 
 
 def check_untouched(location: Location, deleted: Iterable[Stale]) -> None:
-    """Find out whether a run published old leftovers in the moment they were deleted."""
+    """Refuse if a run published old leftovers while they were deleted."""
     state = read_table(location)
     lost = sorted({each.name for each in deleted if each.kind == "part"}.intersection(state.rows if state else ()))
     if lost:
         raise CommitError(
             f"{location.uri}: a run published {len(lost)} old parts while they were deleted ({lost[0]}); "
-            "run jobs.maintain with --check --repair, then jobs.embed, which embeds them anew"
+            "run jobs.maintain with --check --repair, then jobs.embed, which embeds them again"
         )

@@ -124,7 +124,7 @@ def test_what_waiting_cannot_mend_is_refused_at_once_with_the_buckets_name(proxy
 def test_a_table_that_may_not_be_opened_is_refused_at_once(proxy: FaultyProxy, bucket: str, fault: str) -> None:
     proxy.inject(break_first(FOR_EVER, fault))
     started = time.monotonic()
-    with pytest.raises(CommitError, match=r"s3://tests/.*: the table cannot be opened .*check output.uri"):
+    with pytest.raises(CommitError, match=r"s3://tests/.*: the table cannot be opened .*check the uri"):
         read_table(bucket, {"endpoint_url": proxy.endpoint})
     assert time.monotonic() - started < 1
 

@@ -88,7 +88,7 @@ def test_each_object_appears_once_under_its_public_name(documents: list[dict[str
     assert not any(part.startswith("_") for name in names - {"__future__"} for part in name.removeprefix("__future__.").split("."))
 
 
-def test_docstrings_of_a_type_are_not_taken_for_those_of_its_values(documents: list[dict[str, str]]) -> None:
+def test_values_without_a_docstring_do_not_get_that_of_their_type(documents: list[dict[str, str]]) -> None:
     assert not {document["id"] for document in documents} & {"os.O_APPEND", "string.ascii_letters", "socket.AF_INET"}
 
 
@@ -99,7 +99,7 @@ def test_writing_again_leaves_identical_files_untouched(corpus: Corpus, folder: 
 
 
 @pytest.mark.real
-def test_hash_seed_and_working_folder_change_no_byte_and_importing_prints_nothing(tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_hash_seed_or_working_folder_and_importing_prints_nothing(tmp_path: Path) -> None:
     written = []
     for seed, cwd in (("1", ROOT), ("2", tmp_path)):
         command = [sys.executable, "-m", "jobs.demo", str(tmp_path / seed)]
@@ -120,7 +120,7 @@ def test_job_prints_shards_and_totals(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("place", ["file", "/proc/x"])
-def test_a_place_that_can_be_no_folder_is_refused(tmp_path: Path, place: str) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=f"{place}/corpus: cannot be written"):
         main([str(tmp_path / place)])

@@ -1,4 +1,4 @@
-"""The corpus of the rehearsal is edited as it says, and a folder follows it."""
+"""The edits of the rehearsal, and the folder that follows them."""
 
 import gzip
 import json
@@ -22,9 +22,9 @@ def ids(night: Night) -> list[str]:
     return [each.id for shard in night.shards.values() for each in shard]
 
 
-def test_each_day_does_what_it_says(nights: list[Night]) -> None:
+def test_each_day_makes_its_edits(nights: list[Night]) -> None:
     monday, tuesday, wednesday, thursday = nights
-    assert monday.said == f"4 shards, {4 * PER_SHARD} documents"
+    assert monday.edits == f"4 shards, {4 * PER_SHARD} documents"
     assert len(set(ids(monday))) == 4 * PER_SHARD
     assert set(tuesday.shards) - set(monday.shards) == {SHARDS[7]}
     rewritten = [new for name, shard in monday.shards.items() for old, new in zip(shard, tuesday.shards[name], strict=True) if old != new]
@@ -36,7 +36,7 @@ def test_each_day_does_what_it_says(nights: list[Night]) -> None:
     assert thursday.shards == wednesday.shards
 
 
-def test_a_folder_follows_the_nights_and_only_what_differs_is_written(nights: list[Night], tmp_path: Path) -> None:
+def test_a_folder_follows_the_nights_and_only_shards_that_differ_are_written(nights: list[Night], tmp_path: Path) -> None:
     before: dict[str, list[Document]] = {}
     written: set[str] = set()
     for night in nights:

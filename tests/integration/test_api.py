@@ -20,7 +20,7 @@ from embedder.model.resolve import resolve_model
 from embedder.run.dry_run import preview_run
 from embedder.run.prepare import prepare_run
 from embedder.run.recut import RecutConfig, run_recut
-from embedder.search.code_snippet import write_recipe
+from embedder.search.code_snippet import write_snippet
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import read_table
@@ -106,7 +106,7 @@ def check_follow_ups(site: Site, settings: dict[str, dict[str, Any]], server: Ap
     query = QueryEncoder.from_table(site.table_uri).encode([wanted["text"]])[0]
     assert target.find(query, 1, None)[0].score == pytest.approx(1, abs=1e-4)
     names: dict[str, Any] = {"queries": ["a whale", "a proof"]}
-    recipe = write_recipe(target.spec, target.table).replace(f"base_url={server.url!r}", f"base_url={server.url!r}, api_key='none'")
+    recipe = write_snippet(target.spec, target.table).replace(f"base_url={server.url!r}", f"base_url={server.url!r}, api_key='none'")
     exec(recipe, names)
     np.testing.assert_allclose(names["vectors"], QueryEncoder.from_table(site.table_uri).encode(names["queries"]), atol=1e-5)
     cut_uri = f"{site.table_uri}-cut"

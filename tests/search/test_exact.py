@@ -1,4 +1,4 @@
-"""Exact search: the best rows over many files whatever their order, of those that pass, on every storage."""
+"""Exact search finds the best rows that pass, over many files in any order, on every storage."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from embedder.core.errors import ConfigError, StorageError
 from embedder.core.storage import Location
 from embedder.search.exact import Hit, nearest_rows, open_dataset, open_table
 from embedder.search.filter import parse_filter
-from embedder.search.results import BOLD, PLAIN, Answer, excerpt, render, split_sentences
+from embedder.search.results import BOLD, PLAIN, SearchResult, excerpt, render, split_sentences
 from jobs.search import main
 from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
 
 QUERY_D = np.array(vector_of("query"), np.float32)
 
 
-def test_the_best_rows_come_first_from_whichever_file_and_batch(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_rows_come_first_from_any_file_and_batch(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedder.search.exact.BATCH_ROWS", 5)
     table = TypedTable(location)
     table.follow(corpus_of(4))
@@ -32,7 +32,7 @@ def test_the_best_rows_come_first_from_whichever_file_and_batch(location: str, m
     assert "embedding" not in found[0].row
 
 
-def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
+def test_stored_codes_are_scored_as_the_vectors_they_encode(tmp_path: Path) -> None:
     for quantization, off in (("int8", float(RANGES.step_D.max()) * 2), ("binary", 8.0)):
         table = TypedTable(str(tmp_path / quantization)).of_space(quantization=quantization, calibration="c")
         table.follow(corpus_of(2))
@@ -46,12 +46,12 @@ def test_stored_codes_are_scored_as_what_they_stand_for(tmp_path: Path) -> None:
         assert correlation > (0.999 if quantization == "int8" else 0.6)
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no table there; make one with jobs\.embed"):
         open_table(Location(str(tmp_path / "nothing")))
 
 
-def test_an_empty_table_and_a_filter_that_nothing_passes_give_no_hits(tmp_path: Path) -> None:
+def test_an_empty_table_and_a_filter_that_rejects_all_rows_give_no_hits(tmp_path: Path) -> None:
     table = TypedTable(str(tmp_path / "table"), TABLE_SPEC)
     table.follow({"shard": []})
     assert open_table(Location(table.uri)).find(QUERY_D, 5, None) == []
@@ -60,18 +60,18 @@ def test_an_empty_table_and_a_filter_that_nothing_passes_give_no_hits(tmp_path: 
 
 
 @pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--store", "x.yaml", "a", "b"]])
-def test_the_job_asks_for_one_place_and_at_most_one_question(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match="one question in quotes"):
+def test_the_job_takes_one_location_and_at_most_one_query(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="one query in quotes"):
         main(words)
 
 
-def test_a_column_named_score_takes_no_answers_score_and_is_not_lost() -> None:
+def test_a_column_named_score_is_kept_beside_the_results_score() -> None:
     row = {"doc_id": "a", "chunk": 0, "num_chunks": 1, "text": "One.", "score": 3.25, "highlight": "h", "metadata.score": 7}
-    answer = Answer(Hit(0.5, row), "One.")
+    result = SearchResult(Hit(0.5, row), "One.")
     ours, others = {"score": 0.5, "highlight": "One."}, {"metadata.score": 3.25, "metadata.highlight": "h", "metadata.metadata.score": 7}
     kept = {name: row[name] for name in ("doc_id", "chunk", "num_chunks", "text")}
-    assert json.loads(render([answer], as_json=True, emphasised=False)) == [ours | kept | others]
-    assert answer.text(1, emphasised=False).splitlines()[:2] == ["1. 0.500  a", "   score 3.25 · highlight h · metadata.score 7"]
+    assert json.loads(render([result], as_json=True, bold=False)) == [ours | kept | others]
+    assert result.text(1, bold=False).splitlines()[:2] == ["1. 0.500  a", "   score 3.25 · highlight h · metadata.score 7"]
 
 
 def test_sentences_end_at_stops_and_lines() -> None:
@@ -81,9 +81,9 @@ def test_sentences_end_at_stops_and_lines() -> None:
 
 def test_an_excerpt_shows_the_sentence_with_some_words_around_it() -> None:
     text = "First words. " * 20 + "The answer is here. And more follows it."
-    shown = excerpt(text, "The answer is here.", emphasised=True)
+    shown = excerpt(text, "The answer is here.", bold=True)
     assert f"{BOLD}The answer is here.{PLAIN} And more follows it." in shown
     assert shown.startswith("… ")
     assert len(shown) < 300
-    assert excerpt(text, "The answer is here.", emphasised=False).count("\x1b") == 0
-    assert excerpt("", "", emphasised=True) == ""
+    assert excerpt(text, "The answer is here.", bold=False).count("\x1b") == 0
+    assert excerpt("", "", bold=True) == ""

@@ -1,4 +1,4 @@
-"""A filter is read as SQL would read it, checked against the columns, and nulls pass no test but `is null`."""
+"""A filter is parsed as in SQL, checked against the columns, and nulls pass only `is null`."""
 
 from datetime import UTC, date, datetime
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.core.errors import ConfigError
-from embedder.search.filter import Compare, Filter, Group, Has, IsNull, OneOf, parse_filter, passes
+from embedder.search.filter import Compare, Filter, Group, Has, IsNull, OneOf, negate, parse_filter, passes
 from embedder.stores.filter_sql import Dialect, render_sql
 
 SCHEMA = pa.schema(
@@ -52,7 +52,7 @@ DUCKDB = Dialect('"', "TIMESTAMPTZ '{}'", "list_contains({column}, {value})")
         ),
     ],
 )
-def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -> None:
+def test_values_are_parsed_in_the_types_of_the_columns(text: str, expected: Filter) -> None:
     assert parse_filter(text, SCHEMA) == expected
 
 
@@ -61,13 +61,13 @@ def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -
     [
         ("toppic = 'x'", "no column 'toppic'; there are topic, year, weight, good, seen, day, tags, counts, odd name"),
         ("embedding is null", "no column 'embedding'"),
-        ("year = 'x'", "'x' is no value for column year, which is int64"),
-        ("year > 9223372036854775808", "9223372036854775808 is no value for column year, which is int64"),
-        ("year < 1e30 or topic = 'x'", "1e30 is no value for column year, which is int64"),
-        ("counts has 256", "256 is no value for column counts, which is list<item: uint8>"),
-        ("not counts has -1", "-1 is no value for column counts"),
-        ("topic = 3", "3 is no value for column topic, which is string"),
-        ("seen > 'yesterday'", "'yesterday' is no value for column seen"),
+        ("year = 'x'", "'x' is not a value of column year, which is int64"),
+        ("year > 9223372036854775808", "9223372036854775808 is not a value of column year, which is int64"),
+        ("year < 1e30 or topic = 'x'", "1e30 is not a value of column year, which is int64"),
+        ("counts has 256", "256 is not a value of column counts, which is list<item: uint8>"),
+        ("not counts has -1", "-1 is not a value of column counts"),
+        ("topic = 3", "3 is not a value of column topic, which is string"),
+        ("seen > 'yesterday'", "'yesterday' is not a value of column seen"),
         ("tags = 'x'", "tags is list<item: string>; ask it with tags has 'x'"),
         ("topic has 'x'", "topic is string; has is for lists"),
         ("year >", "a value expected, found its end"),
@@ -78,7 +78,7 @@ def test_it_is_read_with_the_types_of_the_columns(text: str, expected: Filter) -
         ("", "a column expected"),
     ],
 )
-def test_what_is_wrong_is_refused_with_what_there_is(text: str, message: str) -> None:
+def test_a_wrong_filter_is_refused_with_the_valid_choices(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_filter(text, SCHEMA)
     assert message in str(caught.value)
@@ -120,7 +120,7 @@ filters: st.SearchStrategy[Filter] = st.recursive(
 def test_pyarrow_and_sql_agree_on_every_row_and_negation_passes_no_row_twice(where: Filter) -> None:
     connection = CONNECTION
     connection.register("rows", pa.Table.from_batches([ROWS]).append_column("place", pa.array(range(ROWS.num_rows))))
-    for each in (where, where.negate()):
+    for each in (where, negate(where)):
         found = connection.execute(f"SELECT place FROM rows WHERE {render_sql(each, DUCKDB)} ORDER BY place").fetchall()
         assert [place for (place,) in found] == passes(each, ROWS).nonzero()[0].tolist(), render_sql(each, DUCKDB)
-    assert not (passes(where, ROWS) & passes(where.negate(), ROWS)).any()
+    assert not (passes(where, ROWS) & passes(negate(where), ROWS)).any()

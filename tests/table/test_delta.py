@@ -1,4 +1,4 @@
-"""The table is plain Delta: one commit changes it, of two writers one wins, and everybody can read it."""
+"""The table is plain Delta: one commit changes it, one of two writers wins, and other tools can read it."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ def test_adds_and_removes_are_one_version(uri: str, write_unit: Callable[..., Pa
     assert {row["doc_id"] for row in DeltaTable(uri, version=0).to_pyarrow_table().to_pylist()} == {"d0", "d1", "d2"}
 
 
-def test_of_two_runs_planned_on_one_version_the_second_is_told(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_the_second_of_two_runs_planned_on_one_version_is_refused(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(uri), change((write_unit(key="a" * 16),)), None)
     state = read_table(Location(uri))
     commit_table(Location(uri), change((write_unit(key="b" * 16),)), state)
@@ -71,13 +71,13 @@ def test_of_two_runs_planned_on_one_version_the_second_is_told(uri: str, write_u
     assert sum(after.rows.values()) == 12
 
 
-def test_of_two_first_runs_one_creates_the_table(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_only_one_of_two_first_runs_creates_the_table(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(uri), change((write_unit(),)), None)
     with pytest.raises(CommitError, match="another run created the table first"):
         commit_table(Location(uri), change((write_unit(),)), None)
 
 
-def test_another_spec_swaps_everything_and_old_versions_stay_readable(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_another_spec_replaces_everything_and_old_versions_stay_readable(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new = write_unit(key="a" * 16), write_unit(key="b" * 16, first_id=10)
     commit_table(Location(uri), change((old,)), None)
     other = SPEC.model_copy(update={"depth": 3})
@@ -103,7 +103,7 @@ def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Calla
         read_table(Location(uri))
 
 
-def test_a_table_restored_after_another_tool_rewrote_its_files_is_as_before(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_a_table_restored_after_another_tools_rewrite_reads_as_before(uri: str, write_unit: Callable[..., Part]) -> None:
     parts = tuple(write_unit(key=key * 16) for key in "ab")
     commit_table(Location(uri), change(parts), None)
     DeltaTable(uri).optimize.compact()
@@ -113,7 +113,7 @@ def test_a_table_restored_after_another_tool_rewrote_its_files_is_as_before(uri:
     assert (set(state.rows), state.spec) == ({part.name for part in parts}, SPEC)
 
 
-def test_a_table_restored_to_before_a_swap_is_of_the_space_it_had_then(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_a_table_restored_to_before_a_replacement_has_its_old_space(uri: str, write_unit: Callable[..., Part]) -> None:
     old, new, other = write_unit(key="a" * 16), write_unit(key="b" * 16), SPEC.model_copy(update={"depth": 3})
     commit_table(Location(uri), change((old,)), None)
     commit_table(Location(uri), change((new,), spec=other, replaces=True), read_table(Location(uri)))
@@ -133,7 +133,7 @@ def test_a_table_restored_as_of_a_time_is_refused_until_it_is_restored_by_number
     DeltaTable(uri).restore(before)
     for read in (read_table, read_record):
         with pytest.raises(StorageError, match=r"version 2 restored the table as of a time.*restore\(VERSION\)"):
-            read(uri, {})
+            read(Location(uri))
     DeltaTable(uri).restore(0)
     assert read_record(Location(uri)).spec == SPEC
 
@@ -158,7 +158,7 @@ def test_quarantined_records_follow_their_parts(uri: str, write_unit: Callable[.
     assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table()["reason"].to_pylist() == ["null_text"]
 
 
-def test_a_run_without_bad_records_has_an_empty_quarantine(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_a_run_without_rejected_records_has_an_empty_quarantine(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(uri), change((write_unit(),)), None)
     assert sync_quarantine(Location(uri)) == 0
     assert DeltaTable(f"{uri}/_quarantine").to_pyarrow_table().num_rows == 0
@@ -220,10 +220,10 @@ def test_a_log_whose_run_record_another_tool_removed_is_refused_with_the_reason(
         read_table(Location(uri))
 
 
-def test_parts_that_are_no_longer_there_are_not_published(uri: str, write_unit: Callable[..., Part]) -> None:
+def test_missing_parts_are_not_published(uri: str, write_unit: Callable[..., Part]) -> None:
     part = write_unit()
     Path(uri, part.name).unlink()
-    with pytest.raises(CommitError, match=r"1 parts were deleted while this run went on.*nothing was published"):
+    with pytest.raises(CommitError, match=r"1 parts were deleted during this run.*nothing was published"):
         commit_table(Location(uri), change((part,)), None)
     assert read_table(Location(uri)) is None
 
@@ -233,7 +233,7 @@ LOG = {"method": "PUT", "contains": "_delta_log"}
 
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", ["reset_after", "reset_before", "error", "slow_down", "truncate"])
-def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str) -> None:
+def test_a_commit_on_a_bad_connection_is_made_once(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part], fault: str) -> None:
     old, new = (write_unit(key=key * 16, uri=bucket) for key in "ab")
     proxy.inject(break_first(1, fault, **LOG))
     assert commit_table(Location(bucket), change((old,)), None) == 0
@@ -249,7 +249,7 @@ def test_a_commit_whose_connection_broke_is_made_once(bucket: str, proxy: Faulty
 
 
 @pytest.mark.s3
-def test_of_two_runs_on_a_bad_connection_the_second_is_still_told(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
+def test_the_second_of_two_runs_is_refused_on_a_bad_connection(bucket: str, proxy: FaultyProxy, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(bucket), change((write_unit(key="a" * 16, uri=bucket),)), None)
     state, part = read_table(Location(bucket)), write_unit(key="b" * 16, uri=bucket)
     proxy.inject(break_first(1, "reset_after", **LOG))

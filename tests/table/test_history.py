@@ -1,4 +1,4 @@
-"""The history of a table: what each version's run did, and what is no run."""
+"""The history of a table: each run's figures, and versions that are not runs."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from embedder.core.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError, StorageError
 from embedder.core.storage import Location
 from embedder.core.units import Stats
 from embedder.observe.environment import read_revision
@@ -26,7 +26,7 @@ EDITED: Corpus = {**CORPUS, "p": [("a", "five six", "x")]}
 
 
 def record(documents: int, config: dict[str, Any], **figures: Any) -> dict[str, Any]:
-    """What a run writes into its commit."""
+    """Return the record that a run writes into its commit."""
     stats = Stats(documents=documents, quarantined=1, chunks=7, tokens=1234, reused=documents - 2)
     counts = {
         "parts_added": 2,
@@ -49,10 +49,10 @@ def table(tmp_path: Path) -> MadeTable:
     return MadeTable(str(tmp_path / "table"))
 
 
-def test_each_run_says_what_it_did_and_what_changed_since_the_one_before(table: MadeTable) -> None:
+def test_each_run_shows_its_figures_and_its_changes_since_the_run_before(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
     table.follow(EDITED, record=record(4, {"a": 2}, revision="abc", failures={"k": "s3://b/x.parquet: broken"}))
-    newer, older = read_history(Location(table.uri), 20)
+    newer, older = read_history(table.location, 20)
     assert (older.version, older.kind, older.changes) == (0, "run", ())
     assert older.figures["stats"]["tokens"] == 1234
     assert newer.changes == (f"config {older.config_digest} → {newer.config_digest}", "revision None → abc")
@@ -66,12 +66,12 @@ def test_each_run_says_what_it_did_and_what_changed_since_the_one_before(table: 
     assert text.splitlines()[-1] == f"version 0: space {SPEC.space_id}, config {older.config_digest}, torch 2.13.0"
 
 
-def test_maintenance_is_marked_as_such_and_its_figures_are_not_shown_twice(table: MadeTable) -> None:
+def test_maintenance_is_marked_and_repeats_no_figures(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
     table.follow(EDITED, record=record(3, {"a": 1}))
-    compact_table(Location(table.uri), 10_000_000)
-    write_checkpoint(Location(table.uri))
-    events = read_history(Location(table.uri), 20)
+    compact_table(table.location, 10_000_000)
+    write_checkpoint(table.location)
+    events = read_history(table.location, 20)
     kinds = [event.kind for event in events]
     assert kinds[-2:] == ["run", "run"]
     assert "compact" in kinds
@@ -79,19 +79,19 @@ def test_maintenance_is_marked_as_such_and_its_figures_are_not_shown_twice(table
     assert lay_out(events).count("1,234") == 2
 
 
-def test_another_space_is_told_by_its_differences_and_a_swap_is_one_run(table: MadeTable) -> None:
+def test_another_space_lists_its_differences_and_a_replacement_is_one_run(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
-    state = read_table(Location(table.uri))
+    state = read_table(table.location)
     assert state is not None
     deeper = SPEC.model_copy(update={"depth": SPEC.depth - 1})
     info = record(3, {"a": 1}) | {"spec": deeper.model_dump(), "space_id": deeper.space_id, "bucket_bits": 1}
-    commit_table(Location(table.uri), Change((), (), SCHEMA, info, replaces=True), state)
-    events = read_history(Location(table.uri), 20)
+    commit_table(table.location, Change((), (), SCHEMA, info, replaces=True), state)
+    events = read_history(table.location, 20)
     assert [event.kind for event in events] == ["describe", "run", "run"]
     assert f"depth: {SPEC.depth} → {SPEC.depth - 1}" in events[1].changes[0]
 
 
-def test_a_recut_says_what_it_did_and_one_of_before_it_could_is_a_line_of_its_own(table: MadeTable) -> None:
+def test_a_recut_shows_its_figures_and_one_without_figures_is_a_line_of_its_own(table: MadeTable) -> None:
     table.follow(CORPUS)
     uri = f"{table.uri}-cut"
     config = RecutConfig.model_validate({"parent": {"uri": table.uri}, "output": {"uri": uri, "dim": 2}})
@@ -118,23 +118,23 @@ def test_a_recut_says_what_it_did_and_one_of_before_it_could_is_a_line_of_its_ow
     assert f"config {first.config_digest}" in lines[-1]
 
 
-def test_another_tools_commit_is_named_after_what_it_did(table: MadeTable) -> None:
+def test_another_tools_commit_is_named_by_its_operation(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
-    open_delta(Location(table.uri)).alter.set_table_name("mine")
-    newest = read_history(Location(table.uri), 20)[0]
+    open_delta(table.location).alter.set_table_name("mine")
+    newest = read_history(table.location, 20)[0]
     assert newest.kind == "foreign"
     assert f"{newest.operation}, by another tool" in lay_out([newest])
 
 
-def test_a_table_that_embedder_did_not_write_and_none_at_all_are_refused(tmp_path: Path) -> None:
+def test_a_table_that_embedder_did_not_write_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"a": [1]}).write_delta(str(tmp_path / "other"))
     with pytest.raises(CommitError, match="that embedder did not write"):
         read_history(Location(str(tmp_path / "other")), 20)
-    with pytest.raises(CommitError, match="cannot be opened"):
+    with pytest.raises(StorageError, match="no table there"):
         read_history(Location(str(tmp_path / "none")), 20)
 
 
-def test_the_job_prints_a_json_line_for_each_version_the_newest_first(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_prints_a_json_line_per_version_newest_first(table: MadeTable, capsys: pytest.CaptureFixture[str]) -> None:
     for corpus in (CORPUS, EDITED, CORPUS):
         table.follow(corpus, record=record(3, {"a": 1}))
     assert history.main([table.uri, "--json", "--most", "2"]) == 0

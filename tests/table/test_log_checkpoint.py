@@ -1,4 +1,4 @@
-"""A log is made short without losing what planning needs of it."""
+"""A checkpoint shortens the log without losing the run record that planning needs."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from deltalake import DeltaTable
 
 from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.delta import commit_table, read_table, sync_quarantine
-from embedder.table.log_checkpoint import read_quarantined, write_checkpoint
+from embedder.table.delta import commit_table, read_quarantined, read_table, sync_quarantine
+from embedder.table.log_checkpoint import write_checkpoint
 from tests.table.test_delta import change
 
 

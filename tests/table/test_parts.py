@@ -1,4 +1,4 @@
-"""A part is written once or not at all, holds exact text spans, and says of itself what it is."""
+"""A part is written once or not at all, holds exact text spans, and describes itself in its footer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +33,14 @@ def test_text_is_left_out_when_it_is_not_stored() -> None:
 
 
 @pytest.mark.parametrize("store_text", [True, False])
-def test_a_text_of_megabytes_is_not_copied_for_each_of_its_chunks(store_text: bool) -> None:
+def test_a_large_text_is_not_copied_for_each_of_its_chunks(store_text: bool) -> None:
     text = "word " * 600_000
     starts = list(range(0, len(text), 1_000))
     repeated = {"document": 0, "num_chunks": len(starts), "num_tokens": 3, "truncated": False, "token_ids": [1, 2, 3]}
     columns = {name: [value] * len(starts) for name, value in repeated.items()}
     columns |= {"chunk": list(range(len(starts))), "start_char": starts, "end_char": [start + 1_000 for start in starts]}
     chunks = pa.table({name: columns[name] for name in CHUNKS.names}, schema=CHUNKS)
-    # 3,000 copies of it would be 9 GB, and Arrow's columns of text end at 2
+    # 3,000 copies of it would be 9 GB, and an Arrow text column holds 2
     rows = assemble_rows(make_documents((text,)), chunks, make_vectors(len(starts)), store_text)
     assert rows.num_rows == len(starts)
     assert not store_text or "".join(rows["text"].to_pylist()) == text
@@ -53,7 +53,7 @@ def test_vectors_come_back_bit_for_bit() -> None:
     assert len(vector_column(np.zeros((0, 8), np.float32))) == 0
 
 
-def test_a_unit_without_rows_is_a_part_all_the_same(tmp_path: Path) -> None:
+def test_a_unit_without_rows_is_a_part_too(tmp_path: Path) -> None:
     documents = make_documents().slice(0, 0)
     rows = assemble_rows(documents, CHUNKS.empty_table(), np.zeros((0, 8), np.float32), store_text=True)
     assert rows.num_rows == 0
@@ -71,13 +71,22 @@ def test_vectors_are_byte_stream_split_under_zstd(tmp_path: Path, write_unit: Ca
     assert column.compression == "ZSTD"
 
 
-def test_the_first_writer_stands_and_the_second_describes_it(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+def test_the_second_writer_describes_the_part_of_the_first(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
     first = write_unit(seed=1, quarantined=2)
     before = (tmp_path / "table" / first.name).read_bytes()
     second = write_unit(seed=2, quarantined=2)
     assert second == first
     assert (tmp_path / "table" / first.name).read_bytes() == before
     assert [each.name for each in (tmp_path / "table").iterdir() if each.suffix == ".tmp"] == []
+
+
+def test_a_part_replaces_the_quarantine_file_of_a_worker_that_died_before_its_own(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
+    first = write_unit(quarantined=2)
+    (tmp_path / "table" / first.name).unlink()
+    rejects = tmp_path / "table" / "_quarantine" / first.name
+    rejects.write_bytes(encode_parquet(pq.read_table(rejects).slice(1), {}))
+    assert write_unit(quarantined=2) == first
+    assert pq.read_table(rejects).num_rows == 2
 
 
 def test_a_part_on_storage_is_described_by_its_footer(tmp_path: Path, write_unit: Callable[..., Part]) -> None:

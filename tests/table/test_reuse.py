@@ -1,4 +1,4 @@
-"""Vectors of removed parts are found by content hash, wherever the text went, and never for another text."""
+"""Vectors of removed parts are found by content hash, wherever the text moved, and never for another text."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Location:
     return Location(str(tmp_path / "table"))
 
 
-def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Location, write_unit: Callable[..., Part]) -> None:
+def test_known_texts_return_their_vectors_in_the_order_requested(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 2, 2]
@@ -37,20 +37,20 @@ def test_known_texts_come_back_with_their_vectors_in_the_order_asked(folder: Loc
     assert np.array_equal(vectors_ND, make_vectors(6)[[4, 5, 0, 1]])
 
 
-def test_one_text_may_be_asked_for_twice_and_stand_in_several_parts(folder: Location, write_unit: Callable[..., Part]) -> None:
+def test_one_text_may_be_requested_twice_and_be_in_several_parts(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit(key="a" * 16).name, write_unit(key="b" * 16).name], folder)
     reused = take_reusable(ask(HASHES[1], HASHES[1]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 1, 1]
 
 
-def test_hashes_that_only_begin_alike_are_told_apart(folder: Location, write_unit: Callable[..., Part]) -> None:
+def test_hashes_that_share_only_their_first_half_are_distinguished(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     impostor = HASHES[0][:16] + "0" * 16
     assert previous.find(ask(impostor))[0] >= 0, "the index holds the first half only"
     assert take_reusable(ask(impostor, HASHES[1]), previous, folder, "none")["document"].to_pylist() == [1, 1]
 
 
-def test_nothing_is_found_where_there_is_nothing(folder: Location) -> None:
+def test_an_empty_index_finds_no_rows(folder: Location) -> None:
     assert take_reusable(ask(*HASHES), NO_PREVIOUS, folder, "none").num_rows == 0
     assert take_reusable(ask(), index_parts([], folder), folder, "none").num_rows == 0
 
@@ -62,7 +62,7 @@ def test_the_index_is_sorted_and_small(folder: Location, write_unit: Callable[..
     assert sum(array.nbytes for array in arrays) == 20 * len(TEXTS)
 
 
-def test_only_row_groups_that_hold_what_is_asked_for_are_read(
+def test_only_row_groups_with_requested_rows_are_read(
     folder: Location, write_unit: Callable[..., Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedder.table.parts, "ROW_GROUP_ROWS", 2)

@@ -1,4 +1,4 @@
-"""Vacuum deletes what no version needs that was the newest within the age, and nothing that is young or not ours."""
+"""Vacuum deletes old files that no version within the age needs, and no files that are young or not ours."""
 
 import os
 import time
@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 import embedder.core.plan
 import embedder.table.parts
-from embedder.core.errors import CommitError, ConfigError
+from embedder.core.errors import CommitError, ConfigError, StorageError
 from embedder.core.plan import group_shards
 from embedder.core.storage import Found, Location, Store
 from embedder.table.attempts import Attempts
-from embedder.table.parts import quarantine_file
 from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
@@ -24,7 +23,7 @@ EDITED = {**CORPUS, "large-2": [("a", "five", "y")], "p": [("b", " ", "x")]}
 
 
 def age(table: MadeTable, hours: float, pattern: str = "**/*") -> None:
-    """Make files as old as if they had been written so long before; local disk only."""
+    """Set the age of files on local disk."""
     for path in Path(table.uri).glob(pattern):
         if path.is_file():
             moment = path.stat().st_mtime - hours * HOUR
@@ -35,30 +34,30 @@ def files(table: MadeTable) -> set[str]:
     return {found.uri.removeprefix(f"{Store(table.uri).uri}/") for found in Store(table.uri).list_files() if "_delta_log" not in found.uri}
 
 
-def test_parts_that_left_long_ago_go_and_every_version_of_the_age_stays_readable(tmp_path: Path) -> None:
+def test_parts_removed_long_ago_are_deleted_and_every_version_within_the_age_stays_readable(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     for topic in ("first", "second", "third"):
         table.follow({**CORPUS, "large-2": [("a", "five", topic)]})
         age(table, 100)
     table.follow({**CORPUS, "large-2": [("a", "five", "fourth")]})
-    assert vacuum_table(Location(table.uri), 301).stale == (), "the first version was still the newest 301 hours ago"
-    vacuumed = vacuum_table(Location(table.uri), 150)
+    assert vacuum_table(table.location, 301).stale == (), "the first version was still the newest 301 hours ago"
+    vacuumed = vacuum_table(table.location, 150)
     assert [each.name for each in vacuumed.stale] == [str(name) for name in set(table.names(0)) - set(table.names(1))]
     assert vacuumed.first_version == 1
     assert [len(table.rows(version)) for version in (1, 2, 3)] == [len(table.rows())] * 3
     with pytest.raises(OSError, match="parquet"):
         table.rows(0)
-    assert vacuum_table(Location(table.uri), 150).stale == ()
-    assert len(vacuum_table(Location(table.uri), 1).stale) == 1
+    assert vacuum_table(table.location, 150).stale == ()
+    assert len(vacuum_table(table.location, 1).stale) == 1
 
 
-def test_a_dry_run_names_files_and_bytes_and_deletes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_lists_files_and_bytes_and_deletes_none(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     table.follow(EDITED)
     age(table, 200)
     before = files(table)
-    planned = vacuum_table(Location(table.uri), 168, dry_run=True)
+    planned = vacuum_table(table.location, 168, dry_run=True)
     assert files(table) == before
     assert planned.stale
     for each in planned.stale:
@@ -66,51 +65,46 @@ def test_a_dry_run_names_files_and_bytes_and_deletes_nothing(tmp_path: Path) -> 
         assert f"{each.size_bytes:,}" in planned.text()
         assert each.uri in planned.text()
     assert "from 1 on stay readable; older ones could no longer be read" in planned.text()
-    done = vacuum_table(Location(table.uri), 168)
+    done = vacuum_table(table.location, 168)
     assert done.stale == planned.stale
     assert files(table) == before - {each.uri.removeprefix(f"{table.uri}/") for each in planned.stale}
 
 
-def test_the_quarantine_loses_the_namesakes_of_what_left(tmp_path: Path) -> None:
+def test_quarantine_files_of_removed_parts_are_deleted(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     rejected = {file for file in files(table) if file.startswith("_quarantine/")}
     table.follow({"q": CORPUS["q"]})
     age(table, 200)
-    vacuum_table(Location(table.uri), 168)
+    vacuum_table(table.location, 168)
     assert rejected
     assert not rejected & files(table)
-    assert (
-        quarantine_file(
-            table,
-        )
-        == []
-    )
+    assert table.quarantine() == []
     assert files(table) == {str(name) for name in table.names()}
 
 
-def test_leftovers_of_dead_runs_go_when_they_are_old_and_stay_while_they_are_young(tmp_path: Path) -> None:
+def test_leftovers_of_dead_runs_are_deleted_only_when_old(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     age(table, 200)
     before = files(table)
     task = group_shards([as_shard("large-9", CORPUS["large"])], "layout", BITS)[0]
     table.write(task, {"large-9": CORPUS["large"]})
-    folder = Location(table.uri)
+    folder = table.location
     Attempts(folder).begin("unit")
     part = table.names()[0]
     for name in (f".{part}.{'0' * 32}.tmp", f"_quarantine/.{part}.{'1' * 32}.tmp", f"_writable-{'2' * 32}"):
         Path(table.uri, name).write_bytes(b"half")
     leftovers = files(table) - before
-    assert vacuum_table(Location(table.uri), 168).stale == (), "a run may be writing them"
+    assert vacuum_table(table.location, 168).stale == (), "a run may still be writing them"
     age(table, 200)
-    vacuumed = vacuum_table(Location(table.uri), 168)
+    vacuumed = vacuum_table(table.location, 168)
     assert {each.uri.removeprefix(f"{table.uri}/") for each in vacuumed.stale} == leftovers
     assert {each.kind for each in vacuumed.stale} == {"part", "quarantine", "temporary", "attempt"}
     assert files(table) == before
 
 
-def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
+def test_files_that_are_not_ours_are_never_deleted(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     names = ("notes.txt", "part-0000.parquet", "_quarantine/mine.parquet", "_attempts/README", ".hidden", "deep/0.parquet", "x.tmp")
@@ -119,7 +113,7 @@ def test_what_is_not_ours_is_never_deleted(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"mine")
     age(table, 10_000)
-    assert vacuum_table(Location(table.uri), 168).stale == ()
+    assert vacuum_table(table.location, 168).stale == ()
     assert set(names) <= files(table)
 
 
@@ -134,16 +128,16 @@ def test_no_other_name_is_taken_for_ours(name: str) -> None:
     assert kind_of(f"/t/{name}", is_mark=False) is None
 
 
-def test_an_age_that_a_run_could_outlast_is_refused_without_insisting(tmp_path: Path) -> None:
+def test_an_age_shorter_than_a_run_is_refused_without_insist(tmp_path: Path) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
-    with pytest.raises(ConfigError, match=r"--older-than-hours=0.5: parts of a run in progress.*--insist"):
-        vacuum_table(Location(table.uri), 0.5)
+    with pytest.raises(ConfigError, match=r"--older-than-hours=0.5: would delete parts of a run in progress.*--insist"):
+        vacuum_table(table.location, 0.5)
     table.follow(EDITED)
     time.sleep(0.01)
-    assert vacuum_table(Location(table.uri), 0, insist=True).stale
+    assert vacuum_table(table.location, 0, insist=True).stale
     assert len(table.rows()) > 0
-    with pytest.raises(CommitError, match="no table there"):
+    with pytest.raises(StorageError, match="no table there"):
         vacuum_table(Location(str(tmp_path / "nothing")), 168)
 
 
@@ -152,23 +146,23 @@ def test_ages_are_by_the_clock_of_the_storage(tmp_path: Path, monkeypatch: pytes
     table.follow(CORPUS)
     table.follow(EDITED)
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert vacuum_table(Location(table.uri), 168).stale == (), "a clock decades ahead ages nothing"
+    assert vacuum_table(table.location, 168).stale == (), "the local clock, decades ahead, must not count"
 
 
 @pytest.mark.s3
-def test_on_an_object_store_a_young_table_keeps_all_and_an_old_one_only_what_is_named(table: MadeTable) -> None:
+def test_an_object_store_keeps_young_files_and_those_that_a_version_names(table: MadeTable) -> None:
     table.follow(CORPUS)
     table.follow(EDITED)
     before = files(table)
-    assert vacuum_table(Location(table.uri), 1).stale == ()
-    time.sleep(2.1)  # its clock has seconds
-    vacuumed = vacuum_table(Location(table.uri), 1 / HOUR, insist=True)
+    assert vacuum_table(table.location, 1).stale == ()
+    time.sleep(2.1)  # the clock of an object store has seconds
+    vacuumed = vacuum_table(table.location, 1 / HOUR, insist=True)
     assert {each.name for each in vacuumed.stale if each.kind == "part"} == set(map(str, set(table.names(0)) - set(table.names())))
     assert files(table) == before - {each.uri.removeprefix(f"{Store(table.uri).uri}/") for each in vacuumed.stale}
     assert table.rows()
 
 
-def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_adopted_deleted_parts_is_refused_and_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = MadeTable(str(tmp_path / "table"))
     table.follow(CORPUS)
     table.follow(EDITED)
@@ -179,12 +173,12 @@ def test_a_run_that_took_up_what_is_being_deleted_is_told_and_publishes_nothing(
         plan = planned(*args)  # type: ignore[arg-type]
         assert plan.adopt
         monkeypatch.setattr("tests.tables.read_part", lambda name, folder: parts[name])
-        parts = {str(name): embedder.table.parts.read_part(str(name), Location(table.uri)) for name in plan.adopt}
-        vacuum_table(Location(table.uri), 168)
+        parts = {str(name): embedder.table.parts.read_part(str(name), table.location) for name in plan.adopt}
+        vacuum_table(table.location, 168)
         return plan
 
     monkeypatch.setattr("tests.tables.plan_work", vacuumed_after_planning)
-    with pytest.raises(CommitError, match=r"parts were deleted while this run went on.*nothing was published"):
+    with pytest.raises(CommitError, match=r"parts were deleted during this run.*nothing was published"):
         table.follow(CORPUS)
     monkeypatch.undo()
     table.follow(CORPUS)

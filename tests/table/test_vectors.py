@@ -33,7 +33,7 @@ def test_codes_come_back_bit_for_bit(quantization: Quantization, num_rows: int, 
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
-def test_codes_survive_the_trip_through_a_row_of_ray(quantization: Quantization, ranges: Ranges) -> None:
+def test_codes_survive_serialization_to_bytes(quantization: Quantization, ranges: Ranges) -> None:
     codes_NX: Codes = quantize(make_vectors(6), quantization, ranges)
     spec = SPEC.model_copy(update={"dim": 8, "quantization": quantization})
     assert np.array_equal(from_bytes(codes_NX.tobytes(), spec), codes_NX)
