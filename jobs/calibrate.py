@@ -6,7 +6,7 @@ python -m jobs.calibrate CONFIG [--section.key value …] [--print-config]
 from collections.abc import Sequence
 
 from embedder.calibrate.config import CalibrateConfig
-from embedder.calibrate.run import Calibrated, run_calibrate
+from embedder.calibrate.run import Report, run_calibrate
 from embedder.config.cli import run_job
 from embedder.config.load import dump_config, load_config
 from embedder.model.calibration import write_calibration
@@ -14,9 +14,9 @@ from embedder.observe.logs import start_logging
 from embedder.observe.progress import align
 
 
-def show(calibrated: Calibrated) -> str:
-    """Lay out what each depth is worth, in the terms that a search notices."""
-    is_distilled = any(each.distilled for each in calibrated.exits)
+def show(report: Report) -> str:
+    """Return a table of the quality of each depth and dim."""
+    is_distilled = any(each.distilled for each in report.exits)
     head = f"cosine and share of the full model's ten nearest, {'distilled, map alone' if is_distilled else 'calibrated'}, raw"
     rows = [
         (
@@ -24,35 +24,27 @@ def show(calibrated: Calibrated) -> str:
             ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.distilled, each.calibrated, each.native) if it)
             + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
-        for each in calibrated.exits
+        for each in report.exits
     ]
-    sample = f"{calibrated.num_documents:,} documents; {calibrated.num_fitted:,} chunks fitted on, {calibrated.num_held_out:,} held out"
-    cuts = [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in calibrated.cuts]
-    cut_head = [("cut", "share of the full vectors' ten nearest, cut as they are, turned onto their principal axes first")] if cuts else []
-    return align([("sample", sample), *([("held out", head)] if rows else []), *rows, *cut_head, *cuts])
+    sample = f"{report.documents:,} documents; {report.chunks_fitted:,} chunks fitted on, {report.chunks_held_out:,} held out"
+    cuts = [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]
+    cut_title = "share of the full vectors' ten nearest, truncated as they are, rotated onto the principal axes first"
+    return align([("sample", sample), *([("held out", head)] if rows else []), *rows, *([("cut", cut_title)] if cuts else []), *cuts])
 
 
 def main(args: Sequence[str]) -> int:
-    """Fit, write, print; the artifact is new or the same as the one that is there."""
+    """Fit, write and print. An existing artifact is refused unless it is the same."""
     invocation = load_config(CalibrateConfig, args, ("print-config",), prog="python -m jobs.calibrate")
     if "print-config" in invocation.actions:
         print(dump_config(invocation.config), end="")
         return 0
     start_logging()
-    calibrated = run_calibrate(invocation.config)
-    write_calibration(calibrated.calibration, invocation.config.output.uri)
-    print(show(calibrated))
-    uri, fingerprint = invocation.config.output.uri, calibrated.calibration.fingerprint
-    print(
-        align(
-            [
-                (
-                    "calibration",
-                    f"{uri}, {fingerprint}; use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true",
-                )
-            ]
-        )
-    )
+    calibration, report = run_calibrate(invocation.config)
+    uri = invocation.config.output.uri
+    write_calibration(calibration, uri)
+    print(show(report))
+    usage = f"use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true"
+    print(align([("calibration", f"{uri}, {calibration.fingerprint}; {usage}")]))
     return 0
 
 

@@ -311,24 +311,24 @@ def test_every_shipped_calibration_and_recut_loads(folder: str, model: type[Cali
 
 
 @pytest.mark.parametrize("flag", [["--embedding.depth", "3"], ["--embedding.quantization", "int8"], ["--embedding.exit", "native"]])
-def test_a_calibration_is_of_the_whole_model(flag: list[str]) -> None:
+def test_a_calibration_is_fitted_on_the_whole_model(flag: list[str]) -> None:
     path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
-    with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is of the whole model; leave it out"):
+    with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is fitted on the whole model; set this in the embed run"):
         load_config(CalibrateConfig, [path, *flag])
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--calibrate.method", "distill"], "calibrate.depths: distill trains each depth for itself; name those that are wanted"),
-        (["--calibrate.distill.epochs", "3"], "calibrate.distill has no effect with calibrate.method ridge"),
+        (["--calibrate.method", "distill"], "calibrate.depths: distill trains each depth separately; list the depths to train"),
+        (["--calibrate.distill.epochs", "3"], "calibrate.distill has no effect with calibrate.method=ridge"),
         (
             ["--calibrate.method", "distill", "--calibrate.depths", "[3]", "--embedding.normalize", "false"],
             "embedding.normalize=false: distill compares cosines",
         ),
     ],
 )
-def test_what_distilling_needs_is_said_at_once(flags: list[str], message: str) -> None:
+def test_missing_requirements_of_distillation_are_refused(flags: list[str], message: str) -> None:
     path = str(Path(__file__).parents[2] / "configs/calibrate/quickstart.yaml")
     with pytest.raises(ConfigError, match=message):
         load_config(CalibrateConfig, [path, *flags])
