@@ -7,6 +7,7 @@ sample are computed once. B = chunks of a batch, F = features, W = the full mode
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,7 +148,8 @@ class Distiller:
         self.full_NW = torch.from_numpy(unit(task.chunks.full_NW)).to(pool.device)
         layers = [each for each in self.student.tapped.parameters() if each.requires_grad]
         map_group = {"params": list(self.student.map.parameters()), "lr": settings.learning_rate * MAP_RATE, "weight_decay": 0.0}
-        optimizer = torch.optim.AdamW([{"params": layers}, map_group], settings.learning_rate, weight_decay=0.01)
+        groups: list[dict[str, Any]] = [{"params": layers}, map_group]
+        optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=0.01)
         optimizer.register_step_pre_hook(self._clip_gradient)
         self.trainer = Trainer(self.student.tapped, task.chunks, settings, optimizer, task.settings.seed)
 

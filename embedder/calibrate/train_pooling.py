@@ -2,7 +2,7 @@
 
 The model is frozen. While it runs over a batch, each layer's states are pooled by the current queries. A linear head for each depth
 corrects the predictions of a ridge map fitted on the starting queries. The heads are then discarded, and ridge maps are fitted again.
-N = chunks, B = chunks of a batch, T = layers, P = poolings, Q = queries, H = hidden size, F = features, W = the full model's width.
+N = chunks, B = chunks of a batch, T = layers, Q = queries, H = hidden size, F = features, W = the full model's width.
 """
 
 import math
@@ -93,68 +93,54 @@ def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
     return chunks["token_ids"].combine_chunks().take(pa.array(drawn))
 
 
-class Student(nn.Module):
-    """The frozen layers with the pooling of their states, and a head for each depth that starts at zero."""
-
-    def __init__(self, task: PoolingTask, pool: Pool) -> None:
-        super().__init__()
-        self.features = task.features
-        self.tapped = TappedModel(task.spec, self.features.tapped, task.start, pool)
-        block = NUM_QUERIES * self.features.hidden_size
-        self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False)
-        sizes = {str(depth): len(layers) * block for depth, layers in self.features.layers.items()}
-        self.heads = nn.ModuleDict({depth: nn.Linear(size, task.spec.dim) for depth, size in sizes.items()})
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-        self.to(torch.device(pool.device)).eval()
-
-    def forward(self, batch: Batch) -> dict[int, Tensor]:
-        """Return, by depth, the (B, W) correction to the map of the starting queries."""
-        states_BTPH = self.tapped(batch).view(len(batch.lengths_B), len(self.features.tapped), NUM_POOLINGS, -1)
-        queried_BF = states_BTPH[:, :, -NUM_QUERIES:].flatten(1)
-        queried_BTX = self.standardize(queried_BF).view(len(queried_BF), len(self.features.tapped), -1)
-        return {depth: self.heads[str(depth)](queried_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
-
-
 class PoolingTraining:
-    """One training of the queries and heads, with Adam."""
+    """One training, with Adam, of the queries and of a head for each depth that starts at zero. The layers are frozen."""
 
     def __init__(self, task: PoolingTask, chunks: TrainingSet, pool: Pool) -> None:
-        self.task, self.num_held_out = task, chunks.num_held_out
-        self.student = Student(task, pool)
+        self.task, self.features, self.num_held_out = task, task.features, chunks.num_held_out
         self.full_NW = torch.from_numpy(unit(chunks.full_NW)).to(pool.device)
+        self.model = TappedModel(task.spec, self.features.tapped, task.start, pool).to(pool.device).eval()
+        block = NUM_QUERIES * self.features.hidden_size
+        self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False).to(pool.device)
+        sizes = {str(depth): len(layers) * block for depth, layers in self.features.layers.items()}
+        self.heads = nn.ModuleDict({depth: nn.Linear(size, task.spec.dim) for depth, size in sizes.items()}).to(pool.device)
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
         rate = task.settings.learning_rate
-        queries_TQX = self.student.tapped.pool.queries_TQX.requires_grad_(True)
-        groups = [{"params": [queries_TQX], "lr": rate}, {"params": list(self.student.heads.parameters()), "lr": rate * HEAD_RATE}]
-        optimizer = torch.optim.Adam(groups)
-        self.trainer = Trainer(self.student.tapped, chunks, task.settings, optimizer, task.seed)
+        queries_TQX = self.model.pool.queries_TQX.requires_grad_(True)
+        groups = [{"params": [queries_TQX], "lr": rate}, {"params": list(self.heads.parameters()), "lr": rate * HEAD_RATE}]
+        self.trainer = Trainer(self.model, chunks, task.settings, torch.optim.Adam(groups), task.seed)
 
     @property
     def pooling(self) -> AttentionPooling:
         """The current queries."""
-        return AttentionPooling(self.task.start.token_weights_V, self.student.tapped.pool.queries_TQX.detach().cpu().numpy().copy())
+        return AttentionPooling(self.task.start.token_weights_V, self.model.pool.queries_TQX.detach().cpu().numpy().copy())
 
     def train(self, mapped: Mapping[int, Tensor]) -> float:
         """Train one epoch on the corrections to the mapped vectors of each depth; return the mean loss."""
 
         def compute_loss(rows: Rows) -> Tensor:
-            corrections = self.student(self.trainer.make_batch(rows))
+            corrections = self._correct(self.trainer.make_batch(rows))
             near = [cosines(mapped[depth][rows] + each, self.full_NW[rows]) for depth, each in corrections.items()]
             return 1 - torch.stack(near).mean()
 
-        self.student.standardize.train()
-        loss = self.trainer.train(compute_loss)
-        self.student.standardize.eval()
-        return loss
+        return self.trainer.train(compute_loss)
+
+    def _correct(self, batch: Batch) -> dict[int, Tensor]:
+        """Return, by depth, the (B, W) correction to the map of the starting queries."""
+        num_rows, num_layers = len(batch.lengths_B), len(self.features.tapped)
+        queried_BTQH = self.model(batch).view(num_rows, num_layers, NUM_POOLINGS, -1)[:, :, -NUM_QUERIES:]
+        standard_BTX = self.standardize(queried_BTQH.flatten(1)).view(num_rows, num_layers, -1)
+        return {depth: self.heads[str(depth)](standard_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
 
     def fit_maps(self, states_NF: Tensor) -> dict[int, Tensor]:
         """Fit a ridge map for each depth to pooled states; return its (N, W) predictions for all chunks."""
-        features, held_out, device = self.task.features, self.num_held_out, self.full_NW.device
+        features, held_out, device = self.features, self.num_held_out, self.full_NW.device
         return {depth: map_rows(states_NF[:, features.columns(depth)].to(device), self.full_NW, held_out) for depth in features.layers}
 
     def read_states(self) -> Tensor:
         """Return the (N, F) states of all chunks, pooled by the current queries."""
-        return self.trainer.run(self.student.tapped, 0, len(self.full_NW))
+        return self.trainer.run(self.model, 0, len(self.full_NW))
 
     def measure(self, mapped: Mapping[int, Tensor]) -> float:
         """Return the mean cosine to the full model's vectors over depths and chunks held out."""
