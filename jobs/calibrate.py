@@ -6,15 +6,15 @@ python -m jobs.calibrate CONFIG [--section.key VALUE …] [--print-config]
 from collections.abc import Sequence
 
 from embedder.calibrate.config import CalibrateConfig
-from embedder.calibrate.run import Calibrated, run_calibrate
+from embedder.calibrate.run import Report, run_calibrate
 from embedder.config.cli import run_job
 from embedder.config.load import load_config
-from embedder.model.calibration import write_calibration
+from embedder.model.calibration import Calibration, write_calibration
 from embedder.observe.logs import start_logging
 from embedder.observe.progress import align
 
 
-def describe(calibrated: Calibrated, uri: str) -> str:
+def describe(report: Report, calibration: Calibration, uri: str) -> str:
     """Return the quality of each depth and dim, and the flags that use the artifact, for a person."""
     rows = [
         (
@@ -22,26 +22,26 @@ def describe(calibrated: Calibrated, uri: str) -> str:
             ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.distilled, each.calibrated, each.native) if it)
             + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
-        for each in calibrated.exits
+        for each in report.exits
     ]
     if rows:
-        method = "distilled, map alone" if any(each.distilled for each in calibrated.exits) else "calibrated"
+        method = "distilled, map alone" if any(each.distilled for each in report.exits) else "calibrated"
         rows.insert(0, ("held out", f"cosine and share of the full model's ten nearest: {method}, raw"))
-    if calibrated.cuts:
+    if report.cuts:
         rows.append(("truncated", "share of the full vectors' ten nearest: plain, rotated first"))
-        rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in calibrated.cuts]
-    sample = f"{calibrated.num_documents:,} documents; {calibrated.num_fitted:,} chunks fitted on, {calibrated.num_held_out:,} held out"
+        rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]
+    sample = f"{report.documents:,} documents; {report.chunks_fitted:,} chunks fitted on, {report.chunks_held_out:,} held out"
     usage = f"use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true"
-    return align([("sample", sample), *rows, ("calibration", f"{uri}, {calibrated.calibration.fingerprint}; {usage}")])
+    return align([("sample", sample), *rows, ("calibration", f"{uri}, {calibration.fingerprint}; {usage}")])
 
 
 def main(args: Sequence[str]) -> int:
     """Fit and write the artifact, and print its quality."""
     start_logging()
     config = load_config(CalibrateConfig, args, job="jobs.calibrate").config
-    calibrated = run_calibrate(config)
-    write_calibration(calibrated.calibration, config.output.uri)
-    print(describe(calibrated, config.output.uri))
+    calibration, report = run_calibrate(config)
+    write_calibration(calibration, config.output.uri)
+    print(describe(report, calibration, config.output.uri))
     return 0
 
 

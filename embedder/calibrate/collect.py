@@ -1,4 +1,4 @@
-"""Units of a sample as they are tapped → what exits are fitted on and trained on, and the extremes that int8 is cut by.
+"""A sample of documents → units, and the states and vectors of the tapped units → sums, chunks held out, and ranges of int8.
 
 N = chunks, F = features, W = the full model's width, D = dim.
 """
@@ -11,86 +11,105 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from embedder.calibrate.ridge import Features, Floats, Sums, unit
-from embedder.core.quantization import Ranges
+from embedder.calibrate.config import CalibrateSettings
+from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.core.errors import ConfigError
+from embedder.core.quantization import Ranges, fit_ranges
+from embedder.core.rotation import Floats
 from embedder.core.spec import Exit
 from embedder.model.calibration import ExitMap, RangeKey
 from embedder.model.results import ExitStates
 
+UNIT_DOCUMENTS = 256
+LEAST_DOCUMENTS = 100
+LEAST_HELD_OUT = 30
+"""Fewest documents held out. Among fewer, the ten nearest are a large share of all, and any vectors find them."""
+LEAST_FITTED = 10
+
 logger = logging.getLogger("embedder")
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Documents in random order, in units of up to UNIT_DOCUMENTS."""
+
+    held_out: Sequence[pa.Table]
+    fitted: Sequence[pa.Table]
+
+
+def split_documents(documents: pa.Table, settings: CalibrateSettings) -> Split:
+    """Shuffle the documents, and hold out a share of them."""
+    count = documents.num_rows
+    if count < LEAST_DOCUMENTS:
+        raise ConfigError(f"source: only {count} documents to fit on; at least {LEAST_DOCUMENTS} are needed")
+    held_out = max(LEAST_HELD_OUT, round(settings.held_out * count))
+    if count - held_out < LEAST_FITTED:
+        raise ConfigError(
+            f"calibrate.held_out={settings.held_out}: leaves {count - held_out} of {count} documents to fit on; "
+            f"hold out less, so that at least {LEAST_FITTED} remain, and preferably most of them"
+        )
+    shuffled = documents.take(pa.array(np.random.default_rng(settings.seed).permutation(count)))
+    parts = (shuffled.slice(0, held_out), shuffled.slice(held_out))
+    return Split(*([part.slice(start, UNIT_DOCUMENTS) for start in range(0, len(part), UNIT_DOCUMENTS)] for part in parts))
+
+
 class Extremes:
-    """The smallest and largest value of each component, for every kind of vector that is asked for."""
+    """Smallest and largest value of each component, for each kind of vector."""
 
     def __init__(self, dims: Sequence[int], normalize: bool) -> None:
         self.dims, self.normalize = dims, normalize
         self.ranges: dict[RangeKey, Ranges] = {}
 
     def add(self, exit_name: Exit, depth: int, vectors_NW: Floats, rotated: bool = False) -> None:
-        """Take in full-width vectors, cut to every dim."""
+        """Add full-width vectors, cut to every dim."""
         for dim in self.dims:
-            cut_ND = unit(vectors_NW[:, :dim]) if self.normalize else vectors_NW[:, :dim]
+            found = fit_ranges(unit(vectors_NW[:, :dim]) if self.normalize else vectors_NW[:, :dim])
             key = RangeKey(exit_name, depth, dim, rotated)
-            low_D, high_D = cut_ND.min(axis=0), cut_ND.max(axis=0)
-            if key in self.ranges:
-                low_D, high_D = np.minimum(low_D, self.ranges[key].low_D), np.maximum(high_D, self.ranges[key].high_D)
-            self.ranges[key] = Ranges(low_D, high_D)
+            before = self.ranges.get(key, found)
+            self.ranges[key] = Ranges(np.minimum(found.low_D, before.low_D), np.maximum(found.high_D, before.high_D))
 
-
-@dataclass(frozen=True, slots=True)
-class Lessons:
-    """Token ids of chunks, and the full model's vectors of them."""
-
-    token_ids: pa.ListArray
-    full_NW: Floats  # noqa: N815
+    def add_calibrated(self, depth: int, vectors_NW: Floats, rotation_WW: Floats) -> None:
+        """Add vectors of a calibrated exit, unrotated and rotated."""
+        self.add("calibrated", depth, vectors_NW)
+        self.add("calibrated", depth, vectors_NW @ rotation_WW, rotated=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one pass over the sample leaves: sums, the chunks held out, states and vectors of the others in files, extremes of raw exits."""
+    """Results of one pass over the sample."""
 
+    features: Features
     sums: Sums
     held_out: ExitStates
     files: tuple[Path, ...]
+    """States, vectors and token ids of the fitted units, in the order of the units."""
     extremes: Extremes
-    lessons: Lessons | None
-    """All chunks, those held out first, if they are to be trained on: memory then holds them."""
+    """Of the raw exits."""
 
 
-def collect(
-    tapped: Iterable[tuple[int, ExitStates]],
-    features: Features,
-    num_held_out: int,
-    num_units: int,
-    folder: Path,
-    extremes: Extremes,
-    for_lessons: bool = False,
-) -> Collected:
-    """Sum up units as they land; memory holds the sums, the chunks held out and one unit."""
+def collect(tapped: Iterable[tuple[int, ExitStates]], split: Split, features: Features, folder: Path, extremes: Extremes) -> Collected:
+    """Sum up units as they arrive. Memory holds the sums, the chunks held out and one unit."""
     sums: Sums | None = None
     held: list[ExitStates] = []
     files: list[Path] = []
-    lessons: dict[int, Lessons] = {}
     for done, (number, states) in enumerate(tapped, 1):
-        logger.info("%d of %d units tapped", done, num_units)
-        if for_lessons:
-            lessons[number] = Lessons(states.token_ids, states.full_NW)
-        if number < num_held_out:
+        logger.info("%d of %d units tapped", done, len(split.held_out) + len(split.fitted))
+        if number < len(split.held_out):
             held.append(states)
             continue
-        sums = sums or Sums(states.states_NF.shape[1], states.full_NW.shape[1], features.pairs, features.block)
+        sums = sums or Sums(len(features.tapped), features.block, states.full_NW.shape[1], features.pairs)
         sums.add(states.states_NF, states.full_NW)
         for depth, native_NW in states.native.items():
             extremes.add("native", depth, native_NW)
-        files.append(folder / f"{number}.npz")
-        np.savez(files[-1], states=states.states_NF, full=states.full_NW)
+        files.append(folder / f"{number:09}.npz")
+        tokens = {"token_ids": states.token_ids.values.to_numpy(), "offsets": states.token_ids.offsets.to_numpy()}
+        np.savez(files[-1], states=states.states_NF, full=states.full_NW, **tokens)
     assert sums is not None
-    return Collected(sums, join_states(held), tuple(files), extremes, join_lessons(lessons) if for_lessons else None)
+    return Collected(features, sums, join_states(held), tuple(sorted(files)), extremes)
 
 
 def join_states(parts: Sequence[ExitStates]) -> ExitStates:
-    """Put units one after the other."""
+    """Concatenate units."""
     return ExitStates(
         np.concatenate([each.states_NF for each in parts]),
         {depth: np.concatenate([each.native[depth] for each in parts]) for depth in parts[0].native},
@@ -99,28 +118,13 @@ def join_states(parts: Sequence[ExitStates]) -> ExitStates:
     )
 
 
-def join_lessons(by_number: Mapping[int, Lessons]) -> Lessons:
-    """Put units one after the other, in the order of their numbers, however they landed."""
-    parts = [by_number[number] for number in sorted(by_number)]
-    return Lessons(pa.concat_arrays([each.token_ids for each in parts]), np.concatenate([each.full_NW for each in parts]))
-
-
-def add_mapped(collected: Collected, features: Features, maps: Mapping[int, ExitMap], rotation_WW: Floats) -> None:
-    """Take in the extremes of what the maps give, a unit at a time."""
+def add_ranges(collected: Collected, maps: Mapping[int, ExitMap], rotation_WW: Floats, full_depth: int | None) -> None:
+    """Add the extremes of the mapped vectors and, at the full depth, of the full model's rotated vectors, one unit at a time."""
     for file in collected.files:
-        states_NF = np.load(file)["states"]
+        with np.load(file) as arrays:
+            states_NF, full_NW = arrays["states"], arrays["full"]
         for depth, exit_map in maps.items():
-            mapped_NW = states_NF[:, features.places(depth)] @ exit_map.weight_FW + exit_map.bias_W
-            add_calibrated(collected.extremes, depth, mapped_NW, rotation_WW)
-
-
-def add_calibrated(extremes: Extremes, depth: int, vectors_NW: Floats, rotation_WW: Floats) -> None:
-    """Take in what leaves by an exit, as it is and turned."""
-    extremes.add("calibrated", depth, vectors_NW)
-    extremes.add("calibrated", depth, vectors_NW @ rotation_WW, rotated=True)
-
-
-def add_turned(collected: Collected, depth: int, rotation_WW: Floats) -> None:
-    """Take in the extremes of the full model's vectors, turned."""
-    for file in collected.files:
-        collected.extremes.add("native", depth, np.load(file)["full"] @ rotation_WW, rotated=True)
+            mapped_NW = states_NF[:, collected.features.columns(depth)] @ exit_map.weight_FW + exit_map.bias_W
+            collected.extremes.add_calibrated(depth, mapped_NW, rotation_WW)
+        if full_depth is not None:
+            collected.extremes.add("native", full_depth, full_NW @ rotation_WW, rotated=True)

@@ -10,71 +10,71 @@ from embedder.config.section import NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
 
 LEAST_STEP = 4
-"""Chunks that states are standardised over in one step of training."""
+"""Fewest chunks in a training step: features are standardized over the chunks of a step."""
 
 
 class DistillSettings(Section):
-    """How layers are trained; only of use with calibrate.method distill."""
+    """Training of the kept layers. Requires calibrate.method=distill."""
 
     epochs: Positive = 5
-    """Times that the sample is gone through; the best by the chunks held out is kept."""
+    """Passes over the sample. The state with the best held-out cosine is kept."""
     batch_chunks: Annotated[int, Field(ge=2)] = 64
-    """Chunks of a step; its memory grows with them."""
+    """Chunks per step. Memory grows with this number."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Highest, of AdamW."""
+    """Peak learning rate of AdamW."""
 
 
 class AttentionSettings(Section):
-    """How the queries of the two learned means are trained, which maps read of every layer."""
+    """Training of the attention-pooling queries that the maps read at every layer."""
 
     chunks: Annotated[int, Field(ge=0)] = 4096
-    """To train on, drawn from those that maps are fitted on; 0: not at all, and the means are those by rarity and by nearness to the
-    beginning. Memory holds a table of every two."""
+    """Chunks to train on, drawn from the chunks that maps are fitted on. 0 keeps the starting queries, by rarity and by position.
+    Memory holds a square matrix over these chunks."""
     epochs: Positive = 3
-    """Times that these are gone through."""
+    """Passes over these chunks."""
     batch_chunks: Annotated[int, Field(ge=LEAST_STEP)] = 32
-    """Chunks of a step; memory holds the states of all their tokens at every layer read."""
+    """Chunks per step. Memory holds the states of all their tokens at every layer read."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-3
-    """Highest, of Adam, for the queries."""
+    """Peak learning rate of Adam for the queries."""
 
     @model_validator(mode="after")
     def _chunks_for_a_step(self) -> "AttentionSettings":
         if 0 < self.chunks < LEAST_STEP:
-            raise ValueError(f"chunks={self.chunks}: too few for one step; choose 0, which trains nothing, or {LEAST_STEP} and more")
+            raise ValueError(f"chunks={self.chunks}: too few for one step; choose 0 to skip training, or at least {LEAST_STEP}")
         return self
 
 
 class CalibrateSettings(Section):
-    """What is fitted, on how large a sample."""
+    """What to fit, and the size of the sample."""
 
     method: Literal["ridge", "distill"] = "ridge"
-    """ridge: a map behind the model's own layers, solved in seconds; distill: from there the kept layers are trained as well, for each of
-    `depths`, which takes several passes over the sample."""
+    """ridge: fit a map behind the model's own layers, in seconds. distill: also train the kept layers for each of `depths`, in several
+    passes over the sample."""
     distill: DistillSettings = DistillSettings()
     attention: AttentionSettings = AttentionSettings()
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
-    """Depths to fit exits and ranges for; left out: all."""
+    """Depths to fit exits and int8 ranges for. Default: all."""
     dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
-    """Dims to fit the ranges of int8 for; left out: the full width and the powers of two from 32 up."""
+    """Dims to fit int8 ranges for. Default: the full width and the powers of two from 32 up."""
     num_documents: Annotated[int, Field(ge=100)] = 20_000
-    """Documents drawn from the source at random; the more the better, up to some ten for each feature of a map."""
+    """Documents to draw from the source at random. More are better, up to about ten per feature of a map."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of these, but at least 30, that nothing is fitted on: they choose the strength and say how good the maps are."""
+    """Share of the documents, at least 30, that is not fitted on. It selects the ridge strength and measures the maps."""
     strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge strengths to choose from."""
     seed: int = 0
-    """Of the sample."""
+    """Seed of the sample."""
 
 
 class ArtifactConfig(Section):
-    """Where the calibration goes."""
+    """Destination of the calibration."""
 
     uri: NonEmpty
     """A new folder: a local path, s3://, gs:// or az://."""
 
 
 class CalibrateConfig(Section):
-    """One calibration: maps and ranges of a model, fitted on a sample of a source."""
+    """One calibration: maps and int8 ranges of a model, fitted on a sample of a source."""
 
     source: SourceConfig
     chunking: ChunkingConfig = ChunkingConfig()
@@ -86,19 +86,17 @@ class CalibrateConfig(Section):
     @model_validator(mode="after")
     def _the_whole_model(self) -> "CalibrateConfig":
         if self.embedding.is_api:
-            raise ValueError(f"embedding.model={self.embedding.model!r}: an API has no layers to leave; calibrate a model that is here")
+            raise ValueError(f"embedding.model={self.embedding.model!r}: the layers of an API cannot be read; choose a local model")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
         given += [name for name in ("quantization", "rotate", "float8") if getattr(self.embedding, name) not in ("none", False)]
         if given:
-            raise ValueError(f"embedding.{given[0]}: a calibration is of the whole model; leave it out, and set it in the embed run")
+            raise ValueError(f"embedding.{given[0]}: a calibration is fitted on the whole model; set this in the embed run instead")
         if self.compute.backend in ("openvino", "compiled"):
-            raise ValueError(
-                f"compute.backend={self.compute.backend}: a sample is tapped by torch; leave it out, and set it in the embed run"
-            )
+            raise ValueError(f"compute.backend={self.compute.backend}: a calibration runs on torch; set this in the embed run instead")
         if self.calibrate.method == "distill" and not self.calibrate.depths:
-            raise ValueError("calibrate.depths: distill trains each depth for itself; name those that are wanted")
+            raise ValueError("calibrate.depths: distill trains each depth separately; list the depths to train")
         if self.calibrate.method == "distill" and not self.embedding.normalize:
-            raise ValueError("embedding.normalize=false: distill compares cosines; leave it out")
+            raise ValueError("embedding.normalize=false: distill compares cosines; remove the setting")
         if self.calibrate.method == "ridge" and self.calibrate.distill != DistillSettings():
-            raise ValueError("calibrate.distill has no effect with calibrate.method ridge; set it to distill")
+            raise ValueError("calibrate.distill has no effect with calibrate.method=ridge; set calibrate.method=distill")
         return self

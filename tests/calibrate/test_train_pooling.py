@@ -1,4 +1,4 @@
-"""Learned queries find what tells the full model's vectors, the same ones at each run, and are dropped where they are of no use."""
+"""Trained queries recover planted ones, are the same in each run, and are dropped if they do not help."""
 
 import keyword
 import random
@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from embedder.calibrate.config import AttentionSettings
-from embedder.calibrate.ridge import unit
-from embedder.calibrate.train_pooling import Learning, Lessons, Run, map_rows, take_lessons, train_attention_pooling
+from embedder.calibrate.ridge import Features, unit
+from embedder.calibrate.train_pooling import PoolingTask, PoolingTraining, make_training_set, map_rows, train_attention_pooling
+from embedder.calibrate.training import TrainingSet
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.model.attention_pooling import start_attention_pooling
@@ -48,69 +49,69 @@ def token_ids(resolved: ResolvedModel) -> pa.ListArray:
 
 
 @pytest.fixture(scope="module")
-def learning(resolved: ResolvedModel, token_ids: pa.ListArray) -> Learning:
+def task(resolved: ResolvedModel, token_ids: pa.ListArray) -> PoolingTask:
     start = start_attention_pooling(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, SIZE)
     held_out, others = documents(TEXTS[:HELD_OUT]), documents(TEXTS[HELD_OUT:])
-    return Learning(resolved.spec, resolved.tokenizer_json, held_out, others, {1: (0, 1)}, start, SETTINGS, 0)
+    return PoolingTask(resolved.spec, resolved.tokenizer_json, held_out, others, Features({1: (0, 1)}, (0, 1), SIZE), start, SETTINGS, 0)
 
 
 @pytest.fixture
-def plant(learning: Learning, token_ids: pa.ListArray) -> Callable[[float], Run]:
-    """Begin a training whose full vectors are a random map of what one query reads of layer 1, so sharp or even."""
+def plant(task: PoolingTask, token_ids: pa.ListArray) -> Callable[[], tuple[PoolingTraining, torch.Tensor]]:
+    """Start a training whose full vectors are a random map of the states that one planted query pools at layer 1."""
 
-    def begin(sharpness: float) -> Run:
+    def start() -> tuple[PoolingTraining, torch.Tensor]:
         draw = np.random.default_rng(0)
-        planted = replace(learning.weighing, queries_TQX=np.zeros_like(learning.weighing.queries_TQX))
-        planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, sharpness, SIZE)
-        encoder = Encoder.load(learning.spec, dtype="float32")
-        first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (learning.weighing, planted))
+        planted = replace(task.start, queries_TQX=np.zeros_like(task.start.queries_TQX))
+        planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, 0.3, SIZE)
+        encoder = Encoder.load(task.spec, dtype="float32")
+        first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.start, planted))
         full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
-        return Run(learning, Lessons(token_ids, first, full_NW, HELD_OUT), POOL)
+        return PoolingTraining(task, TrainingSet(token_ids, full_NW, HELD_OUT), POOL), torch.from_numpy(first)
 
-    return begin
+    return start
 
 
-def test_a_planted_query_is_found(plant: Callable[[float], Run]) -> None:
-    run = plant(0.3)
-    start = run.solve(torch.from_numpy(run.lessons.states_NF))
-    assert torch.allclose(run.read_states(), torch.from_numpy(run.lessons.states_NF), atol=1e-4)
+def test_a_planted_query_is_found(plant: Callable[[], tuple[PoolingTraining, torch.Tensor]]) -> None:
+    run, states_NF = plant()
+    start = run.fit_maps(states_NF)
+    assert torch.allclose(run.read_states(), states_NF, atol=1e-4)
     for _ in range(SETTINGS.epochs):
         run.train(start)
-    assert run.measure(run.solve(run.read_states())) > run.measure(start) + 0.02
+    assert run.measure(run.fit_maps(run.read_states())) > run.measure(start) + 0.02
 
 
-def test_equal_seeds_learn_equal_queries_and_leave_layers_alone_that_no_map_reads(
-    plant: Callable[[float], Run], learning: Learning
+def test_equal_seeds_train_equal_queries_and_only_at_layers_that_maps_read(
+    plant: Callable[[], tuple[PoolingTraining, torch.Tensor]], task: PoolingTask
 ) -> None:
-    runs = [plant(0.3) for _ in range(2)]
-    losses = [run.train(run.solve(torch.from_numpy(run.lessons.states_NF))) for run in runs]
-    first, second = (run.student.weighing(learning.weighing).queries_TQX for run in runs)
+    trainings = [plant() for _ in range(2)]
+    losses = [run.train(run.fit_maps(states_NF)) for run, states_NF in trainings]
+    first, second = (run.pooling.queries_TQX for run, _ in trainings)
     assert losses[0] == losses[1]
     np.testing.assert_array_equal(first, second)
-    moved = np.abs(first - learning.weighing.queries_TQX).max(axis=(1, 2)) > 0
+    moved = np.abs(first - task.start.queries_TQX).max(axis=(1, 2)) > 0
     assert moved.tolist() == [True, True, False, False, False, False, False]
 
 
-def test_queries_that_are_of_no_use_on_chunks_held_out_are_dropped(learning: Learning) -> None:
-    wild = replace(learning, settings=SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 50.0}))
-    *said, weighing = train_attention_pooling(wild, POOL)
-    assert weighing is learning.weighing
-    assert [str(line).partition(",")[0] for line in said[:2]] == ["300 chunks", "epoch 1"]
+def test_trained_queries_that_do_not_help_on_chunks_held_out_are_dropped(task: PoolingTask) -> None:
+    wild = replace(task, settings=SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 50.0}))
+    *lines, pooling = train_attention_pooling(wild, POOL)
+    assert pooling is task.start
+    assert [str(line).partition(",")[0] for line in lines[:2]] == ["300 chunks", "epoch 1"]
 
 
-def test_no_more_chunks_are_drawn_than_asked_for_and_those_held_out_come_first(learning: Learning, token_ids: pa.ListArray) -> None:
-    lessons = take_lessons(replace(learning, settings=AttentionSettings(chunks=70)), POOL)
-    assert (len(lessons.token_ids), lessons.num_held_out, lessons.full_NW.shape) == (130, HELD_OUT, (130, 384))
+def test_the_training_set_has_the_chunks_held_out_first_and_at_most_the_wanted_number(task: PoolingTask, token_ids: pa.ListArray) -> None:
+    chunks, states_NF = make_training_set(replace(task, settings=AttentionSettings(chunks=70)), POOL)
+    assert (len(chunks.token_ids), chunks.num_held_out, chunks.full_NW.shape, len(states_NF)) == (130, HELD_OUT, (130, 384), 130)
     for part in (slice(0, HELD_OUT), slice(HELD_OUT, None)):
-        drawn, whole = ({tuple(row) for row in rows[part].to_pylist()} for rows in (lessons.token_ids, token_ids))
+        drawn, whole = ({tuple(row) for row in rows[part].to_pylist()} for rows in (chunks.token_ids, token_ids))
         assert drawn <= whole
 
 
-def test_a_row_stands_for_what_a_map_fitted_on_all_others_makes_of_it() -> None:
+def test_a_fitted_row_is_predicted_by_a_map_fitted_on_all_other_rows() -> None:
     torch.manual_seed(0)
     states_NF, full_NW = torch.randn(300, 40), torch.randn(300, 5)
     predicted = map_rows(states_NF, full_NW, 20)
     without: Any = [number for number in range(300) if number != 120]
     by_others = map_rows(torch.cat([states_NF[120:121], states_NF[without]]), torch.cat([full_NW[120:121], full_NW[without]]), 21)
-    # but for the mean and the deviation, which are of all rows
+    # the mean and the deviation include the row
     torch.testing.assert_close(predicted[120], by_others[0], atol=0.02, rtol=0)

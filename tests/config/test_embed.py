@@ -70,5 +70,5 @@ def test_an_api_refuses_int8_an_empty_name_and_a_password() -> None:
         config(embedding={"model": "openai:"})
     with pytest.raises(ValidationError, match="holds a password"):
         config(embedding={"model": "openai:m", "base_url": "https://me:pass@x/v1"})
-    with pytest.raises(ValidationError, match="an API has no layers to leave"):
+    with pytest.raises(ValidationError, match="the layers of an API cannot be read"):
         CalibrateConfig.model_validate({"source": {"uri": "in"}, "embedding": {"model": "openai:m"}, "output": {"uri": "out"}})

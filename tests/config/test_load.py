@@ -309,15 +309,15 @@ def test_every_shipped_config_loads(folder: str, model: type[EmbedConfig]) -> No
 @pytest.mark.parametrize("flag", [["--embedding.depth", "3"], ["--embedding.quantization", "int8"], ["--embedding.exit", "native"]])
 def test_a_calibration_refuses_settings_of_a_part_of_the_model(flag: list[str]) -> None:
     path = str(CONFIGS / "calibrate/quickstart.yaml")
-    with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is of the whole model; leave it out"):
+    with pytest.raises(ConfigError, match=rf"{flag[0][2:]}: a calibration is fitted on the whole model; set this in the embed run"):
         load_config(CalibrateConfig, [path, *flag])
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--calibrate.method", "distill"], "calibrate.depths: distill trains each depth for itself; name those that are wanted"),
-        (["--calibrate.distill.epochs", "3"], "calibrate.distill has no effect with calibrate.method ridge"),
+        (["--calibrate.method", "distill"], "calibrate.depths: distill trains each depth separately; list the depths to train"),
+        (["--calibrate.distill.epochs", "3"], "calibrate.distill has no effect with calibrate.method=ridge"),
         (
             ["--calibrate.method", "distill", "--calibrate.depths", "[3]", "--embedding.normalize", "false"],
             "embedding.normalize=false: distill compares cosines",

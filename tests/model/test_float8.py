@@ -246,5 +246,5 @@ def test_what_does_not_go_with_it_is_refused(tiny_model: TinyModel) -> None:
     for compute, named in (({"backend": "openvino"}, "openvino: has no products in float8"), ({"dtype": "float32"}, "all is bfloat16")):
         with pytest.raises(ValueError, match=named):
             EmbedConfig.model_validate(sections | {"compute": compute})
-    with pytest.raises(ValueError, match=r"embedding.float8: a calibration is of the whole model"):
+    with pytest.raises(ValueError, match=r"embedding.float8: a calibration is fitted on the whole model"):
         CalibrateConfig.model_validate(sections)

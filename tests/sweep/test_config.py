@@ -14,7 +14,7 @@ def test_one_value_is_a_list_of_one() -> None:
 
 
 def test_too_few_chunks_for_a_step_are_refused() -> None:
-    with pytest.raises(ValueError, match="chunks=1: too few for one step; choose 0, which trains nothing, or 4 and more"):
+    with pytest.raises(ValueError, match="chunks=1: too few for one step; choose 0 to skip training, or at least 4"):
         AttentionSettings(chunks=1)
     assert AttentionSettings(chunks=0).chunks == 0
     assert AttentionSettings(chunks=4).chunks == 4

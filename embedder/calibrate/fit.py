@@ -1,0 +1,113 @@
+"""Sums over a sample and chunks held out → a map for each depth, and how closely its vectors match the full model's.
+
+N = chunks, F = features, W = the full model's width, X = columns.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.core.rotation import Floats
+from embedder.model.calibration import ExitMap
+from embedder.model.results import ExitStates
+
+NUM_NEAREST = 10
+FEW_ROWS = 2
+"""Chunks per feature of a map. With fewer, a larger sample would improve the map much."""
+
+logger = logging.getLogger("embedder")
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How closely vectors match the full model's, over chunks held out."""
+
+    cosine: float
+    """Mean cosine between a chunk's vector and the full model's."""
+    overlap: float
+    """Share of the ten nearest chunks by full-model vectors that a full-model query finds among these vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReport:
+    """One depth: the map's parameters, and the fidelity of the calibrated and the raw exit on chunks held out."""
+
+    depth: int
+    num_features: int
+    strength: float
+    calibrated: Fidelity
+    """With the map alone."""
+    native: Fidelity
+    distilled: Fidelity | None = None
+    """With layers and map trained together; None unless calibrate.method=distill."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutReport:
+    """One dim: the share of the ten nearest chunks by full vectors that truncated vectors find, unrotated and rotated first."""
+
+    dim: int
+    plain: float
+    rotated: float
+
+
+def fit_exits(
+    sums: Sums, held_out: ExitStates, features: Features, strengths: Sequence[float]
+) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
+    """Fit a map for each depth, at the strength with the highest cosine to the full model on chunks held out."""
+    maps, reports = {}, []
+    for depth, layers in features.layers.items():
+        columns = features.columns(depth)
+        scored = []
+        for strength, fitted in sums.fit(features.blocks(depth), strengths):
+            scored.append((measure_fidelity(fitted.apply(held_out.states_NF[:, columns]), held_out.full_NW), strength, fitted))
+        fidelity, strength, best = max(scored, key=lambda each: each[0].cosine)
+        maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
+        native = measure_fidelity(held_out.native[depth], held_out.full_NW)
+        reports.append(ExitReport(depth, len(columns), strength, fidelity, native))
+        if sums.num_rows < FEW_ROWS * len(columns):
+            logger.warning(
+                "depth %d: %d chunks are few for %d features (held out: cosine %.3f, overlap %.2f); raise calibrate.num_documents",
+                *(depth, sums.num_rows, len(columns), fidelity.cosine, fidelity.overlap),
+            )
+    return maps, tuple(reports)
+
+
+def measure_cuts(full_NW: Floats, rotation_WW: Floats, dims: Sequence[int]) -> tuple[CutReport, ...]:
+    """Truncate vectors of the full model to each dim below the full width, unrotated and rotated first."""
+    full_NW = unit(full_NW)
+    rotated_NW = full_NW @ rotation_WW
+    reports = []
+    for dim in dims:
+        if dim < full_NW.shape[1]:
+            plain, rotated = (share_of_nearest(full_NW, unit(each_NW[:, :dim])) for each_NW in (full_NW, rotated_NW))
+            reports.append(CutReport(dim, plain, rotated))
+    return tuple(reports)
+
+
+def measure_fidelity(vectors_NW: Floats, full_NW: Floats) -> Fidelity:
+    """Compare vectors with the full model's: by cosine, and as documents searched by full-model queries."""
+    vectors_NW, full_NW = unit(vectors_NW), unit(full_NW)
+    return Fidelity(float((vectors_NW * full_NW).sum(axis=1).mean()), share_of_nearest(full_NW, vectors_NW, full_NW))
+
+
+def share_of_nearest(full_NW: Floats, documents_NX: Floats, queries_NX: Floats | None = None) -> float:
+    """Return the share of the nearest rows by full vectors that queries, or the documents themselves, find; all of length 1."""
+    wanted = nearest_rows(full_NW, full_NW, NUM_NEAREST)
+    found = nearest_rows(documents_NX if queries_NX is None else queries_NX, documents_NX, NUM_NEAREST)
+    shared = [len(np.intersect1d(each, other)) for each, other in zip(wanted, found, strict=True)]
+    return float(np.mean(shared)) / NUM_NEAREST
+
+
+def nearest_rows(queries_NW: Floats, documents_NW: Floats, count: int) -> npt.NDArray[np.int64]:
+    """Return the nearest documents of each query, except the one in the query's own row; (N, count), unordered."""
+    found = []
+    for start in range(0, len(queries_NW), 512):
+        scores = queries_NW[start : start + 512] @ documents_NW.T
+        scores[np.arange(len(scores)), start + np.arange(len(scores))] = -np.inf
+        found.append(np.argpartition(-scores, count - 1, axis=1)[:, :count])
+    return np.concatenate(found)

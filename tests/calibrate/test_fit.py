@@ -1,0 +1,74 @@
+"""Maps and rotations are selected and measured on vectors that they were not fitted on."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedder.calibrate.fit import fit_exits, measure_cuts, measure_fidelity, nearest_rows
+from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.core.rotation import fit_rotation
+from embedder.model.exits import NUM_POOLINGS
+
+SIZE, NUM_FITTED = 8, 90
+BLOCK = NUM_POOLINGS * SIZE
+
+
+@pytest.mark.parametrize(("noise", "strength"), [(0.1, 0.001), (40.0, 10.0)])
+def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float) -> None:
+    rng = np.random.default_rng(0)
+    states_NF = rng.normal(size=(400, 3 * BLOCK)).astype(np.float32)
+    weight_FW = rng.normal(size=(2 * BLOCK, 12))
+    full_NW = unit((states_NF[:, : 2 * BLOCK] @ weight_FW + noise * rng.normal(size=(400, 12))).astype(np.float32))
+    features = Features({1: (0, 1)}, (0, 1, 3), SIZE)
+    sums = Sums(3, BLOCK, 12, features.pairs)
+    sums.add(states_NF[:NUM_FITTED], full_NW[:NUM_FITTED])
+    held_out: Any = SimpleNamespace(states_NF=states_NF[NUM_FITTED:], full_NW=full_NW[NUM_FITTED:], native={1: full_NW[NUM_FITTED:]})
+    maps, [report] = fit_exits(sums, held_out, features, (0.001, 0.1, 10.0))
+    assert maps[1].weight_FW.shape == weight_FW.shape
+    assert (report.num_features, report.strength) == (2 * BLOCK, strength)
+    vectors_NW = held_out.states_NF[:, : 2 * BLOCK] @ maps[1].weight_FW + maps[1].bias_W
+    assert (unit(vectors_NW) * held_out.full_NW).sum(axis=1).mean() == pytest.approx(report.calibrated.cosine, abs=1e-5)
+
+
+def test_fidelity_is_1_for_the_full_model_and_near_chance_for_noise() -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit(rng.normal(size=(300, 16)).astype(np.float32))
+    same = measure_fidelity(vectors, vectors)
+    assert same.cosine == pytest.approx(1, abs=1e-6)
+    assert same.overlap == 1
+    noise = measure_fidelity(unit(rng.normal(size=(300, 16)).astype(np.float32)), vectors)
+    assert abs(noise.cosine) < 0.1
+    assert noise.overlap < 0.1
+
+
+def test_nearest_rows_leave_out_the_row_itself() -> None:
+    line = np.stack([np.cos(np.arange(6) / 10), np.sin(np.arange(6) / 10)], axis=1).astype(np.float32)
+    assert [sorted(each) for each in nearest_rows(line, line, 2).tolist()] == [[1, 2], [0, 2], [1, 3], [2, 4], [3, 5], [3, 4]]
+
+
+def make_vectors(count: int, seed: int) -> np.ndarray:
+    """Draw vectors that vary along 6 directions of 48, with some noise. The directions are not aligned with the components."""
+    directions = np.linalg.qr(np.random.default_rng(9).normal(size=(48, 48)))[0][:6]
+    draw = np.random.default_rng(seed)
+    return unit((draw.normal(size=(count, 6)) @ directions + 0.02 * draw.normal(size=(count, 48))).astype(np.float32))
+
+
+def test_a_rotated_small_dim_keeps_most_neighbors_of_vectors_with_few_directions() -> None:
+    sums = Sums(1, 1, 48)
+    for start in range(0, 600, 200):
+        vectors = make_vectors(600, 0)[start : start + 200]
+        sums.add(np.zeros((200, 1), np.float32), vectors)
+    np.testing.assert_allclose(sums.covariance_WW, np.cov(make_vectors(600, 0).T, bias=True), atol=1e-9)
+    [small, large] = measure_cuts(make_vectors(300, 1), fit_rotation(sums.covariance_WW), (6, 24, 48))
+    assert (small.dim, large.dim) == (6, 24)
+    assert small.rotated > 0.85
+    assert small.rotated > small.plain + 0.4
+    assert large.rotated > large.plain
+
+
+def test_a_rotation_of_vectors_without_main_directions_changes_nothing() -> None:
+    vectors = unit(np.random.default_rng(2).normal(size=(400, 16)).astype(np.float32))
+    [report] = measure_cuts(vectors, np.linalg.qr(np.random.default_rng(3).normal(size=(16, 16)))[0].astype(np.float32), (8, 16))
+    assert report.rotated == pytest.approx(report.plain, abs=0.06)
