@@ -14,8 +14,7 @@ import pyarrow as pa
 from embedder.calibrate.config import CalibrateSettings
 from embedder.calibrate.ridge import Features, Sums, unit
 from embedder.core.errors import ConfigError
-from embedder.core.quantization import Ranges, fit_ranges
-from embedder.core.rotation import Floats
+from embedder.core.quantization import Floats, Ranges, fit_ranges
 from embedder.core.spec import Exit
 from embedder.model.calibration import ExitMap, RangeKey
 from embedder.model.results import ExitStates

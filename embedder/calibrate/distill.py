@@ -20,7 +20,8 @@ from embedder.calibrate.config import CalibrateSettings
 from embedder.calibrate.fit import Fidelity, measure_fidelity
 from embedder.calibrate.ridge import AffineMap, Sums, unit
 from embedder.calibrate.training import Rows, TappedModel, Trainer, TrainingSet, run_training
-from embedder.core.rotation import Doubles, Floats
+from embedder.core.quantization import Floats
+from embedder.core.rotation import Doubles
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.batches import Batch

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedder.calibrate.ridge import Features, Sums, unit
-from embedder.core.rotation import Floats
+from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
 from embedder.model.results import ExitStates
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from embedder.core.rotation import Doubles, Floats
+from embedder.core.quantization import Floats
+from embedder.core.rotation import Doubles
 from embedder.model.exits import NUM_POOLINGS
 
 Columns = npt.NDArray[np.int64]

@@ -18,7 +18,8 @@ from embedder.calibrate.train_pooling import PoolingTask, train_attention_poolin
 from embedder.calibrate.training import run_training
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
-from embedder.core.rotation import Floats, fit_rotation
+from embedder.core.quantization import Floats
+from embedder.core.rotation import fit_rotation
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for

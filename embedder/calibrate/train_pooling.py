@@ -19,7 +19,7 @@ from torch.nn import functional
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import LEAST_DEVIATION, Features, unit
 from embedder.calibrate.training import Rows, TappedModel, Trainer, TrainingSet
-from embedder.core.rotation import Floats
+from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
 from embedder.model.batches import Batch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings, DistillSettings
-from embedder.core.rotation import Floats
+from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.batches import Batch, make_layout
