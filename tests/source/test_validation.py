@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.source.validation import SeenIds, excerpt, hash_texts, join_texts, text_id
+from embedder.source.validation import SeenIds, excerpt, hash_texts, join_texts, stable_hash, text_id
 
 
 @given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))
@@ -39,3 +43,15 @@ def test_excerpts_are_short_and_valid_whatever_was_met():
 def test_what_is_no_string_and_no_number_names_nothing(value):
     with pytest.raises(ValueError, match=r"."):
         text_id(value)
+
+
+@pytest.mark.real
+def test_ids_have_the_same_hash_in_every_process() -> None:
+    code = "from embedder.source.validation import stable_hash; print(stable_hash('id-1'), stable_hash('ümlaut'))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert printed == {f"{stable_hash('id-1')} {stable_hash('ümlaut')}\n"}
