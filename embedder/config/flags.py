@@ -69,7 +69,12 @@ def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name
     flag = f"--{'.'.join(path)}"
     if not texts and kind is not None and not takes(kind, bool):
         yield f"{flag}: no value given"
-        return
+    else:
+        yield from set_value(values, places, path, flag, _parse_flag(texts, is_key and takes(kind, Any)))
+
+
+def set_value(values: dict[str, Any], places: Place, path: tuple[str, ...], origin: str, value: Any) -> Iterator[str]:
+    """Set the value at a path, creating sections, and record its origin; yield the problem if a part of the path has another value."""
     target = values
     for size, key in enumerate(path[:-1], 1):
         if target.get(key) is None:
@@ -77,13 +82,13 @@ def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name
         target = target[key]
         if not isinstance(target, dict):
             section = ".".join(path[:size])
-            where = next((places[path[:end]] for end in range(size, 0, -1) if path[:end] in places), flag)
-            yield f"{flag}: {section} is not a mapping, so a key cannot be added (see {where}); give --{section} whole"
+            where = next((places[path[:end]] for end in range(size, 0, -1) if path[:end] in places), origin)
+            yield f"{origin}: {section} is not a mapping, so a key cannot be added (see {where}); give --{section} whole"
             return
-    target[path[-1]] = _parse_flag(texts, is_key and takes(kind, Any))
+    target[path[-1]] = value
     for place in [each for each in places if each[: len(path)] == path]:
         del places[place]
-    places[path] = flag
+    places[path] = origin
 
 
 def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any, bool]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -10,7 +11,7 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from embedder.config.flags import Loader, Place, section_type, set_flag, split_args, suggest
+from embedder.config.flags import Loader, Place, section_type, set_flag, set_value, split_args, suggest
 from embedder.core.errors import ConfigError
 from embedder.core.redaction import mask_secrets, mask_value
 
@@ -49,16 +50,35 @@ def load_config(
         _print_help(model, values, [*actions, "print-config"], job)
         raise SystemExit(0)
     problems += [problem for name, texts in line.flags for problem in set_flag(model, values, places, name, texts)]
-    try:
-        config = model.model_validate(values)
-    except ValidationError as error:
-        problems += [_describe(each, places, model, line.file) for each in error.errors()]
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    config = _validate(model, values, places, problems, line.file or "command line")
     if "print-config" in line.actions:
         print(dump_config(config), end="")
         raise SystemExit(0)
     return Invocation(config, frozenset(line.actions))
+
+
+def load_settings(
+    model: type[Config], settings: BaseModel | Mapping[str, Any] | str | Path, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> Config:
+    """Return a config or section from Python values or a YAML file, with `overrides` by dotted name, such as embedding.depth."""
+    if isinstance(settings, str | Path):
+        values, places, problems = _read_file(str(settings))
+    else:
+        given = settings.model_dump(exclude_unset=True) if isinstance(settings, BaseModel) else dict(settings)
+        values, places, problems = deepcopy(given), {}, []
+    problems += [problem for name, value in overrides.items() for problem in set_value(values, places, tuple(name.split(".")), name, value)]
+    return _validate(model, values, places, problems, str(settings) if isinstance(settings, str | Path) else model.__name__)
+
+
+def _validate(model: type[Config], values: Mapping[str, Any], places: Place, problems: list[str], source: str) -> Config:
+    """Return the config; ConfigError holds the problems so far and those of the values."""
+    try:
+        config = model.model_validate(values)
+    except ValidationError as error:
+        problems = problems + [_describe(each, places, model, source) for each in error.errors()]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return config
 
 
 def dump_config(config: BaseModel) -> str:
@@ -97,11 +117,11 @@ def _mark_lines(node: Any, path: tuple[str, ...], file: str, places: Place, prob
         _mark_lines(value, here, file, places, problems)
 
 
-def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], file: str | None) -> str:
+def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], source: str) -> str:
     """Return one problem: where, what, with the value, and the allowed values."""
     path = tuple(str(each) for each in error["loc"])
     key = ".".join(path)
-    where = _find_place(path, places, file)
+    where = _find_place(path, places, source)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         section = _section(model, path[:-1])
@@ -116,13 +136,13 @@ def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], f
     return f"{where}: {key}={mask_value(error['input'], path)!r}: {message[:1].lower()}{message[1:]}"
 
 
-def _find_place(path: tuple[str, ...], places: Place, file: str | None) -> str:
+def _find_place(path: tuple[str, ...], places: Place, source: str) -> str:
     """Return the origin of a key: its own, that of a flag inside it, or that of the section around it."""
     for size in range(len(path), 0, -1):
         if path[:size] in places:
             inner = [place for key, place in places.items() if key[:size] == path[:size] and place.startswith("--")]
             return inner[0] if inner and size == len(path) else places[path[:size]]
-    return next((place for key, place in places.items() if key[: len(path)] == path and path), file or "command line")
+    return next((place for key, place in places.items() if key[: len(path)] == path and path), source)
 
 
 def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel] | None:

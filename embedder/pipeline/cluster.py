@@ -46,6 +46,13 @@ def start_ray() -> None:
 
 
 @contextmanager
+def own_data_context() -> Iterator[None]:
+    """Keep the changes of start_ray to Ray Data's context inside the block, for processes with datasets of their own."""
+    with DataContext.current(DataContext.get_current().copy()):
+        yield
+
+
+@contextmanager
 def _ray_explained(address: str) -> Iterator[None]:
     try:
         yield

@@ -1,4 +1,4 @@
-"""Planning is a set difference: over any history of shards, only what changed is read, and a second run does nothing."""
+"""Planning is a set difference: over any history of shards, only changes are read, and a second run does nothing."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ def parts_of(task: Task, rows: int = 25, per_part: int = 10) -> list[PartName]:
 def run(
     listing: dict[str, tuple[int, int]], committed: list[PartName], stored: list[PartName], bits: int = 2
 ) -> tuple[list[PartName], list[Task]]:
-    """Carry out a plan the way a run does: removed parts leave, read and adopted ones come."""
+    """Apply a plan as a run does: drop the removed parts, add those read and adopted."""
     plan = plan_work(group_shards(shards_of(listing), "layout", bits), committed, stored)
     assert set(plan.keep) | set(plan.remove) == set(committed)
     written = [part for task in plan.read for part in parts_of(task)]
@@ -86,7 +86,7 @@ def test_another_layout_reads_everything_and_removes_everything() -> None:
     assert set(plan.remove) == set(committed)
 
 
-def test_a_chain_with_a_missing_link_or_without_an_end_is_no_chain() -> None:
+def test_parts_with_a_gap_or_without_an_end_are_not_complete() -> None:
     task = Task("0" * 16, "0" * 32, (Shard("a", "1", 1),))
     chain = parts_of(task)
     assert complete_parts(reversed(chain)) == chain
@@ -97,7 +97,7 @@ def test_a_chain_with_a_missing_link_or_without_an_end_is_no_chain() -> None:
     assert complete_parts([empty]) == [empty]
 
 
-def test_small_shards_share_buckets_of_fitting_size() -> None:
+def test_small_shards_share_buckets_of_bounded_size() -> None:
     shards = [Shard(f"s3://docs/{number}.txt", "1", 20_000) for number in range(5_000)]
     bits = choose_bucket_bits(shards)
     tasks = group_shards(shards, "layout", bits)
@@ -118,16 +118,16 @@ def test_slices_share_their_shards_name_and_only_the_last_one_ends_it() -> None:
     assert [each.first_row for each in slices] == [0, 4000, 8000]
 
 
-def test_a_failed_shard_holds_the_parts_it_has_and_those_it_may_have_come_from() -> None:
+def test_a_failed_shard_protects_its_parts_and_those_of_its_former_bucket() -> None:
     shard = Shard("a", "2", LARGE)
     tasks = group_shards([shard], "layout", 3)
     own, bucket = shard_key("a"), bucket_key("a", 3)
     assert protected_keys(tasks, 3, {bucket}) == {own, bucket}, "it may have been small before"
-    assert protected_keys(tasks, 3, {own, bucket}) == {own}, "its rows are in parts of its own, and the bucket goes on"
-    assert protected_keys(tasks, 3, set()) == {own}, "where nothing is committed nothing is lost"
+    assert protected_keys(tasks, 3, {own, bucket}) == {own}, "its rows are in its own parts, and the bucket is not protected"
+    assert protected_keys(tasks, 3, set()) == {own}, "without commits, only its own key"
 
 
-def test_a_failed_bucket_holds_the_parts_of_a_shard_that_was_large_before() -> None:
+def test_a_failed_bucket_protects_the_parts_of_a_shard_that_was_large_before() -> None:
     tasks = group_shards([Shard("a", "v", 10)], "layout", 3)
     own, bucket = shard_key("a"), bucket_key("a", 3)
     assert protected_keys(tasks, 3, {own, bucket}) == {own, bucket}
@@ -137,7 +137,7 @@ links = st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans())
 
 
 def chains_of(names: list[PartName], row: int = 0) -> list[list[PartName]]:
-    """Every chain there is, by trying all."""
+    """Return every chain, by brute force."""
     found: list[list[PartName]] = []
     for name in names:
         if name.first_row == row and name.last:
@@ -148,7 +148,7 @@ def chains_of(names: list[PartName], row: int = 0) -> list[list[PartName]]:
 
 
 @given(st.lists(links, max_size=9))
-def test_a_chain_is_found_if_there_is_one_and_takes_the_longest_links_that_lead_on(drawn: list[tuple[int, int, bool]]) -> None:
+def test_a_chain_is_found_if_one_exists_and_takes_the_longest_parts_that_lead_to_the_end(drawn: list[tuple[int, int, bool]]) -> None:
     names = list({PartName("k", "v", first, first + length, last) for first, length, last in drawn})
     chains = chains_of(names)
     found = complete_parts(names)

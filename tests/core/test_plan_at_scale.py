@@ -30,13 +30,13 @@ from embedder.source.shards import list_shards
 from embedder.table.delta import Change, commit_table, read_table
 
 LARGE, SMALL = 100_000, 900_000
-"""Shards with a part of their own, and shards that share those of some thousand buckets."""
+"""Shards with their own parts, and shards that share the parts of thousands of buckets."""
 ROWS = 100
 MOST_SECONDS, MOST_BYTES = 60, 2 << 30
 
 
 class ListedFileSystem(AbstractFileSystem):
-    """A store that lists a million shards, as many details to each as S3 gives, every so many of them changed."""
+    """A store that lists a million shards with the details that S3 gives, one in `changed_every` of them changed."""
 
     protocol = "listed"
     changed_every = 0
@@ -57,7 +57,7 @@ class ListedFileSystem(AbstractFileSystem):
 
 
 class Clock:
-    """CPU seconds of this process by what they were spent on, and the memory it had taken by then."""
+    """CPU seconds of each phase of this process, and its peak memory at the end of the phase."""
 
     def __init__(self) -> None:
         self.spent: dict[str, tuple[float, int]] = {}
@@ -71,13 +71,13 @@ class Clock:
 
 
 def parts_of(tasks: tuple[Task, ...]) -> list[Part]:
-    """What a run would write for these tasks."""
+    """Return the parts that a run would write for these tasks."""
     names = (str(PartName(task.key, task.version, 0, ROWS, True)) for task in tasks)
     return [Part(name, ROWS, 150_000, Stats(documents=ROWS, chunks=ROWS)) for name in names]
 
 
 def fill_table(prepared: RunPlan) -> None:
-    """Commit a part for each task; the files themselves are empty, as planning opens none."""
+    """Commit a part for each task; the files are empty, since planning opens none."""
     config, folder = prepared.config, Path(prepared.config.output.uri)
     folder.mkdir(parents=True)
     parts = parts_of(prepared.plan.read)
@@ -88,7 +88,7 @@ def fill_table(prepared: RunPlan) -> None:
 
 
 def measure(folder: str) -> dict[str, Any]:
-    """Plan a first run, a run with nothing to do and one over changes, each as a run does it."""
+    """Plan a first run, a run with nothing to do and one over changes."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     fsspec.register_implementation("listed", ListedFileSystem)
     config = EmbedConfig.model_validate(

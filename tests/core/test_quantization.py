@@ -1,4 +1,4 @@
-"""Codes of known vectors by hand, and how far a code turned back may lie from its value."""
+"""Codes of known vectors by hand, and the largest error of a restored code."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def test_codes_are_bins_of_the_range() -> None:
     assert to_int8(vectors, ranges).tolist() == [[-128, -128], [-128, -127], [126, 126], [127, 127], [-128, 127], [127, -128]]
 
 
-def test_a_code_turned_back_is_the_middle_of_its_bin() -> None:
+def test_a_restored_code_is_the_middle_of_its_bin() -> None:
     ranges = Ranges(np.array([0], np.float32), np.array([255], np.float32))
     assert from_int8(np.array([[-128], [0], [126]], np.int8), ranges).ravel().tolist() == [0.5, 128.5, 254.5]
 
 
-def test_within_the_range_a_value_comes_back_to_half_a_step(unit_vectors: np.ndarray) -> None:
+def test_within_the_range_a_restored_value_is_off_by_at_most_half_a_step(unit_vectors: np.ndarray) -> None:
     ranges = fit_ranges(unit_vectors)
     back_ND = from_int8(to_int8(unit_vectors, ranges), ranges)
     assert back_ND.dtype == np.float32
@@ -35,7 +35,7 @@ def test_codes_do_not_depend_on_the_batch(unit_vectors: np.ndarray) -> None:
     np.testing.assert_array_equal(to_int8(unit_vectors[100:110], ranges), to_int8(unit_vectors, ranges)[100:110])
 
 
-def test_a_component_that_never_varies_has_one_code_and_comes_back_as_it_was() -> None:
+def test_a_constant_component_has_one_code_and_is_restored_exactly() -> None:
     same_ND = np.full((3, 8), 0.25, np.float32)
     codes_ND = to_int8(same_ND, fit_ranges(same_ND))
     assert set(codes_ND.ravel().tolist()) == {-128}

@@ -1,4 +1,4 @@
-"""What passes by itself is waited for, within bounds; what does not is refused at once."""
+"""Transient errors are retried, within bounds; permanent ones are raised at once."""
 
 import itertools
 
@@ -39,7 +39,7 @@ class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say
     ],
     ids=repr,
 )  # fmt: skip
-def test_busy_stores_and_broken_connections_pass(error: Exception) -> None:
+def test_busy_stores_and_broken_connections_are_transient(error: Exception) -> None:
     assert is_transient(error)
 
 
@@ -53,11 +53,11 @@ def test_busy_stores_and_broken_connections_pass(error: Exception) -> None:
     ],
     ids=repr,
 )  # fmt: skip
-def test_refusals_stay(error: Exception) -> None:
+def test_refusals_are_permanent(error: Exception) -> None:
     assert not is_transient(error)
 
 
-def test_a_call_is_repeated_after_pauses_that_grow_until_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_is_retried_after_growing_pauses_until_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, pauses = [0.0], []
 
     def sleep(seconds: float) -> None:
@@ -71,11 +71,11 @@ def test_a_call_is_repeated_after_pauses_that_grow_until_patience_ends(monkeypat
     assert retries.PATIENCE_SECONDS - retries.LONGEST_PAUSE_SECONDS <= sum(pauses) <= retries.PATIENCE_SECONDS
     for attempt, pause in enumerate(pauses):
         longest = min(0.5 * 2**attempt, retries.LONGEST_PAUSE_SECONDS)
-        assert longest / 2 <= pause <= longest, "drawn at random, so that workers do not all come back at once"
+        assert longest / 2 <= pause <= longest, "random, so that workers do not all retry at once"
     assert len(set(pauses)) == len(pauses)
 
 
-def test_a_call_that_succeeds_in_the_end_gives_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_succeeds_in_the_end_returns_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     calls = itertools.count()
 
@@ -94,6 +94,6 @@ def test_a_refusal_is_raised_at_the_first_call(monkeypatch: pytest.MonkeyPatch) 
         with_retries(lambda: (_ for _ in ()).throw(answer(403)), "s3://b/k")
 
 
-def test_an_error_is_told_in_one_line_without_colours() -> None:
+def test_an_error_is_one_line_without_colors() -> None:
     assert one_line(OSError("Generic S3 error\n   \x1b[31m↳\x1b[0m HTTP error")) == "Generic S3 error ↳ HTTP error"
     assert one_line(ValueError()) == "ValueError"

@@ -1,4 +1,4 @@
-"""The spec is the space: what moves a vector moves the space id, and nothing else does."""
+"""The spec is the space: every setting that changes a vector changes the space id, and no other does."""
 
 import pytest
 
@@ -20,7 +20,7 @@ SPEC = EmbeddingSpec(
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
-def test_whatever_moves_a_vector_moves_the_space_id(change: dict[str, object]) -> None:
+def test_a_setting_that_changes_a_vector_changes_the_space_id(change: dict[str, object]) -> None:
     other = SPEC.model_copy(update=change)
     assert other.space_id != SPEC.space_id
     (name, value), (difference,) = next(iter(change.items())), SPEC.differences(other)
@@ -36,7 +36,7 @@ def test_the_space_id_is_stable_across_releases() -> None:
     assert SPEC.space_id == "d2329547aaf6fc409c38b2cbfeddd5b2"
 
 
-def test_a_digest_refuses_what_has_no_stable_encoding() -> None:
+def test_a_digest_refuses_values_without_a_stable_encoding() -> None:
     with pytest.raises(TypeError):
         digest(object())
     with pytest.raises(ValueError, match="JSON"):

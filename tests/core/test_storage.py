@@ -1,4 +1,4 @@
-"""Storage behind a proxy that breaks things, in front of a real S3 server: every verb comes through, or refuses at once."""
+"""Storage behind a fault-injecting proxy of a real S3 server: every verb succeeds after retries, or is refused at once."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ import pytest
 from embedder.config.source import SourceConfig
 from embedder.core import retry as retries
 from embedder.core.errors import CommitError, StorageError
-from embedder.core.storage import Store, delta_options
+from embedder.core.storage import Location, Store, delta_options
 from embedder.core.units import Task
 from embedder.demo.s3_server import S3Server
 from embedder.source.documents import read_units
@@ -33,7 +33,7 @@ DATA = random.Random(0).randbytes(3 << 20)
 
 
 def store(uri: str, proxy: FaultyProxy) -> Store:
-    """A store of the proxy's own: fsspec keeps the filesystems that other tests made, by their options."""
+    """Return a store with the proxy's own options: fsspec caches filesystems by their options."""
     return Store(uri, {"endpoint_url": proxy.endpoint})
 
 
@@ -57,21 +57,21 @@ RESULTS = {"list": [len(DATA)], "glob": [len(DATA)], "list a folder": [len(DATA)
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("fault", [*BUSY, *BROKEN])
-def test_every_verb_comes_through(proxy: FaultyProxy, bucket: str, verb: str, fault: str) -> None:
+def test_every_verb_succeeds_after_retries(proxy: FaultyProxy, bucket: str, verb: str, fault: str) -> None:
     folder, there, new = (store(f"{bucket}{name}", proxy) for name in ("", "/there.bin", "/new.bin"))
     there.write_once(DATA)
     before = proxy.injected(fault)
     proxy.inject(break_first(2, fault))
     assert VERBS[verb](folder, there, new) == RESULTS[verb]
-    assert proxy.injected(fault) - before in (1, 2), "an answer without a body cannot be cut off: it passes as one request"
+    assert proxy.injected(fault) - before in (1, 2), "a response without a body cannot be truncated: it passes as one request"
 
 
-def test_waiting_outlives_the_quick_tries_of_s3fs(proxy: FaultyProxy, bucket: str) -> None:
+def test_retries_outlast_those_of_s3fs(proxy: FaultyProxy, bucket: str) -> None:
     proxy.inject(break_first(7, "slow_down"))
     assert store(f"{bucket}/new.bin", proxy).write_once(b"new")
 
 
-def test_a_write_whose_answer_was_lost_finds_itself_there_and_its_bytes_stand(proxy: FaultyProxy, bucket: str) -> None:
+def test_a_write_whose_response_was_lost_keeps_its_bytes(proxy: FaultyProxy, bucket: str) -> None:
     new = store(f"{bucket}/new.bin", proxy)
     proxy.inject(break_first(1, "reset_after", "PUT"))
     assert new.write_once(b"first") is False
@@ -79,7 +79,7 @@ def test_a_write_whose_answer_was_lost_finds_itself_there_and_its_bytes_stand(pr
     assert read(new) == b"first"
 
 
-def test_a_storm_in_which_half_of_all_requests_fail_is_weathered(proxy: FaultyProxy, bucket: str) -> None:
+def test_writes_succeed_while_half_of_all_requests_fail(proxy: FaultyProxy, bucket: str) -> None:
     proxy.inject(Faults({"slow_down": 0.2, "error": 0.1, "throttle": 0.1, "reset_before": 0.05, "reset_after": 0.05}, seed=1))
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: store(f"{bucket}/{number}", proxy).write_once(b"data"), range(150)))
@@ -97,7 +97,7 @@ def test_patience_ends(proxy: FaultyProxy, bucket: str, fault: str, monkeypatch:
     assert time.monotonic() - started < 3 + 3, "the last call may take its 2 seconds"
 
 
-def test_a_server_that_is_not_there_is_given_up_in_time(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_server_is_an_error_within_the_patience(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "PATIENCE_SECONDS", 2.0)
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://docs/a.jsonl: cannot look at it .*127.0.0.1:9"):
@@ -110,7 +110,7 @@ REFUSED = {"forbidden": "not allowed", "no_bucket": "not found; check the path, 
 
 @pytest.mark.parametrize("fault", REFUSED)
 @pytest.mark.parametrize("verb", ["list", "read", "write"])
-def test_what_waiting_cannot_mend_is_refused_at_once_with_the_buckets_name(proxy: FaultyProxy, bucket: str, verb: str, fault: str) -> None:
+def test_permanent_errors_are_raised_at_once_with_the_buckets_name(proxy: FaultyProxy, bucket: str, verb: str, fault: str) -> None:
     folder, there, new = (store(f"{bucket}{name}", proxy) for name in ("", "/there.bin", "/new.bin"))
     there.write_once(DATA)
     proxy.inject(break_first(FOR_EVER, fault))
@@ -121,15 +121,15 @@ def test_what_waiting_cannot_mend_is_refused_at_once_with_the_buckets_name(proxy
 
 
 @pytest.mark.parametrize("fault", ["forbidden", "wrong_region"])
-def test_a_table_that_may_not_be_opened_is_refused_at_once(proxy: FaultyProxy, bucket: str, fault: str) -> None:
+def test_a_forbidden_table_is_refused_at_once(proxy: FaultyProxy, bucket: str, fault: str) -> None:
     proxy.inject(break_first(FOR_EVER, fault))
     started = time.monotonic()
     with pytest.raises(CommitError, match=r"s3://tests/.*: the table cannot be opened .*check the uri"):
-        read_table(bucket, {"endpoint_url": proxy.endpoint})
+        read_table(Location(bucket, {"endpoint_url": proxy.endpoint}))
     assert time.monotonic() - started < 1
 
 
-def test_delta_rs_takes_the_retry_settings_it_is_given() -> None:
+def test_delta_rs_accepts_the_retry_settings() -> None:
     from deltalake import DeltaTable
 
     options = delta_options("s3://docs/table", {"endpoint_url": "http://127.0.0.1:9"}) | {"backoff_config.max_backoff": "200ms"}
@@ -142,7 +142,7 @@ def test_delta_rs_takes_the_retry_settings_it_is_given() -> None:
     for name in ("max_retries", "retry_timeout", "backoff_config.init_backoff", "backoff_config.max_backoff", "timeout", "connect_timeout"):
         assert name in options
         with pytest.raises(Exception, match=r"failed to parse"):
-            DeltaTable("s3://docs/table", storage_options=options | {name: "no number"})
+            DeltaTable("s3://docs/table", storage_options=options | {name: "not a number"})
 
 
 def records(count: int) -> list[dict[str, object]]:
@@ -162,7 +162,7 @@ def to_parquet(rows: list[dict[str, object]]) -> bytes:
 
 @pytest.mark.parametrize(("name", "encode"), [("a.jsonl.gz", to_jsonl_gz), ("a.parquet", to_parquet), ("a.jsonl", None)])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_shard_that_breaks_off_midway_is_read_on_with_each_row_once(
+def test_a_shard_whose_read_breaks_midway_is_resumed_with_each_row_once(
     proxy: FaultyProxy, bucket: str, name: str, encode: Callable[[list[dict[str, object]]], bytes] | None, seed: int, monkeypatch
 ) -> None:
     monkeypatch.setattr("embedder.core.storage.READ_BLOCK_BYTES", 100_000)
@@ -180,7 +180,7 @@ def test_a_shard_that_breaks_off_midway_is_read_on_with_each_row_once(
     assert proxy.injected("truncate") - before > 0
 
 
-def test_a_shard_that_is_replaced_between_two_blocks_is_refused(proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_replaced_between_two_blocks_is_refused(proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedder.core.storage.READ_BLOCK_BYTES", 100_000)
     there = store(f"{bucket}/a.bin", proxy)
     there.write_once(DATA)
@@ -195,7 +195,7 @@ def test_a_shard_that_is_replaced_between_two_blocks_is_refused(proxy: FaultyPro
         read_while_it_is_replaced()
 
 
-def test_answers_that_are_short_are_asked_for_again(tmp_path: Path) -> None:
+def test_truncated_responses_are_fetched_again(tmp_path: Path) -> None:
     from embedder.core.storage import _fetch_whole
 
     whole, given = b"0123456789", [b"012", b"", b"01234567"]

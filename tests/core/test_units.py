@@ -1,4 +1,4 @@
-"""The nouns of the work survive the way to a worker."""
+"""Tasks survive serialization for a worker."""
 
 from dataclasses import asdict
 
@@ -11,5 +11,5 @@ SHARDS = (Shard("s3://bucket/ümlaut “quoted”.parquet", "etag-1", 2**40), Sh
 
 
 @pytest.mark.parametrize("task", [Task("0" * 16, "1" * 32, SHARDS), Task("0" * 16, "1" * 32, SHARDS[:1], (3, 9), 70_000, ends=False)])
-def test_a_task_is_the_same_after_its_way_to_a_worker(task: Task) -> None:
+def test_a_task_is_equal_after_serialization(task: Task) -> None:
     assert Task.from_fields(pa.array([asdict(task)]).to_pylist()[0]) == task

@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit codes, what stands on stdout, and what is refused before anything is read."""
+"""The commands as a user types them: exit codes, stdout, and settings refused before any read."""
 
 import json
 import os
@@ -55,9 +55,7 @@ def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, rep
     assert hits[0]["score"] > hits[1]["score"]
 
 
-def test_a_broken_shard_ends_in_exit_1_and_says_which(
-    tmp_path: Path, corpus: Corpus, minilm: str, repository: str, ray_address: str
-) -> None:
+def test_a_broken_shard_is_named_and_exits_1(tmp_path: Path, corpus: Corpus, minilm: str, repository: str, ray_address: str) -> None:
     corpus.put_bytes("broken.parquet", b"PAR1 not really")
     done = run(repository, "jobs.embed", *flags(tmp_path, minilm), ray_address=ray_address)
     assert done.returncode == 1
@@ -65,7 +63,7 @@ def test_a_broken_shard_ends_in_exit_1_and_says_which(
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_settings_end_in_exit_2_all_at_once(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+def test_wrong_settings_are_all_reported_and_exit_2(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
     done = run(
         repository, "jobs.embed", *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body"
     )

@@ -1,4 +1,4 @@
-"""The log: a line for a person, or an object for whatever collects logs."""
+"""The log: text lines for a person, or JSON objects for a log collector."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("embedder")
 
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
-    """Leave the process's log as it was."""
+    """Restore the process's log."""
     before, handlers, propagate, level = _process_fields.get(), logger.handlers[:], logger.propagate, logger.level
     yield
     _process_fields.set(before)
@@ -30,7 +30,7 @@ def fail(args: Sequence[str]) -> int:
     raise SourceError('s3://b/x.parquet: "cannot" be read')
 
 
-def test_each_line_is_an_object_that_says_run_table_and_unit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_line_is_an_object_with_run_table_and_unit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EMBEDDER_LOG", "json")
     with pytest.raises(SystemExit) as stopped:
         run_job(fail)
@@ -44,9 +44,7 @@ def test_each_line_is_an_object_that_says_run_table_and_unit(monkeypatch: pytest
     ]
 
 
-def test_an_error_that_nobody_foresaw_is_one_object_with_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unexpected_error_is_one_object_with_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EMBEDDER_LOG", "json")
     with pytest.raises(SystemExit) as stopped:
         run_job(lambda _: 1 // 0)
@@ -56,7 +54,7 @@ def test_an_error_that_nobody_foresaw_is_one_object_with_its_traceback(
     assert event["traceback"].startswith("Traceback (most recent call last)")
 
 
-def test_without_being_asked_a_line_is_for_a_person(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_is_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("EMBEDDER_LOG", raising=False)
     with pytest.raises(SystemExit):
         run_job(fail)

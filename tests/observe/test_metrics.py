@@ -1,4 +1,4 @@
-"""What Prometheus is told adds up, and the dashboard asks for nothing else."""
+"""Metrics add up, and the dashboard queries no others."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def test_an_api_costs_what_was_embedded_in_this_run() -> None:
+def test_an_api_costs_only_tokens_embedded_in_this_run() -> None:
     meter = Meter([TASK], None, 4, usd_per_million_tokens=2000.0)
     meter.land(part(0, 10, last=False), tokens_embedded=300)
     meter.land(part(10, 20, last=True))  # on storage already
@@ -69,7 +69,7 @@ def test_samples_have_the_labels_that_their_metric_declares() -> None:
     assert all(tuple(sample.labels) == declared[sample.name].labels for sample in measure(meter))
 
 
-def test_the_dashboard_asks_for_exactly_the_metrics_there_are() -> None:
+def test_the_dashboard_queries_exactly_the_existing_metrics() -> None:
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     asked = Counter(name for query in queries for name in re.findall(r"\bray_embedder_\w+", query))
     assert set(asked) == NAMES

@@ -1,4 +1,4 @@
-"""Whoever is on call hears of every ending, and of nothing else."""
+"""Every end of a run is posted, and nothing else."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from embedder.observe.notify import VARIABLE, check_address, notify_failed, noti
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """What was posted to an address that is busy at first."""
+    """Return the messages posted to a server that is busy at first."""
     words: list[dict[str, Any]] = []
     answers = [503]
 
@@ -44,7 +44,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("failed", [False, True])
-def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: bool) -> None:
+def test_a_finished_run_posts_its_record(heard: list[dict[str, Any]], failed: bool) -> None:
     notify_finished("jobs.embed", ["nightly.yaml", "--output.uri", "./out"], {"version": 3}, "read 5 documents", failed)
     outcome = "failed" if failed else "done"
     text = f"jobs.embed nightly.yaml {outcome}\nread 5 documents"
@@ -53,7 +53,7 @@ def test_a_run_that_ends_sends_its_record(heard: list[dict[str, Any]], failed: b
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
-    """Run a job that ends so, as a process would."""
+    """Return a function that runs a job which raises, as a process would."""
     monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
     monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
     monkeypatch.setattr("sys.argv", ["embed.py", "--output.storage_options={token: x}"])
@@ -71,7 +71,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
 
 
 @pytest.mark.parametrize(("error", "code"), [(StorageError("s3://b: not found"), 1), (ConfigError("a"), 2), (ZeroDivisionError("b"), 1)])
-def test_a_run_that_breaks_off_says_why_and_still_breaks_off(
+def test_a_failed_run_posts_its_error_and_keeps_its_exit_code(
     heard: list[dict[str, Any]], run: Callable[[BaseException], int], error: BaseException, code: int
 ) -> None:
     assert run(error) == code
@@ -79,7 +79,7 @@ def test_a_run_that_breaks_off_says_why_and_still_breaks_off(
     assert (word["job"], word["outcome"], word["error"]) == ("jobs.embed", "failed", str(error))
 
 
-def test_the_person_is_told_before_others_are(
+def test_the_error_is_printed_before_it_is_posted(
     run: Callable[[BaseException], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = []
@@ -88,20 +88,20 @@ def test_the_person_is_told_before_others_are(
     assert shown == ["wiki.yaml:3: wrong\n"]
 
 
-def test_a_run_that_is_stopped_says_so_once(heard: list[dict[str, Any]], run: Callable[[BaseException], int], caplog: Any) -> None:
+def test_a_stopped_run_posts_once_without_retries(heard: list[dict[str, Any]], run: Callable[[BaseException], int], caplog: Any) -> None:
     assert run(Terminated()) == 143
-    assert heard == []  # the address was busy, and there is no time to ask again
+    assert heard == []  # the server was busy, and a stopped run does not retry
     assert "notification failed (HTTP 503)" in caplog.text
     assert run(Terminated()) == 143
     assert [word["outcome"] for word in heard] == ["stopped"]
 
 
-def test_what_is_no_run_is_not_told(heard: list[dict[str, Any]], run: Callable[[BaseException], int]) -> None:
+def test_a_plain_exit_is_not_posted(heard: list[dict[str, Any]], run: Callable[[BaseException], int]) -> None:
     assert run(SystemExit(0)) == 0
     assert heard == []
 
 
-def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_server_does_not_delay_a_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("embedder.observe.notify.SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{silent.getsockname()[1]}/secret-hook")
@@ -113,7 +113,7 @@ def test_whoever_does_not_answer_holds_no_run_up(monkeypatch: pytest.MonkeyPatch
     assert "secret-hook" not in caplog.text
 
 
-def test_a_connection_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_connection_is_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "embedder")
     monkeypatch.setattr("embedder.observe.notify.SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, "http://127.0.0.1:9/secret-hook")
@@ -124,9 +124,7 @@ def test_a_connection_that_is_refused_is_tried_again(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/SECR ET", "http://127.0.0.1:SECRET/", "http://[SECRET/", "http://h/SECR\u0118T"])
-def test_an_address_that_turns_out_to_be_none_is_not_shown(
-    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_address_that_cannot_be_used_is_not_printed(url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "embedder")
     monkeypatch.setenv(VARIABLE, url)
     notify_finished("jobs.embed", [], {}, "", failed=False)
@@ -134,7 +132,7 @@ def test_an_address_that_turns_out_to_be_none_is_not_shown(
     assert "SECR" not in caplog.text
 
 
-def test_an_address_that_is_none_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_address_is_refused_without_printing_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
     check_address()
     monkeypatch.setenv(VARIABLE, "file:///etc/passwd")

@@ -16,19 +16,19 @@ def land(meter: Meter, task: Task, unit: tuple[int, int, bool]) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(UNITS)))
-def test_a_shard_is_done_when_all_of_its_units_landed_in_whatever_order(order: tuple[tuple[int, int, bool], ...]) -> None:
+def test_a_shard_is_done_when_all_its_units_finished_in_any_order(order: tuple[tuple[int, int, bool], ...]) -> None:
     meter = Meter(TASKS, None)
     shares = []
     for unit in order:
         land(meter, TASKS[0], unit)
         shares.append(round(meter.share, 2))
     assert shares == [0.15, 0.3, 0.5]
-    assert not meter._open_text, "nothing is kept of a shard that is done"
+    assert not meter._open_text, "a finished shard leaves nothing open"
     land(meter, TASKS[1], UNITS[0])
-    assert meter.share == pytest.approx(0.5 + 0.3 * 100 / 90 / 2), "a byte of text was 100 / 90 bytes of the source"
+    assert meter.share == pytest.approx(0.5 + 0.3 * 100 / 90 / 2), "measured: 100 / 90 source bytes per byte of text"
 
 
-def test_a_slice_that_lands_after_another_one_failed_leaves_nothing_open() -> None:
+def test_a_slice_that_finishes_after_another_failed_leaves_nothing_open() -> None:
     meter = Meter(TASKS, None)
     meter.fail(TASKS[0].key)
     land(meter, TASKS[0], UNITS[2])

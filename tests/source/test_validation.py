@@ -1,10 +1,14 @@
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedder.source.formats.rows import excerpt, join_texts, to_id
-from embedder.source.validation import SeenIds, hash_texts
+from embedder.source.validation import SeenIds, hash_texts, stable_hash
 
 
 @given(st.lists(st.lists(st.sampled_from([*"abcdefgh", "", None]), max_size=12), max_size=6))
@@ -40,3 +44,15 @@ def test_excerpts_are_short_and_valid_utf_8():
 def test_an_id_is_a_string_or_a_number(value):
     with pytest.raises(ValueError, match=r"."):
         to_id(value)
+
+
+@pytest.mark.real
+def test_ids_have_the_same_hash_in_every_process() -> None:
+    code = "from embedder.source.validation import stable_hash; print(stable_hash('id-1'), stable_hash('ümlaut'))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert printed == {f"{stable_hash('id-1')} {stable_hash('ümlaut')}\n"}
