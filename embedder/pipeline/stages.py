@@ -57,7 +57,7 @@ def prepare_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
                 if number > context.max_attempts:
                     raise SourceError(
                         f"{task.shards[0].uri}: reading on from row {first_row} took its worker down {number - 1} times; "
-                        "look at the records there, or run again to try anew"
+                        "look at the records there, or run again to retry"
                     )
                 first_row, prepared = next(units, (0, None))
             except SourceError as error:

@@ -105,7 +105,7 @@ def test_a_shard_that_kills_its_reader_is_reported_and_the_others_are_published(
     monkeypatch.setattr("embedder.pipeline.graph.prepare_units", fragile_units)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert [message.partition(":")[2] for message in summary.failures.values()] == [
-        " reading on from row 0 took its worker down 1 times; look at the records there, or run again to try anew"
+        " reading on from row 0 took its worker down 1 times; look at the records there, or run again to retry"
     ]
     assert {row["doc_id"] for row in local_site.rows()} == {"pad", *(f"d{number}" for number in range(12))}
     assert marks(local_site) == [], "the next run tries again"
