@@ -14,8 +14,8 @@ from embedder.config.load import load_config
 from embedder.observe.logs import start_logging
 from embedder.observe.notify import check_address, notify_failed, notify_finished
 from embedder.run.dry_run import preview_run
-from embedder.run.embed import run_embed, warm_up
-from embedder.run.prepare import inspect_inputs, plan_run
+from embedder.run.embed import prepare_and_warm_up, run_embed
+from embedder.run.prepare import prepare_run
 from embedder.run.recut import check_cuts, run_cuts
 
 JOB = "jobs.embed"
@@ -27,10 +27,7 @@ def main(args: Sequence[str]) -> int:
     check_address()
     config, actions = load_config(EmbedConfig, args, ("dry-run", "json"), JOB)
     as_json, is_dry = "json" in actions, "dry-run" in actions
-    inputs = inspect_inputs(config)
-    if inputs.will_embed and not is_dry:
-        warm_up(config)
-    run_plan = plan_run(inputs)
+    run_plan = prepare_run(config) if is_dry else prepare_and_warm_up(config)
     check_cuts(config, run_plan.spec)
     if is_dry:
         preview = preview_run(run_plan)

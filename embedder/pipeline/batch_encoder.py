@@ -24,7 +24,7 @@ CHUNK_COLUMNS = ("chunk", "num_chunks", "start_char", "end_char", "num_tokens", 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class BatchEncoder(Actor):
+class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
     """Embeds a text column of batches: one row per chunk, with the same vectors that jobs.embed writes.
 
     The arguments are the sections embedding, chunking and compute of a config. Each output row has the columns of its input row,

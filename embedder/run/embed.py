@@ -24,7 +24,7 @@ from embedder.pipeline.cluster import Reporter, choose_pool, start_ray
 from embedder.pipeline.graph import embed_units
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
-from embedder.run.prepare import RunPlan
+from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
 from embedder.run.publish import check_removal, choose_change, publish
 from embedder.run.summary import Outcome, Summary, summarize
 from embedder.source.documents import SLICE_BYTES, slice_parquet
@@ -44,6 +44,14 @@ def warm_up(config: EmbedConfig) -> None:
         if not config.embedding.is_api:
             thread.submit(import_module, "transformers.models.auto.tokenization_auto")  # a failed import is raised again at its use
         start_ray()
+
+
+def prepare_and_warm_up(config: EmbedConfig) -> RunPlan:
+    """Check and plan a run; start Ray in between if the run is certain to need it."""
+    inputs = inspect_inputs(config)
+    if inputs.will_embed:
+        warm_up(config)
+    return plan_run(inputs)
 
 
 def run_embed(run_plan: RunPlan) -> Summary:

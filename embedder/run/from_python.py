@@ -8,8 +8,7 @@ from typing import Any
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_settings
 from embedder.pipeline.cluster import own_data_context
-from embedder.run.embed import begin_run, run_embed
-from embedder.run.prepare import prepare_run
+from embedder.run.embed import prepare_and_warm_up, run_embed
 from embedder.run.recut import check_cuts, run_cuts
 from embedder.run.summary import Summary
 
@@ -27,7 +26,7 @@ def embed(config: EmbedConfig | str | Path | Mapping[str, Any], overrides: Mappi
     """
     settings = load_settings(EmbedConfig, config, overrides)
     with own_data_context():
-        run_plan = prepare_run(settings, begin_run)
+        run_plan = prepare_and_warm_up(settings)
         check_cuts(settings, run_plan.spec)
         summary = run_embed(run_plan)
         if summary.version is not None or summary.did_nothing:
