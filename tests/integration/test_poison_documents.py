@@ -90,7 +90,7 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined(
     summary = local_site.embed(compute={"max_attempts": 1})
     assert {row["doc_id"] for row in local_site.rows()} == ids
     assert [(row["doc_id"], row["reason"], row["excerpt"]) for row in local_site.quarantine()] == [
-        ("killer", "kills_encoder", f"a {WORD} crosses")
+        ("poison", "kills_encoder", f"a {WORD} crosses")
     ]
     assert summary.reasons == {"kills_encoder": 1}
     assert summary.stats.documents == len(ids) + 1
