@@ -152,7 +152,7 @@ def flatten(text: str) -> dict[str, Any]:
 
 
 def read_flags(text: str) -> dict[str, str | None]:
-    """Read the flags of a help text that are not settings of a config, each with its default."""
+    """Read the flags of a help text that are not settings, spelled with hyphens and without negations, each with its default."""
     found: dict[str, str] = {}
     names: tuple[str, ...] = ()
     for line in text.splitlines():
@@ -165,7 +165,9 @@ def read_flags(text: str) -> dict[str, str | None]:
             names = ()
         for name in names:
             found[name] = f"{found.get(name, '')} {plain}"
-    return {name: _read_default(block) for name, block in found.items() if "." not in name}
+    spelled = {name.replace("_", "-"): block for name, block in found.items() if "." not in name}
+    negations = {name for name in spelled if name.startswith("--no-") and f"--{name[5:]}" in spelled}
+    return {name: _read_default(block) for name, block in spelled.items() if name not in negations}
 
 
 def _read_default(block: str) -> str | None:
