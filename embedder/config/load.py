@@ -28,7 +28,7 @@ class Invocation(NamedTuple, Generic[Config]):
 
 def parse_options(options: type[Options], args: Sequence[str], job: str) -> Options:
     """Return a job's options, a dataclass, from flags such as --dry-run."""
-    return tyro.cli(options, args=args, prog=f"python -m {job}", config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(options, args=args, prog=f"python -m {job}")
 
 
 def load_config(
