@@ -1,6 +1,6 @@
 """Layers of a model and chunks of a sample → pooled states with gradients, and the steps that train on them.
 
-B = chunks of a batch, F = features, N = chunks, X = columns.
+B = chunks of a batch, F = features, N = chunks, W = the full model's width, X = columns.
 """
 
 import logging
@@ -84,12 +84,8 @@ class Trainer:
     """Runs chunks through a model in batches: in training steps, or without gradients."""
 
     def __init__(self, model: TappedModel, chunks: TrainingSet, settings: Settings, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        self.layout, self.num_held_out, self.batch_chunks, self.optimizer = (
-            model.layout,
-            chunks.num_held_out,
-            settings.batch_chunks,
-            optimizer,
-        )
+        self.layout, self.optimizer = model.layout, optimizer
+        self.num_held_out, self.batch_chunks = chunks.num_held_out, settings.batch_chunks
         self.values, self.offsets = chunks.token_ids.values.to_numpy(), chunks.token_ids.offsets.to_numpy()
         self.lengths_N = np.diff(self.offsets)
         self.draw = np.random.default_rng(seed)
@@ -123,9 +119,13 @@ class Trainer:
         """Run the chunks from start to stop without gradients; return a row for each on the host, in order."""
         order = np.argsort(-self.lengths_N[start:stop], kind="stable")
         batches = np.array_split(order, math.ceil(len(order) / self.batch_chunks))
+        rows_NX = torch.empty(0)
         with torch.no_grad():
-            rows_NX = torch.cat([module(self.make_batch(start + rows)).float().cpu() for rows in batches])
-        return rows_NX[np.argsort(order)]
+            for rows in batches:
+                values_BX = module(self.make_batch(start + rows)).float().cpu()
+                rows_NX = rows_NX if len(rows_NX) else torch.empty(len(order), values_BX.shape[1])
+                rows_NX[rows] = values_BX
+        return rows_NX
 
 
 def run_training(steps: Callable[..., Iterator[str | Result]], task: object, pool: Pool, name: str) -> Result:
