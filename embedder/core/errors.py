@@ -14,11 +14,6 @@ Each takes one string (*where: what, with the value; what to do*): an exception 
 the trip from a Ray worker.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
-
 
 class EmbedderError(Exception):
     """An error with a message for the user."""
@@ -54,18 +49,3 @@ class ClusterError(EmbedderError):
 
 class CommitError(EmbedderError):
     """A table that cannot be published as planned; the version before it still stands."""
-
-
-def collect_problem(problems: list[EmbedderError], check: Callable[[], T]) -> T | None:
-    """Return the check's result, or add its error to the problems and return None."""
-    try:
-        return check()
-    except EmbedderError as error:
-        problems.append(error)
-        return None
-
-
-def join_problems(problems: Sequence[EmbedderError]) -> EmbedderError:
-    """Return one error with every message: a StorageError if storage alone failed, else a ConfigError."""
-    kind = StorageError if all(isinstance(each, StorageError) for each in problems) else ConfigError
-    return kind("\n".join(map(str, problems)))

@@ -1,15 +1,13 @@
 """Settings → a checked and planned run, before the first document is read; or one ConfigError with every problem."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
-from embedder.core.errors import CommitError, ConfigError, EmbedderError, EmptySourceError, StorageError
+from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
-from embedder.core.retry import is_transient
+from embedder.core.problems import Problems
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.model.backends import check_backend
@@ -22,35 +20,6 @@ from embedder.table.parts import list_parts
 
 PART_VERSION = 1
 """Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
-
-T = TypeVar("T")
-
-
-class Problems:
-    """Problems of the settings, collected so that one ConfigError reports all."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def check(self, check: Callable[[], T]) -> T | None:
-        """Return the result of a check, or keep its problem and return None.
-
-        If the storage is unreachable or busy, no other setting would help: its error is raised at once, as it is.
-        """
-        try:
-            return check()
-        except EmbedderError as error:
-            if is_transient(error) and not isinstance(error, ConfigError):
-                if isinstance(error, CommitError):  # the table's log cannot be read
-                    raise StorageError(str(error)) from error
-                raise
-            self.found.append(str(error))
-            return None
-
-    def raise_all(self) -> None:
-        """Raise ConfigError if there is any problem."""
-        if self.found:
-            raise ConfigError("\n".join(self.found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.output import CutTableConfig, TableConfig
 from embedder.config.section import Section
 from embedder.core.errors import ConfigError
+from embedder.core.problems import Problems
 from embedder.core.redaction import mask_secrets
 from embedder.core.rotation import keep_rotation, read_rotation
 from embedder.core.schema import VECTORS
@@ -23,7 +24,6 @@ from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, Stats
 from embedder.observe.environment import describe_environment
-from embedder.run.prepare import Problems
 from embedder.run.recut_vectors import VectorTransform, plan_cut
 from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
 from embedder.table.parts import encode_batches, footer_of, part_file, quarantine_file, read_batches, read_footer, read_part

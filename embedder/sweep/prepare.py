@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import PurePosixPath
 
 from embedder.config.embedding import EmbeddingConfig
-from embedder.core.errors import ConfigError, EmbedderError, collect_problem, join_problems
+from embedder.core.errors import ConfigError
+from embedder.core.problems import Problems
 from embedder.core.storage import Location
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import locate_model, read_recipe
@@ -60,8 +61,8 @@ class SweepPlan:
 
 def prepare_sweep(config: SweepConfig) -> SweepPlan:
     """Resolve the models, read the labeled sets, draw the sample; all problems are raised at once."""
-    problems: list[EmbedderError] = []
-    check = partial(collect_problem, problems)
+    problems = Problems()
+    check = problems.check
     model = check(partial(_resolve, config.embedding.model_copy(update={"calibration": None}), config.grid, config, "grid"))
     calibration = check(partial(_load_calibration, config.embedding.calibration, model)) if model else None
     if model and config.grid.float8:
@@ -80,14 +81,14 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
         known = check(partial(make_known_items, drawn[0].documents, column, config.sample.queries, seed))
     check(lambda: config.output.location.open().check_writable())
     missing = _check_extras(config)
-    problems += [ConfigError(each) for each in (*_check_names(config), *missing)]
+    problems.found += [*_check_names(config), *missing]
     if quality.mteb and not missing:
         from embedder.sweep.mteb_tasks import find_task  # extra mteb
 
         for task in quality.mteb:
             check(partial(find_task, task))
-    if problems or model is None:
-        raise join_problems(problems)
+    problems.raise_all()
+    assert model is not None
     datasets = tuple(each for each in (known, *labeled) if each)
     sample, listing = drawn or (None, None)
     apis = tuple(each for each in config.baselines if each.is_api)

@@ -1,0 +1,36 @@
+"""Collect the problems of the settings, so that one error reports all."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from embedder.core.errors import CommitError, ConfigError, EmbedderError, StorageError
+from embedder.core.retry import is_transient
+
+T = TypeVar("T")
+
+
+class Problems:
+    """Problems of the settings, collected so that one ConfigError reports all."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def check(self, check: Callable[[], T]) -> T | None:
+        """Return the result of a check, or keep its problem and return None.
+
+        If the storage is unreachable or busy, no other setting would help: its error is raised at once, as it is.
+        """
+        try:
+            return check()
+        except EmbedderError as error:
+            if is_transient(error) and not isinstance(error, ConfigError):
+                if isinstance(error, CommitError):  # the table's log cannot be read
+                    raise StorageError(str(error)) from error
+                raise
+            self.found.append(str(error))
+            return None
+
+    def raise_all(self) -> None:
+        """Raise ConfigError if there is any problem."""
+        if self.found:
+            raise ConfigError("\n".join(self.found))

@@ -1,0 +1,31 @@
+"""Problems of the settings are reported together, and an outage at once."""
+
+import pytest
+
+from embedder.core.errors import CommitError, ConfigError, SourceError, StorageError
+from embedder.core.problems import Problems
+
+
+def fail(error: Exception, cause: Exception | None = None) -> None:
+    raise error from cause
+
+
+def test_all_problems_are_one_error() -> None:
+    problems = Problems()
+    assert problems.check(lambda: 3) == 3
+    assert problems.check(lambda: fail(StorageError("s3://gone: not there"))) is None
+    assert problems.check(lambda: fail(ConfigError("embedding.depth=0: choose 1 to 6"))) is None
+    with pytest.raises(ConfigError, match=r"s3://gone: not there\nembedding\.depth=0: choose 1 to 6"):
+        problems.raise_all()
+
+
+def test_no_problem_raises_nothing() -> None:
+    Problems().raise_all()
+
+
+@pytest.mark.parametrize(("raised", "kind"), [(SourceError, SourceError), (StorageError, StorageError), (CommitError, StorageError)])
+def test_an_outage_is_raised_at_once_and_is_no_wrong_setting(raised: type[Exception], kind: type[Exception]) -> None:
+    problems = Problems()
+    problems.check(lambda: fail(ConfigError("embedding.depth=0: choose 1 to 6")))
+    with pytest.raises(kind, match="cannot list it"):
+        problems.check(lambda: fail(raised("s3://docs: cannot list it"), ConnectionResetError("reset by peer")))
