@@ -198,7 +198,7 @@ def test_the_table_of_the_first_page_is_read_as_it_says(
 ) -> None:
     MadeTable(str(tmp_path / ".quickstart/table")).follow({"shard": [("d0", "one two", "x"), ("d1", "three", "y")]})
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks_of(README, "python")
+    block, _ = blocks_of(README, "python")
     exec(block.replace("kind", "topic"), {})  # the metadata column of this table
     assert "chunks" in capsys.readouterr().out
 
