@@ -70,7 +70,7 @@ class Api:
         """Return vectors, tokens and seconds of one request."""
         started = time.perf_counter()
         try:
-            answer = self._client.ask(texts, self.width)
+            answer = self._client.request(texts, self.width)
         except ModelError as error:
             raise ModelError(f"baselines: {error}; finished vectors are kept, run again to resume") from error
         if answer.vectors_NW.shape[1] != self.width:

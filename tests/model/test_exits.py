@@ -169,7 +169,7 @@ def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
     description = Path(artifact, DESCRIPTION)
     description.write_text(description.read_text().replace('"format": 5', '"format": 4'))
-    with pytest.raises(ConfigError, match="format 4, expected 5; make it anew"):
+    with pytest.raises(ConfigError, match="format 4, expected 5; make it again"):
         load_calibration(artifact)
 
 
@@ -181,7 +181,7 @@ def test_a_query_runs_the_full_model_without_the_map(tiny_model: TinyModel, arti
 def test_a_damaged_artifact_is_refused(artifact: str) -> None:
     tensors = Path(artifact, TENSORS)
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(ConfigError, match="its numbers are not those of its fingerprint"):
+    with pytest.raises(ConfigError, match="its contents do not match its fingerprint"):
         load_calibration(artifact)
     for damaged in (save({"tokens": WEIGHING.token_weights_V}), b"short"):
         tensors.write_bytes(damaged)
@@ -198,7 +198,7 @@ def test_a_damaged_artifact_is_refused(artifact: str) -> None:
         (lambda written: json.dumps(written | {"fitted_for": {"model": "x"}}), "damaged \\(KeyError"),
         (lambda written: json.dumps(written | {"maps": 3}), "damaged \\(AttributeError"),
         (lambda written: json.dumps(written | {"ranges": ["calibrated"]}), "damaged \\(ValueError"),
-        (lambda written: json.dumps(written | {"full_depth": 2}), "its numbers are not those of its fingerprint"),
+        (lambda written: json.dumps(written | {"full_depth": 2}), "its contents do not match its fingerprint"),
     ],
 )
 def test_a_damaged_description_is_refused_before_the_run(
