@@ -47,21 +47,13 @@ class RefusedError(ModelError):
     """The server refused the request: a text too long, too many texts, an unknown parameter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """The vectors of a request's texts, in their order."""
-
-    vectors_NW: Floats  # noqa: N815
-    tokens: int | None
-    """As billed; None if the server does not report them."""
-
-
 @dataclass(slots=True)
 class ApiEncoded:
     """Vectors of texts, with zeros for refused texts, and the reason by row of each refused text."""
 
     vectors_ND: Floats  # noqa: N815
     tokens: int | None
+    """As billed; None if the server does not report them."""
     refused: dict[int, str] = field(default_factory=dict)
 
     def merge(self, other: "ApiEncoded") -> "ApiEncoded":
@@ -83,8 +75,8 @@ class ApiClient:
         # a self-hosted server may need no key; with_retries retries
         self._client = openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0, timeout=TIMEOUT_SECONDS)
 
-    def request(self, texts: Sequence[str], dimensions: int | None = None) -> Response:
-        """Return the vectors of texts from one request, with retries; RefusedError if the server refuses it."""
+    def request(self, texts: Sequence[str], dimensions: int | None = None) -> tuple[Floats, int | None]:
+        """Return texts' vectors (N, W) and billed tokens from one request, with retries; RefusedError if the server refuses it."""
         body: dict[str, Any] = {"model": self.name, "input": list(texts)} | ({"dimensions": dimensions} if dimensions else {})
         try:
             return with_retries(lambda: self._request_once(body), self.where, self._patience_seconds)
@@ -94,7 +86,7 @@ class ApiClient:
         except openai.OpenAIError as error:
             raise ModelError(f"{self.where}: {type(error).__name__}: {one_line(error.__cause__ or error)}") from error
 
-    def _request_once(self, body: dict[str, Any]) -> Response:
+    def _request_once(self, body: dict[str, Any]) -> tuple[Floats, int | None]:
         try:
             response = self._client.embeddings.create(**body)
             rows = sorted(response.data, key=lambda each: each.index)
@@ -108,7 +100,7 @@ class ApiClient:
         num_texts = len(body["input"])
         if vectors_NW.ndim != 2 or len(vectors_NW) != num_texts or not np.isfinite(vectors_NW).all():
             raise ModelError(f"{self.where}: sent {num_texts} texts, received shape {vectors_NW.shape} or NaN; check the server")
-        return Response(vectors_NW, getattr(getattr(response, "usage", None), "prompt_tokens", None))
+        return vectors_NW, getattr(getattr(response, "usage", None), "prompt_tokens", None)
 
 
 class ApiEncoder:
@@ -150,16 +142,16 @@ class ApiEncoder:
 
     def _request(self, texts: Sequence[str]) -> ApiEncoded:
         try:
-            response = self.client.request(texts, self._dimensions)
+            vectors_NW, tokens = self.client.request(texts, self._dimensions)
         except RefusedError:
             if self._dimensions is None or self._is_settled:
                 raise
-            response, self._dimensions = self.client.request(texts), None
+            (vectors_NW, tokens), self._dimensions = self.client.request(texts), None
         self._is_settled = True
-        dim, width = self.spec.dim, response.vectors_NW.shape[1]
+        dim, width = self.spec.dim, vectors_NW.shape[1]
         if width < dim:
             raise ModelError(f"{self.client.where}: {width} components returned, and dim is {dim}; it is not the model of this spec")
-        return ApiEncoded(cut_vectors(response.vectors_NW, dim, self.spec.normalize), response.tokens)
+        return ApiEncoded(cut_vectors(vectors_NW, dim, self.spec.normalize), tokens)
 
 
 def find_stop(texts: Sequence[str], first: int, most_texts: int) -> int:

@@ -30,9 +30,9 @@ def resolve_api(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resolve
     try:
         tokenizer = load_counter(chunking.tokenizer) if chunking.tokenizer else None
         spec = _fill_defaults(embedding, chunking, max_tokens, tokenizer)
-        problems = check_api_room(spec, chunking, tokenizer)
+        problems = check_room(spec, chunking, tokenizer)
         client = ApiClient(spec.model, str(spec.base_url), RESOLVE_SECONDS)
-        full_W = client.request([PROBE_TEXT]).vectors_NW[0]
+        full_W = client.request([PROBE_TEXT])[0][0]
         spec = spec.model_copy(update={"dim": embedding.dim or len(full_W)})
         problems += check_dim(spec, full_W, client)
     except ModelError as error:
@@ -80,14 +80,6 @@ def describe_api(model: str, tokenizer: Tokenizer | None) -> str:
     return f"{model.removeprefix(API)}, tokens counted by {digest(tokenizer.to_str()) if tokenizer else 'bytes'}"
 
 
-def check_api_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokenizer | None) -> list[str]:
-    """Return the problems of a prompt or an overlap that leaves no room for text."""
-    if tokenizer is None:
-        return check_room(spec, chunking, 0, -(-len(spec.prompt.encode()) // 3))
-    prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
-    return check_room(spec, chunking, tokenizer.num_special_tokens_to_add(False), prompt_tokens)
-
-
 def check_dim(spec: EmbeddingSpec, full_W: Floats, client: ApiClient) -> list[str]:
     """Return the problems of a dim that the model lacks, or that the server does not compute by truncation, as recut tables do."""
     where = f"embedding.dim={spec.dim}"
@@ -99,7 +91,7 @@ def check_dim(spec: EmbeddingSpec, full_W: Floats, client: ApiClient) -> list[st
         return []
     full_D = full_W[: spec.dim]
     try:
-        short_D = client.request([PROBE_TEXT], spec.dim).vectors_NW[0, : spec.dim]
+        short_D = client.request([PROBE_TEXT], spec.dim)[0][0, : spec.dim]
     except RefusedError:
         return []  # no parameter `dimensions`: ApiEncoder truncates
     cosine = float(full_D @ short_D / (np.linalg.norm(full_D) * np.linalg.norm(short_D)))

@@ -161,9 +161,7 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
             "quantization=int8": spec.quantization == "int8",
             "rotate=true": embedding.rotate,
         }
-        return [
-            f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name, is_set in needs.items() if is_set
-        ]
+        return [f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name, used in needs.items() if used]
     differences = calibration.differences(spec)
     if differences:
         return [f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate"]
@@ -212,13 +210,17 @@ def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelR
     where = f"chunking.max_tokens={spec.max_tokens}"
     if spec.max_tokens > recipe.position_limit:
         return [f"{where}: {spec.model!r} has positions for {recipe.position_limit} tokens; choose 4 to {recipe.position_limit}"]
-    prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
-    return check_room(spec, chunking, tokenizer.num_special_tokens_to_add(False), prompt_tokens)
+    return check_room(spec, chunking, tokenizer)
 
 
-def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, special_tokens: int, prompt_tokens: int) -> list[str]:
-    """Return the problems of a prompt or an overlap that leaves no room for text."""
+def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """Return the problems of a prompt or an overlap that leaves no room for text; without a tokenizer, 3 bytes are a token."""
     where = f"chunking.max_tokens={spec.max_tokens}"
+    if tokenizer is None:
+        special_tokens, prompt_tokens = 0, -(-len(spec.prompt.encode()) // 3)
+    else:
+        special_tokens = tokenizer.num_special_tokens_to_add(False)
+        prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
     room = spec.max_tokens - special_tokens - prompt_tokens
     taken = f"the prompt takes {prompt_tokens} and special tokens {special_tokens}"
     if room < 1:

@@ -1,7 +1,7 @@
 """A model's name → its folder on this machine → a recipe: how the model's own files turn texts into vectors."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
-from embedder.core.spec import EmbeddingSpec, Pooling
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.files.families import Family, find_family, is_causal, position_limit
-from embedder.model.files.st_layout import Layout, Step, blaming, read_json, read_layout
+from embedder.model.files.st_layout import Layout, blaming, read_json, read_layout
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -21,13 +21,11 @@ _HUB_IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError)  # OSError: offline, and not in the cache
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRecipe:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecipe(Layout):
     """The contents of a model's files, before the user's settings."""
 
     folder: Path
-    transformer_folder: Path
-    """Folder of config, tokenizer and weights; `folder` itself without modules.json."""
     family: str
     num_layers: int
     hidden_size: int
@@ -40,15 +38,7 @@ class ModelRecipe:
     max_tokens: int
     """Default; the maximum is `position_limit`."""
     position_limit: int
-    pooling: Pooling
-    include_prompt: bool
-    document_prompt: str
-    query_prompt: str
     layer_norm: bool
-    lower_case: bool
-    """Whether texts are lower-cased before the tokenizer's own normalizer."""
-    steps: tuple[Step, ...]
-    """Modules between pooling and truncation, in order."""
     checksum: str
 
 
@@ -111,8 +101,8 @@ def read_recipe(folder: Path) -> ModelRecipe:
     if layout.truncate_dim and layout.truncate_dim > width:
         raise ModelError(f"config_sentence_transformers.json: truncate_dim={layout.truncate_dim}: the model has {width} components")
     return ModelRecipe(
+        **{each.name: getattr(layout, each.name) for each in fields(layout)},
         folder=folder,
-        transformer_folder=layout.transformer_folder,
         family=config.model_type,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -122,13 +112,7 @@ def read_recipe(folder: Path) -> ModelRecipe:
         has_final_norm=family.final_norm is not None,
         max_tokens=min(limit, layout.max_seq_length or _tokenizer_length(layout.transformer_folder) or limit),
         position_limit=limit,
-        pooling=layout.pooling,
-        include_prompt=layout.include_prompt,
-        document_prompt=layout.document_prompt,
-        query_prompt=layout.query_prompt,
         layer_norm=family.layer_norm,
-        lower_case=layout.lower_case,
-        steps=layout.steps,
         checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders),
     )
 

@@ -56,11 +56,14 @@ class Layout:
     """Settings of a model's folder."""
 
     transformer_folder: Path
+    """Folder of config, tokenizer and weights; the model's own folder without modules.json."""
     pooling: Pooling
     include_prompt: bool = True
     max_seq_length: int | None = None
     lower_case: bool = False
+    """Whether texts are lower-cased before the tokenizer's own normalizer."""
     steps: tuple[Step, ...] = ()
+    """Modules between pooling and truncation, in order."""
     module_folders: tuple[Path, ...] = ()
     document_prompt: str = ""
     query_prompt: str = ""
