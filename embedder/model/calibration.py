@@ -76,7 +76,7 @@ class Calibration:
     fitted_for: Mapping[str, Any]
     """Fields of the spec, with the model's name and revision for messages."""
     full_depth: int
-    weighing: AttentionPooling
+    attention_pooling: AttentionPooling
     """The learned means that maps read, for every layer from the embedding up."""
     maps: Mapping[int, ExitMap]
     ranges: Mapping[RangeKey, Ranges]
@@ -95,7 +95,7 @@ class Calibration:
 
     def tensors(self) -> dict[str, Floats]:
         """Return every array by its name in the safetensors file."""
-        found: dict[str, Floats] = {"tokens": self.weighing.token_weights_V, "attention": self.weighing.queries_TQX}
+        found: dict[str, Floats] = {"tokens": self.attention_pooling.token_weights_V, "attention": self.attention_pooling.queries_TQX}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
             found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
@@ -164,7 +164,7 @@ def load_calibration(uri: str) -> Calibration:
         calibration = Calibration(
             fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
-            weighing=AttentionPooling(tensors["tokens"], tensors["attention"]),
+            attention_pooling=AttentionPooling(tensors["tokens"], tensors["attention"]),
             maps={int(depth): _build_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
@@ -176,6 +176,6 @@ def load_calibration(uri: str) -> Calibration:
     except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{where}: damaged ({type(error).__name__}: {error}); make it again with jobs.calibrate") from error
     # the fingerprint does not cover full_depth, but the embedding and each layer up to it have learned queries
-    if not is_intact or calibration.full_depth != len(calibration.weighing.queries_TQX) - 1:
+    if not is_intact or calibration.full_depth != len(calibration.attention_pooling.queries_TQX) - 1:
         raise ConfigError(f"{where}: its contents do not match its fingerprint; make it again with jobs.calibrate")
     return calibration

@@ -15,7 +15,7 @@ from torch.nn import functional
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch
-from embedder.model.files.st_layout import Step, blaming
+from embedder.model.files.st_layout import Step, file_errors
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 
@@ -86,7 +86,7 @@ def _load_step(step: Step) -> nn.Module:
     if step.kind == "dense":
         modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
     path = step.folder / "model.safetensors"
-    with blaming(f"{step.folder.name}/{path.name}"):
+    with file_errors(f"{step.folder.name}/{path.name}"):
         nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     activation: nn.Module = getattr(nn, step.activation)()
     return nn.Sequential(*modules.values(), activation)

@@ -14,7 +14,7 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
-from embedder.model.files.st_layout import blaming
+from embedder.model.files.st_layout import file_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     """Load the Rust tokenizer of AutoTokenizer, without truncation and padding."""
     from transformers import AutoTokenizer  # imports torch: seconds
 
-    with blaming("tokenizer.json"):
+    with file_errors("tokenizer.json"):
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not loaded.is_fast:
         raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")

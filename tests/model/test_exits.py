@@ -113,8 +113,8 @@ def test_an_artifact_comes_back_as_it_was_written(tiny_model: TinyModel, artifac
     assert read.fingerprint == calibration.fingerprint
     assert read.maps.keys() == calibration.maps.keys()
     assert np.array_equal(read.maps[3].weight_FW, calibration.maps[3].weight_FW)
-    assert np.array_equal(read.weighing.token_weights_V, WEIGHING.token_weights_V)
-    assert np.array_equal(read.weighing.queries_TQX, WEIGHING.queries_TQX)
+    assert np.array_equal(read.attention_pooling.token_weights_V, WEIGHING.token_weights_V)
+    assert np.array_equal(read.attention_pooling.queries_TQX, WEIGHING.queries_TQX)
     assert read.ranges.keys() == calibration.ranges.keys()
     assert read.record == {"documents": 7}
 
@@ -139,8 +139,8 @@ def with_trained(calibration: Calibration, trained: dict[str, np.ndarray]) -> Ca
 
 def test_what_tokens_count_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
     calibration = calibrate(tiny_model)
-    heavier = replace(calibration, weighing=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
-    sharper = replace(calibration, weighing=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
+    heavier = replace(calibration, attention_pooling=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
+    sharper = replace(calibration, attention_pooling=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
     trained = [with_trained(calibration, {"layer": np.full(3, value, np.float32)}) for value in (1, 2)]
     assert len({each.fingerprint for each in (calibration, heavier, sharper, *trained)}) == 5
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from embedder.core.errors import ModelError
-from embedder.model.files.st_layout import blaming, read_json
+from embedder.model.files.st_layout import file_errors, read_json
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = {
@@ -33,7 +33,7 @@ def list_weights(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        with blaming(index.name):
+        with file_errors(index.name):
             shards = sorted(set(read_json(index)["weight_map"].values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
@@ -57,7 +57,7 @@ def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tup
         files |= {path for path in module_folder.iterdir() if path.suffix in (".json", ".safetensors")}
     for path in files:
         if path.suffix == ".safetensors":
-            with blaming(path.relative_to(folder).as_posix()), safe_open(path, "np"):
+            with file_errors(path.relative_to(folder).as_posix()), safe_open(path, "np"):
                 pass  # compares the header with the file's size
     hashes = sorted((path.relative_to(folder).as_posix(), _hash_file(path)) for path in files if path.is_file())
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -12,7 +12,7 @@ from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.files.families import Family, find_family, is_causal, position_limit
-from embedder.model.files.st_layout import Layout, blaming, read_json, read_layout
+from embedder.model.files.st_layout import Layout, file_errors, read_json, read_layout
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -89,7 +89,7 @@ def read_recipe(folder: Path) -> ModelRecipe:
     family = find_family(raw.get("model_type"))
     from transformers import AutoConfig  # imports torch: seconds, after the cheap checks
 
-    with blaming("config.json"):
+    with file_errors("config.json"):
         config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
         limit = position_limit(config)
     _refuse_ignored_names(raw, config, family)
@@ -157,7 +157,7 @@ def _check_widths(layout: Layout, hidden_size: int) -> int:
 
 def _tokenizer_length(folder: Path) -> int | None:
     length = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    with blaming("tokenizer_config.json: model_max_length"):
+    with file_errors("tokenizer_config.json: model_max_length"):
         return int(length) if length else None
 
 

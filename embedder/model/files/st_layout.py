@@ -71,7 +71,7 @@ class Layout:
 
 
 @contextmanager
-def blaming(name: str) -> Iterator[None]:
+def file_errors(name: str) -> Iterator[None]:
     """Raise a library's error as a ModelError of one line that starts with the file's name."""
     try:
         yield
@@ -105,13 +105,13 @@ def read_layout(folder: Path) -> Layout:
         raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling")
     transformer_folder, pooling_folder = modules[0][1], modules[1][1]
     pooling, include_prompt = _read_pooling(pooling_folder)
-    with blaming("sentence_*_config.json"):
+    with file_errors("sentence_*_config.json"):
         max_seq_length, lower_case = _read_transformer(transformer_folder)
     steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
     # a final Normalize is the spec's `normalize`, which follows truncation
     while steps and steps[-1].kind == "normalize":
         steps.pop()
-    with blaming("config_sentence_transformers.json"):
+    with file_errors("config_sentence_transformers.json"):
         document_prompt, query_prompt, truncate_dim = _read_usage(folder)
     return Layout(
         transformer_folder=transformer_folder,
