@@ -32,7 +32,7 @@ def resolve_api(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resolve
         spec = _fill_defaults(embedding, chunking, max_tokens, tokenizer)
         problems = check_room(spec, chunking, tokenizer)
         client = ApiClient(spec.model, str(spec.base_url), RESOLVE_SECONDS)
-        full_W = client.request([PROBE_TEXT])[0][0]
+        (full_W,), _ = client.request([PROBE_TEXT])
         spec = spec.model_copy(update={"dim": embedding.dim or len(full_W)})
         problems += check_dim(spec, full_W, client)
     except ModelError as error:
@@ -89,11 +89,11 @@ def check_dim(spec: EmbeddingSpec, full_W: Floats, client: ApiClient) -> list[st
         return [f"{where}: {spec.model!r} has {len(full_W)} components; choose 1 to {len(full_W)}"]
     if spec.dim == len(full_W) or not spec.normalize:
         return []
-    full_D = full_W[: spec.dim]
     try:
-        short_D = client.request([PROBE_TEXT], spec.dim)[0][0, : spec.dim]
+        (asked_W,), _ = client.request([PROBE_TEXT], spec.dim)
     except RefusedError:
         return []  # no parameter `dimensions`: ApiEncoder truncates
+    full_D, short_D = full_W[: spec.dim], asked_W[: spec.dim]
     cosine = float(full_D @ short_D / (np.linalg.norm(full_D) * np.linalg.norm(short_D)))
     if cosine < SAME_COSINE:
         return [f"{where}: the server's vector for dimensions={spec.dim} is not the start of its full vector (cosine {cosine:.3f}); "

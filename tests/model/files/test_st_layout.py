@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +6,6 @@ import pytest
 
 from embedder.core.errors import ModelError
 from embedder.model.files.st_layout import read_layout
-
-
-@pytest.fixture
-def folder(tiny_model: Any, tmp_path: Path) -> Path:
-    copy: Path = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, copy)
-    return copy
 
 
 def write(path: Path, content: Any) -> None:
