@@ -1,7 +1,7 @@
-"""A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
+"""A calibration: parameters fitted on a sample of a corpus, stored as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, what they weigh tokens by, the layers before them where these were trained
-too, the principal axes of the full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim.
+It holds exit maps, which make shallow depths usable, with their attention pooling and any trained layers, the principal axes of the
+full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim.
 """
 
 import json
@@ -10,47 +10,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from embedder.core.errors import ConfigError
-from embedder.core.quantization import Ranges
+from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, Exit, digest
-from embedder.core.storage import Options, Store
+from embedder.core.storage import Store
 from embedder.model.attention_pooling import AttentionPooling
 
-Floats = npt.NDArray[np.float32]
-
 FORMAT = 5
-"""Raised when an artifact of before could be misread.
+"""Incremented when an earlier artifact could be misread.
 
-2: maps also read the mean weighted by token; 3: that weighted by place; 4: in the place of both, the means of learned queries;
-and there is a rotation; 5: what a token counts has no bounds.
+2: maps also read the mean weighted by token; 3: and the mean weighted by position; 4: the means of learned queries replace both, and
+there is a rotation; 5: a token's weight is unbounded.
 """
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
 
 _FITTED_FOR = ("model_checksum", "pooling", "final_norm", "layer_norm", "prompt", "max_tokens", "chunking", "normalize")
-"""Fields of the spec that a calibration was made with and cannot be used without."""
+"""Fields of the spec that must be equal when the calibration is fitted and used."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitMap:
-    """From the pooled and normalised states of some layers, side by side, to the full model's vector before the cut."""
+    """Linear map from the concatenated, pooled and normalized states of some layers to the full model's vector before truncation."""
 
     layers: tuple[int, ...]
-    """In rising order, 0 the embedding layer, the last one the depth."""
+    """Ascending; 0 is the embedding layer, the last is the depth."""
     weight_FW: Floats  # noqa: N815
     bias_W: Floats  # noqa: N815
     trained: Mapping[str, Floats] = field(default_factory=dict)
-    """Weights of the kept layers, by name, where they were trained for this depth; those left out are the model's own."""
+    """Weights trained for this depth, by name; all others are the model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class RangeKey:
-    """Which vectors a pair of ranges was taken from: turned or not, cut to `dim`, unit length."""
+    """Identifies the vectors that ranges were fitted on: rotated or not, truncated to `dim`, unit length."""
 
     exit: Exit
     depth: int
@@ -59,7 +56,7 @@ class RangeKey:
 
     @staticmethod
     def of(spec: EmbeddingSpec) -> "RangeKey":
-        """Name the vectors of a spec."""
+        """Return the key of a spec's vectors."""
         return RangeKey(spec.exit, spec.depth, spec.dim, spec.rotation is not None)
 
     def __str__(self) -> str:
@@ -67,7 +64,7 @@ class RangeKey:
 
     @staticmethod
     def parse(name: str) -> "RangeKey":
-        """Read back what str gave."""
+        """Return the key of a name that `str` made."""
         exit_name, depth, dim, *rotated = name.split(".")
         return RangeKey("calibrated" if exit_name == "calibrated" else "native", int(depth), int(dim), bool(rotated))
 
@@ -77,28 +74,28 @@ class Calibration:
     """Everything fitted for one model on one sample."""
 
     fitted_for: Mapping[str, Any]
-    """The fields of the spec it depends on, with the model's name and revision for messages."""
+    """Fields of the spec, with the model's name and revision for messages."""
     full_depth: int
-    weighing: AttentionPooling
-    """What tokens count in the learned means that maps read, at every layer from the embedding up."""
+    attention_pooling: AttentionPooling
+    """The learned means that maps read, for every layer from the embedding up."""
     maps: Mapping[int, ExitMap]
     ranges: Mapping[RangeKey, Ranges]
     record: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made and how good it is: sample, held-out figures, versions."""
+    """Sample, held-out quality, versions."""
     rotation_WW: Floats | None = None  # noqa: N815
-    """Principal axes of the full model's vectors as columns, that of the most variance first."""
+    """Principal axes of the full model's vectors as columns, most variance first."""
 
     @property
     def fingerprint(self) -> str:
-        """Digest what can move a vector: every number, and what they were fitted for."""
+        """Digest of everything that can change a vector: all arrays, and the fields they were fitted for."""
         tensors = self.tensors()
         numbers = {name: [tensors[name].shape, digest_array(tensors[name])] for name in sorted(tensors)}
         layers = {str(depth): exit_map.layers for depth, exit_map in self.maps.items()}
         return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, layers, numbers)
 
     def tensors(self) -> dict[str, Floats]:
-        """Name every array, as the safetensors file does."""
-        found: dict[str, Floats] = {"tokens": self.weighing.token_weights_V, "attention": self.weighing.queries_TQX}
+        """Return every array by its name in the safetensors file."""
+        found: dict[str, Floats] = {"tokens": self.attention_pooling.token_weights_V, "attention": self.attention_pooling.queries_TQX}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
             found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
@@ -109,7 +106,7 @@ class Calibration:
         return found
 
     def differences(self, spec: EmbeddingSpec) -> list[str]:
-        """Say in what a spec differs from the one this was fitted for, as `name: fitted → asked`."""
+        """Return the differing fields of a spec, each as `name: fitted → asked`."""
         asked = spec.model_dump()
         named = [name for name in _FITTED_FOR if self.fitted_for[name] != asked[name]]
         return [
@@ -121,14 +118,14 @@ class Calibration:
 
 
 def fitted_for(spec: EmbeddingSpec) -> dict[str, Any]:
-    """Take from a spec what a calibration depends on."""
+    """Return the fields of a spec that a calibration depends on."""
     values = spec.model_dump()
     return {name: values[name] for name in ("model", "revision", *_FITTED_FOR)}
 
 
-def write_calibration(calibration: Calibration, uri: str, options: Options | None = None) -> None:
-    """Write the artifact, the description last; one that is there already is refused unless it is the same."""
-    folder = Store(uri, options)
+def write_calibration(calibration: Calibration, uri: str) -> None:
+    """Write the artifact, the description last; ConfigError if the folder holds a different one."""
+    folder = Store(uri)
     description = {
         "format": FORMAT,
         "fingerprint": calibration.fingerprint,
@@ -139,47 +136,46 @@ def write_calibration(calibration: Calibration, uri: str, options: Options | Non
         "record": dict(calibration.record),
     }
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in calibration.tensors().items()}
-    wrote = Store(folder.child(TENSORS), options).write_once(save(tensors))
-    if not wrote and load_calibration(uri, options).fingerprint != calibration.fingerprint:
+    wrote = Store(folder.child(TENSORS)).write_once(save(tensors))
+    if not wrote and load_calibration(uri).fingerprint != calibration.fingerprint:
         raise ConfigError(f"output.uri={uri!r}: holds another calibration, which tables may use; choose another folder")
-    Store(folder.child(DESCRIPTION), options).write_once(json.dumps(description, indent=1).encode())
+    Store(folder.child(DESCRIPTION)).write_once(json.dumps(description, indent=1).encode())
 
 
-def read_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -> ExitMap:
-    """Take one depth's arrays from the file's."""
-    trained = {name.removeprefix(f"layers.{depth}."): tensor for name, tensor in tensors.items() if name.startswith(f"layers.{depth}.")}
+def _build_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -> ExitMap:
+    prefix = f"layers.{depth}."
+    trained = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"], trained)
 
 
-def load_calibration(uri: str, options: Options | None = None) -> Calibration:
-    """Read an artifact and check it against its own fingerprint; ConfigError if there is none, or one that cannot be used."""
-    folder = Store(uri, options)
-    found = Store(folder.child(DESCRIPTION), options)
+def load_calibration(uri: str) -> Calibration:
+    """Read an artifact and check it against its fingerprint; ConfigError if it is missing, damaged or of another format."""
+    folder, where = Store(uri), f"embedding.calibration={uri!r}"
+    found = Store(folder.child(DESCRIPTION))
     if found.info() is None:
-        raise ConfigError(f"embedding.calibration={uri!r}: no {DESCRIPTION} there; make one with jobs.calibrate")
+        raise ConfigError(f"{where}: no {DESCRIPTION} there; make one with jobs.calibrate")
     try:
         with found.open_input() as file:
             description = json.load(file)
         if description["format"] != FORMAT:
-            raise ConfigError(f"embedding.calibration={uri!r}: format {description['format']!r}, expected {FORMAT}; make it anew")
-        with Store(folder.child(TENSORS), options).open_input() as file:
+            raise ConfigError(f"{where}: format {description['format']!r}, expected {FORMAT}; make it again with jobs.calibrate")
+        with Store(folder.child(TENSORS)).open_input() as file:
             tensors = load(file.read())
         calibration = Calibration(
             fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
-            weighing=AttentionPooling(tensors["tokens"], tensors["attention"]),
-            maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
+            attention_pooling=AttentionPooling(tensors["tokens"], tensors["attention"]),
+            maps={int(depth): _build_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },
             record=description["record"],
             rotation_WW=tensors.get("rotation"),
         )
-        is_whole = calibration.fingerprint == description["fingerprint"]
+        is_intact = calibration.fingerprint == description["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"embedding.calibration={uri!r}: damaged ({reason}); make it anew with jobs.calibrate") from error
-    # the depth that queries run is in no fingerprint, but there are learned queries for each layer up to it, and the embedding
-    if not is_whole or calibration.full_depth != len(calibration.weighing.queries_TQX) - 1:
-        raise ConfigError(f"embedding.calibration={uri!r}: its numbers are not those of its fingerprint; make it anew with jobs.calibrate")
+        raise ConfigError(f"{where}: damaged ({type(error).__name__}: {error}); make it again with jobs.calibrate") from error
+    # the fingerprint does not cover full_depth, but the embedding and each layer up to it have learned queries
+    if not is_intact or calibration.full_depth != len(calibration.attention_pooling.queries_TQX) - 1:
+        raise ConfigError(f"{where}: its contents do not match its fingerprint; make it again with jobs.calibrate")
     return calibration

@@ -22,7 +22,7 @@ from embedder.model.calibration import Calibration, ExitMap
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe
-from embedder.model.files.st_layout import blaming
+from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
 from embedder.model.pooling import Head, load_steps
 
@@ -83,7 +83,7 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
     if not 1 <= depth <= recipe.num_layers:
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
-    with _quiet_transformers(), blaming(recipe.folder.name):
+    with _quiet_transformers(), file_errors(recipe.folder.name):
         model, report = AutoModel.from_pretrained(
             recipe.transformer_folder,
             config=_cut_config(recipe, depth),
@@ -187,6 +187,6 @@ def load_head_and_exit(
         return Head(load_steps(recipe.steps), spec, rotation_WW), None
     if calibration is None or calibration.fingerprint != spec.calibration:
         raise ModelError(f"embedding.calibration: not the artifact of the spec ({spec.calibration}); give every worker the same")
-    pool = ExitPooler(spec.pooling, calibration.weighing)
+    pool = ExitPooler(spec.pooling, calibration.attention_pooling)
     exit_map = Exit(calibration.maps[spec.depth], pool, recipe.hidden_size)
     return Head(nn.Sequential(), spec.model_copy(update={"layer_norm": False}), rotation_WW), exit_map

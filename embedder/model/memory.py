@@ -1,4 +1,4 @@
-"""Memory of this machine; free memory of a device and the shape of a model → the tokens that one forward pass may hold."""
+"""Free memory of a device and the shape of a model → the token budget of a forward pass; memory of this machine."""
 
 import os
 from pathlib import Path
@@ -9,35 +9,35 @@ import torch
 from embedder.model.files.families import find_family, position_limit
 
 MOST_TOKENS = 65_536
-"""More gains nothing: the matrix products of a pass of this size keep any device of today busy."""
+"""Enough to keep any current device busy."""
 LEAST_TOKENS = 1024
 SAFETY = 0.5
-"""Share of the free memory that is counted on; the rest is for the allocator's gaps, workspaces, and what a unit gives."""
+"""Share of the free memory to use; the rest is for fragmentation, workspaces and a unit's results."""
 
 
 def plan_token_budget(free_bytes: int, config: Any, dtype_bytes: int) -> int:
-    """Give the tokens of a pass whose states fit; too many cost a warning and half the budget, not the run."""
+    """Return the number of tokens whose states fit; if they do not, the encoder warns and halves the budget."""
     fitting = int(free_bytes * SAFETY) // bytes_per_token(config, dtype_bytes)
     return min(MOST_TOKENS, max(LEAST_TOKENS, fitting // LEAST_TOKENS * LEAST_TOKENS))
 
 
 def bytes_per_token(config: Any, dtype_bytes: int) -> int:
-    """Give what a token takes at the widest point of a layer; layers do not add up, since none keeps its states.
+    """Return the bytes of a token at the widest point of a layer; no layer keeps its states.
 
-    Eight states wide around attention (what goes in, its norm, queries, keys, values, two rotated, what comes out), three
-    inside of a gated feed-forward block, and the state that is pooled in float32.
+    Eight states around attention (input, norm, queries, keys, values, two rotated, output), three in a gated feed-forward block, and
+    the state pooled in float32.
     """
     family = find_family(config.model_type)
     heads = int(config.num_attention_heads)
     attention_width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     states = 8 * max(int(config.hidden_size), attention_width) + 3 * int(getattr(config, family.intermediate_size))
-    # eager attention holds scores, their softmax and the mask with bias, each as wide as the sequence for every head
+    # eager attention holds scores, softmax and mask with bias, each as wide as the sequence, per head
     scores = 3 * heads * position_limit(config) if family.attention == "eager" else 0
     return (states + scores) * dtype_bytes + 2 * 4 * int(config.hidden_size)
 
 
 def host_memory_bytes() -> int:
-    """Give the memory of this machine, or of the container if it has less."""
+    """Return the memory of this machine, or of the container if it has less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -45,6 +45,6 @@ def host_memory_bytes() -> int:
 
 
 def free_device_bytes(device: torch.device, share: float) -> int:
-    """Give what is free of this share of the device: other actors may hold theirs, or be about to."""
+    """Return the free bytes of this share of the device; other actors may use the rest."""
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     return int(min(free_bytes, total_bytes * share - torch.cuda.memory_allocated(device)))

@@ -1,4 +1,4 @@
-"""A transformer of torch, cut to its depth and pooled → the same pass as a graph that OpenVINO runs. The only module that imports it.
+"""A torch transformer with pooling → a graph that OpenVINO runs. The only module that imports openvino.
 
 B = sequences of a batch, L = tokens of its longest, F = pooled states of a row.
 """
@@ -21,31 +21,31 @@ from embedder.model.batches import Batch, PaddedBatch
 from embedder.model.files.families import find_family, is_causal
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-"""What it multiplies in on a CPU; it takes float16 as a hint there, and then computes in something else."""
+"""Supported on a CPU; OpenVINO accepts float16 there, but computes in another type."""
 
 
 class Pass(nn.Module):
-    """From ids and lengths to the pooled states that a head or an exit reads, in terms that a trace can follow."""
+    """Ids and lengths → the pooled states that a head or an exit reads, traceable."""
 
     def __init__(self, model: PreTrainedModel, read_states: Callable[[Batch], Tensor]) -> None:
         super().__init__()
         self.model, self.read_states = model, read_states
 
     def forward(self, ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """Give (B, F); what is padding is seen from the lengths."""
+        """Return (B, F); the lengths separate tokens from padding."""
         mask_BL = torch.arange(ids_BL.shape[1]) < lengths_B.unsqueeze(-1)
         return self.read_states(PaddedBatch(ids_BL, lengths_B, mask_BL, mask_attention(self.model, mask_BL)))
 
 
 class Graph:
-    """A compiled pass. Batches run side by side, one a stream; a thread that comes when all are busy waits."""
+    """A compiled pass. Batches run concurrently, one per stream; threads wait for a free stream."""
 
     def __init__(self, model: PreTrainedModel, read_states: Callable[[Batch], Tensor], dtype: torch.dtype, num_streams: int) -> None:
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
             "NUM_STREAMS": num_streams,
             "INFERENCE_NUM_THREADS": num_streams,
-            # actors that share a machine would all be pinned to its first cores
+            # pinning would put all actors of a machine on its first cores
             "ENABLE_CPU_PINNING": False,
         }
         try:
@@ -58,7 +58,7 @@ class Graph:
             self._idle.put(compiled.create_infer_request())
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Give the pooled states of a batch: (B, F)."""
+        """Return the pooled states of a batch: (B, F)."""
         assert isinstance(batch, PaddedBatch)
         request = self._idle.get()
         try:
@@ -70,13 +70,13 @@ class Graph:
 
 
 def convert(module: Pass) -> ov.Model:
-    """Trace a pass and translate it; batch and length stay open.
+    """Return the traced and converted pass, with dynamic batch size and length.
 
-    `openvino.convert_model` does the same, and tells its makers over the network that it did, unless that was turned off.
+    `openvino.convert_model` does the same, but sends telemetry over the network unless it is disabled.
     """
     example = {"ids_BL": torch.full((2, 7), 5), "lengths_B": torch.tensor([7, 5])}
     with torch.no_grad(), warnings.catch_warnings():
-        # of a trace that takes Python values for constants: those that are do not change between batches
+        # about traced Python values, which are constant across batches
         warnings.simplefilter("ignore")
         decoder = TorchScriptPythonDecoder(module, example_input=example, trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
@@ -84,9 +84,9 @@ def convert(module: Pass) -> ov.Model:
 
 
 def mask_attention(model: PreTrainedModel, mask_BL: Tensor) -> Tensor | dict[str, Tensor]:
-    """Give what hides padding from attention, and tokens ahead or out of the window, such that every row sees some token.
+    """Return the attention mask of padding, causality and windows, in which every row attends to some token.
 
-    Families that make masks of their own, by code that no trace follows, take them ready by kind of layer.
+    Families that build their masks, in code that cannot be traced, accept finished masks by layer type.
     """
     config: Any = model.config
     family = find_family(config.model_type)
@@ -94,14 +94,14 @@ def mask_attention(model: PreTrainedModel, mask_BL: Tensor) -> Tensor | dict[str
         return mask_BL
     if not family.sliding:
         return mask_BL[:, None, None, :]
-    places_L = torch.arange(mask_BL.shape[1])
-    ahead_LL = places_L - places_L.unsqueeze(-1)
-    # padding comes after every token that counts
+    positions_L = torch.arange(mask_BL.shape[1])
+    ahead_LL = positions_L - positions_L.unsqueeze(-1)
+    # padding follows the tokens, so a causal mask hides it
     seen = (ahead_LL <= 0)[None, None] if is_causal(config) else mask_BL[:, None, None, :]
     windows = {int(each.sliding_window) for each in model.modules() if getattr(each, "sliding_window", None)}  # type: ignore[arg-type]
     if not windows:
         return {"full_attention": seen}
     (window,) = windows
     near_LL = (ahead_LL > -window) & (ahead_LL < window)
-    # padding far from any token sees itself: a row of nothing would be NaN, and stay so when it is left out of a mean
+    # padding attends to itself: an empty row would be NaN, even with weight 0 in a mean
     return {"full_attention": seen, "sliding_attention": (seen & near_LL) | (ahead_LL == 0)}

@@ -1,35 +1,35 @@
-"""Token lengths → batches of rows that fit a token budget, longest first, so that rows of a batch are of like length."""
+"""Token lengths → batches of rows that fit a token budget, longest first, so that a batch has rows of similar length.
+
+Every row is in one batch, and rows of equal length keep their order. A row longer than the budget is its own batch.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
 
 def plan_padded(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Cut rows into batches, longest first, whose rows times longest stay within the budget; every row comes once.
-
-    Rows of equal length keep their order. A row longer than the budget is a batch of its own.
-    """
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    longest = np.maximum(lengths[order], 1)
-    rows_that_fit = np.maximum(token_budget // longest, 1).tolist()
-    batches, start = [], 0
-    while start < len(order):
-        stop = start + rows_that_fit[start]
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+    """Return the rows of each batch; number of rows times longest row stays within the budget."""
+    order = _sort_longest_first(lengths)
+    fitting_rows = np.maximum(token_budget // np.maximum(lengths[order], 1), 1).tolist()
+    return _split(order, lambda start: start + fitting_rows[start])
 
 
 def plan_packed(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
-    """Cut rows into batches, longest first, whose tokens stay within the budget; every row comes once.
+    """Return the rows of each batch; the sum of its tokens stays within the budget."""
+    order = _sort_longest_first(lengths)
+    ends = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])
+    return _split(order, lambda start: max(start + 1, int(np.searchsorted(ends, ends[start] + token_budget, side="right")) - 1))
 
-    Rows of equal length keep their order. A row longer than the budget is a batch of its own.
-    """
-    order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    ends = np.cumsum(lengths[order], dtype=np.int64)
+
+def _sort_longest_first(lengths: np.ndarray) -> np.ndarray:
+    return np.argsort(-lengths.astype(np.int64), kind="stable")
+
+
+def _split(order: np.ndarray, find_stop: Callable[[int], int]) -> list[np.ndarray]:
     batches, start = [], 0
     while start < len(order):
-        taken = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, taken + token_budget, side="right")))
+        stop = find_stop(start)
         batches.append(order[start:stop])
         start = stop
     return batches

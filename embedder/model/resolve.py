@@ -11,39 +11,39 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
-from embedder.core.spec import EmbeddingSpec, FinalNorm
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
-from embedder.model.files.st_layout import blaming
+from embedder.model.files.st_layout import file_errors
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What every worker needs to know of the model."""
+    """The model as every worker needs it."""
 
     spec: EmbeddingSpec
     tokenizer_json: str
-    """For `tokenizers.Tokenizer.from_str`; neither truncates nor pads."""
+    """For `tokenizers.Tokenizer.from_str`; it neither truncates nor pads."""
     hidden_size: int
     vocab_size: int
     calibration: Calibration | None = None
-    """The artifact that the spec names, if it names one."""
+    """The artifact that the spec names."""
 
     @property
     def ranges(self) -> Ranges | None:
-        """The ranges that turn this spec's vectors into int8 and back."""
+        """Ranges of this spec's int8 vectors; None unless it is quantized to int8."""
         if self.calibration is None or self.spec.quantization != "int8":
             return None
         return self.calibration.ranges[RangeKey.of(self.spec)]
 
     @property
     def rotation_WW(self) -> Floats | None:  # noqa: N802
-        """What turns this spec's vectors before the cut, None if nothing does."""
+        """Rotation of this spec's vectors before truncation, None if there is none."""
         return self.calibration.rotation_WW if self.calibration and self.spec.rotation else None
 
 
 def looks_wrong(embedding: EmbeddingConfig) -> bool:
-    """Tell early and cheaply whether `resolve_model` will refuse the model, the depth or the dim; what it says of them is for it to say."""
+    """Return whether `resolve_model` will raise an error for the model, the depth or the dim; cheap, and may miss some."""
     if embedding.is_api:
         return False
     try:
@@ -54,7 +54,7 @@ def looks_wrong(embedding: EmbeddingConfig) -> bool:
 
 
 def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
-    """Fill every default from the model's files; one ConfigError holds all that the model cannot do, a line each."""
+    """Return the settings with every default filled in from the model's files; one ConfigError lists all problems, a line each."""
     try:
         folder, commit = locate_model(embedding.model, embedding.revision)
         recipe = read_recipe(folder)
@@ -79,7 +79,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
-    """Load a model's tokenizer, lower-casing if the files say so; it gives no id that the model has no row for."""
+    """Load a model's tokenizer, lower-casing if its files request it; every id it returns has an embedding."""
     tokenizer = _fit_vocabulary(open_tokenizer(recipe.transformer_folder), recipe.vocab_size)
     if recipe.lower_case:
         tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
@@ -87,10 +87,10 @@ def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Load the Rust tokenizer behind AutoTokenizer, without truncation and padding."""
-    from transformers import AutoTokenizer  # brings torch: seconds
+    """Load the Rust tokenizer of AutoTokenizer, without truncation and padding."""
+    from transformers import AutoTokenizer  # imports torch: seconds
 
-    with blaming("tokenizer.json"):
+    with file_errors("tokenizer.json"):
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not loaded.is_fast:
         raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")
@@ -101,9 +101,9 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _fit_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """Take out added tokens that the model has no row for, so that spelling one is text like any other; refuse other ids beyond its rows.
+    """Return the tokenizer without added tokens that lack an embedding; ModelError if another token lacks one.
 
-    EmbeddingGemma, a model of text, is published with an `<image_soft_token>`.
+    A text that contains such a token's name is tokenized as plain text. EmbeddingGemma has an `<image_soft_token>`.
     """
     ids = tokenizer.get_vocab()
     if max(ids.values()) >= vocab_size:
@@ -111,24 +111,23 @@ def _fit_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
         written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < vocab_size]
         tokenizer = Tokenizer.from_str(json.dumps(written))
         ids = tokenizer.get_vocab()
-    around = tokenizer.encode("")  # special tokens, which a template gives ids of its own
-    for token, number in (*ids.items(), *zip(around.tokens, around.ids, strict=True)):
-        if number >= vocab_size:
+    special = tokenizer.encode("")  # the template of special tokens has its own ids
+    for token, token_id in (*ids.items(), *zip(special.tokens, special.ids, strict=True)):
+        if token_id >= vocab_size:
             raise ModelError(
-                f"tokenizer.json: token {token!r} has id {number}, but the model has embeddings for ids 0 to {vocab_size - 1} "
+                f"tokenizer.json: token {token!r} has id {token_id}, but the model has embeddings for ids 0 to {vocab_size - 1} "
                 "(config.json: vocab_size); give the tokenizer that the model was saved with"
             )
     return tokenizer
 
 
 def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe: ModelRecipe, commit: str | None) -> EmbeddingSpec:
-    final_norm: FinalNorm = (embedding.final_norm or "apply") if recipe.has_final_norm else "none"
     return EmbeddingSpec(
         model=embedding.model,
         revision=commit,
         model_checksum=recipe.checksum,
         depth=embedding.depth or recipe.num_layers,
-        final_norm=final_norm,
+        final_norm=(embedding.final_norm or "apply") if recipe.has_final_norm else "none",
         pooling=embedding.pooling or recipe.pooling,
         layer_norm=recipe.layer_norm if embedding.layer_norm is None else embedding.layer_norm,
         prompt=recipe.document_prompt if embedding.prompt is None else embedding.prompt,
@@ -144,12 +143,12 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe:
 
 
 def _apply_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration) -> EmbeddingSpec:
-    """Leave by the map that the artifact has for the depth, unless the settings say otherwise."""
+    """Return the spec with the artifact's exit map for its depth, unless the settings choose an exit."""
     chosen = embedding.exit or ("calibrated" if spec.depth in calibration.maps else "native")
     query_depth = calibration.full_depth if chosen == "calibrated" else None
     rotation = digest_array(calibration.rotation_WW) if embedding.rotate and calibration.rotation_WW is not None else None
-    leaving = {"exit": chosen, "query_depth": query_depth, "calibration": calibration.fingerprint, "rotation": rotation}
-    return spec.model_copy(update=leaving)
+    changes = {"exit": chosen, "query_depth": query_depth, "calibration": calibration.fingerprint, "rotation": rotation}
+    return spec.model_copy(update=changes)
 
 
 def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration | None) -> list[str]:
@@ -157,10 +156,12 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
     if spec.quantization == "binary" and spec.dim % 8:
         return [f"{dim}: binary packs eight components into a byte; choose a multiple of 8"]
     if calibration is None:
-        asked = {"exit=calibrated": embedding.exit == "calibrated", "quantization=int8": spec.quantization == "int8"}
-        asked["rotate=true"] = embedding.rotate
-        needed = [name for name, is_asked in asked.items() if is_asked]
-        return [f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name in needed]
+        needs = {
+            "exit=calibrated": embedding.exit == "calibrated",
+            "quantization=int8": spec.quantization == "int8",
+            "rotate=true": embedding.rotate,
+        }
+        return [f"embedding.{name}: needs an artifact of jobs.calibrate; set embedding.calibration" for name, used in needs.items() if used]
     differences = calibration.differences(spec)
     if differences:
         return [f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate"]
@@ -169,11 +170,11 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
         return [f"embedding.depth={spec.depth}: {where} has maps for depths {depths}; choose one of these, or --embedding.exit native"]
     if embedding.rotate and spec.exit == "native" and spec.depth < calibration.full_depth:
         return [
-            f"embedding.rotate=true: the axes are the full model's, and depth {spec.depth} with a native exit has vectors of its own; "
-            f"leave by a calibrated exit, or run all {calibration.full_depth} layers"
+            f"embedding.rotate=true: the axes are those of the full model's vectors, not of depth {spec.depth} with a native exit; "
+            f"use a calibrated exit, or all {calibration.full_depth} layers"
         ]
     if embedding.rotate and spec.rotation is None:
-        return [f"embedding.rotate=true: {where} holds no rotation; make it anew with jobs.calibrate"]
+        return [f"embedding.rotate=true: {where} has no rotation; make it again with jobs.calibrate"]
     key = RangeKey.of(spec)
     if spec.quantization == "int8" and key not in calibration.ranges:
         known = ", ".join(str(each.dim) for each in sorted(calibration.ranges, key=str) if replace(each, dim=key.dim) == key)
@@ -188,17 +189,17 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     if embedding.depth is not None and embedding.depth > recipe.num_layers:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
-        problems.append(f"embedding.dim={embedding.dim}: {name} gives {recipe.width} components; choose 1 to {recipe.width}")
+        problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
 
 
 def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
-    """Refuse layers that cannot be multiplied in float8."""
+    """Return the problems of layers that cannot multiply in float8."""
     if not spec.float8 or spec.depth > recipe.num_layers:
         return []
-    from embedder.model.float8 import find_unfit  # what takes seconds to import, and no other check needs
+    from embedder.model.float8 import find_unfit  # imports torch: seconds
     from embedder.model.loading import sketch_layers
 
     unfit = find_unfit(sketch_layers(recipe, spec.depth))
@@ -209,13 +210,17 @@ def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelR
     where = f"chunking.max_tokens={spec.max_tokens}"
     if spec.max_tokens > recipe.position_limit:
         return [f"{where}: {spec.model!r} has positions for {recipe.position_limit} tokens; choose 4 to {recipe.position_limit}"]
-    prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
-    return check_room(spec, chunking, tokenizer.num_special_tokens_to_add(False), prompt_tokens)
+    return check_room(spec, chunking, tokenizer)
 
 
-def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, special_tokens: int, prompt_tokens: int) -> list[str]:
-    """Refuse a prompt or an overlap that leaves no room for text."""
+def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """Return the problems of a prompt or an overlap that leaves no room for text; without a tokenizer, 3 bytes are a token."""
     where = f"chunking.max_tokens={spec.max_tokens}"
+    if tokenizer is None:
+        special_tokens, prompt_tokens = 0, -(-len(spec.prompt.encode()) // 3)
+    else:
+        special_tokens = tokenizer.num_special_tokens_to_add(False)
+        prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
     room = spec.max_tokens - special_tokens - prompt_tokens
     taken = f"the prompt takes {prompt_tokens} and special tokens {special_tokens}"
     if room < 1:
@@ -229,12 +234,12 @@ def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, special_tokens: in
 
 
 def _check_prompts(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
-    """Prompt tokens are pooled like any others; a model that leaves them out can only be run without prompts."""
+    """Return the problems of prompts for a model that excludes them from pooling, which the encoder does not."""
     if recipe.include_prompt:
         return []
     prompts = {"prompt": spec.prompt, "query_prompt": spec.query_prompt}
     return [
-        f"embedding.{name}={prompt!r}: {spec.model!r} has include_prompt=false, but prompts are pooled here; set it to ''"
+        f"embedding.{name}={prompt!r}: {spec.model!r} has include_prompt=false, which is not supported; set the prompt to ''"
         for name, prompt in prompts.items()
         if prompt
     ]

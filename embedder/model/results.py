@@ -1,4 +1,4 @@
-"""What an encoder gives, by types that a driver reads without importing torch."""
+"""Results of an encoder, which a driver reads without importing torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors in the order of the rows given, and what they cost."""
+    """Vectors in the order of the input rows, with their cost."""
 
     vectors_ND: np.ndarray  # noqa: N815
     padded_tokens: int
-    """Tokens computed, padding included: with packed sequences, those given."""
+    """Tokens computed, padding included; packed batches have none."""
     token_budget: int
-    """The budget given, or what was left of it when the device's memory did not allow it."""
+    """The requested budget, or less if the device ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStates:
-    """What a map out of a shallow depth is fitted on, a row a chunk."""
+    """Inputs and targets to fit exit maps, one row per chunk."""
 
     states_NF: np.ndarray  # noqa: N815
-    """Pooled and normalised states, by layer and within it by pooling."""
+    """Pooled and normalized states, ordered by layer, then by pooling."""
     native: Mapping[int, np.ndarray]
-    """By depth: what an encoder cut there would give, at full width."""
+    """By depth: the vectors of an encoder of that depth, at full width."""
     full_NW: np.ndarray  # noqa: N815
-    """What this encoder gives."""
+    """Vectors of the full model."""
     token_ids: pa.ListArray

@@ -70,17 +70,17 @@ class Api:
         """Return vectors, tokens and seconds of one request."""
         started = time.perf_counter()
         try:
-            answer = self._client.ask(texts, self.width)
+            vectors_NW, tokens = self._client.request(texts, self.width)
         except ModelError as error:
             raise ModelError(f"baselines: {error}; finished vectors are kept, run again to resume") from error
-        if answer.vectors_NW.shape[1] != self.width:
+        if vectors_NW.shape[1] != self.width:
             raise ModelError(
-                f"baselines: {self.name}: {self.width} components were requested, {answer.vectors_NW.shape[1]} returned; "
+                f"baselines: {self.name}: {self.width} components were requested, {vectors_NW.shape[1]} returned; "
                 "choose dims that the model has"
             )
-        if answer.tokens is None:
+        if tokens is None:
             raise ModelError(f"baselines: {self.name}: the server does not report a request's tokens, which the price needs; remove it")
-        return answer.vectors_NW, answer.tokens, time.perf_counter() - started
+        return vectors_NW, tokens, time.perf_counter() - started
 
 
 def plan_requests(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -121,7 +121,7 @@ class Transformer:
         self.query_model = self
         """The model that embeds queries: the same without float8."""
         self.exits = {depth: each for depth, each in calibration.maps.items() if depth in depths} if calibration else {}
-        self.pooling = calibration.weighing if calibration and self.exits else None
+        self.pooling = calibration.attention_pooling if calibration and self.exits else None
         self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() if not each.trained for layer in each.layers)}))
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})

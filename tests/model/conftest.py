@@ -1,6 +1,7 @@
 """Tiny models with seeded random weights, of every family, in the layout that sentence-transformers itself writes."""
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,12 @@ def tiny_models(save_model: Callable[..., TinyModel]) -> Callable[[str], TinyMod
 @pytest.fixture(scope="session")
 def tiny_model(tiny_models: Callable[[str], TinyModel]) -> TinyModel:
     return tiny_models("bert")
+
+
+@pytest.fixture
+def folder(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    """A copy of the tiny model to edit."""
+    return Path(shutil.copytree(tiny_model.folder, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")

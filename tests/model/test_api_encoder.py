@@ -1,4 +1,4 @@
-"""A model behind a real /v1/embeddings: resolved before a run, asked in bounded requests, refusals told apart from outages."""
+"""A model behind a real /v1/embeddings: resolved before a run, bounded requests, refusals distinguished from outages."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +43,7 @@ def local_vectors(minilm: str, texts: list[str], dim: int) -> np.ndarray:
     return Encoder.load(resolved.spec, dtype="float32").encode(tokenize(resolved, texts), 4096).vectors_ND
 
 
-def test_a_spec_names_the_model_its_server_and_what_counts_tokens(server: ApiServer) -> None:
+def test_a_spec_records_the_model_the_server_and_the_token_counter(server: ApiServer) -> None:
     spec = resolve(server)
     assert (spec.model, spec.base_url, spec.dim, spec.depth, spec.pooling) == ("openai:mini", server.url, 384, 0, "unknown")
     assert spec.model_checksum == "mini, tokens counted by bytes"
@@ -54,12 +54,12 @@ def test_a_spec_names_the_model_its_server_and_what_counts_tokens(server: ApiSer
     assert spec.for_queries().base_url == server.url
 
 
-def test_the_address_may_come_from_the_environment_and_is_recorded(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_from_the_environment_is_recorded(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert resolve(server, base_url=None).base_url == server.url
 
 
-def test_vectors_are_the_models_cut_and_of_length_one(server: ApiServer, minilm: str) -> None:
+def test_vectors_are_truncated_and_normalized(server: ApiServer, minilm: str) -> None:
     encoded = ApiEncoder(resolve(server, dim=64)).encode(TEXTS)
     np.testing.assert_allclose(encoded.vectors_ND, local_vectors(minilm, TEXTS, 64), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(encoded.vectors_ND, axis=1), 1, atol=1e-6)
@@ -68,7 +68,7 @@ def test_vectors_are_the_models_cut_and_of_length_one(server: ApiServer, minilm:
     assert {request["dimensions"] for request in server.requests[2:]} == {64}
 
 
-def test_a_server_that_takes_no_dimensions_is_cut_here(server: ApiServer) -> None:
+def test_vectors_of_a_server_without_dimensions_are_truncated_locally(server: ApiServer) -> None:
     expected = ApiEncoder(resolve(server, dim=64)).encode(TEXTS[:3]).vectors_ND
     server.takes_dimensions = False
     encoder = ApiEncoder(resolve(server, dim=64))
@@ -76,7 +76,7 @@ def test_a_server_that_takes_no_dimensions_is_cut_here(server: ApiServer) -> Non
     assert "dimensions" not in server.requests[-1]
 
 
-def test_tokens_may_be_counted_by_a_tokenizer_that_is_named(server: ApiServer, minilm: str) -> None:
+def test_a_named_tokenizer_counts_tokens(server: ApiServer, minilm: str) -> None:
     spec = resolve(server, tokenizer=minilm)
     assert spec.model_checksum.startswith("mini, tokens counted by ")
     assert spec.space_id != resolve(server).space_id
@@ -85,25 +85,25 @@ def test_tokens_may_be_counted_by_a_tokenizer_that_is_named(server: ApiServer, m
     assert encoder.encode(TEXTS[:2]).vectors_ND.shape == (2, 384)
     with pytest.raises(ModelError, match="not the tokenizer that the spec was resolved with"):
         open_counted(spec.model_copy(update={"model_checksum": "mini, tokens counted by another"}))
-    with pytest.raises(ConfigError, match=r"chunking.tokenizer='/nowhere/at/all': no tokenizer to be had"):
+    with pytest.raises(ConfigError, match=r"chunking.tokenizer='/nowhere/at/all': no tokenizer found"):
         resolve(server, tokenizer="/nowhere/at/all")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_tokens": None}, "chunking.max_tokens: an API does not say how many tokens 'openai:mini' takes; set it"),
-        ({"dim": 400}, "embedding.dim=400: 'openai:mini' gives 384 components; choose 1 to 384"),
+        ({"max_tokens": None}, "chunking.max_tokens: an API does not report how many tokens 'openai:mini' accepts; set it"),
+        ({"dim": 400}, "embedding.dim=400: 'openai:mini' has 384 components; choose 1 to 384"),
         ({"dim": 100, "quantization": "binary"}, "embedding.dim=100: binary packs eight components"),
         ({"prompt": "p" * 700}, "leaves no room for text"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_before_the_run(server: ApiServer, settings: dict[str, Any], message: str) -> None:
+def test_unsupported_settings_are_refused_before_the_run(server: ApiServer, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(server, **settings)
 
 
-def test_openais_own_models_are_known_by_their_length(server: ApiServer) -> None:
+def test_max_tokens_of_openai_models_is_built_in(server: ApiServer) -> None:
     assert resolve(server, max_tokens=None, model="openai:text-embedding-3-small").max_tokens == 8191
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_key_or_address_is_refused_before_the_run(server: ApiServer, mon
         resolve(server, base_url=None)
 
 
-def test_a_text_that_is_refused_is_found_among_the_others(server: ApiServer) -> None:
+def test_a_refused_text_is_isolated(server: ApiServer) -> None:
     encoder = ApiEncoder(resolve(server))
     expected = encoder.encode(TEXTS).vectors_ND
     server.refused_word = "long"
@@ -132,7 +132,7 @@ def test_a_text_that_is_refused_is_found_among_the_others(server: ApiServer) -> 
     np.testing.assert_allclose(encoded.vectors_ND[kept], expected[kept], atol=1e-5)
 
 
-def test_a_server_of_small_requests_is_asked_for_fewer_texts_from_then_on(server: ApiServer) -> None:
+def test_requests_stay_small_after_a_server_refuses_a_large_one(server: ApiServer) -> None:
     encoder = ApiEncoder(resolve(server))
     server.most_texts = 32
     encoder.encode(TEXTS)
@@ -141,12 +141,12 @@ def test_a_server_of_small_requests_is_asked_for_fewer_texts_from_then_on(server
     assert [len(request["input"]) for request in server.requests] == [25, 25, 25, 25]
 
 
-def test_a_server_that_says_no_usage_leaves_the_tokens_open(server: ApiServer) -> None:
+def test_tokens_are_none_if_the_server_does_not_report_usage(server: ApiServer) -> None:
     server.says_usage = False
     assert ApiEncoder(resolve(server)).encode(TEXTS[:2]).tokens is None
 
 
-def test_a_busy_server_is_asked_again_and_a_dead_one_ends_the_run_by_name(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_server_is_retried_and_a_persistent_failure_names_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ApiEncoder(resolve(server))
     server.refusals += [429, 503]
     assert encoder.encode(TEXTS[:1]).vectors_ND.shape == (1, 384)
@@ -156,9 +156,9 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_ends_the_run_by_name(server
         encoder.encode(TEXTS[:1])
 
 
-def test_another_width_than_the_specs_is_refused(server: ApiServer) -> None:
+def test_vectors_shorter_than_the_specs_dim_are_refused(server: ApiServer) -> None:
     spec = resolve(server).model_copy(update={"dim": 512})
-    with pytest.raises(ModelError, match="gives 384 components, and dim is 512"):
+    with pytest.raises(ModelError, match="384 components returned, and dim is 512"):
         ApiEncoder(spec).encode(TEXTS[:1])
 
 

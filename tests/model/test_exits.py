@@ -113,8 +113,8 @@ def test_an_artifact_comes_back_as_it_was_written(tiny_model: TinyModel, artifac
     assert read.fingerprint == calibration.fingerprint
     assert read.maps.keys() == calibration.maps.keys()
     assert np.array_equal(read.maps[3].weight_FW, calibration.maps[3].weight_FW)
-    assert np.array_equal(read.weighing.token_weights_V, WEIGHING.token_weights_V)
-    assert np.array_equal(read.weighing.queries_TQX, WEIGHING.queries_TQX)
+    assert np.array_equal(read.attention_pooling.token_weights_V, WEIGHING.token_weights_V)
+    assert np.array_equal(read.attention_pooling.queries_TQX, WEIGHING.queries_TQX)
     assert read.ranges.keys() == calibration.ranges.keys()
     assert read.record == {"documents": 7}
 
@@ -139,8 +139,8 @@ def with_trained(calibration: Calibration, trained: dict[str, np.ndarray]) -> Ca
 
 def test_what_tokens_count_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
     calibration = calibrate(tiny_model)
-    heavier = replace(calibration, weighing=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
-    sharper = replace(calibration, weighing=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
+    heavier = replace(calibration, attention_pooling=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
+    sharper = replace(calibration, attention_pooling=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
     trained = [with_trained(calibration, {"layer": np.full(3, value, np.float32)}) for value in (1, 2)]
     assert len({each.fingerprint for each in (calibration, heavier, sharper, *trained)}) == 5
 
@@ -169,7 +169,7 @@ def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:
     description = Path(artifact, DESCRIPTION)
     description.write_text(description.read_text().replace('"format": 5', '"format": 4'))
-    with pytest.raises(ConfigError, match="format 4, expected 5; make it anew"):
+    with pytest.raises(ConfigError, match="format 4, expected 5; make it again"):
         load_calibration(artifact)
 
 
@@ -181,7 +181,7 @@ def test_a_query_runs_the_full_model_without_the_map(tiny_model: TinyModel, arti
 def test_a_damaged_artifact_is_refused(artifact: str) -> None:
     tensors = Path(artifact, TENSORS)
     tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(ConfigError, match="its numbers are not those of its fingerprint"):
+    with pytest.raises(ConfigError, match="its contents do not match its fingerprint"):
         load_calibration(artifact)
     for damaged in (save({"tokens": WEIGHING.token_weights_V}), b"short"):
         tensors.write_bytes(damaged)
@@ -198,7 +198,7 @@ def test_a_damaged_artifact_is_refused(artifact: str) -> None:
         (lambda written: json.dumps(written | {"fitted_for": {"model": "x"}}), "damaged \\(KeyError"),
         (lambda written: json.dumps(written | {"maps": 3}), "damaged \\(AttributeError"),
         (lambda written: json.dumps(written | {"ranges": ["calibrated"]}), "damaged \\(ValueError"),
-        (lambda written: json.dumps(written | {"full_depth": 2}), "its numbers are not those of its fingerprint"),
+        (lambda written: json.dumps(written | {"full_depth": 2}), "its contents do not match its fingerprint"),
     ],
 )
 def test_a_damaged_description_is_refused_before_the_run(

@@ -1,4 +1,4 @@
-"""A token budget that a device's free memory allows, found without a device."""
+"""The token budget for a device's free memory, computed without a device."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def config_of(family: str) -> Any:
     return getattr(transformers, class_name)(**settings)
 
 
-def test_a_large_device_gets_the_most_and_a_small_one_what_fits() -> None:
+def test_the_budget_fits_a_small_device_and_is_bounded_on_a_large_one() -> None:
     assert plan_token_budget(64 * GIGABYTE, LARGE, 2) == MOST_TOKENS
     assert plan_token_budget(2 * GIGABYTE, LARGE, 2) == 21 * 1024
     assert plan_token_budget(2 * GIGABYTE, LARGE, 4) == 11 * 1024
@@ -27,16 +27,16 @@ def test_a_large_device_gets_the_most_and_a_small_one_what_fits() -> None:
 
 
 @given(st.integers(0, 200 * GIGABYTE), st.sampled_from([2, 4]))
-def test_a_budget_above_the_least_stays_within_half_of_what_is_free(free_bytes: int, dtype_bytes: int) -> None:
+def test_a_budget_above_the_minimum_uses_at_most_half_of_the_free_memory(free_bytes: int, dtype_bytes: int) -> None:
     budget = plan_token_budget(free_bytes, LARGE, dtype_bytes)
     assert LEAST_TOKENS <= budget <= MOST_TOKENS
     assert budget == LEAST_TOKENS or budget * bytes_per_token(LARGE, dtype_bytes) <= free_bytes / 2
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_every_family_says_how_wide_its_states_are(family: str) -> None:
+def test_bytes_per_token_of_every_family(family: str) -> None:
     assert bytes_per_token(config_of(family), 2) >= (8 * 64 + 3 * 96) * 2 + 8 * 64
 
 
-def test_scores_that_are_held_count_too() -> None:
+def test_bytes_per_token_include_the_scores_of_eager_attention() -> None:
     assert bytes_per_token(config_of("mpnet"), 4) > 4 * bytes_per_token(config_of("roberta"), 4) / 3

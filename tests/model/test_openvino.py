@@ -1,4 +1,4 @@
-"""The layers run by OpenVINO give what torch gives, for every family; and where they cannot, torch goes on or a message says why."""
+"""OpenVINO equals torch for every family; if it cannot, the encoder falls back to torch or an error gives the reason."""
 
 import logging
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def assert_equal(vectors_ND: np.ndarray, expected_ND: np.ndarray) -> None:
 def test_every_family_converts(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)
-    # a budget that the longest texts do not fit in, each then a batch of its own
+    # the longest texts exceed this budget, each a batch of one row
     assert_equal(encode(load(model), ids, 64), encode(model.load(), ids))
 
 
@@ -65,7 +65,7 @@ def test_the_graph_holds_the_layers_of_the_depth(
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
-def test_calibrated_exits_are_tapped_inside_of_the_graph(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
+def test_the_graph_computes_calibrated_exits(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     calibration, ids = calibrate(model), model.tokenize(texts)
     changes = {"depth": 2, "dim": 32, "exit": "calibrated", "calibration": calibration.fingerprint}
@@ -80,7 +80,7 @@ def test_every_pooling_converts(pooling: Pooling, tiny_model: TinyModel, texts: 
     assert_equal(encode(load(tiny_model, pooling=pooling), ids), encode(tiny_model.load(pooling=pooling), ids))
 
 
-def test_batches_side_by_side_keep_the_order_of_rows(tiny_model: TinyModel, texts: list[str]) -> None:
+def test_concurrent_batches_keep_the_order_of_rows(tiny_model: TinyModel, texts: list[str]) -> None:
     ids, threads = tiny_model.tokenize(texts * 4), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -90,7 +90,7 @@ def test_batches_side_by_side_keep_the_order_of_rows(tiny_model: TinyModel, text
     assert_equal(shared, encode(tiny_model.load(), ids))
 
 
-def test_taps_stay_those_of_torch(tiny_model: TinyModel, texts: list[str]) -> None:
+def test_torch_computes_taps(tiny_model: TinyModel, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
     ours, torchs = (load(tiny_model, asked).tap(ids, 512, [1, 4]) for asked in ("openvino", "torch"))
     np.testing.assert_array_equal(ours[4], torchs[4])
@@ -110,11 +110,11 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_auto_is_openvino_where_it_agrees(tiny_model: TinyModel, texts: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_uses_openvino_if_it_agrees_with_torch(tiny_model: TinyModel, texts: list[str], caplog: pytest.LogCaptureFixture) -> None:
     encoder = load(tiny_model, "auto")
     ids = tiny_model.tokenize(texts)
     for layer in encoder.layers:
-        torch.nn.init.zeros_(next(layer.parameters()))  # too late for what was compiled
+        torch.nn.init.zeros_(next(layer.parameters()))  # does not affect the compiled graph
     assert_equal(encode(encoder, ids), encode(tiny_model.load(), ids))
     assert not warnings_of(caplog)
 
@@ -131,7 +131,7 @@ def refuse_to_trace(*_: Any) -> torch.Tensor:
     ("wrong", "named"),
     [(see_padding, r"a cosine of 0\.\d+ to torch's"), (refuse_to_trace, r"does not convert \(.*made up: no rule")],
 )
-def test_a_graph_that_is_wrong_leaves_it_to_torch_or_is_refused(
+def test_a_wrong_graph_falls_back_to_torch_or_is_refused(
     wrong: Callable[..., torch.Tensor],
     named: str,
     tiny_model: TinyModel,
@@ -150,14 +150,14 @@ def test_a_graph_that_is_wrong_leaves_it_to_torch_or_is_refused(
         load(tiny_model, "openvino")
 
 
-def test_without_the_package_auto_is_torch_and_asking_for_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_auto_is_torch_and_openvino_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda _: None)
     assert resolve_backend("auto", "cpu", torch.float32, "padded") == "torch"
     with pytest.raises(ConfigError, match=r"compute\.backend=openvino: .*pip install '\.\[openvino\]'"):
         check_backend("openvino")
 
 
-def test_auto_leaves_to_torch_what_openvino_does_not_do() -> None:
+def test_auto_uses_torch_for_unsupported_devices_dtypes_and_layouts() -> None:
     assert resolve_backend("auto", "cpu", torch.bfloat16, "padded") == "openvino"
     assert resolve_backend("auto", "cuda", torch.bfloat16, "padded") == "torch"
     assert resolve_backend("auto", "cpu", torch.float16, "padded") == "torch"
@@ -172,8 +172,7 @@ def test_openvino_is_refused_for_a_cluster_with_gpus() -> None:
     assert (pool.device, pool.backend) == ("cpu", "openvino")
 
 
-def test_nothing_is_told_to_anyone(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package that reports conversions over the network is not asked."""
+def test_no_telemetry_is_sent(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     import openvino_telemetry
 
     def fail(*_: Any, **__: Any) -> None:

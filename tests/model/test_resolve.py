@@ -1,5 +1,4 @@
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def test_defaults_come_from_the_models_own_files() -> None:
     assert (spec.max_tokens, spec.prompt, spec.query_prompt, spec.revision) == (256, "", "", None)
 
 
-def test_settings_beat_the_models_files() -> None:
+def test_settings_override_the_models_files() -> None:
     embedding = EmbeddingConfig(
         model=MINILM, depth=4, dim=128, pooling="cls", prompt="p: ", query_prompt="q: ", layer_norm=True, normalize=False
     )
@@ -38,10 +37,10 @@ def test_settings_beat_the_models_files() -> None:
     assert (spec.max_tokens, spec.overlap_tokens, spec.layer_norm, spec.normalize) == (512, 32, True, False)
 
 
-def test_all_that_the_model_cannot_do_is_said_at_once() -> None:
+def test_all_unsupported_settings_are_reported_at_once() -> None:
     assert refuse({"max_tokens": 513}, depth=14, dim=385, final_norm="skip") == [
         f"embedding.depth=14: '{MINILM}' has 6 layers; choose 1 to 6",
-        f"embedding.dim=385: '{MINILM}' gives 384 components; choose 1 to 384",
+        f"embedding.dim=385: '{MINILM}' has 384 components; choose 1 to 384",
         f"embedding.final_norm='skip': '{MINILM}' (bert) has no final norm; leave it out",
         f"chunking.max_tokens=513: '{MINILM}' has positions for 512 tokens; choose 4 to 512",
     ]
@@ -66,23 +65,19 @@ def test_an_overlap_without_chunking_is_refused() -> None:
     assert line.startswith("chunking.overlap_tokens=5: has no effect")
 
 
-def test_what_the_files_do_not_allow_names_the_model(tiny_model: Any, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
-    [line] = refuse(model=str(tmp_path / "copy"))
-    assert line.startswith(f"embedding.model='{tmp_path / 'copy'}': 1_Pooling/config.json: pooling max is not supported")
+def test_an_error_in_the_models_files_names_the_model(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "max"}')
+    [line] = refuse(model=str(folder))
+    assert line.startswith(f"embedding.model='{folder}': 1_Pooling/config.json: pooling max is not supported")
 
 
-def test_a_model_without_a_tokenizer_is_refused_in_one_line(tiny_model: Any, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "tokenizer.json").unlink()
-    [line] = refuse(model=str(tmp_path / "copy"))
+def test_a_missing_tokenizer_is_an_error_of_one_line(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    [line] = refuse(model=str(folder))
     assert "tokenizer.json: cannot be used (ValueError: Couldn't instantiate the backend tokenizer" in line
 
 
-def test_a_model_that_leaves_prompts_out_of_pooling_runs_without_prompts_only(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_a_model_that_excludes_prompts_from_pooling_requires_empty_prompts(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
     (folder / "config_sentence_transformers.json").write_text('{"prompts": {"document": "the cat"}}')
     [line] = refuse(model=str(folder))
@@ -92,11 +87,11 @@ def test_a_model_that_leaves_prompts_out_of_pooling_runs_without_prompts_only(ti
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_final_norm_is_none_where_the_family_has_none(family: str, tiny_models: Callable[[str], Any]) -> None:
+def test_the_final_norm_is_none_if_the_family_has_none(family: str, tiny_models: Callable[[str], Any]) -> None:
     assert tiny_models(family).resolve().spec.final_norm == ("apply" if FAMILIES[family].final_norm else "none")
 
 
-def test_the_tokenizer_neither_truncates_nor_pads_and_gives_the_ids_of_transformers() -> None:
+def test_the_tokenizer_neither_truncates_nor_pads_and_equals_transformers() -> None:
     resolved = resolve_model(EmbeddingConfig(model=MINILM), ChunkingConfig())
     tokenizer = Tokenizer.from_str(resolved.tokenizer_json)
     assert tokenizer.truncation is None
@@ -106,9 +101,7 @@ def test_the_tokenizer_neither_truncates_nor_pads_and_gives_the_ids_of_transform
     assert [encoding.ids for encoding in tokenizer.encode_batch(texts)] == expected
 
 
-def test_a_token_without_an_embedding_is_refused_by_name(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_a_token_without_an_embedding_is_refused_by_name(folder: Path) -> None:
     written = json.loads((folder / "tokenizer.json").read_text())
     written["model"]["vocab"]["zebra"] = 64
     (folder / "tokenizer.json").write_text(json.dumps(written))
@@ -123,9 +116,7 @@ def test_a_token_without_an_embedding_is_refused_by_name(tiny_model: Any, tmp_pa
     assert "token '[CLS]' has id 5000" in line
 
 
-def test_a_text_that_spells_an_added_token_without_an_embedding_is_plain_text(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_an_added_token_without_an_embedding_is_tokenized_as_plain_text(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rows = tokenizer.get_vocab_size()
     config = json.loads((folder / "config.json").read_text())
@@ -138,9 +129,7 @@ def test_a_text_that_spells_an_added_token_without_an_embedding_is_plain_text(ti
     assert ours.encode("the [SEP] cat").ids == tokenizer.encode("the [SEP] cat").ids, "the others stay what they are"
 
 
-def test_do_lower_case_is_part_of_the_tokenizer(tiny_model: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, folder)
+def test_do_lower_case_is_part_of_the_tokenizer(folder: Path) -> None:
     config = json.loads((folder / "sentence_bert_config.json").read_text())
 
     def encode(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Turning vectors onto principal axes before the cut: the encoder does what the arithmetic says, and queries are turned alike."""
+"""Rotation onto principal axes before truncation: the encoder equals the arithmetic, and queries are rotated alike."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ def make_rotation(seed: int = 0, width: int = WIDTH) -> np.ndarray:
 
 
 def rotated(model: Any, seed: int = 0) -> Calibration:
-    """Make up a calibration of a tiny model with a rotation, and ranges for dim 32 of turned vectors at its exit of depth 2."""
+    """Return a made-up calibration with a rotation, and ranges for rotated vectors of dim 32 at the exit of depth 2."""
     ranges = {RangeKey("calibrated", 2, 32, rotated=True): Ranges(-np.ones(32, np.float32), np.ones(32, np.float32))}
     return replace(calibrate(model), rotation_WW=make_rotation(seed), ranges=ranges)
 
@@ -39,7 +39,7 @@ def artifact(tiny_model: TinyModel, tmp_path: Path) -> str:
     return uri
 
 
-def test_axes_are_orthogonal_and_come_by_the_variance_along_them() -> None:
+def test_axes_are_orthogonal_and_ordered_by_variance() -> None:
     spread = np.linspace(3, 0.1, 12)
     vectors = np.random.default_rng(0).normal(size=(4000, 12)) * spread @ make_rotation(3, 12)
     rotation_WW = fit_rotation(np.cov(vectors.T))
@@ -48,7 +48,7 @@ def test_axes_are_orthogonal_and_come_by_the_variance_along_them() -> None:
     assert rotation_WW.dtype == np.float32
 
 
-def test_an_axis_never_comes_back_as_its_opposite() -> None:
+def test_the_sign_of_an_axis_is_fixed() -> None:
     axes = make_rotation(1, 8).astype(np.float64)
     signs = np.random.default_rng(1).choice([-1, 1], 8)
     fitted = [fit_rotation((turned * np.arange(8, 0, -1)) @ turned.T) for turned in (axes, axes * signs)]
@@ -57,7 +57,7 @@ def test_an_axis_never_comes_back_as_its_opposite() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
 @pytest.mark.parametrize("embedding", [{}, {"layer_norm": True}, {"normalize": False}], ids=str)
-def test_vectors_of_full_width_are_turned_and_then_cut(
+def test_full_vectors_are_rotated_and_then_truncated(
     family: str, embedding: dict[str, Any], tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path
 ) -> None:
     model = tiny_models(family)
@@ -73,7 +73,7 @@ def test_vectors_of_full_width_are_turned_and_then_cut(
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-5)
 
 
-def test_what_leaves_by_a_map_is_turned_too(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
+def test_mapped_vectors_are_rotated_too(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
     ids = tiny_model.tokenize(texts)
     whole = tiny_model.resolve(depth=2, calibration=artifact).spec
     mapped = Encoder.load(whole, dtype="float32", calibration=load_calibration(artifact)).encode(ids, 512).vectors_ND
@@ -84,9 +84,7 @@ def test_what_leaves_by_a_map_is_turned_too(tiny_model: TinyModel, artifact: str
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, unit((mapped @ make_rotation())[:, :32]), atol=1e-5)
 
 
-def test_a_query_runs_the_full_model_and_is_turned_with_no_need_of_the_artifact(
-    tiny_model: TinyModel, artifact: str, texts: list[str]
-) -> None:
+def test_a_query_runs_the_full_model_and_is_rotated_without_the_artifact(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
     spec = tiny_model.resolve(depth=2, dim=32, calibration=artifact, rotate=True).spec.for_queries()
     assert (spec.depth, spec.exit, spec.calibration, spec.rotation) == (4, "native", None, digest_array(make_rotation()))
     ids = tiny_model.tokenize(texts)
@@ -95,7 +93,7 @@ def test_a_query_runs_the_full_model_and_is_turned_with_no_need_of_the_artifact(
     np.testing.assert_allclose(turned, unit((full @ make_rotation())[:, :32]), atol=1e-5)
 
 
-def test_whole_vectors_are_as_near_to_each_other_as_before(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
+def test_rotation_keeps_the_similarities_of_full_vectors(tiny_model: TinyModel, artifact: str, texts: list[str]) -> None:
     spec, ids = tiny_model.resolve(calibration=artifact, rotate=True).spec, tiny_model.tokenize(texts)
     plain, turned = (
         Encoder.load(each, dtype="float32", calibration=load_calibration(artifact)).encode(ids, 512).vectors_ND
@@ -105,7 +103,7 @@ def test_whole_vectors_are_as_near_to_each_other_as_before(tiny_model: TinyModel
     np.testing.assert_allclose(turned @ turned.T, plain @ plain.T, atol=1e-5)
 
 
-def test_the_space_is_another_and_the_artifact_comes_back_with_its_rotation(tiny_model: TinyModel, artifact: str) -> None:
+def test_the_rotation_is_in_the_artifact_and_changes_the_space(tiny_model: TinyModel, artifact: str) -> None:
     read = load_calibration(artifact)
     assert read.rotation_WW is not None
     assert np.array_equal(read.rotation_WW, make_rotation())
@@ -115,7 +113,7 @@ def test_the_space_is_another_and_the_artifact_comes_back_with_its_rotation(tiny
     assert [each.split(":")[0] for each in plain.differences(turned)] == ["rotation"]
 
 
-def test_int8_of_turned_vectors_has_ranges_of_its_own(tiny_model: TinyModel, artifact: str) -> None:
+def test_int8_of_rotated_vectors_has_separate_ranges(tiny_model: TinyModel, artifact: str) -> None:
     embedding: dict[str, Any] = {"depth": 2, "dim": 32, "calibration": artifact, "quantization": "int8"}
     assert tiny_model.resolve(rotate=True, **embedding).ranges is not None
     with pytest.raises(ConfigError, match=r"embedding.dim=32: .*no ranges of int8 .*\(dims there: none\)"):
@@ -125,22 +123,25 @@ def test_int8_of_turned_vectors_has_ranges_of_its_own(tiny_model: TinyModel, art
 @pytest.mark.parametrize(
     ("embedding", "message"),
     [
-        ({"depth": 2, "exit": "native"}, "embedding.rotate=true: the axes are the full model's, and depth 2 with a native exit"),
+        (
+            {"depth": 2, "exit": "native"},
+            "embedding.rotate=true: the axes are those of the full model's vectors, not of depth 2 with a native exit",
+        ),
         ({"calibration": None}, "embedding.rotate=true: needs an artifact of jobs.calibrate; set embedding.calibration"),
     ],
 )
-def test_what_cannot_be_turned_is_refused(tiny_model: TinyModel, artifact: str, embedding: dict[str, Any], message: str) -> None:
+def test_rotate_is_refused_if_it_cannot_apply(tiny_model: TinyModel, artifact: str, embedding: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_model.resolve(**{"calibration": artifact, "rotate": True} | embedding)
 
 
 def test_an_artifact_without_a_rotation_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     write_calibration(calibrate(tiny_model), str(tmp_path))
-    with pytest.raises(ConfigError, match=r"holds no rotation; make it anew with jobs\.calibrate"):
+    with pytest.raises(ConfigError, match=r"has no rotation; make it again with jobs\.calibrate"):
         tiny_model.resolve(depth=2, calibration=str(tmp_path), rotate=True)
 
 
-def test_a_worker_or_a_query_without_the_specs_rotation_refuses_to_start(tiny_model: TinyModel, artifact: str) -> None:
+def test_an_encoder_without_the_specs_rotation_does_not_load(tiny_model: TinyModel, artifact: str) -> None:
     spec = tiny_model.resolve(depth=2, calibration=artifact, rotate=True).spec
     for wrong in (None, make_rotation(1)):
         with pytest.raises(ModelError, match=f"not the rotation of the spec \\({spec.rotation}\\)"):

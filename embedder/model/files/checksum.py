@@ -1,4 +1,4 @@
-"""A model's folder → one checksum over the files that decide a vector, equal wherever the same files lie."""
+"""A model's folder → one checksum over the files that decide a vector, independent of the folder's location."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from embedder.core.errors import ModelError
-from embedder.model.files.st_layout import blaming, read_json
+from embedder.model.files.st_layout import file_errors, read_json
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = {
@@ -28,27 +28,27 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """Give the safetensors files that transformers will load; a folder with other weights only is refused."""
+    """Return the safetensors files that transformers will load; ModelError if there are none or some are missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        with blaming(index.name):
+        with file_errors(index.name):
             shards = sorted(set(read_json(index)["weight_map"].values()))
-        lacking = [name for name in shards if not (folder / name).is_file()]
-        if lacking:
-            raise ModelError(f"{index.name}: {lacking[0]} is not there ({len(lacking)} of {len(shards)} files missing); download it again")
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{index.name}: {missing[0]} not found ({len(missing)} of {len(shards)} files missing); download it again")
         return [index, *(folder / name for name in shards)]
-    found = [path.name for path in sorted(folder.glob("*.bin"))]
-    if found:
-        raise ModelError(f"{found[0]}: pickled weights are not loaded; save the model once with save_pretrained() to get {WEIGHTS}")
+    pickled = [path.name for path in sorted(folder.glob("*.bin"))]
+    if pickled:
+        raise ModelError(f"{pickled[0]}: pickled weights are not loaded; save the model once with save_pretrained() to get {WEIGHTS}")
     raise ModelError(f"no {WEIGHTS} in {folder.name!r}; give a folder with weights, or a hub name")
 
 
 def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tuple[Path, ...]) -> str:
-    """Hash weights, config, tokenizer and every module's files; weights that are not whole are refused.
+    """Return a hash of the weights, config, tokenizer and every module's files; ModelError if a weights file is truncated.
 
-    Prompts and lengths are in the spec already and do not count.
+    Prompts and lengths are fields of the spec and are not hashed.
     """
     files = {transformer_folder / "config.json", folder / "modules.json", *list_weights(transformer_folder)}
     files |= {transformer_folder / name for name in TOKENIZER_FILES}
@@ -57,14 +57,14 @@ def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tup
         files |= {path for path in module_folder.iterdir() if path.suffix in (".json", ".safetensors")}
     for path in files:
         if path.suffix == ".safetensors":
-            with blaming(path.relative_to(folder).as_posix()), safe_open(path, "np"):
-                pass  # reads the header, and holds what it says against the size of the file
+            with file_errors(path.relative_to(folder).as_posix()), safe_open(path, "np"):
+                pass  # compares the header with the file's size
     hashes = sorted((path.relative_to(folder).as_posix(), _hash_file(path)) for path in files if path.is_file())
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:
-    """Hash a file's content; a hub cache names a large file by that hash already."""
+    """Return a file's sha256; a hub cache names large files by it."""
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name

