@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from embedder.model.backends import has_kernels
 from embedder.model.files.families import find_family, first_position, is_causal
@@ -57,8 +58,8 @@ class Batch(Protocol):
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
-        """Average them by each query's attention, softmax(query · state + bias), in float32: (B, P, H).
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        """Average a sequence's states by softmax(query · state + bias), in float32: (B, P, H). The first P - Q poolings have no query.
 
         The bias is (B, P, L) where a batch is padded, padding included, and (1, P, T) where it is packed.
         """
@@ -128,9 +129,9 @@ class PaddedBatch:
             hidden = hidden * self.mask_BL.unsqueeze(-1)
         return hidden.sum(dim=1, dtype=torch.float32)
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend along each row, by all queries in one product."""
-        states_BLH = hidden.float()
+        states_BLH, queries_PH = hidden.float(), _pad_queries(queries_QH, bias)
         logits_BPL = torch.baddbmm(bias, queries_PH.expand(states_BLH.shape[0], -1, -1), states_BLH.transpose(1, 2))
         return torch.bmm(logits_BPL.softmax(dim=-1), states_BLH)
 
@@ -182,14 +183,14 @@ class PackedBatch:
         """Add up each segment."""
         return self._reduce(hidden[0].float(), "sum")
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend within each segment: on a GPU by a kernel that reads the states once, else by one query after the other."""
         if hidden.is_cuda and has_kernels():
             from embedder.model.kernels import pool_segments
 
-            return pool_segments(hidden[0], self.segments.offsets_S, queries_PH, bias[0])
+            return pool_segments(hidden[0], self.segments.offsets_S, self.segments.longest, queries_QH, bias[0])
         states_TH = hidden[0].float()
-        logits_TP = states_TH @ queries_PH.T + bias[0].T
+        logits_TP = states_TH @ _pad_queries(queries_QH, bias).T + bias[0].T
         weights_TP = torch.exp(logits_TP - self._spread(self._reduce(logits_TP.detach(), "max")))
         sums_BPH = torch.stack([self._reduce(states_TH * weights_T.unsqueeze(-1), "sum") for weights_T in weights_TP.unbind(-1)], dim=1)
         return sums_BPH / self._reduce(weights_TP, "sum").unsqueeze(-1)
@@ -200,6 +201,10 @@ class PackedBatch:
 
     def _spread(self, values_BX: Tensor) -> Tensor:
         return values_BX.repeat_interleave(self.lengths_B, dim=0, output_size=self.num_tokens)
+
+
+def _pad_queries(queries_QH: Tensor, bias: Tensor) -> Tensor:
+    return functional.pad(queries_QH, (0, 0, bias.shape[1] - len(queries_QH), 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,12 +64,13 @@ class Encoder:
         layout: LayoutName = "padded",
     ) -> None:
         self._config: Any = model.config
+        self._config.use_cache = False  # a causal model would keep the keys and values of all layers
         self._family = find_family(self._config.model_type)
         self._layout = make_layout(layout, self._config, device)
         model.set_attn_implementation(self._layout.attention)
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
-        self._exit = exit_map.to(device) if exit_map else None
+        self._exit = exit_map.place(device) if exit_map else None
         self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
         self._graph: Forward | None = None
