@@ -3,7 +3,7 @@
 B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size, P = poolings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,6 @@ from torch.nn import functional
 from embedder.model.backends import has_kernels
 from embedder.model.files.families import find_family, first_position, is_causal
 from embedder.model.packing import plan_packed, plan_padded
-from embedder.model.results import Encoded
 from embedder.model.varlen_attention import PACKED, Segments
 
 LayoutName = Literal["padded", "packed"]
@@ -205,41 +204,6 @@ class PackedBatch:
 
 def _pad_queries(queries_QH: Tensor, bias: Tensor) -> Tensor:
     return functional.pad(queries_QH, (0, 0, bias.shape[1] - len(queries_QH), 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """Batches that a device was given, and may still be at."""
-
-    rows_NW: Tensor  # noqa: N815
-    """On the host, in the order the rows were given in; theirs only once the copy is done."""
-    batches: Sequence[np.ndarray]
-    """Which rows each holds."""
-    padded_tokens: int
-    token_budget: int
-    copied: torch.cuda.Event | None
-
-    def fetch(self) -> Encoded:
-        """Wait for the device, the only time that anything does."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        rows_NW = self.rows_NW.numpy()
-        return Encoded(rows_NW, self.padded_tokens, self.token_budget)
-
-
-def queue_copy(sorted_NW: Tensor, batches: Sequence[np.ndarray], padded_tokens: int, token_budget: int) -> Queued:
-    """Queue the copy of a unit's rows to the host, in the order they were given in, right behind its last batch.
-
-    A copy that is queued when a thread fetches would wait for the batches that another thread has queued since.
-    """
-    order_N = torch.from_numpy(np.argsort(np.concatenate([*batches, np.zeros(0, np.int64)]), kind="stable"))
-    if not sorted_NW.is_cuda:
-        return Queued(sorted_NW[order_N.to(sorted_NW.device)], batches, padded_tokens, token_budget, None)
-    rows_NW = torch.empty(sorted_NW.shape, dtype=torch.float32, pin_memory=True)
-    rows_NW.copy_(sorted_NW[order_N.pin_memory().to(sorted_NW.device, non_blocking=True)], non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)
-    copied.record()
-    return Queued(rows_NW, batches, padded_tokens, token_budget, copied)
 
 
 class PaddedLayout:

@@ -27,7 +27,7 @@ _SEARCHED = 1024
 
 
 @triton.jit
-def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale):  # type: ignore[no-untyped-def]
+def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale):
     scale = tl.maximum(tl.max(tl.abs(row), axis=0) / largest_code, least_scale)
     tl.store(scales + number, scale)
     tl.store(codes + offsets, (row / scale).to(codes.dtype.element_ty), mask=inside)
@@ -35,7 +35,7 @@ def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least
 
 # fmt: off
 @triton.jit
-def _add_norm(  # type: ignore[no-untyped-def]
+def _add_norm(
     product,
     bias,
     residual,
@@ -70,7 +70,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.constexpr, BLOCK: tl.constexpr):
     number = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -83,7 +83,7 @@ def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.
 
 # fmt: off
 @triton.jit
-def _attend_tile(tile, logits, bias, most, total, pooled, tokens, present):  # type: ignore[no-untyped-def]
+def _attend_tile(tile, logits, bias, most, total, pooled, tokens, present):
     # one step of an online softmax
     logits = tl.where(present, logits + tl.load(bias + tokens, mask=present, other=0.0), float("-inf"))
     highest = tl.maximum(most, tl.max(logits, axis=0))
@@ -93,7 +93,7 @@ def _attend_tile(tile, logits, bias, most, total, pooled, tokens, present):  # t
 
 
 @triton.jit
-def _store_part(out, parts, sums, slot, segment, pooling, columns, inside, width, most, total, pooled, is_whole):  # type: ignore[no-untyped-def]
+def _store_part(out, parts, sums, slot, segment, pooling, columns, inside, width, most, total, pooled, is_whole):
     if is_whole:
         tl.store(out + (segment.to(tl.int64) * 4 + pooling) * width + columns, pooled / total, mask=inside)
     else:
@@ -104,7 +104,7 @@ def _store_part(out, parts, sums, slot, segment, pooling, columns, inside, width
 
 
 @triton.jit
-def _pool(  # type: ignore[no-untyped-def]
+def _pool(
     states,
     queries,
     bias,
@@ -159,7 +159,7 @@ def _pool(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     segment, pooling = tl.program_id(0).to(tl.int64) // 4, tl.program_id(0) % 4
     start, stop = tl.load(bounds + segment), tl.load(bounds + segment + 1)
     columns = tl.arange(0, BLOCK)
@@ -181,7 +181,7 @@ def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def _normalize_split(states, out, width, num_blocks, num_features, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _normalize_split(states, out, width, num_blocks, num_features, BLOCK: tl.constexpr):
     row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
     columns = tl.arange(0, BLOCK)
     inside = columns < width
