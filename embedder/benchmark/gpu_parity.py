@@ -65,7 +65,7 @@ def describe_device(device: str) -> dict[str, Any]:
         "capability": f"{card.major}.{card.minor}",
         "memory_bytes": card.total_memory,
         "multiprocessors": card.multi_processor_count,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         **dict(zip(query.split(","), map(str.strip, told.split(",")), strict=False)),
     }
 
@@ -85,6 +85,11 @@ def encode_on(bench: Bench, name: str, dtype: torch.dtype, layout: LayoutName) -
     return build_encoder(name, bench.device, dtype, layout).encode(rows_of(name), BUDGET).vectors_ND
 
 
+def layouts_of(name: str) -> tuple[LayoutName, ...]:
+    """Return the layouts that a family runs in."""
+    return ("padded", "packed") if FAMILIES[_family(name)].packed else ("padded",)
+
+
 def parity(bench: Bench) -> Iterator[Item]:
     """Compare every family, in each layout and dtype."""
     for name in _families(bench, CONFIGS):
@@ -97,7 +102,7 @@ def compare_layouts(bench: Bench, name: str) -> dict[str, Any]:
     family = FAMILIES[_family(name)]
     vectors = {"float32 padded": encode_on(bench, name, torch.float32, "padded")}
     for dtype in [torch.bfloat16, *([torch.float16] if family.float16 else [])]:
-        for layout in ("padded", *(["packed"] if family.packed else [])):
+        for layout in layouts_of(name):
             vectors[f"{str(dtype).removeprefix('torch.')} {layout}"] = encode_on(bench, name, dtype, layout)
     cosines = {key: least_cosine(found_ND, expected_ND) for key, found_ND in vectors.items()}
     is_ok = all(cosine >= (EXACT if key.startswith("float32") else HALF) for key, cosine in cosines.items())
@@ -159,28 +164,40 @@ def compare_float8(bench: Bench, name: str) -> dict[str, Any]:
     return {"ok": least >= FLOAT8_LEAST and to_emulated >= to_exact, "least": least, "to exact": to_exact, "to emulated": to_emulated}
 
 
+KNOWN_WAITS = {
+    ("modernbert", "padded"): "transformers' masks read on the host whether there is padding",
+    ("gemma3_text", "padded"): "transformers' masks copy a part of the sliding window's mask to the device",
+    ("mpnet", "padded"): "transformers' MPNet makes its position buckets on the host",
+}
+"""Waits in transformers itself. These layouts run on a GPU only on request, or for MPNet, which has no packed attention."""
+
+
 def waits(bench: Bench) -> Iterator[Item]:
     """Queue batches with every wait of the host for the device made an error."""
     for name in ("bert", "modernbert", "qwen3", "gemma3_text", "mpnet"):
-        for layout in ("padded", *(["packed"] if FAMILIES[name].packed else [])):
+        for layout in layouts_of(name):
             yield f"{name} {layout}", partial(queue_without_waiting, bench, name, layout, False)
     yield "bert packed exit", partial(queue_without_waiting, bench, "bert", "packed", True)
 
 
 def queue_without_waiting(bench: Bench, name: str, layout: LayoutName, is_exit: bool) -> dict[str, Any]:
-    """Queue all batches and return how many there were; torch raises where the host would wait."""
+    """Queue all batches and return their number; if the host would wait, torch raises, and a known wait is returned instead."""
     leave = build_exit(1000, 2, 128, "mean") if is_exit else None
     encoder = build_encoder(name, bench.device, torch.bfloat16, layout, 2 if is_exit else DEPTH, leave)
     encoder.encode(rows_of(name), 600)  # loads kernels, and whatever else happens once
     if bench.device == "cpu":
-        return {"batches": len(encoder.queue(rows_of(name), 600).batches)}
+        return {"batches": encoder.queue(rows_of(name), 600).num_batches}
     torch.cuda.set_sync_debug_mode("error")
     try:
         queued = encoder.queue(rows_of(name), 600)
+    except RuntimeError as error:
+        if "synchronizing" not in str(error) or (name, layout) not in KNOWN_WAITS:
+            raise
+        return {"ok": True, "known wait": KNOWN_WAITS[name, layout]}
     finally:
         torch.cuda.set_sync_debug_mode("default")
     queued.fetch()
-    return {"ok": True, "batches": len(queued.batches)}
+    return {"ok": True, "batches": queued.num_batches}
 
 
 def compiled_parity(bench: Bench) -> Iterator[Item]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from embedder.benchmark.check_record import Bench, Item
 from embedder.benchmark.random_models import build_exit, draw_rows, least_cosine
 from embedder.benchmark.throughput import SHAPES, Shape, build_random_encoder, draw_lengths, flops_of
-from embedder.benchmark.timing import synchronize, time_once, time_sustained
+from embedder.benchmark.timing import time_once, time_sustained
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.loading import BackendName
@@ -90,14 +90,14 @@ def find_budget(bench: Bench) -> dict[str, Any]:
     """Return what is found for shares of the device."""
     if bench.device == "cpu":
         return {"skipped": "a CPU has no memory of its own"}
-    encoder = _build(bench, "bert-large", "bfloat16", "packed", depth=2)
+    encoder = build(bench, "bert-large", "bfloat16", "packed", depth=2)
     whole, part = encoder.find_token_budget(), encoder.find_token_budget(0.02)
     return {"ok": 1024 <= part <= whole <= 65_536, "whole": whole, "a fiftieth": part}
 
 
 def halve_budget(bench: Bench) -> dict[str, Any]:
     """Encode with 600 MB to spare and a budget of gigabytes; the vectors must be those of small batches."""
-    encoder = _build(bench, "bert-base", "bfloat16", "packed", depth=4)
+    encoder = build(bench, "bert-base", "bfloat16", "packed", depth=4)
     rows = draw_rows(draw_lengths("mixed", 131_072), VOCABULARY)
     expected_ND = encoder.encode(rows, 4_096).vectors_ND
     _free()
@@ -135,9 +135,10 @@ def measure_encoder(bench: Bench, build: Build, shape: Shape, profile: str, toke
     }
 
 
-def _build(
+def build(
     bench: Bench, name: str, dtype: str, layout: LayoutName, backend: BackendName = "torch", depth: int | None = None, is_exit: bool = False
 ) -> Encoder:
+    """Return an encoder of random weights, after memory of earlier ones is freed."""
     _free()
     shape = shape_of(bench, name, depth)
     leave = build_exit(VOCABULARY, shape.layers, shape.hidden_size, "mean") if is_exit else None
@@ -160,7 +161,7 @@ def sweep(
     bench: Bench, name: str, dtype: str, backend: BackendName, layout: LayoutName = "packed", **cut: Any
 ) -> Callable[..., Iterator[Item]]:
     """Return what yields an item for each of some profiles and budgets, with one encoder for all of them."""
-    build = cache(partial(_build, bench, name, dtype, layout, backend, **cut))
+    build_once = cache(partial(build, bench, name, dtype, layout, backend, **cut))
     shape = shape_of(bench, name, cut.get("depth"))
     depth = f" depth {cut['depth']}" if "depth" in cut else ""
 
@@ -168,8 +169,8 @@ def sweep(
         for profile in profiles:
             for budget in (512,) if bench.is_tiny else budgets:
                 label = f"{name}{depth} {dtype} {layout} {profile} {budget}"
-                yield label, partial(measure_encoder, bench, build, shape, profile, budget)
-        build.cache_clear()
+                yield label, partial(measure_encoder, bench, build_once, shape, profile, budget)
+        build_once.cache_clear()
 
     return items
 
@@ -193,9 +194,8 @@ def fused(bench: Bench) -> Iterator[Item]:
     yield from sweep(bench, "bert-base", "bfloat16", "fused")(("mixed",), BUDGETS)
     yield from sweep(bench, "minilm", "bfloat16", "fused")(("mixed",), BUDGETS)
     yield from sweep(bench, "bert-large", "float8", "fused")(("mixed",), BUDGETS)
-    build = partial(_build, bench, "bert-large")
-    yield "bert-large kernels", partial(profile_batch, bench, partial(build, "bfloat16", "packed", "fused"))
-    yield "bert-large float8 kernels", partial(profile_batch, bench, partial(build, "float8", "packed", "fused"))
+    for dtype in ("bfloat16", "float8"):
+        yield f"bert-large {dtype} kernels", partial(profile_batch, bench, partial(build, bench, "bert-large", dtype, "packed", "fused"))
 
 
 def compiled(bench: Bench) -> Iterator[Item]:
@@ -203,16 +203,16 @@ def compiled(bench: Bench) -> Iterator[Item]:
     yield from sweep(bench, "bert-large", "bfloat16", "compiled")(PROFILES, BUDGETS)
     yield from sweep(bench, "bert-large", "float8", "compiled")(("mixed",), (65_536, 16_384))
     yield from sweep(bench, "minilm", "bfloat16", "compiled")(("mixed",), (65_536, 16_384))
-    yield "bert-large kernels", partial(profile_batch, bench, partial(_build, bench, "bert-large", "bfloat16", "packed", "compiled"))
+    yield "bert-large kernels", partial(profile_batch, bench, partial(build, bench, "bert-large", "bfloat16", "packed", "compiled"))
 
 
 def profile(bench: Bench) -> Iterator[Item]:
     """List where the time of one batch goes."""
-    yield "bert-large kernels", partial(profile_batch, bench, partial(_build, bench, "bert-large", "bfloat16", "packed"))
-    yield "bert-large float8 kernels", partial(profile_batch, bench, partial(_build, bench, "bert-large", "float8", "packed"))
+    yield "bert-large kernels", partial(profile_batch, bench, partial(build, bench, "bert-large", "bfloat16", "packed"))
+    yield "bert-large float8 kernels", partial(profile_batch, bench, partial(build, bench, "bert-large", "float8", "packed"))
     yield (
         "bert-large exit kernels",
-        partial(profile_batch, bench, partial(_build, bench, "bert-large", "bfloat16", "packed", depth=6, is_exit=True)),
+        partial(profile_batch, bench, partial(build, bench, "bert-large", "bfloat16", "packed", depth=6, is_exit=True)),
     )
 
 
@@ -239,31 +239,3 @@ def profile_batch(bench: Bench, build: Build) -> dict[str, Any]:
     busy = sum(row[1] for row in rows_of_table)
     listed = [{"kernel": name[:120], "microseconds": round(taken), "calls": calls} for name, taken, calls in rows_of_table[:25]]
     return {"wall ms": wall * 1e3, "busy ms": busy / 1e3, "tokens": len(rows.values), "kernels": listed}
-
-
-def exits(bench: Bench) -> Iterator[Item]:
-    """Compare calibrated exits with plain encoders of the same depth, in turn."""
-    for name, depth in (("bert-large", 6), ("bert-large", 12), ("minilm", 6)):
-        yield f"{name} depth {depth}", partial(compare_exit_cost, bench, name, depth)
-
-
-def compare_exit_cost(bench: Bench, name: str, depth: int, rounds: int = 4) -> dict[str, float]:
-    """Return the seconds of both, and their ratio."""
-    plain, leaving = (_build(bench, name, "bfloat16", "packed", depth=depth, is_exit=is_exit) for is_exit in (False, True))
-    rows = draw_rows(draw_lengths("mixed", 2_048 if bench.is_tiny else ROUND_TOKENS), VOCABULARY)
-    return compare_runs(bench, {"plain": plain, "exit": leaving}, rows, 512 if bench.is_tiny else 65_536, rounds)
-
-
-def compare_runs(bench: Bench, encoders: dict[str, Encoder], rows: Any, token_budget: int, rounds: int) -> dict[str, float]:
-    """Return tokens a second by name, and how many times as long as the first the last one takes, A B A B."""
-    seconds: dict[str, list[float]] = {name: [] for name in encoders}
-    for number in range(rounds + 1):
-        for name, encoder in encoders.items():
-            synchronize(bench.device)
-            started = time.perf_counter()
-            encoder.encode(rows, token_budget)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    first, last = (list(seconds.values())[place] for place in (0, -1))
-    ratio = statistics.median(b / a for a, b in zip(first, last, strict=True))
-    return {**{name: len(rows.values) / statistics.median(taken) for name, taken in seconds.items()}, "ratio": ratio}

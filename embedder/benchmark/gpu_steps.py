@@ -1,6 +1,6 @@
 """The steps of a GPU check, in the order they run: what is cheap and tells most comes first, what compiles comes last."""
 
-from embedder.benchmark import gpu_parity, gpu_peer, gpu_speed
+from embedder.benchmark import gpu_exits, gpu_parity, gpu_peer, gpu_speed
 from embedder.benchmark.check_record import Step
 
 STEPS: dict[str, Step] = {
@@ -15,7 +15,8 @@ STEPS: dict[str, Step] = {
     "throughput": gpu_speed.throughput,
     "fused": gpu_speed.fused,
     "profile": gpu_speed.profile,
-    "exits": gpu_speed.exits,
+    "exits": gpu_exits.exits,
+    "auto": gpu_exits.auto,
     "peer": gpu_peer.peer,
     "compiled": gpu_speed.compiled,
     "compiled_parity": gpu_parity.compiled_parity,

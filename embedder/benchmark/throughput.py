@@ -20,8 +20,9 @@ from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit
 from embedder.model.float8 import check_device, use_float8
-from embedder.model.loading import DTYPES, BackendName, multiplies_bfloat16, resolve_layout
+from embedder.model.loading import DTYPES, BackendName, resolve_layout
 from embedder.model.pooling import Head
+from embedder.model.runtime import multiplies_bfloat16
 
 MOST_TOKENS = 512
 FLOAT8 = "float8"

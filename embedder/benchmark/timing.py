@@ -28,7 +28,7 @@ def _time_calls(run: Run, device: str, count: int) -> list[float]:
             run()
             seconds.append(time.perf_counter() - started)
         return seconds
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     events[0].record()
     for event in events[1:]:

@@ -3,18 +3,18 @@
 B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, H = hidden size, P = poolings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from embedder.model.backends import has_kernels
 from embedder.model.files.families import find_family, first_position, is_causal
 from embedder.model.packing import plan_packed, plan_padded
-from embedder.model.results import Encoded
 from embedder.model.varlen_attention import PACKED, Segments
 
 LayoutName = Literal["padded", "packed"]
@@ -57,8 +57,8 @@ class Batch(Protocol):
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
-        """Average them by each query's attention, softmax(query · state + bias), in float32: (B, P, H).
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+        """Average a sequence's states by softmax(query · state + bias), in float32: (B, P, H). The first P - Q poolings have no query.
 
         The bias is (B, P, L) where a batch is padded, padding included, and (1, P, T) where it is packed.
         """
@@ -128,9 +128,9 @@ class PaddedBatch:
             hidden = hidden * self.mask_BL.unsqueeze(-1)
         return hidden.sum(dim=1, dtype=torch.float32)
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend along each row, by all queries in one product."""
-        states_BLH = hidden.float()
+        states_BLH, queries_PH = hidden.float(), _pad_queries(queries_QH, bias)
         logits_BPL = torch.baddbmm(bias, queries_PH.expand(states_BLH.shape[0], -1, -1), states_BLH.transpose(1, 2))
         return torch.bmm(logits_BPL.softmax(dim=-1), states_BLH)
 
@@ -182,14 +182,14 @@ class PackedBatch:
         """Add up each segment."""
         return self._reduce(hidden[0].float(), "sum")
 
-    def attend(self, queries_PH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend within each segment: on a GPU by a kernel that reads the states once, else by one query after the other."""
         if hidden.is_cuda and has_kernels():
             from embedder.model.kernels import pool_segments
 
-            return pool_segments(hidden[0], self.segments.offsets_S, queries_PH, bias[0])
+            return pool_segments(hidden[0], self.segments.offsets_S, self.segments.longest, queries_QH, bias[0])
         states_TH = hidden[0].float()
-        logits_TP = states_TH @ queries_PH.T + bias[0].T
+        logits_TP = states_TH @ _pad_queries(queries_QH, bias).T + bias[0].T
         weights_TP = torch.exp(logits_TP - self._spread(self._reduce(logits_TP.detach(), "max")))
         sums_BPH = torch.stack([self._reduce(states_TH * weights_T.unsqueeze(-1), "sum") for weights_T in weights_TP.unbind(-1)], dim=1)
         return sums_BPH / self._reduce(weights_TP, "sum").unsqueeze(-1)
@@ -202,39 +202,8 @@ class PackedBatch:
         return values_BX.repeat_interleave(self.lengths_B, dim=0, output_size=self.num_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """Batches that a device was given, and may still be at."""
-
-    rows_NW: Tensor  # noqa: N815
-    """On the host, in the order the rows were given in; theirs only once the copy is done."""
-    batches: Sequence[np.ndarray]
-    """Which rows each holds."""
-    padded_tokens: int
-    token_budget: int
-    copied: torch.cuda.Event | None
-
-    def fetch(self) -> Encoded:
-        """Wait for the device, the only time that anything does."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        rows_NW = self.rows_NW.numpy()
-        return Encoded(rows_NW, self.padded_tokens, self.token_budget)
-
-
-def queue_copy(sorted_NW: Tensor, batches: Sequence[np.ndarray], padded_tokens: int, token_budget: int) -> Queued:
-    """Queue the copy of a unit's rows to the host, in the order they were given in, right behind its last batch.
-
-    A copy that is queued when a thread fetches would wait for the batches that another thread has queued since.
-    """
-    order_N = torch.from_numpy(np.argsort(np.concatenate([*batches, np.zeros(0, np.int64)]), kind="stable"))
-    if not sorted_NW.is_cuda:
-        return Queued(sorted_NW[order_N.to(sorted_NW.device)], batches, padded_tokens, token_budget, None)
-    rows_NW = torch.empty(sorted_NW.shape, dtype=torch.float32, pin_memory=True)
-    rows_NW.copy_(sorted_NW[order_N.pin_memory().to(sorted_NW.device, non_blocking=True)], non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)
-    copied.record()
-    return Queued(rows_NW, batches, padded_tokens, token_budget, copied)
+def _pad_queries(queries_QH: Tensor, bias: Tensor) -> Tensor:
+    return functional.pad(queries_QH, (0, 0, bias.shape[1] - len(queries_QH), 0))
 
 
 class PaddedLayout:

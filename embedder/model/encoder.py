@@ -3,9 +3,7 @@
 N = rows given, B = rows of a batch, H = hidden size, D = dim, W = width of what a pass gives. `hidden` is laid out as its batch is.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -24,27 +22,24 @@ from embedder.core.errors import ModelError
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.attention_pooling import AttentionPooling
-from embedder.model.batches import Batch, LayoutName, Queued, make_layout, queue_copy
+from embedder.model.backends import has_kernels
+from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.compiling import compile_forward
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import use_float8
-from embedder.model.fused import fuse_layers
-from embedder.model.loading import load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.fused import find_unfusable, fuse_layers
+from embedder.model.loading import BackendName, load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import POOLERS, Head
 from embedder.model.results import Encoded, ExitStates
-from embedder.model.runtime import set_threads
+from embedder.model.run_batches import Forward, Queued, queue_rows
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
 from embedder.model.varlen_attention import PACKED
 
-logger = logging.getLogger("embedder")
-
-Forward = Callable[[Batch], Tensor]
-"""A batch → W numbers for each of its rows."""
 TappedForward = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -64,16 +59,20 @@ class Encoder:
         layout: LayoutName = "padded",
     ) -> None:
         self._config: Any = model.config
+        self._config.use_cache = False  # a causal model would keep the keys and values of all layers
         self._family = find_family(self._config.model_type)
         self._layout = make_layout(layout, self._config, device)
         model.set_attn_implementation(self._layout.attention)
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
-        self._exit = exit_map.to(device) if exit_map else None
+        self._exit = exit_map.place(device) if exit_map else None
         self._pooling, self._pool = pooling, POOLERS[pooling]
         self._device = device
         self._graph: Forward | None = None
         self._turn = Lock()
+        self._fused: list[Any] = []
+        self.backends: tuple[BackendName, ...] = ("torch",)
+        """Backends that agree with torch on the probe, among which `use_backend` switches."""
 
     @classmethod
     def load(
@@ -116,6 +115,8 @@ class Encoder:
         if chosen_backend in ("compiled", "fused"):
             change = encoder.compile_layers if chosen_backend == "compiled" else encoder.fuse_layers
             agree_on_backend(encoder.probe_rows(), change, backend, FLOAT8_COSINE if spec.float8 else LAYOUT_COSINE)
+        elif backend == "auto" and encoder.device_type == "cuda":
+            encoder.offer_fused(FLOAT8_COSINE if spec.float8 else LAYOUT_COSINE)
         return encoder
 
     def compile_layers(self) -> "Encoder":
@@ -130,7 +131,25 @@ class Encoder:
         if self._layout.attention != PACKED:
             raise ModelError("fused layers take packed sequences; set compute.layout and compute.dtype to auto")
         fuse_layers(self.layers, self._config)
+        self._fused = [layer.forward for layer in self.layers]
         return self
+
+    def offer_fused(self, least: float = LAYOUT_COSINE) -> None:
+        """Add fused layers to the backends if this model and machine have them and they agree on the probe; go on running torch."""
+        if self._layout.attention != PACKED or not has_kernels() or find_unfusable(self._config):
+            return
+        if agree_on_backend(self.probe_rows(), self.fuse_layers, "auto", least, "fused") is not None:
+            self.backends = ("torch", "fused")
+        self.use_backend("torch")
+
+    def use_backend(self, name: BackendName) -> None:
+        """Run the layers by torch or by the fused kernels from now on."""
+        with self._turn:
+            for layer, forward in zip(self.layers, self._fused, strict=bool(self._fused)):
+                if name == "fused":
+                    layer.forward = forward
+                else:
+                    layer.__dict__.pop("forward", None)  # the class's own shows again
 
     def converted(self, dtype: torch.dtype) -> "Encoder":
         """Give this encoder with its layers and pooling run by OpenVINO, a batch a stream; the head, and all taps, stay torch's."""
@@ -267,47 +286,7 @@ class Encoder:
             yield forward
 
     def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Queued:
-        longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))
-        while True:
-            try:
-                return self._run_batches(token_ids, token_budget, width, forward)
-            except torch.OutOfMemoryError as error:
-                if token_budget <= longest:
-                    raise ModelError(
-                        f"compute.device={self._device.type}: out of memory on one sequence of {longest} tokens ({error}); "
-                        "lower chunking.max_tokens or embedding.depth, or give each actor more memory"
-                    ) from error
-            # outside of the handler: the error holds on to the batch that did not fit
-            token_budget = max(longest, token_budget // 2)
-            logger.warning("out of memory on %s: going on with a token budget of %d", self._device.type, token_budget)
-            torch.cuda.empty_cache()
-
-    def _run_batches(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Queued:
-        assert token_ids.null_count == 0
-        values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
-        lengths = np.diff(offsets)
-        batches = self._layout.plan(lengths, token_budget)
-        stops = np.cumsum([len(rows) for rows in batches])
-        sorted_NW = torch.empty((len(lengths), width), dtype=torch.float32, device=self._device)
-
-        def run_batch(number: int) -> int:
-            rows = batches[number]
-            with torch.inference_mode():
-                batch = self._layout.collect(values, offsets[rows], lengths[rows])
-                sorted_NW[stops[number] - len(rows) : stops[number]] = forward(batch)
-            return batch.num_tokens
-
-        padded_tokens = sum(self._map_batches(run_batch, len(batches)))
-        with torch.inference_mode():
-            return queue_copy(sorted_NW, batches, padded_tokens, token_budget)
-
-    def _map_batches(self, run_batch: Callable[[int], int], num_batches: int) -> Iterable[int]:
-        """Run the batches: on a device one after the other; on a CPU one a thread, which beats all threads on each by 1.2 to 1.3 x."""
-        num_threads = min(torch.get_num_threads(), num_batches)
-        if self._device.type != "cpu" or num_threads < 2:
-            return map(run_batch, range(num_batches))
-        with ThreadPoolExecutor(num_threads, initializer=set_threads, initargs=(1,)) as pool:
-            return list(pool.map(run_batch, range(num_batches)))
+        return queue_rows(self._layout, self._device, token_ids, token_budget, width, forward)
 
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self._model(**batch.inputs()).last_hidden_state

@@ -1,6 +1,6 @@
 """The states of some layers → vectors of the full model's space, by a linear map that was fitted beforehand.
 
-B = sequences of a batch, L = tokens of its longest, H = hidden size, P = poolings, T = layers read, F = T·P·H features,
+B = sequences of a batch, L = tokens of its longest, H = hidden size, P = poolings, T = layers read, F = T·P·H features, G = 3·F,
 W = width of the full model's vectors, V = token ids, Q = queries. `hidden` and what ends in L are laid out as the batch is.
 """
 
@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from embedder.core.spec import Pooling
 from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, AttentionPooling
+from embedder.model.backends import has_kernels
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
+from embedder.model.runtime import multiplies_bfloat16
 from embedder.model.taps import LayerPooler, PoolLayer
 
 Floats = npt.NDArray[np.float32]
@@ -44,11 +46,11 @@ class ExitPooler(nn.Module):
         queries_TPX = functional.pad(self.queries_TQX, (0, 2, NUM_POOLINGS - NUM_QUERIES, 0))
         queries_TPX[..., -2] = NEVER
         queries_TPX[:, 1, -1] = NEVER
-        by_state_TPH, by_token_TPX = queries_TPX[..., :-5], queries_TPX[..., -5:]
+        by_state_TQH, by_token_TPX = self.queries_TQX[..., :-3], queries_TPX[..., -5:]
 
         def read(batch: Batch) -> PoolLayer:
             bias = torch.unflatten(by_token_TPX.flatten(0, 1) @ self.read(batch), 1, by_token_TPX.shape[:2])
-            return lambda layer, hidden: batch.attend(by_state_TPH[layer], bias[:, layer], hidden).flatten(1)
+            return lambda layer, hidden: batch.attend(by_state_TQH[layer], bias[:, layer], hidden).flatten(1)
 
         return read
 
@@ -66,7 +68,7 @@ def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:
 
 
 class Exit(nn.Module):
-    """An affine map over the normalised states, in float32; what comes out has the full model's width and still needs cut and L2."""
+    """An affine map over the normalized states, in float32; the result has the full model's width and still needs truncation and L2."""
 
     def __init__(self, exit_map: ExitMap, pool: ExitPooler, hidden_size: int) -> None:
         super().__init__()
@@ -75,9 +77,32 @@ class Exit(nn.Module):
         self.linear = nn.Linear(num_features, width)
         self.linear.weight.data = torch.from_numpy(exit_map.weight_FW).T.contiguous()
         self.linear.bias.data = torch.from_numpy(exit_map.bias_W).clone()
+        self.split_WG: Tensor | None
+        self.register_buffer("split_WG", None, persistent=False)
         self.requires_grad_(False)
+
+    def place(self, device: torch.device) -> "Exit":
+        """Move to the device. On a GPU with products in bfloat16, split the map for tensor cores, which have none in float32."""
+        self.to(device)
+        if device.type == "cuda" and has_kernels() and multiplies_bfloat16(str(device)):
+            self.split_WG = split_map(self.linear.weight)
+        return self
 
     def forward(self, states_BF: Tensor) -> Tensor:
         """Map (B, F) pooled states of the map's layers, side by side, to (B, W)."""
+        if self.split_WG is not None:
+            from embedder.model.kernels import normalize_split
+
+            split_BG = normalize_split(states_BF, self.hidden_size)
+            return torch.mm(split_BG, self.split_WG.t(), out_dtype=torch.float32) + self.linear.bias
         mapped_BW: Tensor = self.linear(normalise_states(states_BF, self.hidden_size))
         return mapped_BW
+
+
+def split_map(weight_WF: Tensor) -> Tensor:
+    """Return weights as bfloat16 (high, high, low), (W, 3F), to multiply with states split into (high, low, high).
+
+    The sum of the three products leaves out low times low: an error below 2^-16 of the sum of |state times weight|, where TF32 has 2^-10.
+    """
+    high_WF = weight_WF.bfloat16()
+    return torch.cat([high_WF, high_WF, (weight_WF - high_WF.float()).bfloat16()], dim=1)

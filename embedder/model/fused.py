@@ -26,7 +26,7 @@ class FusedLayer:
         self.norms: tuple[nn.LayerNorm, nn.LayerNorm] = (layer.attention.output.LayerNorm, layer.output.LayerNorm)
         self.weight_OH, self.bias_O = _join([own.query, own.key, own.value])
 
-    def __call__(self, hidden_1TH: Tensor, *_: Any, segments: Segments, **__: Any) -> Tensor:
+    def __call__(self, hidden_1TH: Tensor, *_args: Any, segments: Segments, **_kwargs: Any) -> Tensor:
         """Return the states after the layer, (1, T, H)."""
         from embedder.model.kernels import add_norm
 
@@ -36,11 +36,9 @@ class FusedLayer:
         query, key, value = joined_TO.view(num_tokens, 3, self.num_heads, -1).unbind(1)
         attended_TH = attend_segments(query, key, value, segments).view(num_tokens, width)
         first, second = self.norms
-        hidden_TH, _, _ = add_norm(
-            attended_TH @ self.attended.weight.t(), self.attended.bias, hidden_TH, first.weight, first.bias, first.eps
-        )
+        hidden_TH, *_ = add_norm(attended_TH @ self.attended.weight.t(), self.attended.bias, hidden_TH, first.weight, first.bias, first.eps)
         wide_TI = torch._addmm_activation(self.widen.bias, hidden_TH, self.widen.weight.t(), use_gelu=True)
-        hidden_TH, _, _ = add_norm(wide_TI @ self.narrow.weight.t(), self.narrow.bias, hidden_TH, second.weight, second.bias, second.eps)
+        hidden_TH, *_ = add_norm(wide_TI @ self.narrow.weight.t(), self.narrow.bias, hidden_TH, second.weight, second.bias, second.eps)
         return hidden_TH.unsqueeze(0)
 
 
@@ -55,14 +53,14 @@ class FusedFloat8Layer:
         self.joined = _join_codes([own.query, own.key, own.value])
         self.no_bias_H = torch.zeros_like(self.norms[0].bias)
 
-    def __call__(self, hidden_1TH: Tensor, *_: Any, segments: Segments, **__: Any) -> Tensor:
+    def __call__(self, hidden_1TH: Tensor, *_args: Any, segments: Segments, **_kwargs: Any) -> Tensor:
         """Return the states after the layer, (1, T, H), with their codes for the next one."""
         from embedder.model.kernels import add_norm, encode_rows
 
         hidden_TH = hidden_1TH[0]
         num_tokens, width = hidden_TH.shape
-        codes = getattr(hidden_1TH, "float8_codes", None) or encode_rows(hidden_TH)
-        joined_TO = multiply_codes(*codes, *self.joined)
+        codes_TH, scales_T1 = getattr(hidden_1TH, "float8_codes", None) or encode_rows(hidden_TH)
+        joined_TO = multiply_codes(codes_TH, scales_T1, *self.joined)
         query, key, value = joined_TO.view(num_tokens, 3, self.num_heads, -1).unbind(1)
         attended_TH = attend_segments(query, key, value, segments).view(num_tokens, width)
         first, second = self.norms
@@ -77,25 +75,27 @@ class FusedFloat8Layer:
 
     @staticmethod
     def _multiply(linear: Float8Linear, codes: Any) -> Tensor:
-        return multiply_codes(*codes, linear.codes_OI, linear.scales_1O, linear.bias)
+        codes_NI, scales_N1 = codes
+        return multiply_codes(codes_NI, scales_N1, linear.codes_OI, linear.scales_1O, linear.bias)
 
 
 def fuse_layers(layers: nn.ModuleList, config: Any) -> None:
     """Replace the forward pass of every layer; ModelError if they are of another shape."""
-    check_fusable(config)
+    unfusable = find_unfusable(config)
+    if unfusable:
+        raise ModelError(unfusable)
     for layer in layers:
         is_float8 = isinstance(layer.attention.output.dense, Float8Linear)  # type: ignore[union-attr]
         layer.forward = (FusedFloat8Layer if is_float8 else FusedLayer)(layer, config.num_attention_heads)
 
 
-def check_fusable(config: Any) -> None:
-    """Refuse a model that the fused layers do not compute."""
+def find_unfusable(config: Any) -> str | None:
+    """Return the reason why the fused layers do not compute a model; None if they do."""
     if config.model_type not in FUSED_FAMILIES:
-        raise ModelError(f"family {config.model_type!r} has no fused layers, {', '.join(FUSED_FAMILIES)} have")
+        return f"family {config.model_type!r} has no fused layers; {', '.join(FUSED_FAMILIES)} have"
     if config.hidden_act not in ("gelu", "gelu_new", "gelu_pytorch_tanh"):
-        raise ModelError(f"hidden_act={config.hidden_act!r} (config.json) has no fused layers, gelu has")
-    if getattr(config, "is_decoder", False):
-        raise ModelError("is_decoder=true (config.json) has no fused layers")
+        return f"hidden_act={config.hidden_act!r} (config.json) has no fused layers; gelu has"
+    return "is_decoder=true (config.json) has no fused layers" if getattr(config, "is_decoder", False) else None
 
 
 def _join(linears: list[nn.Linear]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 Import this module only where Triton is installed: on a GPU it comes with torch. TRITON_INTERPRET=1 runs the kernels on a CPU.
 
-N = rows, H = hidden size, I = columns, T = tokens, S = bounds of segments, B = segments, P = poolings.
+N = rows, H = hidden size, I = columns, T = tokens, S = bounds of segments, B = segments, P = poolings, Q = queries.
+F = pooled components of all layers.
 """
 
 import torch
@@ -15,12 +16,18 @@ LARGEST_CODE = 448.0
 LEAST_SCALE = 1e-12
 WIDEST = 16_384
 """Columns of a row, which one program holds whole."""
+POOLINGS, QUERIES = 4, 2
+"""Poolings of an exit, and those of them that read the states through a query."""
+CHUNK = 64
+"""Tokens that one program pools."""
 _TOKENS = 8
 """Tokens that pooling reads at a time."""
+_SEARCHED = 1024
+"""Bounds that pooling searches at a time."""
 
 
 @triton.jit
-def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale):  # type: ignore[no-untyped-def]
+def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale):
     scale = tl.maximum(tl.max(tl.abs(row), axis=0) / largest_code, least_scale)
     tl.store(scales + number, scale)
     tl.store(codes + offsets, (row / scale).to(codes.dtype.element_ty), mask=inside)
@@ -28,7 +35,7 @@ def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least
 
 # fmt: off
 @triton.jit
-def _add_norm(  # type: ignore[no-untyped-def]
+def _add_norm(
     product,
     bias,
     residual,
@@ -63,7 +70,7 @@ def _add_norm(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.constexpr, BLOCK: tl.constexpr):
     number = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -74,31 +81,120 @@ def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.
     _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale)
 
 
+# fmt: off
 @triton.jit
-def _pool(states, queries, bias, bounds, out, width, num_tokens, POOLINGS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    # poolings of a segment are neighbours: the second reads its states from the cache
-    segment, pooling = tl.program_id(0) // POOLINGS, tl.program_id(0) % POOLINGS
+def _attend_tile(tile, logits, bias, most, total, pooled, tokens, present):
+    # one step of an online softmax
+    logits = tl.where(present, logits + tl.load(bias + tokens, mask=present, other=0.0), float("-inf"))
+    highest = tl.maximum(most, tl.max(logits, axis=0))
+    weights = tl.exp(logits - highest)
+    kept = tl.exp(most - highest)
+    return highest, total * kept + tl.sum(weights, axis=0), pooled * kept + tl.sum(tile * weights[:, None], axis=0)
+
+
+@triton.jit
+def _store_part(out, parts, sums, slot, segment, pooling, columns, inside, width, most, total, pooled, is_whole):
+    if is_whole:
+        tl.store(out + (segment.to(tl.int64) * 4 + pooling) * width + columns, pooled / total, mask=inside)
+    else:
+        number = slot.to(tl.int64) * 4 + pooling
+        tl.store(parts + number * width + columns, pooled, mask=inside)
+        tl.store(sums + number * 2, most)
+        tl.store(sums + number * 2 + 1, total)
+
+
+@triton.jit
+def _pool(
+    states,
+    queries,
+    bias,
+    bounds,
+    out,
+    parts,
+    sums,
+    width,
+    num_tokens,
+    num_segments,
+    CHUNK: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SEARCHED: tl.constexpr,
+):
+    # segment s owns the slots from bounds[s] // CHUNK + s; a slot is a chunk of its tokens, or empty
+    slot = tl.program_id(0)
+    segment = -1
+    for first in range(0, num_segments, SEARCHED):
+        numbers = first + tl.arange(0, SEARCHED)
+        starts = tl.load(bounds + numbers, mask=numbers < num_segments, other=0)
+        segment += tl.sum(((numbers < num_segments) & (starts // CHUNK + numbers <= slot)).to(tl.int32), axis=0)
+    segment_start, segment_stop = tl.load(bounds + segment), tl.load(bounds + segment + 1)
+    start = segment_start + (slot - segment_start // CHUNK - segment) * CHUNK
+    stop = tl.minimum(start + CHUNK, segment_stop)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    query2 = tl.load(queries + columns, mask=inside, other=0.0)
+    query3 = tl.load(queries + width + columns, mask=inside, other=0.0)
+    nothing = tl.zeros([BLOCK], dtype=tl.float32)
+    most0, total0, pooled0 = float("-inf"), 0.0, nothing
+    most1, total1, pooled1 = float("-inf"), 0.0, nothing
+    most2, total2, pooled2 = float("-inf"), 0.0, nothing
+    most3, total3, pooled3 = float("-inf"), 0.0, nothing
+    for first in range(start, stop, TOKENS):
+        tokens = first + tl.arange(0, TOKENS)
+        present = tokens < stop
+        offsets = tokens[:, None].to(tl.int64) * width + columns[None, :]
+        tile = tl.load(states + offsets, mask=present[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        most0, total0, pooled0 = _attend_tile(tile, 0.0, bias, most0, total0, pooled0, tokens, present)
+        most1, total1, pooled1 = _attend_tile(tile, 0.0, bias + num_tokens, most1, total1, pooled1, tokens, present)
+        logits2 = tl.sum(tile * query2[None, :], axis=1)
+        most2, total2, pooled2 = _attend_tile(tile, logits2, bias + 2 * num_tokens, most2, total2, pooled2, tokens, present)
+        logits3 = tl.sum(tile * query3[None, :], axis=1)
+        most3, total3, pooled3 = _attend_tile(tile, logits3, bias + 3 * num_tokens, most3, total3, pooled3, tokens, present)
+    if start < stop:
+        is_whole = segment_stop - segment_start <= CHUNK
+        _store_part(out, parts, sums, slot, segment, 0, columns, inside, width, most0, total0, pooled0, is_whole)
+        _store_part(out, parts, sums, slot, segment, 1, columns, inside, width, most1, total1, pooled1, is_whole)
+        _store_part(out, parts, sums, slot, segment, 2, columns, inside, width, most2, total2, pooled2, is_whole)
+        _store_part(out, parts, sums, slot, segment, 3, columns, inside, width, most3, total3, pooled3, is_whole)
+
+
+@triton.jit
+def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    segment, pooling = tl.program_id(0).to(tl.int64) // 4, tl.program_id(0) % 4
     start, stop = tl.load(bounds + segment), tl.load(bounds + segment + 1)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    query = tl.load(queries + pooling * width + columns, mask=inside, other=0.0)
-    most = float("-inf")
-    total = 0.0
-    pooled = tl.zeros([BLOCK], dtype=tl.float32)
-    for first in range(start, stop, TOKENS):
-        tokens = first + tl.arange(0, TOKENS)
-        there = tokens < stop
-        places = tokens[:, None].to(tl.int64) * width + columns[None, :]
-        tile = tl.load(states + places, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        logits = tl.sum(tile * query[None, :], axis=1) + tl.load(bias + pooling * num_tokens + tokens, mask=there, other=0.0)
-        logits = tl.where(there, logits, float("-inf"))
-        highest = tl.maximum(most, tl.max(logits, axis=0))
-        weights = tl.exp(logits - highest)
-        kept = tl.exp(most - highest)
-        pooled = pooled * kept + tl.sum(tile * weights[:, None], axis=0)
-        total = total * kept + tl.sum(weights, axis=0)
-        most = highest
-    tl.store(out + tl.program_id(0).to(tl.int64) * width + columns, pooled / total, mask=inside)
+    if stop - start > CHUNK:
+        first = start // CHUNK + segment
+        most = float("-inf")
+        total = 0.0
+        pooled = tl.zeros([BLOCK], dtype=tl.float32)
+        for slot in range(first, first + tl.cdiv(stop - start, CHUNK)):
+            number = slot * 4 + pooling
+            part_most = tl.load(sums + number * 2)
+            highest = tl.maximum(most, part_most)
+            kept, added = tl.exp(most - highest), tl.exp(part_most - highest)
+            pooled = pooled * kept + tl.load(parts + number * width + columns, mask=inside, other=0.0) * added
+            total = total * kept + tl.load(sums + number * 2 + 1) * added
+            most = highest
+        tl.store(out + (segment * 4 + pooling) * width + columns, pooled / total, mask=inside)
+
+
+@triton.jit
+def _normalize_split(states, out, width, num_blocks, num_features, BLOCK: tl.constexpr):
+    row, block = tl.program_id(0).to(tl.int64) // num_blocks, tl.program_id(0) % num_blocks
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    features = block * width + columns
+    state = tl.load(states + row * num_features + features, mask=inside, other=0.0)
+    state = state / tl.maximum(tl.sqrt_rn(tl.sum(state * state, axis=0)), 1e-12)
+    high = state.to(out.dtype.element_ty)
+    low = (state - high.to(tl.float32)).to(out.dtype.element_ty)
+    place = out + row * 3 * num_features + features
+    tl.store(place, high, mask=inside)
+    tl.store(place + num_features, low, mask=inside)
+    tl.store(place + 2 * num_features, high, mask=inside)
+# fmt: on
 
 
 def add_norm(
@@ -147,26 +243,52 @@ def encode_rows(rows_NI: Tensor, has_gelu: bool = False) -> tuple[Tensor, Tensor
     return codes_NI, scales_N1
 
 
-def pool_segments(states_TH: Tensor, bounds_S: Tensor, queries_PH: Tensor, bias_PT: Tensor) -> Tensor:
-    """Return each segment's states averaged by softmax(query · state + bias), in float32: (B, P, H)."""
-    (num_tokens, width), num_poolings = states_TH.shape, len(queries_PH)
-    num_segments = len(bounds_S) - 1
-    out_BPH = torch.empty((num_segments, num_poolings, width), dtype=torch.float32, device=states_TH.device)
+def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH: Tensor, bias_PT: Tensor) -> Tensor:
+    """Return each segment's states averaged by softmax(bias), and by softmax(query · state + bias) for the last Q, in float32: (B, P, H).
+
+    Each program pools one chunk of a segment, so that long segments do not run on few multiprocessors; a second kernel combines chunks.
+    """
+    (num_tokens, width), num_segments = states_TH.shape, len(bounds_S) - 1
+    assert (len(bias_PT), len(queries_QH)) == (POOLINGS, QUERIES), (bias_PT.shape, queries_QH.shape)
+    out_BPH = torch.empty((num_segments, POOLINGS, width), dtype=torch.float32, device=states_TH.device)
+    num_slots = (num_tokens - 1) // CHUNK + num_segments
+    has_parts = longest > CHUNK
+    parts = out_BPH.new_empty((num_slots if has_parts else 0, POOLINGS, width))
+    sums = out_BPH.new_empty((num_slots if has_parts else 0, POOLINGS, 2))
     block = triton.next_power_of_2(width)
-    _pool[(num_segments * num_poolings,)](
+    _pool[(num_slots,)](
         states_TH.contiguous(),
-        queries_PH.contiguous(),
+        queries_QH.contiguous(),
         bias_PT.contiguous(),
         bounds_S,
         out_BPH,
+        parts,
+        sums,
         width,
         num_tokens,
-        POOLINGS=num_poolings,
+        num_segments,
+        CHUNK=CHUNK,
         TOKENS=_TOKENS,
         BLOCK=block,
-        num_warps=_num_warps(block * 2),
+        SEARCHED=_SEARCHED,
+        num_warps=_num_warps(block),
     )
+    if has_parts:
+        combined = (num_segments * POOLINGS,)
+        _combine[combined](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=_num_warps(block))
     return out_BPH
+
+
+def normalize_split(states_BF: Tensor, hidden_size: int) -> Tensor:
+    """Return the states with each H components of length 1 as bfloat16 (high, low, high), side by side: (B, 3F)."""
+    states_BF = states_BF.contiguous()
+    num_rows, num_features = states_BF.shape
+    out_BG = torch.empty((num_rows, 3 * num_features), dtype=torch.bfloat16, device=states_BF.device)
+    num_blocks, block = num_features // hidden_size, triton.next_power_of_2(hidden_size)
+    _normalize_split[(num_rows * num_blocks,)](
+        states_BF, out_BG, hidden_size, num_blocks, num_features, BLOCK=block, num_warps=_num_warps(block)
+    )
+    return out_BG
 
 
 def _empty_codes(rows_NI: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,13 +25,13 @@ from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
 from embedder.model.pooling import Head, load_steps
+from embedder.model.runtime import multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
 
 BackendName = Literal["torch", "compiled", "fused", "openvino"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
 def resolve_dtype(dtype: str, device: str, family: str, float8: bool = False) -> torch.dtype:
@@ -144,14 +144,6 @@ def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
     config.num_hidden_layers = depth
     config.use_cache = False
     return config
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Tell whether the hardware does; what does not emulates it, slower than float32."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_capability(device) >= _BFLOAT16_COMPUTE_CAPABILITY
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextmanager

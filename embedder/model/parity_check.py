@@ -73,7 +73,7 @@ def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
 
 
 def agree_on_backend(
-    expected_ND: np.ndarray, convert: Callable[[], Encoding], asked: Backend, least: float = LAYOUT_COSINE
+    expected_ND: np.ndarray, convert: Callable[[], Encoding], asked: Backend, least: float = LAYOUT_COSINE, name: str = "openvino"
 ) -> Encoding | None:
     """Give the converted encoder if it gives torch's vectors of the probe; else refuse where it was asked for, or warn and give None."""
     try:
@@ -88,7 +88,7 @@ def agree_on_backend(
         fault = str(error)
     if asked != "auto":
         raise ModelError(f"compute.backend={asked}: {fault}; choose auto or torch")
-    logger.warning("compute.backend=auto: openvino: %s; going on with torch, which is slower", fault)
+    logger.warning("compute.backend=auto: %s: %s; going on with torch, which is slower", name, fault)
     return None
 
 

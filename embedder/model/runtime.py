@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -13,12 +14,22 @@ from embedder.core.retry import one_line
 DEVICE_FAILED = 70
 """Exit status of a worker whose device failed: EX_SOFTWARE of sysexits.h."""
 
+_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
+
 logger = logging.getLogger("embedder")
 
 
 def set_threads(num_threads: int) -> None:
     """Set the threads of every later matrix product of the calling thread, of which Ray gives a worker one, whatever the machine has."""
     torch.set_num_threads(num_threads)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Return whether the hardware multiplies bfloat16; hardware that emulates it is slower than in float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _BFLOAT16_COMPUTE_CAPABILITY
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 @contextmanager

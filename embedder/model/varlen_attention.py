@@ -105,8 +105,8 @@ def attend_on_device(
 def attend_segments(query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, segments: Segments) -> Tensor:
     """Attend to all tokens of each sequence, without what varlen_attn does on the host at each of its calls: (T, A, E), contiguous."""
     if not query_TAE.is_cuda:
-        rows = (states.transpose(0, 1).unsqueeze(0) for states in (query_TAE, key_TAE, value_TAE))
-        return attend_by_segment(*rows, segments, None, (-1, -1))[0]
+        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query_TAE, key_TAE, value_TAE))
+        return attend_by_segment(query, key, value, segments, None, (-1, -1))[0]
     offsets_S, longest = segments.offsets_S, segments.longest
     found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_forward(
         query_TAE, key_TAE, value_TAE, offsets_S, offsets_S, longest, longest, 0.0, segments.is_causal, False

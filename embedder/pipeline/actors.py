@@ -101,7 +101,7 @@ class EncoderActor(UnitActor):
                 self.token_budget = choose_token_budget(self.encoder, pool)
                 self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "check weights, dtype, and the versions of torch and transformers")
-        self.spec, self.ranges = context.spec, context.ranges
+        self.spec, self.ranges, self.pool, self.is_chosen = context.spec, context.ranges, pool, False
         self.folder, self.max_attempts = context.folder, context.max_attempts
         self.attempts = Attempts.listed(self.folder)
         self.concurrency, self.clock = Concurrency(pool.calls), BusyClock()
@@ -142,9 +142,23 @@ class EncoderActor(UnitActor):
 
         token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
         with ending_with_its_device():
+            self.choose_backend(token_ids)
             result = self.encoder.encode(token_ids, self.token_budget)
         self.token_budget = min(self.token_budget, result.token_budget)
         return result
+
+    def choose_backend(self, token_ids: pa.ListArray) -> None:
+        """On a GPU with compute.backend=auto, measure the candidates on the first large unit, and use the fastest from then on."""
+        if self.pool.backend != "auto" or self.is_chosen or self.encoder.device_type != "cuda":
+            return
+        from embedder.model.choose_backend import choose_fastest, list_budgets
+
+        budgets = (self.pool.token_budget,) if self.pool.token_budget else list_budgets(self.token_budget)
+        key = (self.spec.fingerprint, self.pool.dtype, self.pool.layout, budgets)
+        fastest = choose_fastest(self.encoder, token_ids, budgets, key)
+        if fastest is not None:
+            self.is_chosen = True
+            self.token_budget = min(self.token_budget, fastest.token_budget)
 
     def encode_carefully(self, name: str, chunks: pa.Table) -> tuple[pa.Table, Encoded, list[int]]:
         """Encode a unit in small ranges of documents; return the chunks that have vectors, the vectors, and the poison documents."""

@@ -13,9 +13,11 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm
 from tokenizers import Tokenizer
 from torch.nn import functional
 
+from embedder.benchmark.random_models import build_encoder, draw_rows
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
 from embedder.core.quantization import cut_vectors
+from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
 from tests.model.conftest import TinyModel
@@ -174,9 +176,36 @@ def test_a_device_that_runs_out_of_memory_gets_half_the_budget_and_gives_the_sam
     encoded = encoder.encode(ids, 1024)
     assert encoded.token_budget == 256
     assert [record.getMessage() for record in caplog.records] == [
-        f"out of memory on cpu: going on with a token budget of {budget}" for budget in (512, 256)
+        f"out of memory on cpu; token budget lowered to {budget}" for budget in (512, 256)
     ]
     np.testing.assert_allclose(encoded.vectors_ND, expected, atol=1e-5)
+
+
+def test_vectors_that_do_not_fit_are_refused_without_halving_the_token_budget(
+    tiny_model: TinyModel, texts: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder, ids = tiny_model.load(), tiny_model.tokenize(texts)
+    empty = torch.empty
+
+    def run_out(*size: Any, **options: Any) -> torch.Tensor:
+        if size == ((len(ids), 64),):
+            raise torch.OutOfMemoryError("made up")
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", run_out)
+    with pytest.raises(ModelError, match=r"out of memory on the vectors of 30 chunks, 7,680 bytes \(made up\); lower source.rows_per_unit"):
+        encoder.encode(ids, 1024)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_a_causal_model_keeps_no_keys_and_values(family: str, layout: LayoutName) -> None:
+    encoder = build_encoder(family, "cpu", torch.float32, layout, depth=2)
+    outputs: list[Any] = []
+    encoder._model.register_forward_hook(lambda *given: outputs.append(given[-1]))
+    encoder.encode(draw_rows(np.array([5, 3]), 1000), 64)
+    assert [output.past_key_values for output in outputs] == [None]
 
 
 def test_a_device_too_small_for_one_sequence_is_refused_by_name(tiny_model: TinyModel, texts: list[str]) -> None:

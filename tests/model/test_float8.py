@@ -196,6 +196,23 @@ def test_layouts_are_compared_before_layers_are_replaced(tiny_model: TinyModel, 
     assert nn.Linear not in [type(module) for module in coarse.layers.modules()]
 
 
+def test_a_compiled_product_is_one_step_that_dynamo_does_not_trace() -> None:
+    linear = Float8Linear(nn.Linear(32, 48).bfloat16().requires_grad_(False))
+    steps: list[str] = []
+
+    def keep_steps(graph: torch.fx.GraphModule, _: Any) -> Any:
+        steps.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    states = torch.randn(5, 32, dtype=torch.bfloat16)
+    found = torch.compile(linear, backend=keep_steps, fullgraph=True, dynamic=True)(states)
+    assert "embedder.multiply_codes.default" in steps
+    assert not any("scaled_mm" in step for step in steps)
+    torch.testing.assert_close(found, linear(states))
+    given = (*encode_rows(states), linear.codes_OI, linear.scales_1O, linear.bias)
+    torch.library.opcheck(float8.multiply_as_one_step, given, test_utils="test_faketensor")
+
+
 def test_it_is_a_space_of_its_own_whose_queries_are_exact(tiny_model: TinyModel) -> None:
     plain, coarse = tiny_model.resolve().spec, tiny_model.resolve(float8=True).spec
     assert plain.differences(coarse) == ["float8: False → True"]

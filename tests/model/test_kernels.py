@@ -11,9 +11,10 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="set TRITON_INTERPRET=1 for this process")
 
 from embedder.benchmark.random_models import build_encoder, draw_rows, least_cosine  # noqa: E402
+from embedder.model.exits import normalise_states, split_map  # noqa: E402
 from embedder.model.float8 import encode_rows as encode_plainly  # noqa: E402
 from embedder.model.float8 import use_float8  # noqa: E402
-from embedder.model.kernels import add_norm, encode_rows, pool_segments  # noqa: E402
+from embedder.model.kernels import add_norm, encode_rows, normalize_split, pool_segments  # noqa: E402
 
 CARRY = "Triton's interpreter loses the carry where a code rounds up to a power of two, and gives half of it: 2% of the codes"
 
@@ -63,16 +64,27 @@ def test_codes_are_those_of_plain_torch(width: int, has_gelu: bool) -> None:
 @pytest.mark.parametrize("width", [64, 96])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_attends_within_each_segment(width: int, dtype: torch.dtype) -> None:
-    lengths = [1, 23, 8, 9, 3]
+    lengths = [1, 23, 8, 64, 65, 200, 9, 3, 128]
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    states, queries, bias = draw(sum(lengths), width, dtype=dtype), draw(4, width, seed=1), draw(4, sum(lengths), seed=2)
-    queries[:2] = 0
+    states, queries, bias = draw(sum(lengths), width, dtype=dtype), draw(2, width, seed=1), draw(4, sum(lengths), seed=2)
     bias[1] = -1e9
     bias[1, bounds[:-1].long()] = 0
-    found = pool_segments(states, bounds, queries, bias)
+    found = pool_segments(states, bounds, max(lengths), queries, bias)
     for number, rows in enumerate(states.float().split(lengths)):
-        logits = queries @ rows.T + bias[:, bounds[number] : bounds[number + 1]]
+        logits = bias[:, bounds[number] : bounds[number + 1]].clone()
+        logits[2:] += queries @ rows.T
         torch.testing.assert_close(found[number], logits.softmax(dim=-1) @ rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_size", [64, 96])
+def test_split_states_times_a_split_map_are_the_product_in_float32(hidden_size: int) -> None:
+    states, weight = draw(5, 3 * hidden_size) * 100, draw(40, 3 * hidden_size, seed=1)
+    states[1] = 0
+    found = normalize_split(states, hidden_size).double() @ split_map(weight).double().T
+    expected = normalise_states(states, hidden_size).double() @ weight.double().T
+    absolute = normalise_states(states, hidden_size).double().abs() @ weight.double().abs().T
+    assert ((found - expected).abs() <= 2**-16 * absolute).all()
+    assert not found[1].any()
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
