@@ -86,7 +86,7 @@ class UnitActor(Actor[PreparedRow, EncodedRow]):
 
 
 class EncoderActor(UnitActor):
-    """Holds a model. Takes up to `pool.calls` units at a time, each on a thread. The token budget only falls; auto chooses the backend once."""
+    """Holds a model. Takes up to `pool.calls` units at a time, each on a thread. The token budget only falls; the backend is set once."""
 
     def setup(self, context: StageContext, pool: Pool) -> None:
         """Load the model, and check that it computes the table's probe vector."""
