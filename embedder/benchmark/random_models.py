@@ -70,7 +70,7 @@ def build_model(name: str) -> Any:
     """Return a seeded transformer on the CPU in float32, with norms that differ from one and zero."""
     class_name, settings = CONFIGS[name]
     torch.manual_seed(0)
-    model: Any = transformers.AutoModel.from_config(getattr(transformers, class_name)(**settings))
+    model: Any = transformers.AutoModel.from_config(getattr(transformers, class_name)(**settings))  # type: ignore[no-untyped-call]
     for parameter_name, parameter in model.named_parameters():
         if "norm" in parameter_name.lower():
             centre = 0.0 if parameter_name.endswith("bias") or name == "gemma3_text" else 1.0
@@ -149,7 +149,8 @@ def draw_rows(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> pa.ListArr
 def probe_lengths(name: str) -> np.ndarray:
     """Return lengths that no block of a kernel divides, in no order, some longer than a window."""
     limit = position_limit(build_model(name).config)
-    return np.minimum(np.array([300, 1, 64, 129, 3, 17, 500, 128, 65, 31, 2, 255]), limit)
+    lengths: np.ndarray = np.minimum(np.array([300, 1, 64, 129, 3, 17, 500, 128, 65, 31, 2, 255]), limit)
+    return lengths
 
 
 def least_cosine(vectors_ND: np.ndarray, expected_ND: np.ndarray) -> float:

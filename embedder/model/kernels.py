@@ -14,8 +14,6 @@ from triton import language as tl
 LARGEST_CODE = 448.0
 """Of float8 e4m3."""
 LEAST_SCALE = 1e-12
-WIDEST = 16_384
-"""Columns of a row, which one program holds whole."""
 POOLINGS, QUERIES = 4, 2
 """Poolings of an exit, and those of them that read the states through a query."""
 CHUNK = 64
@@ -274,8 +272,7 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH:
         num_warps=_num_warps(block),
     )
     if has_parts:
-        combined = (num_segments * POOLINGS,)
-        _combine[combined](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=_num_warps(block))
+        _combine[(num_segments * POOLINGS,)](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=_num_warps(block))
     return out_BPH
 
 

@@ -86,7 +86,7 @@ class UnitActor(Actor[PreparedRow, EncodedRow]):
 
 
 class EncoderActor(UnitActor):
-    """Holds a model. Takes up to `pool.calls` units at a time, each on a thread; only the token budget changes, and only down."""
+    """Holds a model. Takes up to `pool.calls` units at a time, each on a thread. The token budget only falls; the backend is set once."""
 
     def setup(self, context: StageContext, pool: Pool) -> None:
         """Load the model, and check that it computes the table's probe vector."""
@@ -154,7 +154,7 @@ class EncoderActor(UnitActor):
         from embedder.model.choose_backend import choose_fastest, list_budgets
 
         budgets = (self.pool.token_budget,) if self.pool.token_budget else list_budgets(self.token_budget)
-        key = (self.spec.fingerprint, self.pool.dtype, self.pool.layout, budgets)
+        key = (self.spec, self.pool.dtype, self.pool.layout, budgets)
         fastest = choose_fastest(self.encoder, token_ids, budgets, key)
         if fastest is not None:
             self.is_chosen = True

@@ -108,3 +108,19 @@ def test_fused_float8_is_near_plain_float8(monkeypatch: pytest.MonkeyPatch) -> N
         use_float8(encoder.layers)
     fused.fuse_layers()
     assert least_cosine(fused.encode(rows, 60).vectors_ND, plain.encode(rows, 60).vectors_ND) >= 0.95
+
+
+def test_offered_layers_switch_between_torch_and_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr("embedder.model.encoder.has_kernels", lambda: True)
+    encoder, rows = build_encoder("bert", "cpu", torch.float32, "packed", depth=1), draw_rows(np.array([9, 4]), 1000)
+    expected = encoder.encode(rows, 40).vectors_ND
+    encoder.offer_fused()
+    assert encoder.backends == ("torch", "fused")
+    np.testing.assert_array_equal(encoder.encode(rows, 40).vectors_ND, expected)
+    encoder.use_backend("fused")
+    fused = encoder.encode(rows, 40).vectors_ND
+    assert np.abs(fused - expected).max() > 0
+    assert least_cosine(fused, expected) >= 0.999999
+    encoder.use_backend("torch")
+    np.testing.assert_array_equal(encoder.encode(rows, 40).vectors_ND, expected)
