@@ -20,7 +20,7 @@ from embedder.sweep.candidates import tokenize
 
 @dataclass
 class ApiServer:
-    """What the server was asked, and how often it has yet to refuse."""
+    """Requests that the server received, and refusals left."""
 
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class ApiServer:
         self.before_refusing.set()
 
     def find_fault(self, body: dict[str, Any]) -> tuple[int, str] | None:
-        """Say what is wrong with a request."""
+        """Return the fault of a request."""
         if self.most_requests is not None and len(self.requests) >= self.most_requests:
             assert self.before_refusing.wait(60)
             return 401, "the key was taken away"

@@ -40,7 +40,7 @@ _CONTROL = "/-/"
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What to break: each request with this method and this in its path, with these probabilities, until so many are broken."""
+    """Faults to inject: each request with this method and this in its path, with these probabilities, until so many are broken."""
 
     rates: Mapping[Fault, float] = field(default_factory=dict)
     seed: int = 0
@@ -70,7 +70,7 @@ def break_first(count: int, fault: Fault, method: str = "", contains: str = "") 
 
 @dataclass
 class Counts:
-    """What a proxy has seen and done since it started."""
+    """Requests and injected faults of a proxy since its start."""
 
     requests: int = 0
     injected: dict[Fault, int] = field(default_factory=dict)

@@ -13,11 +13,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINES = [line for line in (ROOT / "deploy/constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
 MACHINE = "nvidia-", "cuda-", "triton"
-"""What torch's own metadata pins exactly, and only its build for CUDA needs."""
+"""Packages that torch's metadata pins exactly, and only its CUDA build needs."""
 
 
 def walk(requirements: list[Requirement]) -> Iterator[str]:
-    """Give the names of all that is needed, as far as it is installed here, and of what that needs."""
+    """Return the names of all installed requirements, and of their requirements."""
     seen: set[tuple[str, frozenset[str]]] = set()
     while requirements:
         needed = requirements.pop()

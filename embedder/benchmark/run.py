@@ -29,7 +29,7 @@ class Benchmark:
     """Timed rounds after one warm-up round; medians are reported."""
     token_budget: int = CPU_TOKENS
     parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
-    """What to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size."""
+    """Parts to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size."""
     peer_python: str | None = None
     """Python of an environment with torch and sentence-transformers[openvino,onnx], whose encoders are measured as peers."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)

@@ -99,7 +99,7 @@ def build_random_encoder(
 
 
 def around(dtype: str) -> torch.dtype:
-    """Give what all but linear modules compute in."""
+    """Return the dtype of all but linear modules."""
     return torch.bfloat16 if dtype == FLOAT8 else DTYPES[dtype]
 
 
@@ -111,7 +111,7 @@ def choose_layout(asked: LayoutName | None, device: str, dtype: str) -> LayoutNa
 
 
 def is_native(device: str, dtype: str) -> bool:
-    """Tell whether the hardware multiplies in this dtype, around float8 in bfloat16."""
+    """Return whether the hardware multiplies in this dtype; for float8, in bfloat16 around it."""
     if around(dtype) is torch.bfloat16:
         return multiplies_bfloat16(device)
     return dtype == "float32" or torch.device(device).type == "cuda"
@@ -133,7 +133,7 @@ def flops_of(shape: Shape, lengths: np.ndarray) -> float:
 
 
 def measure_matrix_rate(device: str, dtype: str) -> float:
-    """Give the operations a second of a large square matrix product, the best of five after one of warm-up, or of what 2 s allow."""
+    """Return the operations per second of a large square matrix product: the best of five after a warm-up, or of those within 2 s."""
     size = 8192 if torch.device(device).type == "cuda" else 1024
     left = torch.randn(size, size, device=device, dtype=around(dtype))
     seconds: list[float] = []
@@ -145,7 +145,7 @@ def measure_matrix_rate(device: str, dtype: str) -> float:
 
 
 def measure_profile(encoder: Encoder, shape: Shape, lengths: np.ndarray, token_budget: int, rounds: int) -> tuple[float, float, float]:
-    """Give seconds of a pass (the median), its operations, and the share of padding."""
+    """Return the median seconds of a pass, its operations, and the share of padding."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     token_ids = pa.ListArray.from_arrays(offsets, (np.arange(offsets[-1]) * 97 % 30_000 + 1).astype(np.int32))
     seconds = []

@@ -45,7 +45,7 @@ class AttentionSettings(Section):
 
 
 class CalibrateSettings(Section):
-    """What to fit, and the size of the sample."""
+    """Depths and dims to fit, and the size of the sample."""
 
     method: Literal["ridge", "distill"] = "ridge"
     """ridge: fit a map behind the model's own layers, in seconds. distill: also train the kept layers for each of `depths`, in several

@@ -52,7 +52,7 @@ class Batch(Protocol):
         """True where a token is none of a sequence's own."""
 
     def inputs(self) -> Mapping[str, Any]:
-        """Give what the model is called with."""
+        """Return the model's keyword arguments."""
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
@@ -115,11 +115,11 @@ class PaddedBatch:
 
     @property
     def padding(self) -> Tensor:
-        """What fills up rows."""
+        """Token id that pads rows."""
         return torch.zeros_like(self.ids_BL, dtype=torch.bool) if self.mask_BL is None else ~self.mask_BL
 
     def inputs(self) -> Mapping[str, Any]:
-        """Give ids and mask."""
+        """Return token ids and mask."""
         return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class PackedBatch:
         return torch.zeros_like(self.ids_1T, dtype=torch.bool)
 
     def inputs(self) -> Mapping[str, Any]:
-        """Give ids, positions that start again with each sequence, and the bounds that attention keeps to."""
+        """Return token ids, positions that restart with each sequence, and the bounds of attention."""
         return {"input_ids": self.ids_1T, "position_ids": self.positions_1T, "segments": self.segments}
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class PaddedLayout:
         return PaddedBatch(move(ids_BL, self._device), lengths_B, mask_BL, self._attention_mask(mask_BL))
 
     def _attention_mask(self, mask_BL: Tensor | None) -> Tensor | None:
-        """Give what hides padding from attention: nothing to a causal model, where it comes after every token that counts."""
+        """Return the attention mask; a causal model needs none, since padding follows every real token."""
         if mask_BL is None or self._is_causal:
             return None
         if self._model_masks:

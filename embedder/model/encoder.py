@@ -152,7 +152,7 @@ class Encoder:
                     layer.__dict__.pop("forward", None)  # the class's own shows again
 
     def converted(self, dtype: torch.dtype) -> "Encoder":
-        """Give this encoder with its layers and pooling run by OpenVINO, a batch a stream; the head, and all taps, stay torch's."""
+        """Return this encoder with layers and pooling run by OpenVINO, one batch per stream; head and taps stay in torch."""
         from embedder.model.openvino import Graph  # extra openvino
 
         converted = copy(self)
@@ -167,7 +167,7 @@ class Encoder:
 
     @property
     def device_type(self) -> str:
-        """What it runs on: cpu or cuda."""
+        """cpu or cuda."""
         return self._device.type
 
     @property
@@ -184,23 +184,23 @@ class Encoder:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take on the device."""
+        """Bytes of the weights on the device."""
         return sum(parameter.nbytes for parameter in (*self._model.parameters(), *self._head.parameters()))
 
     def probe(self) -> np.ndarray:
-        """Give the vector of a fixed sequence of token ids: equal models, settings and dtypes give equal ones."""
+        """Return the vector of a fixed sequence of token ids; equal models, settings and dtypes give equal vectors."""
         token_ids = make_probe(self._config)
         vector: np.ndarray = self.encode(token_ids, len(token_ids.values)).vectors_ND[0]
         return vector
 
     def probe_rows(self) -> np.ndarray:
-        """Give the vectors of fixed sequences of several lengths, all in one batch: equal layouts give equal ones."""
+        """Return the vectors of fixed sequences of several lengths in one batch; equal layouts give equal vectors."""
         token_ids = make_probe(self._config, LAYOUT_PROBE_TOKENS)
         vectors_ND: np.ndarray = self.encode(token_ids, len(LAYOUT_PROBE_TOKENS) * max(LAYOUT_PROBE_TOKENS)).vectors_ND
         return vectors_ND
 
     def find_token_budget(self, share: float = 1.0) -> int:
-        """Give the tokens that a forward pass may hold in this share of the device's memory, as far as it is free."""
+        """Return the tokens of a forward pass that fit into the free part of this share of the device's memory."""
         free_bytes = free_device_bytes(self._device, share)
         return plan_token_budget(free_bytes, self._config, next(self._model.parameters()).element_size())
 
@@ -212,7 +212,7 @@ class Encoder:
         return self.queue(token_ids, token_budget).fetch()
 
     def queue(self, token_ids: pa.ListArray, token_budget: int) -> Queued:
-        """Give the device all batches, without waiting for it to end with them."""
+        """Queue all batches on the device without waiting for them."""
         with self._turn, self._pooled() as forward:
             exit_map = self._exit or nn.Identity()
             return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))))
@@ -220,7 +220,7 @@ class Encoder:
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: AttentionPooling | None = None
     ) -> dict[int, np.ndarray]:
-        """Give by depth the pooled states of all rows, from one pass: what an encoder cut at that depth would hand to its head.
+        """Return the pooled states of all rows by depth, from one pass: the inputs of the head of an encoder of that depth.
 
         Depth 0 is the embedding layer's output. Order and number of rows are kept. With a weighing, states are pooled as
         a calibrated exit reads them.
@@ -236,7 +236,7 @@ class Encoder:
     def tap_exits(
         self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], weighing: AttentionPooling
     ) -> ExitStates:
-        """Give what exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
+        """Return the states that exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
         pool = self._exit_pooler(weighing)
         block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
@@ -262,7 +262,7 @@ class Encoder:
 
     @contextmanager
     def _pooled(self) -> Iterator[Forward]:
-        """Give what turns a batch into the pooled states that the head reads, or the map of an exit before it."""
+        """Yield the function from a batch to the pooled states that the head, or the map of an exit, reads."""
         if self._graph is not None:
             yield self._graph
         elif self._exit is None:
@@ -273,7 +273,7 @@ class Encoder:
 
     @contextmanager
     def _tapped(self, depths: Sequence[int], pool: LayerPooler) -> Iterator[TappedForward]:
-        """Give a forward pass that also pools the states at these depths: side by side, (B, T·H), and the last one as it is."""
+        """Yield a forward pass that also pools the states at these depths: side by side, (B, T·H), and the last state."""
         path = self._family.final_norm
         final_norm = self._model.get_submodule(path) if path else nn.Identity()
         with tap_layers(self.layers, final_norm, pool, depths) as taps:

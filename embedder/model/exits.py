@@ -42,7 +42,7 @@ class ExitPooler(nn.Module):
         self.queries_TQX = nn.Parameter(torch.from_numpy(weighing.queries_TQX.copy()), requires_grad=False)
 
     def forward(self) -> LayerPooler:
-        """Give what pools a batch's states, layer by layer, by the queries as they are now: (B, P·H) of each."""
+        """Return the function that pools a batch's states, layer by layer, by the current queries: (B, P·H) each."""
         queries_TPX = functional.pad(self.queries_TQX, (0, 2, NUM_POOLINGS - NUM_QUERIES, 0))
         queries_TPX[..., -2] = NEVER
         queries_TPX[:, 1, -1] = NEVER
@@ -55,14 +55,14 @@ class ExitPooler(nn.Module):
         return read
 
     def read(self, batch: Batch) -> Tensor:
-        """Give what queries read of a token besides its state: rarity, place, one, whether it is padding, and not the gathering one."""
+        """Return a token's features besides its state: rarity, position, one, is padding, is not the gathering token."""
         rarity_L, places_L = self.log_rarity_V[batch.token_ids], batch.places
         apart_L = batch.places_left if self.gathering == "last" else places_L
         return torch.stack((rarity_L, places_L / LEAD_TOKENS, torch.ones_like(rarity_L), batch.padding, apart_L != 0), dim=1)
 
 
 def normalise_states(states_BF: Tensor, hidden_size: int) -> Tensor:
-    """Give each pooled state length 1: layers differ in scale by orders of magnitude."""
+    """Scale each pooled state to length 1: layers differ in scale by orders of magnitude."""
     states_BTH = states_BF.view(len(states_BF), -1, hidden_size)
     return functional.normalize(states_BTH.float(), dim=-1).flatten(1)
 

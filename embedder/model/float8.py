@@ -18,7 +18,7 @@ LARGEST = torch.finfo(FLOAT8).max
 LEAST_SCALE = 1e-12
 """Of a row of zeros, which stays one, and of rows so small that dividing by their own scale could pass beyond the largest code."""
 WIDTHS = 16
-"""What a device's product takes multiples of, in both directions."""
+"""Both widths of a device's product must be multiples of this."""
 _FLOAT8_COMPUTE_CAPABILITY = (8, 9)
 _HAS_CPU_PRODUCT: bool = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm_v2", "CPU")
 """torch 2.11 and 2.12 multiply by rows' scales on CUDA alone."""
@@ -37,7 +37,7 @@ class Float8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, states: Tensor) -> Tensor:
-        """Give (…, O) of (…, I)."""
+        """Return (…, O) of (…, I)."""
         codes_NI, scales_N1 = encode_rows(states.reshape(-1, states.shape[-1]))
         multiply = multiply_as_one_step if torch.compiler.is_compiling() else multiply_codes
         given_NO = multiply(codes_NI, scales_N1, self.codes_OI, self.scales_1O, self.bias)
@@ -74,7 +74,7 @@ def _(codes_NI: Tensor, _scales_N1: Tensor, codes_OI: Tensor, _scales_1O: Tensor
 
 
 def encode_rows(rows_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Give codes and each row's scale (N, 1): its largest component becomes the largest code.
+    """Return codes and each row's scale (N, 1): its largest component becomes the largest code.
 
     By rows, so that a token does not depend on those it shares a batch with, not even where these are no numbers.
     """
@@ -99,7 +99,7 @@ def list_linear(layers: nn.ModuleList) -> dict[str, nn.Linear]:
 
 
 def find_unfit(layers: nn.ModuleList) -> str | None:
-    """Say which modules are of widths that no device multiplies in float8; None: none is."""
+    """Return the modules whose widths no device multiplies in float8, as an error text; None if there are none."""
     widths = {name: (each.in_features, each.out_features) for name, each in list_linear(layers).items()}
     unfit = [f"{name} ({wide} to {given})" for name, (wide, given) in widths.items() if wide % WIDTHS or given % WIDTHS]
     if not unfit:
@@ -122,5 +122,5 @@ def check_device(device: str) -> None:
 
 @cache
 def warn_of_emulation() -> None:
-    """Say it once a process."""
+    """Log the warning once per process."""
     logger.warning(EMULATED)

@@ -28,10 +28,10 @@ logger = logging.getLogger("embedder")
 
 
 class Probed(Protocol):
-    """What an encoder is compared by."""
+    """An encoder that can be compared."""
 
     def probe_rows(self) -> np.ndarray:
-        """Give the vectors of fixed sequences of several lengths."""
+        """Return the vectors of fixed sequences of several lengths."""
 
 
 Encoding = TypeVar("Encoding", bound=Probed)
@@ -59,7 +59,7 @@ def agree_on_layout(build: Callable[[LayoutName], Encoding], asked: Layout) -> E
 
 
 def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
-    """Say what is wrong with an encoder's vectors of the probe; None: nothing."""
+    """Return the fault of an encoder's probe vectors; None if they agree."""
     try:
         vectors_ND = packed.probe_rows()
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # a failed device fails every later call too
@@ -75,7 +75,7 @@ def find_fault(packed: Probed, expected_ND: np.ndarray) -> str | None:
 def agree_on_backend(
     expected_ND: np.ndarray, convert: Callable[[], Encoding], asked: Backend, least: float = LAYOUT_COSINE, name: str = "openvino"
 ) -> Encoding | None:
-    """Give the converted encoder if it gives torch's vectors of the probe; else refuse where it was asked for, or warn and give None."""
+    """Return the converted encoder if it reproduces torch's probe vectors; else raise ModelError if it was asked for, or warn."""
     try:
         converted = convert()
         cosine = least_cosine(converted.probe_rows(), expected_ND)

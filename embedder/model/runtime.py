@@ -1,4 +1,4 @@
-"""What an encoder's process computes with: the threads it has, and a device that may fail."""
+"""Threads of an encoder's process, and the handling of a device that fails."""
 
 import logging
 import os

@@ -20,7 +20,7 @@ LayerPooler = Callable[[Batch], PoolLayer]
 
 
 class Taps(threading.local):
-    """What one thread's batch has given so far: on a CPU, batches run side by side."""
+    """Pooled states of one thread's batch: on a CPU, batches run in parallel."""
 
     def __init__(self, pooler: LayerPooler) -> None:
         self.pooler = pooler
@@ -32,7 +32,7 @@ class Taps(threading.local):
         self.pool, self.pooled = self.pooler(batch), {}
 
     def collect(self, depths: Sequence[int]) -> Tensor:
-        """Give the batch's pooled states side by side, of shape (B, T·H)."""
+        """Return the batch's pooled states side by side, of shape (B, T·H)."""
         return torch.cat([self.pooled[depth] for depth in depths], dim=1)
 
 

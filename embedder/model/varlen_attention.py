@@ -74,7 +74,7 @@ def _(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> Tensor:
 
 
 def choose_window(sliding_window: int | None, is_causal: bool) -> tuple[int, int]:
-    """Say how many tokens back and ahead a token sees, itself not counted; -1 is all of them."""
+    """Return how many tokens back and ahead a token sees, without itself; -1 is all."""
     back = -1 if sliding_window is None else sliding_window - 1
     return back, 0 if is_causal else back
 
@@ -134,7 +134,7 @@ def attend_by_segment(
 
 
 def window_mask(length: int, window: tuple[int, int]) -> Tensor:
-    """Say which tokens (columns) each token (rows) of a sequence sees."""
+    """Return the mask of tokens (columns) that each token (row) of a sequence sees."""
     ahead_LL = torch.arange(length) - torch.arange(length).unsqueeze(-1)
     back, forward = (length if reach < 0 else reach for reach in window)
     return (ahead_LL >= -back) & (ahead_LL <= forward)

@@ -33,7 +33,7 @@ Outcome = Literal["loaded", "refreshed", "nothing to do"]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a load needs of a table version."""
+    """A table version, with the fields that a load needs."""
 
     location: Location
     number: int

@@ -20,7 +20,7 @@ FIRST_CHUNKS = 64
 
 
 class ExitVariant(NamedTuple):
-    """What determines the speed of a model's encoder."""
+    """The settings that determine the speed of a model's encoder."""
 
     depth: int
     exit: Exit

@@ -1,4 +1,4 @@
-"""What a short run adds to Ray's start and to imports: real processes, in turn."""
+"""A short run's time beyond Ray's start and imports, in real processes."""
 
 import pytest
 

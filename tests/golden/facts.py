@@ -1,4 +1,4 @@
-"""What a table on disk and a job's output hold, as JSON: exact where it is the same in every run, else the type."""
+"""Read a table on disk and a job's output as JSON: exact values if equal in every run, else their types."""
 
 import json
 import re

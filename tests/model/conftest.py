@@ -158,7 +158,7 @@ def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
 
 @pytest.fixture(scope="session")
 def tiny_models(save_model: Callable[..., TinyModel]) -> Callable[[str], TinyModel]:
-    """Give the plain tiny model of a family; it is saved once."""
+    """Return the plain tiny model of a family; it is saved once."""
     saved: dict[str, TinyModel] = {}
 
     def give(family: str) -> TinyModel:

@@ -39,7 +39,7 @@ def draw_rows(count: int = 40, wide: int = 256) -> torch.Tensor:
 
 
 def errors_of(given: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Give each row's error as a share of its length."""
+    """Return each row's error as a share of its length."""
     return (given.float() - exact).norm(dim=1) / exact.norm(dim=1)
 
 
@@ -109,7 +109,7 @@ def test_every_row_uses_the_whole_range_of_codes() -> None:
 
 
 def on_cuda(value: Any) -> Any:
-    """Give what is of the same shape and layout on a GPU that is not there."""
+    """Return a stand-in of the same shape and layout for a GPU that is absent."""
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda") if isinstance(value, torch.Tensor) else value
 
 

@@ -153,7 +153,7 @@ def test_a_device_that_fails_in_a_probe_is_not_taken_for_one_without_a_kernel(
 
 
 def builder(model: TinyModel) -> Callable[[LayoutName], Encoder]:
-    """Give what builds encoders that share one transformer, as loading for a device does."""
+    """Return a builder of encoders that share one transformer, like loading for a device."""
     spec, recipe = model.resolve().spec, read_recipe(model.folder)
     transformer = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
     head, leave = load_head_and_exit(spec, recipe, None, None)

@@ -74,7 +74,7 @@ class TypedTable:
         return commit_table(Location(self.uri), change, state)
 
     def of_space(self, **changes: Any) -> "TypedTable":
-        """Give the same table under another spec."""
+        """Return the same table under another spec."""
         return replace(self, spec=self.spec.model_copy(update=changes))
 
     def rows(self, version: int | None = None) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -93,7 +93,7 @@ def name_of(shard: str, texts: Sequence[str], spec: EmbeddingSpec) -> PartName:
 
 
 def schema_of(spec: EmbeddingSpec) -> pa.Schema:
-    """Give the columns of a table."""
+    """Return the columns of a table."""
     return table_schema(METADATA, True, spec.quantization)
 
 
@@ -121,7 +121,7 @@ def rows_of(shard: str, texts: Sequence[str], spec: EmbeddingSpec) -> pa.Table:
 
 
 def vector_of(*names: str) -> list[float]:
-    """Give a unit vector that the names decide."""
+    """Return a unit vector derived from the names."""
     vector_D = np.random.default_rng(int(digest(*names)[:8], 16)).normal(size=DIM).astype(np.float32)
     return (vector_D / np.linalg.norm(vector_D)).tolist()
 
@@ -139,7 +139,7 @@ STORES = ("lance", "pgvector", "qdrant", "milvus", "duckdb")
 
 @pytest.fixture
 def section_of(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
-    """Give the settings of a store of a test's own."""
+    """Return the settings of a store for one test."""
 
     def section(kind: str) -> dict[str, Any]:
         name = f"t{digest(request.node.nodeid)[:16]}"

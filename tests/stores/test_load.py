@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row as every store can return it: times as instants, without `row`, which a refresh need not follow."""
+    """Return a row as every store can return it: times as instants, without `row`, which a refresh need not follow."""
     values = {name: value for name, value in row.items() if name not in ("row", "embedding")}
     seen = values["seen"]
     values["seen"] = datetime.fromisoformat(seen) if isinstance(seen, str) else seen

@@ -1,4 +1,4 @@
-"""What Milvus does not take is left out or refused by name before anything is written."""
+"""Values that Milvus does not take are left out or refused by name before anything is written."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What pgvector's defaults would lose, and what its SQL would trip over."""
+"""Rows that pgvector's defaults would lose, and values that its SQL could misread."""
 
 import numpy as np
 import pyarrow as pa

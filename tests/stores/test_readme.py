@@ -93,7 +93,7 @@ def test_the_lines_of_the_readme_find_the_answer_in(
 
 
 def run_python(code: str, *args: str) -> str:
-    """Give what a process of its own prints."""
+    """Return the output of a process of its own."""
     return subprocess.run([sys.executable, "-c", code, *args], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

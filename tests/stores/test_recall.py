@@ -44,7 +44,7 @@ class Sample:
     queries_QD: Floats  # noqa: N815
 
     def expected(self) -> list[set[str]]:
-        """What exact float search finds for each query."""
+        """Rows that exact float search finds for each query."""
         order_QN = np.argsort(-(self.queries_QD @ self.vectors_ND.T), axis=1)[:, :WANTED]
         return [{f"d{number}" for number in row} for row in order_QN]
 
@@ -93,7 +93,7 @@ def floats(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def recall(target: Target, sample: Sample) -> float:
-    """Give the share of what exact float search finds, over all queries."""
+    """Return the share of exact float search that is found, over all queries."""
     found = [{hit.row["doc_id"] for hit in target.find(query, WANTED, None)} for query in sample.queries_QD]
     return float(np.mean([len(mine & wanted) / WANTED for mine, wanted in zip(found, sample.expected(), strict=True)]))
 
