@@ -16,12 +16,11 @@ from embedder.observe.progress import align
 
 def show(report: Report) -> str:
     """Return a table of the quality of each depth and dim."""
-    is_distilled = any(each.distilled for each in report.exits)
-    head = f"cosine and share of the full model's ten nearest, {'distilled, map alone' if is_distilled else 'calibrated'}, raw"
+    head = "cosine and share of the full model's ten nearest, calibrated, raw"
     rows = [
         (
             f"depth {each.depth}",
-            ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.distilled, each.calibrated, each.native) if it)
+            ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.calibrated, each.native))
             + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
         for each in report.exits

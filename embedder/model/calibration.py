@@ -1,11 +1,11 @@
 """A calibration: what was fitted on a sample of a corpus, kept as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, what they weigh tokens by, the layers before them where these were trained
-too, the principal axes of the full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim.
+It holds exit maps, which make shallow depths usable, what they weigh tokens by, the principal axes of the full model's vectors, and the
+ranges of int8. F = features, W = the full model's width, D = dim.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from embedder import __version__
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array
@@ -44,8 +45,6 @@ class ExitMap:
     """In rising order, 0 the embedding layer, the last one the depth."""
     weight_FW: Floats  # noqa: N815
     bias_W: Floats  # noqa: N815
-    trained: Mapping[str, Floats] = field(default_factory=dict)
-    """Weights of the kept layers, by name, where they were trained for this depth; those left out are the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,6 @@ class Calibration:
         found: dict[str, Floats] = {"tokens": self.weighing.token_weights_V, "attention": self.weighing.queries_TQX}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
-            found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
         if self.rotation_WW is not None:
             found["rotation"] = self.rotation_WW
         for key, ranges in self.ranges.items():
@@ -145,12 +143,6 @@ def write_calibration(calibration: Calibration, uri: str, options: Options | Non
     Store(folder.child(DESCRIPTION), options).write_once(json.dumps(description, indent=1).encode())
 
 
-def read_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -> ExitMap:
-    """Take one depth's arrays from the file's."""
-    trained = {name.removeprefix(f"layers.{depth}."): tensor for name, tensor in tensors.items() if name.startswith(f"layers.{depth}.")}
-    return ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"], trained)
-
-
 def load_calibration(uri: str, options: Options | None = None) -> Calibration:
     """Read an artifact and check it against its own fingerprint; ConfigError if there is none, or one that cannot be used."""
     folder = Store(uri, options)
@@ -164,11 +156,19 @@ def load_calibration(uri: str, options: Options | None = None) -> Calibration:
             raise ConfigError(f"embedding.calibration={uri!r}: format {description['format']!r}, expected {FORMAT}; make it anew")
         with Store(folder.child(TENSORS), options).open_input() as file:
             tensors = load(file.read())
+        if any(name.startswith("layers.") for name in tensors):
+            raise ConfigError(
+                f"embedding.calibration={uri!r}: holds layers trained by calibrate.method=distill, which embedder {__version__} does not "
+                "load; make it again with jobs.calibrate"
+            )
         calibration = Calibration(
             fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
             weighing=AttentionPooling(tensors["tokens"], tensors["attention"]),
-            maps={int(depth): read_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
+            maps={
+                int(depth): ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"])
+                for depth, layers in description["maps"].items()
+            },
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,4 +27,3 @@ class ExitStates:
     """By depth: what an encoder cut there would give, at full width."""
     full_NW: np.ndarray  # noqa: N815
     """What this encoder gives."""
-    token_ids: pa.ListArray

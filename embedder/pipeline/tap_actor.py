@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
@@ -56,7 +55,6 @@ class TapActor(Actor):
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "number": row["number"],
-            "tokens": to_ipc(pa.table({"token_ids": token_ids})),
             "states": tapped.states_NF.tobytes(),
             "native": native.tobytes(),
             "full": tapped.full_NW.tobytes(),

@@ -95,9 +95,8 @@ class CalibratedExit:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """What it reads of a pass of the model, 0 being the embedding layer; nothing if its layers are its own."""
-        exit_map = self.calibration.maps[self.depth]
-        return () if exit_map.trained else exit_map.layers
+        """What it reads of a pass of the model, 0 being the embedding layer."""
+        return self.calibration.maps[self.depth].layers
 
     def apply(self, pooling: Pooling, states: Mapping[int, Floats]) -> Floats:
         """Map the states of its layers, in every pooling of an exit, to shape (N, W), uncut."""
@@ -166,8 +165,6 @@ class Transformer:
 
     def exit_widths(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
         """Give the vectors of a calibrated exit, before cut and L2."""
-        if not exit_.layers:
-            return self._run_trained(texts, side, exit_)
         states = self.states(texts, side)
         return exit_.apply(self.spec.pooling, {layer: states[layer]() for layer in exit_.layers})
 
@@ -182,18 +179,6 @@ class Transformer:
         if not {f"all-{depth}" for depth in self.tapped} <= names:
             self._tap(key, names, tokenize(texts, self.resolved, spec))
         return {depth: partial(self._read, key, depth) for depth in self.tapped}
-
-    def _run_trained(self, texts: Sequence[str], side: Side, exit_: CalibratedExit) -> Floats:
-        """Run texts through layers that were trained for this exit alone, unless the cache has them."""
-        way = {"depth": exit_.depth, "exit": "calibrated", "calibration": exit_.calibration.fingerprint}
-        spec = self._spec_of(side).model_copy(update=way | {"dim": self.width, "normalize": False})
-        key = digest(spec.space_id, self.machine.device, self.machine.dtype, digest_texts(texts))
-        if "trained" not in self._cache.names(key):
-            self._report(f"{self.name}, trained to depth {exit_.depth}", 0, len(texts))
-            encoder = Encoder.load(spec, self.machine.device, self.machine.dtype, exit_.calibration, self.machine.layout)
-            encoded = encoder.encode(tokenize(texts, self.resolved, spec), self.machine.token_budget)
-            self._cache.write(key, "trained", encoded.vectors_ND)
-        return self._cache.read(key, "trained")
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
         prompt = self.spec.prompt if side == "document" else self.spec.query_prompt

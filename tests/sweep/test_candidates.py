@@ -61,15 +61,13 @@ def test_a_depth_added_later_runs_for_itself_alone(resolved: ResolvedModel, tmp_
     assert asked == [[4]]
 
 
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
+def test_a_calibrated_exit_gives_what_the_calibrated_encoder_does(resolved: ResolvedModel, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
-    trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
     weighing = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
     weighing.queries_TQX[:] += draw.normal(0, 0.05, size=weighing.queries_TQX.shape)
-    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    calibration = Calibration(fitted_for(resolved.spec), 6, weighing, {2: ExitMap((0, 2), weight, bias)}, {})
     exits = open_exits(calibration, [6, 2], resolved.hidden_size)
     assert list(exits) == [2]
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, exits)
