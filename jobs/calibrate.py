@@ -19,14 +19,13 @@ def describe(report: Report, calibration: Calibration, uri: str) -> str:
     rows = [
         (
             f"depth {each.depth}",
-            ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.distilled, each.calibrated, each.native) if it)
+            ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.calibrated, each.native))
             + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
         for each in report.exits
     ]
     if rows:
-        method = "distilled, map alone" if any(each.distilled for each in report.exits) else "calibrated"
-        rows.insert(0, ("held out", f"cosine and share of the full model's ten nearest: {method}, raw"))
+        rows.insert(0, ("held out", "cosine and share of the full model's ten nearest: calibrated, raw"))
     if report.cuts:
         rows.append(("truncated", "share of the full vectors' ten nearest: plain, rotated first"))
         rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]

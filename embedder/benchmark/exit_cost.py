@@ -16,7 +16,7 @@ from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
 from embedder.model.files.recipe import locate_model, read_recipe
-from embedder.model.loading import load_head_and_exit, load_layers, resolve_dtype
+from embedder.model.loading import load_head_and_exit, load_transformer, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.sweep.candidates import tokenize
 from embedder.sweep.timing import Run, compare
@@ -70,7 +70,7 @@ def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
     recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
     head, exit_map = load_head_and_exit(spec, recipe, calibration, None)
     assert exit_map is not None
-    layers = load_layers(spec, recipe, calibration, resolve_dtype("auto", "cpu", recipe.family))
+    layers = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype("auto", "cpu", recipe.family))
     taps = TapsAlone(calibration.maps[spec.depth], exit_map.pool, exit_map.hidden_size)
     return Encoder(layers, head, taps, spec.pooling, torch.device("cpu"))
 

@@ -67,11 +67,6 @@ class Extremes:
             before = self.ranges.get(key, found)
             self.ranges[key] = Ranges(np.minimum(found.low_D, before.low_D), np.maximum(found.high_D, before.high_D))
 
-    def add_calibrated(self, depth: int, vectors_NW: Floats, rotation_WW: Floats) -> None:
-        """Add vectors of a calibrated exit, unrotated and rotated."""
-        self.add("calibrated", depth, vectors_NW)
-        self.add("calibrated", depth, vectors_NW @ rotation_WW, rotated=True)
-
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -81,7 +76,7 @@ class Collected:
     sums: Sums
     held_out: ExitStates
     files: tuple[Path, ...]
-    """States, vectors and token ids of the fitted units, in the order of the units."""
+    """States and vectors of each fitted unit."""
     extremes: Extremes
     """Of the raw exits."""
 
@@ -100,11 +95,10 @@ def collect(tapped: Iterable[tuple[int, ExitStates]], split: Split, features: Fe
         sums.add(states.states_NF, states.full_NW)
         for depth, native_NW in states.native.items():
             extremes.add("native", depth, native_NW)
-        files.append(folder / f"{number:09}.npz")
-        tokens = {"token_ids": states.token_ids.values.to_numpy(), "offsets": states.token_ids.offsets.to_numpy()}
-        np.savez(files[-1], states=states.states_NF, full=states.full_NW, **tokens)
+        files.append(folder / f"{number}.npz")
+        np.savez(files[-1], states=states.states_NF, full=states.full_NW)
     assert sums is not None
-    return Collected(features, sums, join_states(held), tuple(sorted(files)), extremes)
+    return Collected(features, sums, join_states(held), tuple(files), extremes)
 
 
 def join_states(parts: Sequence[ExitStates]) -> ExitStates:
@@ -113,7 +107,6 @@ def join_states(parts: Sequence[ExitStates]) -> ExitStates:
         np.concatenate([each.states_NF for each in parts]),
         {depth: np.concatenate([each.native[depth] for each in parts]) for depth in parts[0].native},
         np.concatenate([each.full_NW for each in parts]),
-        pa.concat_arrays([each.token_ids for each in parts]),
     )
 
 
@@ -124,6 +117,7 @@ def add_ranges(collected: Collected, maps: Mapping[int, ExitMap], rotation_WW: F
             states_NF, full_NW = arrays["states"], arrays["full"]
         for depth, exit_map in maps.items():
             mapped_NW = states_NF[:, collected.features.columns(depth)] @ exit_map.weight_FW + exit_map.bias_W
-            collected.extremes.add_calibrated(depth, mapped_NW, rotation_WW)
+            collected.extremes.add("calibrated", depth, mapped_NW)
+            collected.extremes.add("calibrated", depth, mapped_NW @ rotation_WW, rotated=True)
         if full_depth is not None:
             collected.extremes.add("native", full_depth, full_NW @ rotation_WW, rotated=True)

@@ -1,6 +1,6 @@
 """Settings of a calibration, and of the artifact that it writes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -11,17 +11,6 @@ from embedder.config.source import SourceConfig
 
 LEAST_STEP = 4
 """Fewest chunks in a training step: features are standardized over the chunks of a step."""
-
-
-class DistillSettings(Section):
-    """Training of the kept layers. Requires calibrate.method=distill."""
-
-    epochs: Positive = 5
-    """Passes over the sample. The state with the best held-out cosine is kept."""
-    batch_chunks: Annotated[int, Field(ge=2)] = 64
-    """Chunks per step. Memory grows with this number."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Peak learning rate of AdamW."""
 
 
 class AttentionSettings(Section):
@@ -47,10 +36,6 @@ class AttentionSettings(Section):
 class CalibrateSettings(Section):
     """Depths and dims to fit, and the size of the sample."""
 
-    method: Literal["ridge", "distill"] = "ridge"
-    """ridge: fit a map behind the model's own layers, in seconds. distill: also train the kept layers for each of `depths`, in several
-    passes over the sample."""
-    distill: DistillSettings = DistillSettings()
     attention: AttentionSettings = AttentionSettings()
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and int8 ranges for. Default: all."""
@@ -64,6 +49,14 @@ class CalibrateSettings(Section):
     """Ridge strengths to choose from."""
     seed: int = 0
     """Seed of the sample."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_distillation(cls, values: Any) -> Any:
+        removed = [name for name in ("method", "distill") if isinstance(values, dict) and name in values]
+        if removed:
+            raise ValueError(f"{' and '.join(removed)}: distillation was removed, a calibration always fits ridge maps; delete the setting")
+        return values
 
 
 class ArtifactConfig(Section):
@@ -93,10 +86,4 @@ class CalibrateConfig(Section):
             raise ValueError(f"embedding.{given[0]}: a calibration is fitted on the whole model; set this in the embed run instead")
         if self.compute.backend in ("openvino", "compiled"):
             raise ValueError(f"compute.backend={self.compute.backend}: a calibration runs on torch; set this in the embed run instead")
-        if self.calibrate.method == "distill" and not self.calibrate.depths:
-            raise ValueError("calibrate.depths: distill trains each depth separately; list the depths to train")
-        if self.calibrate.method == "distill" and not self.embedding.normalize:
-            raise ValueError("embedding.normalize=false: distill compares cosines; remove the setting")
-        if self.calibrate.method == "ridge" and self.calibrate.distill != DistillSettings():
-            raise ValueError("calibrate.distill has no effect with calibrate.method=ridge; set calibrate.method=distill")
         return self

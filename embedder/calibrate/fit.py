@@ -40,10 +40,7 @@ class ExitReport:
     num_features: int
     strength: float
     calibrated: Fidelity
-    """With the map alone."""
     native: Fidelity
-    distilled: Fidelity | None = None
-    """With layers and map trained together; None unless calibrate.method=distill."""
 
 
 @dataclass(frozen=True, slots=True)

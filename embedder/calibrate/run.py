@@ -9,26 +9,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedder.calibrate.collect import Collected, Extremes, Split, add_ranges, collect, split_documents
+from embedder.calibrate.collect import Extremes, Split, add_ranges, collect, split_documents
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
-from embedder.calibrate.distill import distill_exits
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
 from embedder.calibrate.ridge import Features, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
-from embedder.calibrate.training import run_training
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
-from embedder.core.quantization import Floats
 from embedder.core.rotation import fit_rotation
-from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
-from embedder.model.calibration import Calibration, ExitMap, fitted_for
+from embedder.model.calibration import Calibration, fitted_for
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.environment import describe_environment
-from embedder.pipeline.calibration_graph import count_units, tap_units
+from embedder.pipeline.calibration_graph import count_units, run_steps, tap_units
 from embedder.pipeline.cluster import choose_pool, start_ray
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
@@ -71,7 +67,9 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling)
         tapped = tap_units([*split.held_out, *split.fitted], tapping, pool)
         collected = collect(tapped, split, features, Path(folder), Extremes(dims, model.spec.normalize))
-        maps, exits, rotation_WW = fit_sample(collected, model.spec, pooling, settings, pool)
+        rotation_WW = fit_rotation(collected.sums.covariance_WW)
+        maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths)
+        add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
     num_chunks = collected.sums.num_rows, len(collected.held_out.full_NW)
     report = Report(config.source.uri, settings.seed, documents.num_rows, *num_chunks, exits, cuts, describe_environment())
@@ -131,22 +129,9 @@ def fit_pooling(model: ResolvedModel, split: Split, features: Features, settings
     held_out, fitted = (pa.concat_tables(each) for each in (split.held_out, split.fitted))
     read = replace(features, tapped=tuple(sorted({layer for layers in features.layers.values() for layer in layers})))
     task = PoolingTask(model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed)
-    return run_training(train_attention_pooling, task, pool, "attention")
-
-
-def fit_sample(
-    collected: Collected, spec: EmbeddingSpec, pooling: AttentionPooling, settings: CalibrateSettings, pool: Pool
-) -> tuple[Mapping[int, ExitMap], tuple[ExitReport, ...], Floats]:
-    """Fit the axes and the map of each depth, distill the exits if the settings ask for it, and add the ranges of their vectors."""
-    rotation_WW = fit_rotation(collected.sums.covariance_WW)
-    maps, exits = fit_exits(collected.sums, collected.held_out, collected.features, settings.strengths)
-    full_depth = spec.depth if spec.depth in collected.held_out.native else None
-    if settings.method == "ridge":
-        add_ranges(collected, maps, rotation_WW, full_depth)
-        return maps, exits, rotation_WW
-    trained, fidelities = {}, {}
-    for depth, distilled in distill_exits(collected, maps, spec, pooling, settings, pool):
-        collected.extremes.add_calibrated(depth, distilled.vectors_NW, rotation_WW)
-        trained[depth], fidelities[depth] = distilled.exit_map, distilled.fidelity
-    add_ranges(collected, {}, rotation_WW, full_depth)
-    return trained, tuple(replace(each, distilled=fidelities[each.depth]) for each in exits), rotation_WW
+    for step in run_steps(train_attention_pooling, (task, pool), pool):
+        if isinstance(step, AttentionPooling):
+            pooling = step
+        else:
+            logger.info("attention: %s", step)
+    return pooling

@@ -7,34 +7,44 @@ N = chunks, B = chunks of a batch, T = layers, Q = queries, H = hidden size, F =
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import LEAST_DEVIATION, Features, unit
-from embedder.calibrate.training import Rows, TappedModel, Trainer, TrainingSet
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
-from embedder.model.batches import Batch
+from embedder.model.batches import Batch, make_layout
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS
+from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
+from embedder.model.files.families import find_family
+from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
+from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 
+Rows = npt.NDArray[np.int64]
+
 HEAD_RATE = 0.04
 """Learning rate of the heads, as a share of the queries': thousands of features move each component of a vector at once."""
 STRENGTH = 0.3
 """Strength of the ridge maps that heads correct, and of those compared on chunks held out."""
+WARM_UP = 0.06
+"""Share of the steps over which the learning rate rises, before it falls to 0 along a cosine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,15 @@ class PoolingTask:
     start: AttentionPooling
     settings: AttentionSettings
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Chunks, those held out first: their token ids and the full model's vectors."""
+
+    token_ids: pa.ListArray
+    full_NW: Floats  # noqa: N815
+    num_held_out: int
 
 
 def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | AttentionPooling]:
@@ -93,6 +112,30 @@ def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
     return chunks["token_ids"].combine_chunks().take(pa.array(drawn))
 
 
+class TappedModel(nn.Module):
+    """The frozen layers up to the last one that a map reads, and the pooling of their states."""
+
+    def __init__(self, spec: EmbeddingSpec, layers: Sequence[int], pooling: AttentionPooling, pool: Pool) -> None:
+        super().__init__()
+        recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
+        dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
+        self.model = load_transformer(recipe, max(layers), spec.final_norm, dtype)
+        self.family = find_family(recipe.family)
+        self.layout = make_layout("padded", self.model.config, torch.device(pool.device))
+        self.model.set_attn_implementation(self.layout.attention)
+        self.pool = ExitPooler(spec.pooling, pooling)
+        self.layers, self.hidden_size = layers, recipe.hidden_size
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the (B, F) normalized states of the layers, side by side."""
+        final_norm = self.model.get_submodule(self.family.final_norm) if self.family.final_norm else nn.Identity()
+        layers: Any = self.model.get_submodule(self.family.layers)
+        with tap_layers(layers, final_norm, self.pool(), self.layers) as taps:
+            taps.start(batch)
+            self.model(**batch.inputs())
+            return normalise_states(taps.collect(self.layers), self.hidden_size)
+
+
 class PoolingTraining:
     """One training, with Adam, of the queries and of a head for each depth that starts at zero. The layers are frozen."""
 
@@ -109,7 +152,12 @@ class PoolingTraining:
         rate = task.settings.learning_rate
         queries_TQX = self.model.pool.queries_TQX.requires_grad_(True)
         groups = [{"params": [queries_TQX], "lr": rate}, {"params": list(self.heads.parameters()), "lr": rate * HEAD_RATE}]
-        self.trainer = Trainer(self.model, chunks, task.settings, torch.optim.Adam(groups), task.seed)
+        self.optimizer = torch.optim.Adam(groups)
+        num_steps = task.settings.epochs * math.ceil((len(self.full_NW) - self.num_held_out) / task.settings.batch_chunks)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(WARM_UP * num_steps), num_steps)
+        self.draw = np.random.default_rng(task.seed)
+        self.values, self.offsets = chunks.token_ids.values.to_numpy(), chunks.token_ids.offsets.to_numpy()
+        self.lengths_N = np.diff(self.offsets)
 
     @property
     def pooling(self) -> AttentionPooling:
@@ -118,13 +166,28 @@ class PoolingTraining:
 
     def train(self, mapped: Mapping[int, Tensor]) -> float:
         """Train one epoch on the corrections to the mapped vectors of each depth; return the mean loss."""
-
-        def compute_loss(rows: Rows) -> Tensor:
-            corrections = self._correct(self.trainer.make_batch(rows))
+        losses = []
+        for rows in self._plan_batches():
+            corrections = self._correct(self._make_batch(rows))
             near = [cosines(mapped[depth][rows] + each, self.full_NW[rows]) for depth, each in corrections.items()]
-            return 1 - torch.stack(near).mean()
+            loss = 1 - torch.stack(near).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
 
-        return self.trainer.train(compute_loss)
+    def _plan_batches(self) -> list[Rows]:
+        """Group the rows to train on into batches of similar lengths, differently at each call, in random order; the longest row first."""
+        rows_N = np.arange(self.num_held_out, len(self.lengths_N))
+        order = rows_N[np.argsort(-self.lengths_N[rows_N] * self.draw.uniform(0.9, 1.1, len(rows_N)))]
+        batches = np.array_split(order, math.ceil(len(order) / self.task.settings.batch_chunks))
+        return [batches[number][np.argsort(-self.lengths_N[batches[number]])] for number in self.draw.permutation(len(batches))]
+
+    def _make_batch(self, rows: Rows) -> Batch:
+        """Lay out rows, which are ordered longest first."""
+        return self.model.layout.collect(self.values, self.offsets[rows], self.lengths_N[rows])
 
     def _correct(self, batch: Batch) -> dict[int, Tensor]:
         """Return, by depth, the (B, W) correction to the map of the starting queries."""
@@ -140,7 +203,12 @@ class PoolingTraining:
 
     def read_states(self) -> Tensor:
         """Return the (N, F) states of all chunks, pooled by the current queries."""
-        return self.trainer.run(self.model, 0, len(self.full_NW))
+        states_NF = torch.empty(len(self.full_NW), len(self.features.tapped) * self.features.block)
+        order = np.argsort(-self.lengths_N, kind="stable")
+        with torch.no_grad():
+            for rows in np.array_split(order, math.ceil(len(order) / self.task.settings.batch_chunks)):
+                states_NF[rows] = self.model(self._make_batch(rows)).cpu()
+        return states_NF
 
     def measure(self, mapped: Mapping[int, Tensor]) -> float:
         """Return the mean cosine to the full model's vectors over depths and chunks held out."""

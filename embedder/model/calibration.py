@@ -1,11 +1,11 @@
 """A calibration: parameters fitted on a sample of a corpus, stored as a versioned artifact (safetensors and JSON) in a folder.
 
-It holds exit maps, which make shallow depths usable, with their attention pooling and any trained layers, the principal axes of the
-full model's vectors, and the ranges of int8. F = features, W = the full model's width, D = dim.
+It holds exit maps, which make shallow depths usable, with their attention pooling, the principal axes of the full model's vectors, and the
+ranges of int8. F = features, W = the full model's width, D = dim.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from embedder import __version__
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
@@ -41,8 +42,6 @@ class ExitMap:
     """Ascending; 0 is the embedding layer, the last is the depth."""
     weight_FW: Floats  # noqa: N815
     bias_W: Floats  # noqa: N815
-    trained: Mapping[str, Floats] = field(default_factory=dict)
-    """Weights trained for this depth, by name; all others are the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,6 @@ class Calibration:
         found: dict[str, Floats] = {"tokens": self.attention_pooling.token_weights_V, "attention": self.attention_pooling.queries_TQX}
         for depth, exit_map in self.maps.items():
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
-            found |= {f"layers.{depth}.{name}": weights for name, weights in exit_map.trained.items()}
         if self.rotation_WW is not None:
             found["rotation"] = self.rotation_WW
         for key, ranges in self.ranges.items():
@@ -142,12 +140,6 @@ def write_calibration(calibration: Calibration, uri: str) -> None:
     Store(folder.child(DESCRIPTION)).write_once(json.dumps(description, indent=1).encode())
 
 
-def _build_map(depth: str, layers: Sequence[int], tensors: Mapping[str, Floats]) -> ExitMap:
-    prefix = f"layers.{depth}."
-    trained = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"], trained)
-
-
 def load_calibration(uri: str) -> Calibration:
     """Read an artifact and check it against its fingerprint; ConfigError if it is missing, damaged or of another format."""
     folder, where = Store(uri), f"embedding.calibration={uri!r}"
@@ -161,11 +153,19 @@ def load_calibration(uri: str) -> Calibration:
             raise ConfigError(f"{where}: format {description['format']!r}, expected {FORMAT}; make it again with jobs.calibrate")
         with Store(folder.child(TENSORS)).open_input() as file:
             tensors = load(file.read())
+        if any(name.startswith("layers.") for name in tensors):
+            raise ConfigError(
+                f"{where}: holds layers trained by calibrate.method=distill, which embedder {__version__} does not "
+                "load; make it again with jobs.calibrate"
+            )
         calibration = Calibration(
             fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
             full_depth=description["full_depth"],
             attention_pooling=AttentionPooling(tensors["tokens"], tensors["attention"]),
-            maps={int(depth): _build_map(depth, layers, tensors) for depth, layers in description["maps"].items()},
+            maps={
+                int(depth): ExitMap(tuple(layers), tensors[f"map.{depth}.weight"], tensors[f"map.{depth}.bias"])
+                for depth, layers in description["maps"].items()
+            },
             ranges={
                 RangeKey.parse(name): Ranges(tensors[f"range.{name}.low"], tensors[f"range.{name}.high"]) for name in description["ranges"]
             },

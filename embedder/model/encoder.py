@@ -31,7 +31,7 @@ from embedder.model.files.families import find_family
 from embedder.model.files.recipe import locate_model, read_recipe
 from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
-from embedder.model.loading import BackendName, load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import POOLERS, Head
@@ -101,12 +101,12 @@ class Encoder:
         head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
         chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
         if chosen_backend == "openvino":
-            model = load_layers(spec, recipe, calibration, torch.float32)
+            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
             exact = cls(model, head, exit_map, spec.pooling, torch.device(device))
             converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
-        model = load_layers(spec, recipe, calibration, chosen_dtype)
+        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
         build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device))
         is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
@@ -252,7 +252,7 @@ class Encoder:
             queued = self._run(token_ids, token_budget, width + (len(depths) + 1) * self.dim, finish)
         rows_NX = queued.fetch().vectors_ND
         native = np.split(rows_NX[:, width:], len(depths) + 1, axis=1)
-        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1], token_ids)
+        return ExitStates(rows_NX[:, :width], dict(zip(depths, native[:-1], strict=True)), native[-1])
 
     def _exit_pooler(self, weighing: AttentionPooling) -> ExitPooler:
         return ExitPooler(self._pooling, weighing).to(self._device)

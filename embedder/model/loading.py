@@ -18,7 +18,7 @@ from embedder.core.rotation import check_rotation
 from embedder.core.spec import EmbeddingSpec, FinalNorm
 from embedder.model.backends import check_backend, check_c_compiler, check_triton, has_openvino
 from embedder.model.batches import LayoutName
-from embedder.model.calibration import Calibration, ExitMap
+from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe
@@ -120,15 +120,6 @@ def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
     return layers
 
 
-def load_trained(model: nn.Module, exit_map: ExitMap) -> None:
-    """Replace weights of the kept layers by those that were trained for an exit; a name or shape that the model lacks is refused."""
-    own = model.state_dict()
-    strange = [name for name, weights in exit_map.trained.items() if name not in own or own[name].shape != weights.shape]
-    if strange:
-        raise ModelError(f"embedding.calibration: {len(strange)} trained weights do not fit the model ({strange[0]}); make it anew")
-    model.load_state_dict({name: torch.from_numpy(weights) for name, weights in exit_map.trained.items()}, strict=False)
-
-
 def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:
     """Refuse a module that holds another number of layers than asked for."""
     layers = model.get_submodule(find_family(recipe.family).layers)
@@ -158,14 +149,6 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shows_progress:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def load_layers(spec: EmbeddingSpec, recipe: ModelRecipe, calibration: Calibration | None, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the layers up to the depth; where those of a calibrated exit were trained too, their weights take the place of the model's."""
-    model = load_transformer(recipe, spec.depth, spec.final_norm, dtype)
-    if spec.exit != "native" and calibration is not None:
-        load_trained(model, calibration.maps[spec.depth])
-    return model
 
 
 def load_head_and_exit(

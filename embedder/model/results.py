@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,4 +27,3 @@ class ExitStates:
     """By depth: the vectors of an encoder of that depth, at full width."""
     full_NW: np.ndarray  # noqa: N815
     """Vectors of the full model."""
-    token_ids: pa.ListArray

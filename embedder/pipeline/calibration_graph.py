@@ -13,7 +13,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.model.results import ExitStates
 from embedder.pipeline.graph import actor_options, find_cause, iterate
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import from_ipc, to_ipc
+from embedder.pipeline.rows import to_ipc
 from embedder.pipeline.tap_actor import CountedRow, SampleRow, TapActor, TappedRow, Tapping, count_documents, tokenize_documents
 from embedder.text.token_idf import Counts
 
@@ -49,7 +49,7 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
         native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
         by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
         states_NF = np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1)
-        yield row["number"], ExitStates(states_NF, by_depth, full_NW, from_ipc(row["tokens"])["token_ids"].combine_chunks())
+        yield row["number"], ExitStates(states_NF, by_depth, full_NW)
 
 
 def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:

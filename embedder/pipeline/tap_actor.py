@@ -50,8 +50,6 @@ class TappedRow(TypedDict):
     """A unit's states, each as float32 bytes of [chunks, …]."""
 
     number: int
-    tokens: bytes
-    """The column `token_ids`, as Arrow IPC."""
     states: bytes
     native: bytes
     full: bytes
@@ -90,7 +88,6 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "number": row["number"],
-            "tokens": to_ipc(pa.table({"token_ids": token_ids})),
             "states": tapped.states_NF.tobytes(),
             "native": native.tobytes(),
             "full": tapped.full_NW.tobytes(),

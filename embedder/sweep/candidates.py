@@ -122,7 +122,7 @@ class Transformer:
         """The model that embeds queries: the same without float8."""
         self.exits = {depth: each for depth, each in calibration.maps.items() if depth in depths} if calibration else {}
         self.pooling = calibration.attention_pooling if calibration and self.exits else None
-        self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() if not each.trained for layer in each.layers)}))
+        self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() for layer in each.layers)}))
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})
         self.width = wide.dim
@@ -152,8 +152,6 @@ class Transformer:
     def embed_exit(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Return vectors of the calibrated exit at that depth, before cut and L2, shape (N, W)."""
         exit_map = self.exits[depth]
-        if exit_map.trained:
-            return self._run_trained(texts, side, depth)
         assert self.pooling is not None
         exit_ = Exit(exit_map, ExitPooler(self.spec.pooling, self.pooling), self.resolved.hidden_size)
         read = self._states(texts, side)
@@ -172,19 +170,6 @@ class Transformer:
         if not {f"all-{layer}" for layer in self.tapped} <= names:
             self._tap(key, names, tokenize(texts, self.resolved, spec))
         return partial(self._read, key)
-
-    def _run_trained(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
-        """Run texts through the layers that were trained for this exit, unless they are cached."""
-        assert self._calibration is not None
-        update = {"depth": depth, "exit": "calibrated", "calibration": self._calibration.fingerprint, "dim": self.width, "normalize": False}
-        spec = self._spec_of(side).model_copy(update=update)
-        key = digest(spec.space_id, self.machine.device, self.machine.dtype, digest_texts(texts))
-        if "trained" not in self._cache.names(key):
-            self._report(f"{self.name}, trained to depth {depth}", 0, len(texts))
-            encoder = Encoder.load(spec, self.machine.device, self.machine.dtype, self._calibration, self.machine.layout)
-            encoded = encoder.encode(tokenize(texts, self.resolved, spec), self.machine.token_budget)
-            self._cache.write(key, "trained", encoded.vectors_ND)
-        return self._cache.read(key, "trained")
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
         prompt = self.spec.prompt if side == "document" else self.spec.query_prompt

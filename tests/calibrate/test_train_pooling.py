@@ -13,8 +13,7 @@ import torch
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import Features, unit
-from embedder.calibrate.train_pooling import PoolingTask, PoolingTraining, make_training_set, map_rows, train_attention_pooling
-from embedder.calibrate.training import TrainingSet
+from embedder.calibrate.train_pooling import PoolingTask, PoolingTraining, TrainingSet, make_training_set, map_rows, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.schema import DOCUMENTS
 from embedder.model.attention_pooling import start_attention_pooling

@@ -1,6 +1,5 @@
 """A calibration of a real corpus makes shallow depths usable, and tables that use it are searchable."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,13 @@ import pytest
 
 from embedder.calibrate.config import CalibrateConfig
 from embedder.calibrate.run import Report, run_calibrate
-from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import restore, to_int8
 from embedder.core.storage import Location
 from embedder.demo.corpus import write_corpus
 from embedder.model.calibration import Calibration, RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
-from embedder.model.resolve import resolve_model
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
-from embedder.sweep.candidates import tokenize
 from embedder.table.vectors import column_codes
 from tests.integration.conftest import Corpus, Site
 
@@ -115,25 +111,3 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     for table in (site, floats):
         query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
         assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(table.table_uri)).find(query_D, 20, None)]
-
-
-def test_distilled_layers_are_at_least_as_close_as_the_map_alone(
-    calibrated: tuple[Calibration, Report], documentation: Path, minilm: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {"method": "distill", "depths": [3], "distill": {"epochs": 3, "batch_chunks": 32}}
-    with caplog.at_level(logging.INFO, "embedder"):
-        _, report = calibrate(documentation, minilm, "distilled", **settings)
-    [depth_3] = report.exits
-    assert depth_3.calibrated.cosine == pytest.approx(calibrated[1].exits[0].calibrated.cosine, abs=0.005)
-    assert depth_3.distilled is not None
-    # bfloat16 changes the map's own figure by up to this much
-    assert depth_3.distilled.cosine > depth_3.calibrated.cosine - 0.005
-    assert [line for line in caplog.messages if line.startswith("depth 3: epoch 3, loss ")]
-    assert [line for line in caplog.messages if line.startswith("attention: held out: cosine ")]
-    embedding = EmbeddingConfig(model=minilm, depth=3, calibration=str(documentation / "distilled"))
-    model = resolve_model(embedding, ChunkingConfig(max_tokens=64, enabled=False))
-    encoder = Encoder.load(model.spec, calibration=model.calibration)
-    assert encoder.num_layers == 3
-    texts = ["os.path.split(path) Split a pathname.", "json.loads(s) Deserialize a JSON document to a Python object."]
-    full = Encoder.load(model.spec.for_queries()).encode(tokenize(texts, model, model.spec), 512).vectors_ND
-    assert (encoder.encode(tokenize(texts, model, model.spec), 512).vectors_ND * full).sum(axis=1).min() > 0.5

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
@@ -133,37 +133,18 @@ def test_the_space_changes_with_the_artifact(tiny_model: TinyModel, artifact: st
     assert any(difference.startswith("calibration: ") for difference in specs[0].differences(specs[1]))
 
 
-def with_trained(calibration: Calibration, trained: dict[str, np.ndarray]) -> Calibration:
-    return replace(calibration, maps=dict(calibration.maps) | {2: replace(calibration.maps[2], trained=trained)})
-
-
-def test_what_tokens_count_and_trained_layers_are_of_the_space_too(tiny_model: TinyModel) -> None:
+def test_token_weights_and_queries_are_part_of_the_space(tiny_model: TinyModel) -> None:
     calibration = calibrate(tiny_model)
     heavier = replace(calibration, attention_pooling=replace(WEIGHING, token_weights_V=WEIGHING.token_weights_V * 2))
     sharper = replace(calibration, attention_pooling=replace(WEIGHING, queries_TQX=WEIGHING.queries_TQX * 2))
-    trained = [with_trained(calibration, {"layer": np.full(3, value, np.float32)}) for value in (1, 2)]
-    assert len({each.fingerprint for each in (calibration, heavier, sharper, *trained)}) == 5
+    assert len({each.fingerprint for each in (calibration, heavier, sharper)}) == 3
 
 
-def test_trained_layers_take_the_place_of_the_models_own(tiny_model: TinyModel, texts: list[str], tmp_path: Path) -> None:
-    ids, moved = tiny_model.tokenize(texts), {"encoder.layer.1.output.dense.weight": np.zeros((64, 96), np.float32)}
-    calibration = with_trained(calibrate(tiny_model), moved)
-    write_calibration(calibration, str(tmp_path))
-    spec = tiny_model.resolve(depth=2, calibration=str(tmp_path)).spec
-    encoder = Encoder.load(spec, dtype="float32", calibration=load_calibration(str(tmp_path)))
-    assert encoder.num_layers == 2
-    assert not encoder.layers[1].output.dense.weight.any()
-    own = calibrate(tiny_model)
-    by_own = Encoder.load(spec.model_copy(update={"calibration": own.fingerprint}), dtype="float32", calibration=own)
-    assert np.abs(encoder.encode(ids, 512).vectors_ND - by_own.encode(ids, 512).vectors_ND).max() > 1e-3
-
-
-def test_trained_layers_that_the_model_lacks_are_refused(tiny_model: TinyModel) -> None:
-    for name, shape in (("encoder.layer.2.output.dense.weight", (64, 96)), ("encoder.layer.1.output.dense.weight", (64, 64))):
-        calibration = with_trained(calibrate(tiny_model), {name: np.zeros(shape, np.float32)})
-        changes = {"depth": 2, "exit": "calibrated", "calibration": calibration.fingerprint}
-        with pytest.raises(ModelError, match=f"1 trained weights do not fit the model \\({name}\\)"):
-            Encoder.load(tiny_model.resolve().spec.model_copy(update=changes), calibration=calibration)
+def test_an_artifact_with_trained_layers_is_refused_by_name(artifact: str) -> None:
+    tensors = Path(artifact, TENSORS)
+    tensors.write_bytes(save(load(tensors.read_bytes()) | {"layers.2.encoder.layer.1.output.dense.bias": np.zeros(64, np.float32)}))
+    with pytest.raises(ConfigError, match=r"holds layers trained by calibrate\.method=distill.*; make it again with jobs\.calibrate"):
+        load_calibration(artifact)
 
 
 def test_an_artifact_of_an_earlier_format_is_refused_by_name(artifact: str) -> None:

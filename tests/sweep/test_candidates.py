@@ -64,15 +64,13 @@ def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: 
     assert tapped == [[4]]
 
 
-@pytest.mark.parametrize("is_trained", [False, True])
-def test_a_calibrated_exit_equals_the_calibrated_encoder(resolved: ResolvedModel, tmp_path: Path, is_trained: bool) -> None:
+def test_a_calibrated_exit_equals_the_calibrated_encoder(resolved: ResolvedModel, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
-    trained = {"encoder.layer.1.output.dense.bias": draw.normal(size=384).astype(np.float32)} if is_trained else {}
     pooling = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
     pooling.queries_TQX[:] += draw.normal(0, 0.05, size=pooling.queries_TQX.shape)
-    calibration = Calibration(fitted_for(resolved.spec), 6, pooling, {2: ExitMap((0, 2), weight, bias, trained)}, {})
+    calibration = Calibration(fitted_for(resolved.spec), 6, pooling, {2: ExitMap((0, 2), weight, bias)}, {})
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, calibration)
     assert list(model.exits) == [2]
     found = unit(model.embed_exit(TEXTS, "document", 2), 128)
