@@ -86,8 +86,9 @@ def test_the_job_warms_up_before_it_reads_the_model(site: Site, flags: list[str]
 
         return stop
 
-    monkeypatch.setattr(jobs.embed, "warm_up", record("warm up"))
-    monkeypatch.setattr(jobs.embed, "plan_run", record("plan"))
+    monkeypatch.setattr("embedder.run.embed.warm_up", record("warm up"))
+    for module in ("embed", "prepare"):
+        monkeypatch.setattr(f"embedder.run.{module}.plan_run", record("plan"))
     with pytest.raises(KeyboardInterrupt):
         jobs.embed.main(flags_of(site, *flags))
     assert calls == (["warm up", "plan"] if warms_up else ["plan"])

@@ -129,7 +129,7 @@ def test_a_table_of_rotated_vectors_holds_the_rotation_that_queries_need(tmp_pat
     whole = resolve(minilm)
     spec = whole.model_copy(update={"dim": 48, "rotation": digest_array(rotation_WW)})
     commit(str(tmp_path), spec)
-    with pytest.raises(StorageError, match="no query can be turned as the vectors were"):
+    with pytest.raises(StorageError, match="not found, and queries need the rotation of the vectors"):
         QueryEncoder.from_table(str(tmp_path))
     keep_rotation(rotation_WW, Location(str(tmp_path)))
     vectors_ND = QueryEncoder.from_table(str(tmp_path)).encode(QUERIES)

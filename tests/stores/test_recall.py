@@ -133,7 +133,7 @@ def test_turned_codes_are_rescored_by_vectors_that_were_not(sample: Sample, floa
     turned = replace(sample, vectors_ND=sample.vectors_ND @ rotation_WW)
     changes = {"dim": 64, "rotation": digest_array(rotation_WW)}
     bits = write_table(str(tmp_path / "bits"), turned, "binary", changes=changes)
-    with pytest.raises(StorageError, match="gone"):
+    with pytest.raises(StorageError, match="not found, and queries need the rotation"):
         rescored(open_table(Location(bits)), Location(floats))
     keep_rotation(rotation_WW, Location(bits))
     assert recall(rescored(open_table(Location(bits)), Location(floats)), sample) > 0.8
