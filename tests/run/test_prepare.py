@@ -155,7 +155,7 @@ def test_a_table_whose_log_cannot_be_read_is_an_outage_or_a_wrong_setting(
     monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr("embedder.core.storage._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
     proxy.inject(break_first(FOR_EVER, fault))
-    with pytest.raises(kind, match=rf"{bucket}: the table cannot be opened .*check output.uri"):
+    with pytest.raises(kind, match=rf"{bucket}: the table cannot be opened .*check the uri"):
         prepare_run(site.config(output={"uri": bucket}))
 
 
@@ -166,4 +166,4 @@ def test_a_source_that_is_overloaded_while_it_is_listed_is_a_storage_error(
     monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
     proxy.inject(break_first(FOR_EVER, "slow_down"))
     with pytest.raises(StorageError, match=rf"{bucket}: cannot list it"):
-        prepare_run(site.config(source={"uri": bucket}))
+        prepare_run(site.config(source={"uri": bucket, "storage_options": {"endpoint_url": proxy.endpoint}}))
