@@ -11,6 +11,10 @@ from pydantic import BaseModel
 
 from embedder.config.section import takes
 
+MOST_LEVELS = 30
+MOST_VALUES = 100_000
+"""A list of a thousand patterns is long; aliases of aliases of aliases make a billion values of 400 bytes."""
+
 Place = dict[tuple[str, ...], str]
 """The origin of each key, by its path: `wiki.yaml:6` or `--embedding.depth`."""
 
@@ -61,6 +65,33 @@ class Loader(yaml.SafeLoader):
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
+    """Return a text's value and its node; YAMLError if it is not YAML, or if a few bytes of it would take the memory of a machine."""
+    level, seen = 0, [0]
+    sizes: dict[str, int] = {}
+    """Number of values of each anchor, which each alias repeats."""
+    anchors: list[str | None] = []
+    for event in yaml.parse(text, Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            level += 1
+            anchors.append(event.anchor)
+            seen.append(0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level -= 1
+            size = 1 + seen.pop()
+            seen[-1] += size
+            if anchor := anchors.pop():
+                sizes[anchor] = size
+        elif isinstance(event, yaml.NodeEvent):
+            seen[-1] += sizes.get(event.anchor or "", 1) if isinstance(event, yaml.AliasEvent) else 1
+        problem = f"nested more than {MOST_LEVELS} levels deep" if level > MOST_LEVELS else ""
+        if sum(seen) > MOST_VALUES:
+            problem = f"more than {MOST_VALUES:,} values, those that aliases repeat included"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    return yaml.load(text, Loader), yaml.compose(text, Loader)
 
 
 def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name: str, texts: list[str]) -> Iterator[str]:
@@ -122,7 +153,7 @@ def _parse_text(text: str, is_free: bool) -> Any:
     if not is_free and text[:1] not in ("[", "{"):
         return text
     try:
-        value = yaml.load(text, Loader)
+        value, _ = parse_yaml(text)
     except yaml.YAMLError:
         return text
     return value if isinstance(value, bool | int | float) or text[:1] in ("[", "{", "'", '"') else text

@@ -11,12 +11,15 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from embedder.config.flags import Loader, Place, section_type, set_flag, set_value, split_args, suggest
+from embedder.config.flags import Place, parse_yaml, section_type, set_flag, set_value, split_args, suggest
 from embedder.core.errors import ConfigError
 from embedder.core.redaction import mask_secrets, mask_value
 
 Config = TypeVar("Config", bound=BaseModel)
 Options = TypeVar("Options")
+
+MOST_BYTES = 1 << 20
+SHOWN_CHARS = 300
 
 
 class Invocation(NamedTuple, Generic[Config]):
@@ -89,9 +92,11 @@ def dump_config(config: BaseModel) -> str:
 def _read_file(file: str) -> tuple[dict[str, Any], Place, list[str]]:
     """Read a YAML file with the line of every key, and the problem of each repeated key."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader)
-        values = yaml.load(text, Loader)
+        with Path(file).open("rb") as opened:  # not all of it: it may be a device
+            text = opened.read(MOST_BYTES + 1).decode()
+        if len(text) > MOST_BYTES:
+            raise ConfigError(f"{file}: more than {MOST_BYTES:,} bytes; give the path of a YAML file of settings")
+        values, node = parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML file") from error
     except yaml.YAMLError as error:
@@ -133,7 +138,11 @@ def _describe(error: Mapping[str, Any], places: Place, model: type[BaseModel], s
         return "\n".join(f"{where}: {name!r} is missing; set it in the file or with --{name}" for name in names)
     if error["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
-    return f"{where}: {key}={mask_value(error['input'], path)!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}: {key}={_shorten(repr(mask_value(error['input'], path)))}: {message[:1].lower()}{message[1:]}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 20]} … ({len(text):,} characters)"
 
 
 def _find_place(path: tuple[str, ...], places: Place, source: str) -> str:

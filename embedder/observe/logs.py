@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from embedder.core.errors import ConfigError
+from embedder.core.printable import printable_lines
 
 VARIABLE = "EMBEDDER_LOG"
 FORMATS = ("text", "json")
@@ -27,7 +28,7 @@ _process_fields: ContextVar[Mapping[str, Any]] = ContextVar("process_fields", de
 def start_logging() -> None:
     """Send this project's log to stderr in the format of EMBEDDER_LOG."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if is_json() else logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(JsonFormatter() if is_json() else TextFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -57,9 +58,9 @@ def print_error(text: str, error: BaseException | None = None, level: int = logg
         trace = (type(error), error, error.__traceback__) if error else None
         print(JsonFormatter().format(logger.makeRecord(logger.name, level, "", 0, text, (), trace)), file=sys.stderr)
     elif error:
-        traceback.print_exception(error)
+        print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     else:
-        print(text, file=sys.stderr)
+        print(printable_lines(text), file=sys.stderr)
 
 
 @contextmanager
@@ -82,6 +83,14 @@ def held_stderr(unwanted: str) -> Iterator[None]:
             sys.stderr.writelines(line for line in held.read().decode(errors="replace").splitlines(True) if unwanted not in line)
 
 
+class TextFormatter(logging.Formatter):
+    """Formats a record as text without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the time and the message, and the traceback of an error."""
+        return printable_lines(super().format(record))
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON."""
 
@@ -96,4 +105,4 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(event, ensure_ascii=False, default=str)
+        return json.dumps(event, default=str)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedder.core.printable import printable
 from embedder.core.units import Part, PartName, Stats, Task
 from embedder.observe.logs import is_json, log_fields
 
@@ -174,7 +175,7 @@ class Display:
 
 
 def align(rows: Iterable[tuple[str, str]]) -> str:
-    """Return names and values as two columns."""
-    listed = list(rows)
+    """Return names and values as two columns, a line each."""
+    listed = [(printable(name), printable(value)) for name, value in rows]
     width = max((len(name) for name, _ in listed), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)

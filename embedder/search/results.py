@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from embedder.core.errors import ConfigError
+from embedder.core.printable import printable
 from embedder.core.rotation import read_rotation
 from embedder.search.exact import Hit, Target
 from embedder.search.filter import Filter, parse_filter
@@ -47,9 +48,10 @@ class SearchResult:
         """Return it as text: score, id, metadata, and an excerpt around the nearest sentence."""
         row = self.hit.row
         place = f" [chunk {row['chunk'] + 1} of {row['num_chunks']}]" if row["num_chunks"] > 1 else ""
-        metadata = " · ".join(f"{name} {value}" for name, value in row.items() if name not in SHOWN and value is not None)
+        metadata = printable(" · ".join(f"{name} {value}" for name, value in row.items() if name not in SHOWN and value is not None))
         passage = excerpt(row.get("text") or "", self.highlight or "", bold)
-        return "\n".join([f"{rank}. {self.hit.score:.3f}  {row['doc_id']}{place}", *(f"   {each}" for each in (metadata, passage) if each)])
+        first = f"{rank}. {self.hit.score:.3f}  {printable(row['doc_id'])}{place}"
+        return "\n".join([first, *(f"   {each}" for each in (metadata, passage) if each)])
 
 
 def run_queries(target: Target, queries: Iterable[str], top: int, condition: str | None) -> Iterator[list[SearchResult]]:
@@ -96,7 +98,7 @@ def excerpt(text: str, sentence: str, bold: bool) -> str:
     """Return a sentence with its context, about SHOWN_CHARS in all, on one line."""
     before, found, after = text.partition(sentence) if sentence else ("", "", text)
     sentence = textwrap.shorten(found, SHOWN_CHARS, placeholder=" …")
-    lead = " ".join(before.split())
+    sentence, lead, after = printable(sentence), printable(" ".join(before.split())), printable(" ".join(after.split()))
     if len(lead) > SHOWN_CHARS // 4:
         lead = "… " + lead[-SHOWN_CHARS // 4 :].partition(" ")[2]
     rest = textwrap.shorten(after, max(SHOWN_CHARS - len(lead) - len(sentence), 2), placeholder=" …")

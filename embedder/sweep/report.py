@@ -81,10 +81,14 @@ def build_csv(rows: Sequence[Row], front: Sequence[Row]) -> str:
         records.append(values["setting"] | kept | metrics | values["cost"] | {"on_front": row in front})
     columns = list(dict.fromkeys(name for record in records for name in record))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    rows_of_values = ([record.get(name, "") for name in columns] for record in records)
+    csv.writer(buffer, lineterminator="\n").writerows([_as_cell(value) for value in values] for values in [columns, *rows_of_values])
     return buffer.getvalue()
+
+
+def _as_cell(value: object) -> object:
+    """Return a value that a spreadsheet takes for no formula: a text that begins like one gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def build_config(config: SweepConfig, row: Row | None) -> str:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from embedder.core.errors import CommitError
+from embedder.core.printable import printable
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location
 from embedder.table.delta import MAINTENANCE_KEY, Commit, list_commits
@@ -97,11 +98,11 @@ def lay_out(events: Sequence[Event]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for row, event in zip(rows, [None, *events], strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [printable(cell).rjust(width) for cell, width in zip(row, widths, strict=True)]
         cells[1:3] = [cell.ljust(width) for cell, width in zip(row[1:3], widths[1:3], strict=True)]
         lines.append("  ".join(cells).rstrip())
         if event:
-            lines += [f"{'':{widths[0]}}  {note}" for note in _notes(event)]
+            lines += [f"{'':{widths[0]}}  {printable(note)}" for note in _notes(event)]
     oldest = next((event for event in reversed(events) if event.kind == RUN), None)
     if oldest:
         versions = ", ".join(f"{name} {value}" for name, value in oldest.environment.items())

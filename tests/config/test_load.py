@@ -175,6 +175,31 @@ def test_a_file_that_is_not_a_config_is_refused(file: Path, text: str | None, me
     assert message in problems_of(str(file))[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(8)),
+            "more than",
+        ),
+        ("[" * 5000 + "]" * 5000, "nested more than 30 levels deep"),
+        ("a: " + "{a: " * 5000, "nested more than 30 levels deep"),
+        ("# " + "x" * (1 << 20), "more than 1,048,576 bytes"),
+    ],
+)
+def test_a_file_that_would_exhaust_the_machine_is_refused_in_a_line(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    (problem,) = problems_of(str(file))
+    assert message in problem
+    assert len(problem) < 300
+
+
+def test_a_value_of_many_characters_is_shortened_in_its_problem(file: Path) -> None:
+    (problem,) = problems_of(*NEEDED, "--embedding.depth", "x" * 100_000)
+    assert "(100,002 characters)" in problem
+    assert len(problem) < 600
+
+
 def test_a_printed_config_loads_to_the_same_run(file: Path) -> None:
     config = load(*NEEDED, "--source.metadata_columns", "meta.url", "--compute.actors", "1", "4")
     file.write_text(dump_config(config))

@@ -73,3 +73,22 @@ def test_every_job_refuses_an_unknown_format(monkeypatch: pytest.MonkeyPatch, ca
         run_job(lambda _: 0)
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "EMBEDDER_LOG='xml': choose text or json\n"
+
+
+def test_control_characters_are_escaped_as_text_and_exact_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(args: Sequence[str]) -> int:
+        start_logging()
+        logger.info("shard %s", "\x1b]0;owned\x07\x9b1A")
+        raise SourceError("a\x1b[2K\rb: cannot be read")
+
+    for kind in ("text", "json"):
+        monkeypatch.setenv("EMBEDDER_LOG", kind)
+        with pytest.raises(SystemExit):
+            run_job(tell)
+    first, last, *objects = capsys.readouterr().err.splitlines()
+    assert first.endswith(r" shard \x1b]0;owned\x07\x9b1A")
+    assert last == r"a\x1b[2K\rb: cannot be read"
+    assert [json.loads(line)["message"] for line in objects] == ["shard \x1b]0;owned\x07\x9b1A", "a\x1b[2K\rb: cannot be read"]
+    assert all(line.isascii() and line.isprintable() for line in objects)

@@ -1,6 +1,7 @@
 """A whole sweep over a real model: its report equals encoders really cut, and a stopped one resumes."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from embedder.sweep.config import GridConfig, SweepConfig
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
 from embedder.sweep.prepare import prepare_sweep
-from embedder.sweep.report import build_config, write_report
+from embedder.sweep.report import build_config, build_csv, write_report
 from embedder.sweep.retrieval import rank_documents
 from embedder.sweep.run import SweepResult, run_sweep
 from tests.conftest import WriteShard
@@ -120,6 +121,13 @@ def test_the_files_hold_the_same_rows(swept: SweepResult) -> None:
         assert (row["setting"]["depth"], row["setting"]["dim"]) == (int(line["depth"]), int(line["dim"]))
         assert row["kept"]["share"] == pytest.approx(float(line["kept_share"]))
     assert record["choice"]["setting"] is not None
+
+
+def test_a_cell_that_begins_like_a_formula_is_quoted(swept: SweepResult) -> None:
+    row = replace(swept.rows[0], metrics={"=cmd|' /C calc'!A0": {"ndcg": 0.5, "low": -0.25}})
+    (line,) = csv.DictReader(io.StringIO(build_csv([row], [])))
+    assert line["'=cmd|' /C calc'!A0 ndcg"] == "0.5"
+    assert line["'=cmd|' /C calc'!A0 low"] == "-0.25"
 
 
 def test_the_page_is_self_contained_and_holds_the_command_to_run(swept: SweepResult) -> None:
