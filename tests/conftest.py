@@ -8,6 +8,7 @@ import logging
 import lzma
 import os
 import re
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -38,11 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """Undo what a job called in this process does to the log: its stream is closed when the test ends."""
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what a job called in this process does to signals and to the log, whose stream is closed when the test ends."""
+    handlers_of_signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     logger = logging.getLogger("embedder")
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     yield
+    for number, handler in handlers_of_signals.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
 

@@ -6,11 +6,10 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from embedder.core.errors import ConfigError, EmbedderError
 from embedder.observe.logs import is_json, print_error
-from embedder.observe.process import freeze_gc
+from embedder.observe.process import freeze_gc, kill_descendants
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,13 +32,12 @@ def run_job(
     except BaseException as error:
         if isinstance(error, SystemExit) and not _is_terminated(error):
             raise
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end_now)
         code = _print_end(error)
-        with suppress(KeyboardInterrupt):
-            notify(args, error)
+        notify(args, error)
         if _is_terminated(error):
-            # at once: if Ray is still starting, it would abort on the way out; its processes end with this one
-            sys.stderr.flush()
-            os._exit(code)
+            _end_now(signal.SIGTERM)  # if Ray is still starting, it would abort on the way out
     freeze_gc()
     sys.exit(code)
 
@@ -82,6 +80,13 @@ def _has_no_reader() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _end_now(number: int, *_: object) -> None:
+    """End at once, without the handlers of exit, which take seconds: after SIGTERM, or a second Ctrl-C. Ray's processes end too."""
+    kill_descendants()
+    sys.stderr.flush()
+    os._exit(128 + number)
 
 
 def _terminate(*_: object) -> None:

@@ -1,10 +1,13 @@
-"""This process's memory: its peak, and how rarely the garbage collector runs."""
+"""This process's memory, its garbage collector, and its descendants."""
 
 import gc
+import os
 import resource
+import signal
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
@@ -53,3 +56,18 @@ def freeze_gc() -> None:
         gc.unfreeze()
     else:
         gc.freeze()
+
+
+def kill_descendants() -> None:
+    """Kill the processes that this one started, and those that they started; no effect where there is no /proc."""
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            pid, _, after_name = file.read_text(errors="replace").partition(" ")
+            children[int(after_name.rpartition(")")[2].split()[1])].append(int(pid))
+    found = [os.getpid()]
+    for pid in found:
+        found += children[pid]
+    for pid in found[1:]:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,9 +1,12 @@
 """Every job has the same exit codes and the same spelling of flags."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,7 @@ from embedder.core.errors import ConfigError, EmptySourceError, StorageError
 )  # fmt: skip
 def test_the_exit_code_tells_how_a_job_ended(monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
     monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.cli.kill_descendants", lambda: None)
     monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
 
     def job(args: Sequence[str]) -> int:
@@ -40,6 +44,34 @@ def test_a_reader_that_closed_the_pipe_ends_a_job_without_a_traceback() -> None:
         process.stdout.close()
         printed = process.stderr.read()
     assert (process.returncode, printed) == (141, b"")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupt", "terminate"])
+def test_a_second_signal_ends_a_job_at_once_in_one_line_and_its_processes_with_it(number: signal.Signals, code: int) -> None:
+    script = """
+import atexit, signal, subprocess, sys, time
+from embedder.config.cli import run_job
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def job(args):
+    shell = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    print(shell.pid, shell.stdout.readline().strip(), flush=True)
+    atexit.register(time.sleep, 60)
+    raise KeyboardInterrupt
+run_job(job)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        started = [int(pid) for pid in process.stdout.readline().split()]
+        first = process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(20) == code
+        assert (first, process.stderr.read()) == ("stopped; finished parts are kept, run again to go on\n", "")
+    deadline = time.monotonic() + 5  # a killed process stays until its parent, or init, has waited for it
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_broken_network_connection_is_not_a_closed_pipe(capfd: pytest.CaptureFixture[str]) -> None:

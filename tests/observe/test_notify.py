@@ -55,6 +55,7 @@ def test_a_finished_run_posts_its_record(heard: list[dict[str, Any]], failed: bo
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
     """Return a function that runs a job which raises, as a process would."""
     monkeypatch.setattr("embedder.config.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("embedder.config.cli.kill_descendants", lambda: None)
     monkeypatch.setattr("embedder.config.cli.os._exit", sys.exit)
     monkeypatch.setattr("sys.argv", ["embed.py", "--output.storage_options={token: x}"])
 
