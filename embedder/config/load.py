@@ -50,7 +50,7 @@ def load_config(
     values, places, problems = _read_file(line.file) if line.file else ({}, {}, [])
     problems = line.problems + problems
     if "help" in line.actions:
-        _print_help(model, values, [*actions, "print-config"], job)
+        _print_help(model, values, [*actions, "print-config"], short, job)
         raise SystemExit(0)
     problems += [problem for name, texts in line.flags for problem in set_flag(model, values, places, name, texts)]
     config = _validate(model, values, places, problems, line.file or "command line")
@@ -163,9 +163,11 @@ def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel] |
     return model
 
 
-def _print_help(model: type[BaseModel], values: dict[str, Any], actions: Sequence[str], job: str) -> None:
+def _print_help(model: type[BaseModel], values: dict[str, Any], actions: Sequence[str], short: Mapping[str, str], job: str) -> None:
     """Print every setting with its meaning and its value, from the file if one is given."""
     print(f"actions: {' '.join(f'--{each}' for each in actions)}\n")
+    if short:
+        print(f"short flags: {', '.join(f'--{name} for --{setting}' for name, setting in short.items())}\n")
     try:
         default: Any = model.model_validate(mask_secrets(values))
     except ValidationError:

@@ -182,6 +182,9 @@ class SweepConfig(Section):
             raise ValueError("quality.mteb alone provides no texts to time; also set a source, quality.beir or quality.sts")
         if self.source is None and quality.known_item:
             raise ValueError("quality.known_item needs a source")
+        if not quality.beir and (quality.max_documents is not None or quality.qrels != "test"):
+            given = f"max_documents={quality.max_documents}" if quality.max_documents is not None else f"qrels={quality.qrels!r}"
+            raise ValueError(f"quality.{given} has no effect without quality.beir; leave it out, or set quality.beir")
         if quality.query_column and not self.uses_known_items:
             raise ValueError(f"quality.query_column={quality.query_column!r} has no effect without known items; set quality.known_item")
         if self.pick.budget_usd is not None and self.compute.price_per_device_hour_usd is None:

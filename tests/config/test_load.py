@@ -353,3 +353,9 @@ def test_short_flags_set_their_settings() -> None:
         assert load_config(SweepConfig, [sweep, *flags], short=short).config.pick.min_quality == 0.9
     with pytest.raises(ConfigError, match=r"--pick.min_quality: pick.min_quality='2'"):
         load_config(SweepConfig, [sweep, "--min-quality", "2"], short=short)
+
+
+def test_help_lists_the_short_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_config(SweepConfig, ["--help"], short={"min-quality": "pick.min_quality"})
+    assert "short flags: --min-quality for --pick.min_quality\n" in capsys.readouterr().out

@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -35,7 +37,9 @@ SEED = int(os.environ.get("CHAOS_SEED", "0"))
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(1200 + 200 * ROUNDS)]
 
 RATES = {"slow_down": 0.03, "throttle": 0.01, "error": 0.01, "reset_before": 0.02, "reset_after": 0.02, "truncate": 0.02, "delay": 0.03}
-DAMAGES = ("driver", "driver", "group", "group", "encoder", "reader", "writer", "encoder and driver", "terminate")
+DAMAGES = (
+    "driver", "driver", "group", "group", "encoder", "reader", "writer", "encoder and driver", "terminate", "edit", "edit", "compact"
+)  # fmt: skip
 Rows = list[dict[str, Any]]
 
 
@@ -147,12 +151,34 @@ class Chaos:
         self.counts["Ray did not start" if run.never_began else counted] += 1
         assert code == 0 or run.never_began, run.log.read_text()[-3000:]
 
-    def damage(self, run: Run) -> None:
+    def maintain(self, repository: str, *flags: str) -> None:
+        """Run maintenance on the table, behind the proxy; its commit may lose against a run's."""
+        environment = self.server.environment | {"AWS_ENDPOINT_URL": self.proxy.endpoint}
+        command = [sys.executable, "-m", "jobs.maintain", self.site.table_uri, *flags]
+        done = subprocess.run(command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, check=False)
+        self.counts[f"maintenance {flags[0]}: exit {done.returncode}"] += 1
+        assert done.returncode == 0 or "another" in done.stderr, done.stdout + done.stderr
+
+    def disturb(self, kind: str, run: Run, source: Source, repository: str) -> None:
+        """Edit the source or compact the table while a run goes on; the run may fail by name."""
+        if kind == "edit":
+            self.counts[f"edit in a run: {source.edit()}"] += 1
+        elif read_table(Location(self.site.table_uri)):
+            self.maintain(repository, "--compact")
+        code, log = run.wait(), run.log.read_text()
+        self.counts[f"{kind} in a run: exit {code}"] += 1
+        reasons = ("changed while it was read", "No such file", "not found", "another run")
+        assert code == 0 or run.never_began or (code == 1 and "Traceback" not in log and any(each in log for each in reasons)), log[-3000:]
+
+    def damage(self, run: Run, source: Source, repository: str) -> None:
         """Inject one fault, and check the run's exit code."""
         kind = self.draw.choice(DAMAGES)
         self.wait_for_a_moment(run)
         if run.process.poll() is not None:
             self.check_end(run, "ended before the damage")
+            return
+        if kind in ("edit", "compact"):
+            self.disturb(kind, run, source, repository)
             return
         worker = kind.split(" and ")[0]
         if worker in WORKERS:
@@ -206,11 +232,14 @@ def test_faults_neither_lose_nor_duplicate_rows(chaos: Chaos, repository: str) -
         for _ in range(chaos.draw.choice([0, 1, 2]) if number else 0):
             chaos.counts[f"edit: {source.edit()}"] += 1
         run = chaos.start(repository)
-        chaos.damage(run)
+        chaos.damage(run, source, repository)
         if chaos.draw.random() < 0.5:
             chaos.counts["Ray's agents left behind"] += run.wait_for_workers_to_go(60)
         if read_table(Location(chaos.site.table_uri)):
             assert max(places(chaos.site.rows()).values()) == 1, "no version has a duplicate row"
+            if chaos.draw.random() < 0.3:
+                chaos.maintain(repository, "--vacuum", "--older-than-hours", "0", "--insist")
+            chaos.maintain(repository, "--check", "--deep")
     finish(chaos, repository)
     fresh = replace(chaos.site, table_uri=f"{chaos.site.table_uri}-fresh")
     assert chaos.start(repository, fresh).wait() == 0

@@ -31,3 +31,11 @@ def test_a_report_is_not_written_among_the_documents(output: str) -> None:
     with pytest.raises(ValueError, match=r"is inside source.uri='corpus/', so report\.csv would become a shard"):
         SweepConfig.model_validate(values)
     SweepConfig.model_validate(values | {"output": {"uri": "corpus-sweep"}})
+
+
+@pytest.mark.parametrize("quality", [{"qrels": "dev"}, {"max_documents": 500}])
+def test_a_setting_of_beir_is_refused_without_beir(quality: dict[str, object]) -> None:
+    values = {"source": {"uri": "corpus"}, "embedding": {"model": "m"}, "output": {"uri": "out"}}
+    with pytest.raises(ValueError, match=rf"quality\.{next(iter(quality))}=.* has no effect without quality\.beir"):
+        SweepConfig.model_validate(values | {"quality": quality})
+    SweepConfig.model_validate(values | {"quality": quality | {"beir": ["folder"]}})
