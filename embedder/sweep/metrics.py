@@ -16,7 +16,7 @@ NUM_RESAMPLES = 500
 
 def score_retrieval(ranked: Ranked, dataset: Retrieval) -> dict[str, Doubles]:
     """Return nDCG@10, recall@100 and MRR@10 of every query, computed by trec_eval."""
-    import pytrec_eval  # extra study
+    import pytrec_eval  # extra sweep
 
     # trec_eval orders equal scores, frequent with bits, by document id: pass ranks instead of scores
     ids, ranks = np.array(dataset.document_ids, dtype=object), range(0, -ranked.positions_QK.shape[1], -1)
@@ -45,7 +45,7 @@ def spearman(found_Q: Doubles, expected_Q: Doubles) -> float:
 
 def rank_resamples(values_Q: Doubles, resamples_RQ: npt.NDArray[np.int64]) -> Doubles:
     """Return the ranks of the values within each resample, shape (R, Q)."""
-    from scipy.stats import rankdata  # extra study
+    from scipy.stats import rankdata  # extra sweep
 
     ranks_RQ: Doubles = rankdata(values_Q[resamples_RQ], axis=1)
     return ranks_RQ

@@ -176,7 +176,7 @@ def _repeated(names: Sequence[str]) -> list[str]:
 
 def _check_extras(config: SweepConfig) -> list[str]:
     """Return the packages that the settings need and that are not installed."""
-    needed = {"pytrec_eval": ("a sweep", "study"), "scipy": ("a sweep", "study")}
+    needed = {"pytrec_eval": ("a sweep", "sweep"), "scipy": ("a sweep", "sweep")}
     needed |= {"mteb": ("quality.mteb", "mteb")} if config.quality.mteb else {}
     needed |= {"openai": ("a baseline behind an API", "openai")} if any(each.is_api for each in config.baselines) else {}
     return [

@@ -1,4 +1,4 @@
-"""The grid's vectors that are timed are those that a study scores, and both contenders run."""
+"""The grid's vectors that are timed are those that a sweep scores, and both contenders run."""
 
 import numpy as np
 import pytest
