@@ -138,11 +138,13 @@ def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], i
     """Return the error for a source without shards, with what was found instead."""
     where = f"source.uri={source.uri!r}"
     if set(ignored) == {UNKNOWN_SUFFIX}:
-        counts = Counter(_suffix(each.uri) for each in found).most_common(8)
-        suffixes = ", ".join(f"{count} × {suffix!r}" for suffix, count in counts)
+        common = Counter(_suffix(each.uri) for each in found).most_common(8)
+        suffixes = ", ".join(f"{count} × {suffix!r}" for suffix, count in common)
         return EmptySourceError(f"{where}: no file has a known suffix (found: {suffixes}); {KNOWN_SUFFIXES}")
     if ignored:
-        return EmptySourceError(f"{where}: no file there is read ({describe_ignored(ignored)}); give a folder, glob or file that has some")
+        return EmptySourceError(
+            f"{where}: no file there is read ({describe_ignored(count_ignored(ignored))}); give a folder, glob or file that has some"
+        )
     if store.is_glob:
         return EmptySourceError(
             f"{where}: nothing matches the pattern; * ? [ ] are wildcards unless a file or folder of that name exists, and [[] is a bracket"
@@ -150,9 +152,14 @@ def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], i
     return EmptySourceError(f"{where}: no file is there; give a folder, glob or file that has some")
 
 
-def describe_ignored(ignored: Mapping[str, Ignored]) -> str:
-    """Return the number of ignored files for each reason, as words."""
-    return ", ".join(f"{each.count:,} {reason}" for reason, each in ignored.items())
+def count_ignored(ignored: Mapping[str, Ignored]) -> dict[str, int]:
+    """Return the number of ignored files by reason."""
+    return {reason: each.count for reason, each in ignored.items()}
+
+
+def describe_ignored(counts: Mapping[str, int]) -> str:
+    """Return the numbers of ignored files by reason as words."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def _is_utf8(uri: str) -> bool:
