@@ -55,7 +55,7 @@ def list_matches(pattern: str, ls: List, find: List, map_threads: Threads) -> li
         if number == len(parts) - 1:
             return beside + marked
         folders = [info["name"] for info in marked if info["type"] == Kind.FOLDER]
-        beside += [info for info in marked if info["type"] == Kind.BESIDE]
+        beside += [_mark(info, False) for info in marked if info["type"] != Kind.FOLDER]
     raise AssertionError(pattern)
 
 

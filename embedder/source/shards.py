@@ -141,14 +141,13 @@ def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], i
         common = Counter(_suffix(each.uri) for each in found).most_common(8)
         suffixes = ", ".join(f"{count} × {suffix!r}" for suffix, count in common)
         return EmptySourceError(f"{where}: no file has a known suffix (found: {suffixes}); {KNOWN_SUFFIXES}")
+    hint = "* ? [ ] are wildcards unless a file or folder of that name exists, and [[] is a bracket"
     if ignored:
-        return EmptySourceError(
-            f"{where}: no file there is read ({describe_ignored(count_ignored(ignored))}); give a folder, glob or file that has some"
-        )
+        counts = describe_ignored(count_ignored(ignored))
+        advice = f"end the pattern with /** for the files below; {hint}" if MATCHED_FOLDER in ignored else "give one that has some"
+        return EmptySourceError(f"{where}: no file there is read ({counts}); {advice}")
     if store.is_glob:
-        return EmptySourceError(
-            f"{where}: nothing matches the pattern; * ? [ ] are wildcards unless a file or folder of that name exists, and [[] is a bracket"
-        )
+        return EmptySourceError(f"{where}: nothing matches the pattern; {hint}")
     return EmptySourceError(f"{where}: no file is there; give a folder, glob or file that has some")
 
 

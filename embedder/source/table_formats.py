@@ -10,7 +10,7 @@ from embedder.core.storage import Location, Options, map_threads
 _MARKS = {
     "Delta": r"_delta_log/",
     "Hudi": r"\.hoodie/|\.hoodie_partition_metadata/?$",
-    "Iceberg": r"metadata/(?:[^/]+\.metadata\.json(?:\.gz)?|version-hint\.text)/?$",
+    "Iceberg": r"metadata/(?:(?:v\d+|\d{5,}-[0-9a-f-]+)(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text)/?$",
     "Lance": r"_versions/(?:[^/]+\.manifest)?/?$|data/[^/]+\.lance/?$",
 }
 _MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MARKS.items()) + ")")
@@ -18,8 +18,7 @@ _MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MA
 _LOGS = {"Delta": "_delta_log", "Hudi": ".hoodie", "Lance": "_versions"}
 
 PARENTS = 4
-"""Folders above a source that are looked into, besides partitions such as year=2024: a table's files lie at most so deep."""
-MOST_PARENTS = 16
+"""Folders above a source that are looked into, besides partitions: a table's files lie at most so deep."""
 MOST_PLACES = 8
 """Folders of a pattern's matches whose parents are looked into."""
 
@@ -58,17 +57,12 @@ def find_table_above(places: Sequence[str], options: Options) -> FoundTable | No
 
 
 def _list_parents(uri: str) -> list[str]:
-    """Return the nearest folders above."""
+    """Return the nearest folders above, without partitions such as year=2024."""
     start = uri.index("://") + 3 if "://" in uri else 0
     found: list[str] = []
-    left = PARENTS
-    while left and len(found) < MOST_PARENTS:
-        is_partition = "=" in uri.rpartition("/")[2]
-        uri = uri.rpartition("/")[0]
-        if len(uri) <= start:
-            break
-        found.append(uri)
-        left -= not is_partition
+    while len(found) < PARENTS and len(uri := uri.rpartition("/")[0]) > start:
+        if "=" not in uri.rpartition("/")[2]:
+            found.append(uri)
     return found
 
 

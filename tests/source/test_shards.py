@@ -240,7 +240,7 @@ def test_a_source_without_files_is_refused(tmp_path, write_file):
     with pytest.raises(ConfigError, match=r"/\[a\]': nothing matches the pattern; .* \[\[\] is a bracket"):
         list_shards(SourceConfig(uri=str(tmp_path / "[a]")))
     write_file("_SUCCESS", "")
-    with pytest.raises(ConfigError, match=r"no file there is read \(1 job marker\); give a folder"):
+    with pytest.raises(ConfigError, match=r"no file there is read \(1 job marker\); give one"):
         list_shards(SourceConfig(uri=str(tmp_path)))
 
 
