@@ -51,7 +51,8 @@ class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say
         answer(400, "RequestTimeout"), answer(400, "BadDigest"), answer(400, "XAmzContentSHA256Mismatch"),
         *(from_s3fs(answer(400, code)) for code in ("RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch")),
         caused(OSError(5, "busy"), answer(429)),
-        caused(LocalEntryNotFoundError("hub"), TransportError()), HubError(), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
+        caused(LocalEntryNotFoundError("hub"), TransportError()), HubError(),
+        OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
     ],
     ids=repr,
 )  # fmt: skip
