@@ -65,7 +65,7 @@ def refuse_moved_table(run_plan: RunPlan) -> None:
     if before and now and now.version != before.version:
         raise CommitError(
             f"{run_plan.config.output.location.uri}: maintenance or another run published version {now.version} while this run went by "
-            f"version {before.version}, and may have removed parts that it needs; nothing was lost or published, run again to embed the rest"
+            f"version {before.version}, and may have removed parts that it needs; nothing was lost or published, run again for the rest"
         )
 
 
