@@ -1,30 +1,71 @@
-"""Local disk: write a file once, and list a link as its target."""
+"""Local disk: write a file once, and list folders, links as their targets."""
 
 import errno
 import os
+import stat
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from embedder.core.listing import Info, Kind
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
-Info = dict[str, Any]
-"""fsspec's description of a folder entry."""
 
+def find_entries(path: str) -> list[Info]:
+    """Return the file, or everything below the folder but folders, links as their targets; [] if nothing is there.
 
-def follow_link(info: Info, look: Callable[[str], Info]) -> Info:
-    """Return the description of a link's target; other entries, and links to a folder above themselves (a cycle), stay as they are.
-
-    A dangling link is listed as a file, so that reading it raises.
+    Raise OSError if a folder below cannot be listed.
     """
-    if not info["islink"]:
-        return info
-    path = Path(info["name"])
     try:
-        return info if any(path.samefile(folder) for folder in path.parents) else look(info["name"])
+        root = _describe(path, Path(path).stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if root["type"] != Kind.FOLDER:
+        return [root]
+    found: list[Info] = []
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        for info in list_entries(folder):
+            if info["type"] == Kind.FOLDER:
+                folders.append(info["name"])
+            else:
+                found.append(info)
+    return found
+
+
+def list_entries(folder: str) -> list[Info]:
+    """Return the entries of a folder, links as their targets; [] if it is not a folder, or was removed meanwhile."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                found.append(_describe_entry(entry))
+    return found
+
+
+def _describe_entry(entry: "os.DirEntry[str]") -> Info:
+    """Describe an entry; a link to a folder above itself is not followed, and one whose target cannot be reached is broken."""
+    if not entry.is_symlink():
+        return _describe(entry.path, entry.stat())
+    try:
+        info = _describe(entry.path, entry.stat())
+        path = Path(entry.path)
+        is_cycle = info["type"] == Kind.FOLDER and any(path.samefile(folder) for folder in path.parents)
+        return {**info, "type": Kind.LINK_CYCLE} if is_cycle else info
     except OSError:
-        return {**info, "type": "file"}
+        return {"name": entry.path, "size": 0, "type": Kind.BROKEN_LINK}
+
+
+def _describe(path: str, found: os.stat_result) -> Info:
+    return {"name": path, "size": found.st_size, "type": _kind_of(found), "mtime": found.st_mtime}
+
+
+def _kind_of(found: os.stat_result) -> str:
+    if stat.S_ISDIR(found.st_mode):
+        return Kind.FOLDER
+    return Kind.FILE if stat.S_ISREG(found.st_mode) else Kind.SPECIAL_FILE
 
 
 def link_once(path: Path, data: bytes) -> bool:

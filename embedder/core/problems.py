@@ -1,5 +1,6 @@
 """Collect the problems of the settings, so that one error reports all."""
 
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,6 +8,9 @@ from embedder.core.errors import CommitError, ConfigError, EmbedderError, Storag
 from embedder.core.retry import is_transient
 
 T = TypeVar("T")
+
+_DISK_FAULTS = {errno.EIO, errno.ESTALE, errno.ENOTCONN}
+"""A disk or a mounted share that fails. s3fs raises EIO for anything unknown, but without a file's name."""
 
 
 class Problems:
@@ -18,12 +22,14 @@ class Problems:
     def check(self, check: Callable[[], T]) -> T | None:
         """Return the result of a check, or keep its problem and return None.
 
-        If the storage is unreachable or busy, no other setting would help: its error is raised at once, as it is.
+        If the storage is unreachable, busy or broken, no other setting would help: its error is raised at once, as it is.
         """
         try:
             return check()
         except EmbedderError as error:
-            if is_transient(error) and not isinstance(error, ConfigError):
+            cause = error.__cause__
+            is_disk_fault = isinstance(cause, OSError) and cause.errno in _DISK_FAULTS and cause.filename is not None
+            if (is_transient(error) or is_disk_fault) and not isinstance(error, ConfigError):
                 if isinstance(error, CommitError):  # the table's log cannot be read
                     raise StorageError(str(error)) from error
                 raise

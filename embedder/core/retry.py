@@ -16,15 +16,17 @@ PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 20.0
 
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_COULD_NOT_ASK = "LocalEntryNotFoundError"
+"""The hub's client raises it, a FileNotFoundError, if it reached no server: the cause decides."""
 _BUSY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 """S3 answers 409 when a conditional write meets another one in flight; the retry learns which of them won."""
 _DAMAGED_IN_TRANSIT = {"RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch"}
 """S3's codes for a body that stalled or arrived incomplete. Their status is 400, like that of permanent refusals."""
 _BROKEN = {
     "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError",
-    "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "APIConnectionError",
+    "ClientPayloadError", "ServiceRequestError", "ServiceResponseError", "APIConnectionError", "TransportError",
 }  # fmt: skip
-"""Class names of builtins, botocore, aiohttp, requests, azure and openai: not every machine has the package of every store."""
+"""Class names of builtins, botocore, aiohttp, requests, azure, openai and httpx: not every machine has the package of every store."""
 _BROKEN_DELTA = ("HTTP error", "max_retries")
 """Text in delta-rs errors for a broken connection or exhausted retries; its exception classes do not distinguish them."""
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -55,7 +57,7 @@ def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed: the store is busy or the connection broke."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, _FINAL):
+        if isinstance(cause, _FINAL) and type(cause).__name__ != _COULD_NOT_ASK:
             return False
         if _code_of(cause) in _DAMAGED_IN_TRANSIT:
             return True
@@ -75,12 +77,13 @@ def _code_of(error: BaseException) -> str | None:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Return the HTTP status: from botocore's response, or from the attribute that aiohttp, azure, gcsfs and google use."""
+    """Return the HTTP status: from botocore's or httpx's response, or from the attribute that aiohttp, azure, gcsfs and google use."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:
-        status = next((getattr(error, name) for name in ("status", "status_code", "code") if hasattr(error, name)), None)
+        named = ((each, name) for each in (error, response) for name in ("status", "status_code", "code"))
+        status = next((getattr(each, name) for each, name in named if hasattr(each, name)), None)
     return int(status) if isinstance(status, int | str) and str(status).isdecimal() else None
 
 

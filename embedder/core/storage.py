@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -17,8 +19,10 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.core.errors import StorageError
-from embedder.core.local_files import follow_link, link_once
-from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, is_transient, one_line, with_retries
+from embedder.core.listing import WILDCARDS, Info, Kind, list_matches
+from embedder.core.local_files import find_entries, link_once, list_entries
+from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, is_transient, with_retries
+from embedder.core.storage_errors import explained
 
 Options = Mapping[str, Any]
 T = TypeVar("T")
@@ -27,7 +31,7 @@ READ_BLOCK_BYTES = 8 << 20
 """Size of a ranged request: hides an object store's latency, small beside a worker's memory."""
 
 PROBE_PREFIX = "_writable-"
-WILDCARDS = "*?["
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _S3_CONFIG: Options = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 32}
 """botocore tries once: its retry quota runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, which are
@@ -55,6 +59,8 @@ class Found:
     size_bytes: int
     modified: float | None = None
     """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
+    kind: str = Kind.FILE
+    """A Kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +84,14 @@ class Store:
 
     def __init__(self, uri: str, options: Options | None = None) -> None:
         self._options = options
-        protocol = uri.split("://", 1)[0] if "://" in uri else "file"
+        found = _PROTOCOL.match(uri)
+        protocol = found[1] if found else "file"
         given = _with_s3_retries(options or {}) if protocol in ("s3", "s3a") else options or {}
         try:
-            self.fs, self.path = fsspec.url_to_fs(uri, use_listings_cache=False, **given)
+            # not url_to_fs, which takes :: in a name for a chain of filesystems
+            kind = fsspec.get_filesystem_class(protocol)
+            self.fs = fsspec.filesystem(protocol, use_listings_cache=False, **{**kind._get_kwargs_from_urls(uri), **given})
+            self.path: str = kind._strip_protocol(uri)
         except ImportError as error:
             extra = _EXTRAS.get(protocol, protocol)
             raise StorageError(
@@ -90,11 +100,15 @@ class Store:
         except (ValueError, TypeError) as error:
             raise StorageError(f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs:// or az://") from error
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local and not self.path.startswith("/"):  # ~name, where there is no such user
+            self.path = f"{Path.cwd()}/{self.path}"
 
-    @property
+    @cached_property
     def is_glob(self) -> bool:
-        """Whether the path is a pattern; a local path that exists as written is not."""
-        return any(character in self.path for character in WILDCARDS) and not (self.is_local and Path(self.path).exists())
+        """Whether the path is a pattern: it holds a wildcard, and no file or folder of that name exists (two requests to learn)."""
+        if not any(character in self.path for character in WILDCARDS):
+            return False
+        return not Path(self.path).exists() if self.is_local else self.info() is None
 
     @property
     def uri(self) -> str:
@@ -115,12 +129,36 @@ class Store:
 
     def list_files(self) -> list[Found]:
         """Return the file, the folder's files at any depth, or the glob's matches, ordered by uri; [] if there are none."""
-        fs = _Linked() if self.is_local else self.fs
-        find = fs.glob if self.is_glob else fs.find
+        return [found for found in self.list_entries() if found.kind == Kind.FILE]
+
+    def list_entries(self) -> list[Found]:
+        """Return `list_files` and, marked by kind, everything else below the folder or beside the glob's matches that is not a file.
+
+        Raise StorageError if any folder below cannot be listed.
+        """
+        find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
         with explained(self.uri, "list"):
-            found = with_retries(lambda: find(self.path, detail=True), self.uri)
-        infos = (info for info in found.values() if info["type"] == "file")
-        return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
+            infos = list_matches(self.path, ls, find, map_threads) if self.is_glob else find(self.path)
+            return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
+
+    def _find(self, path: str) -> list[Info]:
+        return [self._marked(info) for info in with_retries(lambda: self.fs.find(path, detail=True), self.uri).values()]
+
+    def _ls(self, path: str) -> list[Info]:
+        try:
+            return [self._marked(info) for info in with_retries(lambda: self.fs.ls(path, detail=True), self.uri)]
+        except FileNotFoundError:
+            return []
+
+    def _marked(self, info: Info) -> Info:
+        """Mark a key that stands for a folder, and a name that this filesystem would open as another one."""
+        name = info["name"]
+        if info["type"] == Kind.FOLDER:
+            return info
+        if name.endswith("/"):
+            return {**info, "type": Kind.FOLDER_MARKER}
+        # s3fs takes ?versionId= in a key for a version of the key before it
+        return info if self.fs._strip_protocol(name) == name and "?versionId=" not in name else {**info, "type": Kind.UNOPENABLE}
 
     def list_folder(self) -> list[Found]:
         """Return the files directly in the folder; [] if it does not exist."""
@@ -197,15 +235,7 @@ class Store:
         tag = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), None)
         changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
         version = str(tag).strip('"') if tag else f"{size}-{changed}"
-        return Found(self._uri_of(info["name"]), version, size, to_seconds(changed))
-
-
-class _Linked(LocalFileSystem):  # type: ignore[misc]
-    """Local disk that lists links as their targets."""
-
-    def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
-        infos = [follow_link(info, self.info) for info in super().ls(path, detail=True)]
-        return infos if detail else [info["name"] for info in infos]
+        return Found(self._uri_of(info["name"]), version, size, to_seconds(changed), info["type"])
 
 
 def to_seconds(moment: Any) -> float | None:
@@ -235,28 +265,6 @@ def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Cal
         return data
 
     return lambda start, stop: with_retries(lambda: fetch_once(start, stop), uri)
-
-
-@contextmanager
-def explained(uri: str, verb: str) -> Iterator[None]:
-    """Raise filesystem errors as a StorageError that names the object and the remedy."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        problem = f"a link to {Path(uri).readlink()}, which does not exist" if Path(uri).is_symlink() else "not found"
-        raise StorageError(f"{uri}: {problem}; check the path, the bucket's name and the region") from error
-    except PermissionError as error:
-        raise StorageError(
-            f"{uri}: not allowed to {verb} it ({one_line(error)}); check the credentials in the environment and their rights"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
-        raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
-            raise
-        raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
 
 
 def delta_options(uri: str, options: Options) -> dict[str, str]:

@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
 from embedder.core.schema import QUARANTINE
+from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.pipeline.rows import EncodedRow, EncodedUnit, LandedRow, PreparedRow, StageContext, TaskRow, from_ipc, to_ipc
+from embedder.pipeline.rows import EncodedRow, EncodedUnit, LandedRow, PreparedRow, ReasonCount, StageContext, TaskRow, from_ipc, to_ipc
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
-from embedder.table.parts import assemble_rows, footer_of, read_part, write_part
+from embedder.table.parts import assemble_rows, footer_of, quarantine_file, read_batches, read_part, write_part
 from embedder.table.reuse import index_parts, take_reusable
 from embedder.table.vectors import Codes, column_codes, from_bytes
 from embedder.text.byte_estimate import chunk_counted
@@ -160,14 +161,26 @@ def write_unit(row: EncodedRow, context: StageContext) -> LandedRow:
     if name is None:
         return landed
     if unit is None:
-        return {**landed, "part": asdict(read_part(name, context.folder))}
+        part = read_part(name, context.folder)
+        return {**landed, "part": asdict(part), "reasons": _to_list(read_reasons(part, context.folder))}
     part, reasons = _write_encoded(name, unit, context)
     if unit["attempt"] > context.max_attempts:
         Attempts(context.folder).forget(name)
     elif unit["attempt"]:
         Attempts(context.folder).end(name, unit["attempt"])
-    landed["reasons"] = [{"reason": reason, "count": count} for reason, count in reasons.items()]
+    landed["reasons"] = _to_list(reasons)
     return {**landed, "part": asdict(part), "attempt": unit["attempt"], "tokens": part.stats.tokens}
+
+
+def _to_list(reasons: Counter[str]) -> list[ReasonCount]:
+    return [{"reason": reason, "count": count} for reason, count in reasons.items()]
+
+
+def read_reasons(part: Part, folder: Location) -> Counter[str]:
+    """Read the reasons of a part's quarantined records."""
+    if not part.quarantine_bytes:
+        return Counter()
+    return Counter(reason for rows in read_batches(quarantine_file(folder, part.name), ["reason"]) for reason in rows["reason"].to_pylist())
 
 
 def _write_encoded(name: str, unit: EncodedUnit, context: StageContext) -> tuple[Part, Counter[str]]:

@@ -14,7 +14,7 @@ from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
 from embedder.run.prepare import RunPlan
 from embedder.source.sampling import sample_documents
-from embedder.source.shards import Listing
+from embedder.source.shards import Ignored, Listing, count_ignored, describe_ignored
 from embedder.table.delta import list_records
 from embedder.table.parts import part_file, read_batches
 from embedder.text.byte_estimate import chunk_counted
@@ -46,6 +46,9 @@ class Preview:
     spec: Mapping[str, Any]
     shards: Mapping[State, Sequence[tuple[str, int]]]
     shards_ignored: int
+    """Files at the source that are not read, for any reason."""
+    ignored: Mapping[str, Ignored]
+    """The same by reason, with the first names."""
     parts_adopted: int
     parts_kept: int
     rows_kept: int
@@ -59,13 +62,19 @@ class Preview:
 
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        return asdict(self) | {"spec": dict(self.spec), "shards": dict(self.shards)}
+        return asdict(self) | {
+            "spec": dict(self.spec),
+            "shards": dict(self.shards),
+            "ignored": {reason: asdict(each) for reason, each in self.ignored.items()},
+        }
 
     def text(self) -> str:
         """Return the figures as aligned lines, with the first shards of each state by name."""
         spec = self.spec
         model = f"{spec['model']}, depth {spec['depth']}" if spec["depth"] else f"{spec['model']} at {spec['base_url']}"
-        ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
+        ignored = (
+            f", {self.shards_ignored:,} files ignored ({describe_ignored(count_ignored(self.ignored))})" if self.shards_ignored else ""
+        )
         num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
         rows = [
             ("space", f"{self.space_id}: {model}, dim {spec['dim']}" + (f", {spec['pooling']} pooling" if spec["depth"] else "")),
@@ -79,6 +88,7 @@ class Preview:
         if self.parts_not_looked_into:
             rows.append(("not named", f"shards of {self.parts_not_looked_into:,} more parts to be removed"))
         named = [line for state, shards in self.shards.items() if state != "unchanged" for line in _name(state, shards)]
+        named += [line for reason, each in self.ignored.items() for line in _name_ignored(reason, each)]
         return "\n".join([align(rows), *([align(named)] if named else []), "dry run: nothing was written"])
 
 
@@ -104,7 +114,8 @@ def preview_run(run_plan: RunPlan) -> Preview:
         space_id=run_plan.spec.space_id,
         spec=run_plan.spec.model_dump(),
         shards=sort_shards(run_plan, rows_before),
-        shards_ignored=len(run_plan.listing.ignored),
+        shards_ignored=sum(count_ignored(run_plan.listing.ignored).values()),
+        ignored=run_plan.listing.ignored,
         parts_adopted=len(plan.adopt),
         parts_kept=len(plan.keep),
         rows_kept=sum(rows[str(name)] for name in plan.keep),
@@ -140,7 +151,8 @@ def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State
         if key in adopted:
             state = "adopted"
         elif key in read:
-            known = shard.uri in rows_before
+            # a shard of no bytes has no row by which to recognize it
+            known = shard.uri in rows_before or (shard.size_bytes == 0 and key in keys)
             same = not is_small and read[key].version in versions
             state = ("regrouped" if known else "new") if is_small else "changed" if known or key in keys else "moved" if same else "new"
         by_state[state].append((shard.uri, shard.size_bytes))
@@ -192,3 +204,9 @@ def _name(state: State, shards: Sequence[tuple[str, int]]) -> list[tuple[str, st
     form = "{:,} rows" if state == "gone" else "{:,} bytes"
     lines = [(f"  {state:<9}  {uri}", form.format(size)) for uri, size in shards[:SHOWN_SHARDS]]
     return lines + ([(f"  {state:<9}  … {len(shards) - SHOWN_SHARDS:,} more", "")] if len(shards) > SHOWN_SHARDS else [])
+
+
+def _name_ignored(reason: str, ignored: Ignored) -> list[tuple[str, str]]:
+    lines = [(f"  ignored    {uri!r}", reason) for uri in ignored.uris]
+    more = ignored.count - len(ignored.uris)
+    return lines + ([(f"  ignored    … {more:,} more", reason)] if more else [])

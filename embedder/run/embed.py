@@ -25,7 +25,7 @@ from embedder.pipeline.graph import embed_units
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
 from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
-from embedder.run.publish import check_removal, choose_change, publish
+from embedder.run.publish import check_removal, choose_change, missing_parts_explained, publish, refuse_moved_table
 from embedder.run.summary import Outcome, Summary, summarize
 from embedder.source.documents import SLICE_BYTES, slice_parquet
 from embedder.table.delta import sync_quarantine
@@ -63,10 +63,13 @@ def run_embed(run_plan: RunPlan) -> Summary:
     if run_plan.model.rotation_WW is not None:
         keep_rotation(run_plan.model.rotation_WW, folder)
     environment = describe_environment()  # before hours of work, after which files it looks at may be gone
-    outcome = embed(run_plan, run_id)
-    retry = replan_without_broken_shards(run_plan, outcome.broken)
-    if retry:
-        run_plan, outcome = retry.whole, outcome.merge(embed(retry.work, run_id), retry.keys)
+    with missing_parts_explained(run_plan):
+        outcome = embed(run_plan, run_id)
+        retry = replan_without_broken_shards(run_plan, outcome.broken)
+        if retry:
+            run_plan, outcome = retry.whole, outcome.merge(embed(retry.work, run_id), retry.keys)
+    if outcome.failures:
+        refuse_moved_table(run_plan)
     add, remove = choose_change(run_plan, outcome)
     summary = summarize(run_plan, outcome, add, remove, run_id, started)
     check_removal(run_plan, summary.rows)

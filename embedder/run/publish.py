@@ -1,17 +1,18 @@
 """Results of a run → the one commit that publishes them, or a refusal."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from embedder.core.errors import CommitError
+from embedder.core.errors import CommitError, StorageError
 from embedder.core.plan import protected_keys
 from embedder.core.redaction import mask_secrets
 from embedder.core.units import Part, shard_key
 from embedder.run.prepare import RunPlan
 from embedder.run.summary import Outcome, Summary
-from embedder.table.delta import Change, commit_table
+from embedder.table.delta import Change, commit_table, read_table
 
 logger = logging.getLogger("embedder")
 
@@ -42,6 +43,29 @@ def check_removal(run_plan: RunPlan, rows_left: int) -> None:
         raise CommitError(
             f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, nothing was published; "
             "check source.uri, or insist with --output.max_removed_fraction 1"
+        )
+
+
+@contextmanager
+def missing_parts_explained(run_plan: RunPlan) -> Iterator[None]:
+    """Raise the CommitError of `refuse_moved_table`, or one that names the repair, for a part of the table that is gone."""
+    try:
+        yield
+    except StorageError as error:
+        uri = run_plan.config.output.location.open().uri
+        if not (isinstance(error.__cause__, FileNotFoundError) and str(error).startswith(uri)):
+            raise
+        refuse_moved_table(run_plan)
+        raise CommitError(f"{uri}: a file of the table is gone ({error}); jobs.maintain with --check --repair drops it") from error
+
+
+def refuse_moved_table(run_plan: RunPlan) -> None:
+    """Raise CommitError if the table is no longer the version that the run was planned on, whose parts may be gone."""
+    before, now = run_plan.table, read_table(run_plan.config.output.location)
+    if before and now and now.version != before.version:
+        raise CommitError(
+            f"{run_plan.config.output.location.uri}: maintenance or another run published version {now.version} while this run went by "
+            f"version {before.version}, and may have removed parts that it needs; nothing was lost or published, run again for the rest"
         )
 
 

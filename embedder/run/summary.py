@@ -9,6 +9,7 @@ from embedder.core.units import Part, Stats
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import align
 from embedder.run.prepare import RunPlan
+from embedder.source.shards import count_ignored, describe_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Summary:
     started: str
     shards: int
     shards_ignored: int
+    """Files at the source that are not read, for any reason."""
     stats: Stats
     reasons: Mapping[str, int]
     seconds: float
@@ -77,6 +79,12 @@ class Summary:
     rows: int
     """Rows of the table after the run."""
     bytes_added: int
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Files that are not read, by reason."""
+    shards_empty: int = 0
+    """Shards of no bytes."""
+    quarantined_adopted: int = 0
+    """Quarantined documents of adopted parts, which `stats` and `reasons` leave out."""
     source_bytes: int = 0
     """Of shards that were read to their end."""
     actors: int = 0
@@ -106,16 +114,21 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
         derived = {"padding_share": round(self.padding_share, 4), "tokens_per_second": round(self.tokens_per_second, 1)}
-        return asdict(self) | {"reasons": dict(self.reasons), "failures": dict(self.failures)} | derived
+        named = {"reasons": dict(self.reasons), "ignored": dict(self.ignored), "failures": dict(self.failures)}
+        return asdict(self) | named | derived
 
     def text(self) -> str:
         """Return the figures as aligned lines."""
         stats = self.stats
+        ignored = f", {self.shards_ignored:,} files ignored ({describe_ignored(self.ignored)})" if self.shards_ignored else ""
         if self.did_nothing:
-            return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged)"
+            return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged{ignored})"
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons.items()))
-        ignored = f", {self.shards_ignored:,} files ignored" if self.shards_ignored else ""
+        empty = f", {self.shards_empty:,} of them of no bytes" if self.shards_empty else ""
+        adopted = f", {self.quarantined_adopted:,} more in adopted parts" if self.quarantined_adopted else ""
         truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
+        listed = "; ".join(filter(None, [reasons, f"see {self.uri}/_quarantine"]))
+        where = f" ({listed})" if stats.quarantined or adopted else ""
         embedded = stats.documents - stats.quarantined - stats.reused
         reused = self.documents_reused + stats.reused
         busy = f", encoders {self.encoder_busy_share:.0%} busy" if self.encoder_busy_share is not None else ""
@@ -124,10 +137,10 @@ class Summary:
         version = "not published" if self.version is None else f"version {self.version}"
         parts = f"{self.bytes_added / 1e6:,.1f} MB added in {self.parts_added:,} parts, {self.parts_removed:,} parts removed"
         rows = [
-            ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{ignored}"),
+            ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{empty}{ignored}"),
             ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
             ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
-            ("quarantined", f"{stats.quarantined:,} documents" + (f" ({reasons}; see {self.uri}/_quarantine)" if reasons else "")),
+            ("quarantined", f"{stats.quarantined:,} documents{adopted}{where}"),
             ("tokens", f"{stats.tokens:,} in {self.seconds:.1f} s, {speed}"),
             ("table", f"{self.uri}, {version}: {self.rows:,} rows, {parts}"),
         ]
@@ -144,12 +157,16 @@ def summarize(
     plan, rows = run_plan.plan, dict(run_plan.table.rows) if run_plan.table else {}
     removed = set(rows) if run_plan.replaces and add else set(remove)
     kept = [name for name in rows if name not in removed]
+    ignored = count_ignored(run_plan.listing.ignored)
     return Summary(
         run_id=run_id,
         uri=run_plan.config.output.uri,
         started=started,
         shards=len(run_plan.listing.shards),
-        shards_ignored=len(run_plan.listing.ignored),
+        shards_ignored=sum(ignored.values()),
+        ignored=ignored,
+        shards_empty=sum(shard.size_bytes == 0 for shard in run_plan.listing.shards),
+        quarantined_adopted=sum(part.stats.quarantined for part in outcome.adopted),
         stats=sum((part.stats for part in outcome.parts), Stats()),
         reasons=outcome.reasons,
         seconds=outcome.seconds,

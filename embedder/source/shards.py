@@ -1,63 +1,164 @@
 """A folder, glob or file → its shards, and the check that no output lies among them."""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
-from embedder.core.storage import WILDCARDS, Store
+from embedder.core.listing import Kind, is_pattern, matches
+from embedder.core.storage import Found, Store
 from embedder.core.units import Shard
 from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
+from embedder.source.table_formats import find_table_above, find_tables
+
+HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
+_JOB_MARKER = re.compile(r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|\..*\.crc")
+"""Files that Spark and others write beside the data."""
+SHOWN_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Files passed over for one reason, and the uris of the first few."""
+
+    count: int = 0
+    uris: tuple[str, ...] = ()
+
+    def add(self, uri: str) -> "Ignored":
+        """Return it with one more file."""
+        return Ignored(self.count + 1, self.uris if self.count >= SHOWN_NAMES else (*self.uris, uri))
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The shards to read, in order of uri, and the uris of files without a known suffix."""
+    """The shards to read, in order of uri, and all other files by the reason why they are not read."""
 
     shards: tuple[Shard, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, Ignored] = field(default_factory=dict)
 
 
 def list_shards(source: SourceConfig) -> Listing:
-    """List the shards at the source's uri. Skip names below it that start with a dot or an underscore, as Spark does.
+    """List the shards at the source's uri. Names below it that start with a dot or an underscore are hidden, as Spark has it.
 
-    Raise EmptySourceError if there are no shards.
+    A shard of no bytes is a shard: without records in jsonl, csv and text, damaged in parquet or compressed. Raise EmptySourceError
+    if there are no shards, ConfigError if the files belong to a table of another format, StorageError if a folder cannot be listed.
     """
     store = source.location.open()
-    listed, root = store.list_files(), store.uri
-    while store.is_glob and any(character in root for character in WILDCARDS):
-        root = root.rpartition("/")[0]
-    is_file = len(listed) == 1 and listed[0].uri == store.uri
-    found = listed if is_file else [each for each in listed if not _is_hidden(each.uri, root)]
-    if not found:
-        hidden = f" ({len(listed)} whose names start with . or _ are skipped)" if listed else ""
-        raise EmptySourceError(f"source.uri={source.uri!r}: no file is there{hidden}; give a folder, glob or file that has some")
-    known: list[Shard] = []
-    ignored: list[str] = []
+    _refuse_syntax(source, store)
+    entries = store.list_entries()
+    found = [each for each in entries if each.kind != Kind.BESIDE]
+    is_file = len(found) == 1 and found[0].uri == store.uri
+    root = _root_of(store)
+    _refuse_table(source, store, root, entries)
+    shards, ignored = _sort(found, "" if is_file else root, source)
+    if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
+        uri = ignored[UNKNOWN_SUFFIX].uris[0]
+        where = "" if uri.endswith(source.uri) else f" of {uri!r}"
+        raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(uri)!r}{where}; {KNOWN_SUFFIXES}")
+    if not shards:
+        raise _nothing_found(source, store, found, ignored)
+    return Listing(shards, ignored)
+
+
+def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tuple[tuple[Shard, ...], dict[str, Ignored]]:
+    """Sort entries into shards and ignored files; ConfigError for a shard whose name cannot be stored or opened."""
+    shards: list[Shard] = []
+    ignored: dict[str, Ignored] = {}
+    strange: list[str] = []
     for each in found:
-        if find_encoding(each.uri, source.format):
-            known.append(Shard(each.uri, each.version, each.size_bytes))
+        reason = _reason(each, root, source)
+        if reason:
+            ignored[reason] = ignored.get(reason, Ignored()).add(each.uri)
+        elif each.kind == Kind.UNOPENABLE or not _is_utf8(each.uri):
+            strange.append(each.uri)
         else:
-            ignored.append(each.uri)
-    if ignored and (is_file or store.is_glob):
-        where = "" if ignored[0].endswith(source.uri) else f" of {ignored[0]}"
-        raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(ignored[0])!r}{where}; {KNOWN_SUFFIXES}")
-    if strange := [shard.uri for shard in known if not _is_utf8(shard.uri)]:
-        raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, rename them: {', '.join(map(repr, strange[:8]))}")
-    if not known:
-        counts = Counter(map(_suffix, ignored)).most_common(8)
-        suffixes = ", ".join(f"{count} × {suffix}" for suffix, count in counts)
-        raise EmptySourceError(f"source.uri={source.uri!r}: no file has a known suffix (found: {suffixes}); {KNOWN_SUFFIXES}")
-    return Listing(tuple(known), tuple(ignored))
+            shards.append(Shard(each.uri, each.version, each.size_bytes))
+    if strange:
+        names = ", ".join(map(repr, strange[:8]))
+        raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, or hold ?versionId=; rename them: {names}")
+    return tuple(shards), ignored
 
 
-def _is_hidden(uri: str, root: str) -> bool:
-    """Check only the components below the root, which may itself lie in a hidden folder."""
-    return any(part.startswith((".", "_")) for part in uri.removeprefix(root).split("/"))
+def _reason(found: Found, root: str | None, source: SourceConfig) -> str | None:
+    """Return why a file is not read; None: it is a shard. A broken link of a known suffix is a shard that cannot be read."""
+    if found.kind in (Kind.FOLDER_MARKER, Kind.LINK_CYCLE, Kind.SPECIAL_FILE):
+        return found.kind
+    if found.kind == Kind.FOLDER:
+        return MATCHED_FOLDER
+    name = found.uri.rpartition("/")[2]
+    if root and any(map(_is_hidden, found.uri.removeprefix(root).split("/"))):
+        return JOB_MARKER if _JOB_MARKER.fullmatch(name) else HIDDEN
+    if find_encoding(found.uri, source.format):
+        return None
+    return Kind.BROKEN_LINK if found.kind == Kind.BROKEN_LINK else UNKNOWN_SUFFIX
+
+
+def _is_hidden(name: str) -> bool:
+    """Apply Spark's rule: a partition such as _date=2024 is not hidden, and a file that is still copied is."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
+
+
+def _root_of(store: Store) -> str:
+    """Return the folder below which names count: the part of a pattern before its first wildcard. It may lie in a hidden folder."""
+    root = store.uri
+    while store.is_glob and is_pattern(root):
+        root = root.rpartition("/")[0]
+    return root
+
+
+def _refuse_syntax(source: SourceConfig, store: Store) -> None:
+    if "?versionId=" in source.uri:
+        raise ConfigError(f"source.uri={source.uri!r}: one version of an object cannot be named; name the object")
+    if store.is_glob and any("**" in part and part != "**" for part in store.path.split("/")):
+        raise ConfigError(f"source.uri={source.uri!r}: ** matches whole folders; write it between slashes, as in a/**/*.jsonl")
+
+
+def _refuse_table(source: SourceConfig, store: Store, root: str, entries: Sequence[Found]) -> None:
+    """Raise ConfigError if the source is, lies in or holds a table: the listing shows most, the folders above are looked into."""
+    seen = (f"{each.uri}/" if each.kind in (Kind.FOLDER, Kind.BESIDE) else each.uri for each in entries)
+    table = next((each for each in find_tables(seen) if not any(map(_is_hidden, each.folder.removeprefix(root).split("/")))), None)
+    if table is None and entries:
+        folders = {each.uri.rpartition("/")[0] + "/" for each in entries if each.kind == Kind.FILE} if store.is_glob else {store.place}
+        table = find_table_above(sorted(folders), source.storage_options)
+    if table is None:
+        return
+    place = "is" if table.folder in (store.uri, store.place) else "holds" if table.folder.startswith(root) else "lies in"
+    folder = "" if place == "is" else f", {table.folder!r}"
+    raise ConfigError(
+        f"source.uri={source.uri!r}: {place} a table ({table.kind}{folder}), whose files also hold rows that were deleted or replaced; "
+        "export its current rows with the tool that wrote it, as parquet files in a folder of their own, and name that folder"
+    )
+
+
+def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], ignored: Mapping[str, Ignored]) -> EmptySourceError:
+    """Return the error for a source without shards, with what was found instead."""
+    where = f"source.uri={source.uri!r}"
+    if set(ignored) == {UNKNOWN_SUFFIX}:
+        common = Counter(_suffix(each.uri) for each in found).most_common(8)
+        suffixes = ", ".join(f"{count} × {suffix!r}" for suffix, count in common)
+        return EmptySourceError(f"{where}: no file has a known suffix (found: {suffixes}); {KNOWN_SUFFIXES}")
+    hint = "* ? [ ] are wildcards unless a file or folder of that name exists, and [[] is a bracket"
+    if ignored:
+        counts = describe_ignored(count_ignored(ignored))
+        advice = f"end the pattern with /** for the files below; {hint}" if MATCHED_FOLDER in ignored else "give one that has some"
+        return EmptySourceError(f"{where}: no file there is read ({counts}); {advice}")
+    if store.is_glob:
+        return EmptySourceError(f"{where}: nothing matches the pattern; {hint}")
+    return EmptySourceError(f"{where}: no file is there; give a folder, glob or file that has some")
+
+
+def count_ignored(ignored: Mapping[str, Ignored]) -> dict[str, int]:
+    """Return the number of ignored files by reason."""
+    return {reason: each.count for reason, each in ignored.items()}
+
+
+def describe_ignored(counts: Mapping[str, int]) -> str:
+    """Return the numbers of ignored files by reason as words."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def _is_utf8(uri: str) -> bool:
@@ -93,12 +194,4 @@ def _split(store: Store) -> list[str]:
 
 def _is_matched(file: Sequence[str], source: Sequence[str], is_glob: bool) -> bool:
     """Check whether a file lies in the source's folder at any depth, or matches its glob, in which `**` is any folders."""
-    return _matches(file, source) if is_glob else list(file[: len(source)]) == list(source)
-
-
-def _matches(file: Sequence[str], pattern: Sequence[str]) -> bool:
-    if not pattern or not file:
-        return not pattern and not file
-    if pattern[0] == "**":
-        return len(pattern) == 1 or any(_matches(file[first:], pattern[1:]) for first in range(len(file)))
-    return fnmatchcase(file[0], pattern[0]) and _matches(file[1:], pattern[1:])
+    return matches(file, source) if is_glob else list(file[: len(source)]) == list(source)

@@ -4,6 +4,7 @@ A mark is an empty object, written before an attempt and removed after it. A wor
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,9 @@ SPLITS = 16
 MOST_POISON_DOCUMENTS = 4
 """Poison documents accepted in one unit: beyond, the machine is at fault and not the documents."""
 
+PAUSE_SECONDS = 3.0
+"""Longer than an attempt at one document takes: of a run beside this one, the mark is gone by then."""
+
 _MARK = re.compile(r"(?P<name>.+)\.(?P<number>\d+)")
 
 
@@ -29,12 +33,17 @@ class Attempts:
     @classmethod
     def listed(cls, table: Location) -> "Attempts":
         """List the existing marks: attempts that failed, and those of other workers in progress."""
-        found = map(_MARK.fullmatch, list_by_name(table.child(ATTEMPTS_FOLDER)))
-        return cls(table, Counter(mark["name"] for mark in found if mark))
+        return cls(table, Counter(name for name in map(_name_of, list_by_name(table.child(ATTEMPTS_FOLDER))) if name))
 
     def failed(self, name: str) -> int:
         """Return the number of attempts at `name` that started and did not end."""
         return self._failed.get(name, 0)
+
+    def failed_after_pause(self, name: str) -> int:
+        """List again after a pause and return the number of attempts that did not end, those of a run beside this one left out."""
+        time.sleep(PAUSE_SECONDS)
+        self._failed = {**self._failed, name: sum(_name_of(file) == name for file in list_by_name(self._folder))}
+        return self.failed(name)
 
     def begin(self, name: str) -> int:
         """Mark an attempt and return its number, counted from 1 over all workers and runs."""
@@ -63,6 +72,11 @@ class Attempts:
         return self._folder.child(f"{name}.{number}").open()
 
 
+def _name_of(file: str) -> str | None:
+    found = _MARK.fullmatch(file)
+    return found["name"] if found else None
+
+
 def isolate_poison_documents(
     name: str, num_documents: int, attempts: Attempts, max_attempts: int, try_range: Callable[[range], None]
 ) -> list[int]:
@@ -78,7 +92,7 @@ def isolate_poison_documents(
         failed = attempts.failed(mark)
         if failed and len(documents) > 1:
             ranges += split_range(documents)
-        elif failed >= max_attempts:
+        elif failed >= max_attempts and attempts.failed_after_pause(mark) >= max_attempts:
             poison_documents.append(documents.start)
         else:
             number = attempts.begin(mark)

@@ -13,7 +13,7 @@ from embedder.table.delta import MAINTENANCE_KEY, Commit, list_commits
 
 RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
 _FIGURES = (
-    "run_id", "started", "stats", "reasons", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
+    "run_id", "started", "stats", "reasons", "ignored", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
     "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd",
 )  # fmt: skip
 _HEADER = ("version", "published", "what", "embedded", "reused", "quarantined", "chunks", "tokens", "rows", "added", "seconds", "cost")
@@ -86,6 +86,9 @@ def _differences(older: Event, newer: Event) -> Iterator[str]:
         yield f"space {older.space_id} → {newer.space_id} ({'; '.join(fields)})"
     if older.config_digest != newer.config_digest:
         yield f"config {older.config_digest} → {newer.config_digest}"
+    ignored = [event.figures.get("ignored") for event in (older, newer)]  # absent from records of earlier releases
+    if None not in ignored and ignored[0] != ignored[1]:
+        yield f"files ignored: {_count(ignored[0])} → {_count(ignored[1])}"
     for name in sorted(set(older.environment) | set(newer.environment)):
         before, now = older.environment.get(name), newer.environment.get(name)
         if before != now:
@@ -130,8 +133,12 @@ def _notes(event: Event) -> Iterator[str]:
         yield f"{event.operation}, by another tool"
     reasons = event.figures.get("reasons") or {}
     if reasons:
-        yield "quarantined: " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        yield f"quarantined: {_count(reasons)}"
     for why in (event.figures.get("failures") or {}).values():
         yield f"failed: {why}"
     for change in event.changes:
         yield f"changed: {change}"
+
+
+def _count(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items())) or "none"

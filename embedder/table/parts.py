@@ -66,9 +66,11 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
         rejects_file.remove()
         rejects_file.write_once(rejects)
     data = encode_parquet(rows, footer)
-    if not file.write_once(data):
-        return read_part(str(name), table)
-    return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects))
+    is_ours = file.write_once(data)
+    part = Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects)) if is_ours else read_part(str(name), table)
+    if not (part.stats.quarantined or (is_ours and rejects)):
+        rejects_file.remove()  # left by a worker that rejected a document which was embedded since
+    return part
 
 
 def encode_parquet(rows: pa.Table, footer: dict[str, Any]) -> bytes:

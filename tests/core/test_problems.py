@@ -1,5 +1,7 @@
 """Problems of the settings are reported together, and an outage at once."""
 
+import errno
+
 import pytest
 
 from embedder.core.errors import CommitError, ConfigError, SourceError, StorageError
@@ -29,3 +31,11 @@ def test_an_outage_is_raised_at_once_and_is_no_wrong_setting(raised: type[Except
     problems.check(lambda: fail(ConfigError("embedding.depth=0: choose 1 to 6")))
     with pytest.raises(kind, match="cannot list it"):
         problems.check(lambda: fail(raised("s3://docs: cannot list it"), ConnectionResetError("reset by peer")))
+
+
+def test_a_share_that_fails_is_no_wrong_setting_and_an_unknown_answer_of_s3_may_be_one() -> None:
+    problems = Problems()
+    with pytest.raises(StorageError, match="cannot list it"):
+        problems.check(lambda: fail(StorageError("/share: cannot list it"), OSError(errno.ESTALE, "Stale file handle", "/share")))
+    problems.check(lambda: fail(StorageError("s3://docs: cannot list it"), OSError(errno.EIO, "PermanentRedirect")))
+    assert problems.found == ["s3://docs: cannot list it"]

@@ -1,6 +1,7 @@
 """Transient errors are retried, within bounds; permanent ones are raised at once."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import s3fs.errors
@@ -24,6 +25,20 @@ def from_s3fs(error: ClientError) -> Exception:
     return translated
 
 
+class LocalEntryNotFoundError(FileNotFoundError):
+    """Named and based as huggingface_hub's."""
+
+
+class TransportError(Exception):
+    """Named as httpx's."""
+
+
+class HubError(Exception):
+    """Carries the response as httpx's and the hub's do."""
+
+    response = SimpleNamespace(status_code=503)
+
+
 class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say `code`, aiohttp `status`
     status_code = 503
 
@@ -35,7 +50,9 @@ class AzureLikeError(Exception):  # as azure.core names it; gcsfs and google say
         TimeoutError(), EndpointConnectionError(endpoint_url="http://x"), ReadTimeoutError(endpoint_url="http://x"), AzureLikeError(),
         answer(400, "RequestTimeout"), answer(400, "BadDigest"), answer(400, "XAmzContentSHA256Mismatch"),
         *(from_s3fs(answer(400, code)) for code in ("RequestTimeout", "RequestTimeoutException", "BadDigest", "XAmzContentSHA256Mismatch")),
-        caused(OSError(5, "busy"), answer(429)), OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
+        caused(OSError(5, "busy"), answer(429)),
+        caused(LocalEntryNotFoundError("hub"), TransportError()), HubError(),
+        OSError("Generic S3 error\n Error performing PUT in 1ms - HTTP error"),
     ],
     ids=repr,
 )  # fmt: skip
@@ -48,7 +65,8 @@ def test_busy_stores_and_broken_connections_are_transient(error: Exception) -> N
     [
         answer(403, "AccessDenied"), answer(404, "NoSuchBucket"), answer(301, "PermanentRedirect"), answer(400), answer(412),
         from_s3fs(answer(400, "InvalidDigest")),
-        caused(PermissionError("no"), answer(503)), FileNotFoundError("gone"), NoCredentialsError(), OSError(28, "No space left"),
+        caused(PermissionError("no"), answer(503)),
+        LocalEntryNotFoundError("offline"), FileNotFoundError("gone"), NoCredentialsError(), OSError(28, "No space left"),
         ValueError("a bug"), OSError("Generic S3 error - Server returned non-2xx status code: 403 Forbidden"),
     ],
     ids=repr,

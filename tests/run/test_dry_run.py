@@ -60,6 +60,19 @@ def test_the_sample_is_bounded_however_large_the_source(site: Site, monkeypatch:
     assert shown.estimate.documents == pytest.approx(1_200, rel=0.05)
 
 
+def test_files_that_are_not_read_are_named_by_reason(site: Site) -> None:
+    site.corpus.put("a.jsonl", documents(0, 5))
+    for name in ("_SUCCESS", "b\n.md", "1.doc", "2.doc", "3.doc", "4.doc"):
+        site.corpus.put(name, [])
+    shown = preview(site)
+    text = shown.text()
+    assert "1 shards, 6 files ignored (5 unknown suffix, 1 job marker)" in text
+    named = [line.split() for line in text.splitlines() if line.startswith("  ignored ")]
+    assert ["ignored", f"'{site.corpus.uri}/_SUCCESS'", "job", "marker"] in named
+    assert ["ignored", "…", "2", "more", "unknown", "suffix"] in named
+    assert json.loads(json.dumps(shown.record()))["ignored"]["unknown suffix"]["count"] == 5
+
+
 def test_shards_are_chosen_by_bytes() -> None:
     shards = [Shard(str(number), "", size) for number, size in enumerate([1, 1, 1000, 1, 1])]
     assert choose_shards(shards, 3) == [shards[2]]
@@ -73,6 +86,7 @@ def test_after_a_run_each_shard_is_named_with_its_state(site: Site, ray_session:
     for name, first in (("same", 0), ("edited", 100), ("renamed", 200), ("left", 300)):
         site.corpus.put(f"{name}.jsonl", large(first, 20))
     site.corpus.put("small.jsonl", documents(400, 5))
+    site.corpus.put("empty.jsonl", [])
     summary = site.embed()
     assert summary.source_bytes == sum(path.stat().st_size for path in Path(site.corpus.uri).iterdir())
     assert summary.actors >= 1
@@ -94,7 +108,7 @@ def test_after_a_run_each_shard_is_named_with_its_state(site: Site, ray_session:
     assert found["changed"] == ["edited.jsonl"]
     assert found["moved"] == ["renamed-now.jsonl"]
     assert found["new"] == ["added.jsonl", "small-too.jsonl"]
-    assert found["regrouped"] == ["small.jsonl"]
+    assert found["regrouped"] == ["empty.jsonl", "small.jsonl"]
     assert shown.shards["gone"] == [(f"{site.corpus.uri}/left.jsonl", left), (f"{site.corpus.uri}/renamed.jsonl", renamed)]
     assert shown.estimate is not None
     assert shown.estimate.basis == "1 earlier run"

@@ -1,3 +1,5 @@
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,13 @@ from hypothesis import strategies as st
 
 from embedder.core.storage import Location
 from embedder.table.attempts import ATTEMPTS_FOLDER, MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents, split_range
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pause() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedder.table.attempts.PAUSE_SECONDS", 0.0)
+        yield
 
 
 class DeathError(Exception):
@@ -41,6 +50,16 @@ def test_forgetting_a_unit_leaves_the_marks_of_others(folder: Location) -> None:
         attempts.begin(name)
     attempts.forget("a.parquet")
     assert marks(folder) == {"b.parquet.1"}
+
+
+def test_a_document_that_runs_beside_this_one_are_embedding_is_not_poison(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [Attempts.listed(folder) for _ in range(3)]
+    for other in others:
+        other.begin("unit.0-1")
+    monkeypatch.setattr(time, "sleep", lambda _: Attempts(folder).end("unit.0-1", 3))  # they end meanwhile
+    tried: list[range] = []
+    assert isolate_poison_documents("unit", 1, Attempts.listed(folder), 3, tried.append) == []
+    assert tried == [range(1)]
 
 
 def run_until_done(

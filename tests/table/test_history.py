@@ -66,6 +66,16 @@ def test_each_run_shows_its_figures_and_its_changes_since_the_run_before(table: 
     assert text.splitlines()[-1] == f"version 0: space {SPEC.space_id}, config {older.config_digest}, torch 2.13.0"
 
 
+def test_files_ignored_by_a_run_are_shown_if_they_changed_and_old_records_lack_them(table: MadeTable) -> None:
+    table.follow(CORPUS, record={name: value for name, value in record(3, {}).items() if name != "ignored"})
+    for corpus, counts in ((EDITED, {}), (CORPUS, {"hidden": 1}), (EDITED, {"hidden": 1})):
+        table.follow(corpus, record=record(3, {}) | {"ignored": counts})
+    events = read_history(table.location, 20)
+    assert [event.changes for event in events] == [(), ("files ignored: none → hidden 1",), (), ()]
+    assert "ignored" not in events[-1].record()
+    assert events[0].record()["ignored"] == {"hidden": 1}
+
+
 def test_maintenance_is_marked_and_repeats_no_figures(table: MadeTable) -> None:
     table.follow(CORPUS, record=record(3, {"a": 1}))
     table.follow(EDITED, record=record(3, {"a": 1}))

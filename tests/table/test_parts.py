@@ -89,6 +89,20 @@ def test_a_part_replaces_the_quarantine_file_of_a_worker_that_died_before_its_ow
     assert pq.read_table(rejects).num_rows == 2
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_part_without_rejects_leaves_no_quarantine_file_of_a_worker_that_died(
+    tmp_path: Path, write_unit: Callable[..., Part], is_written: bool
+) -> None:
+    first = write_unit()
+    leftover = tmp_path / "table" / "_quarantine" / first.name
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"of a document that was embedded since")
+    if not is_written:
+        (tmp_path / "table" / first.name).unlink()
+    assert write_unit() == first
+    assert not leftover.exists()
+
+
 def test_a_part_on_storage_is_described_by_its_footer(tmp_path: Path, write_unit: Callable[..., Part]) -> None:
     part = write_unit(quarantined=1)
     folder = Location(str(tmp_path / "table"))

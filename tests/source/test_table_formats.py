@@ -1,0 +1,68 @@
+"""A source that is a table of another format is refused by name, wherever its uri lies in it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from embedder.config.source import SourceConfig
+from embedder.core.errors import ConfigError
+from embedder.source.shards import list_shards
+
+LOGS = {
+    "Delta": ("_delta_log/00000000000000000000.json", "year=2024/part-0.parquet"),
+    "Hudi": (".hoodie/hoodie.properties", "year=2024/f1_0-1-0_1.parquet"),
+    "Iceberg": ("metadata/00000-7f.metadata.json", "data/year=2024/00000-0-0.parquet"),
+    "Lance": ("_versions/1.manifest", "data/9c.lance"),
+}
+
+
+@pytest.fixture(params=LOGS)
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder `lake` that holds a table and, beside it, a plain shard."""
+    log, data = LOGS[request.param]
+    for name in ("plain/a.jsonl", f"deep/table/{log}", f"deep/table/{data}"):
+        path = tmp_path / "lake" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
+    return str(request.param)
+
+
+def refused(uri: Path | str, **settings: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        list_shards(SourceConfig.model_validate({"uri": str(uri), **settings}))
+    return str(raised.value)
+
+
+def test_a_table_is_refused_by_its_folder_and_from_below_and_above(kind: str, tmp_path: Path) -> None:
+    table, data = tmp_path / "lake" / "deep" / "table", LOGS[kind][1]
+    assert f": is a table ({kind})" in refused(table)
+    assert f": holds a table ({kind}, '{table}')" in refused(tmp_path / "lake")
+    assert f": lies in a table ({kind}, '{table}')" in refused((table / data).parent, format="parquet")
+    assert f": lies in a table ({kind}, '{table}')" in refused(table / data, format="parquet")
+    for pattern in ("table/*/*", "*/**/*.parquet", f"table/{Path(data).parent}/*", f"*/{'/'.join('*' for _ in Path(data).parts)}"):
+        assert f"a table ({kind}, '{table}')" in refused(tmp_path / "lake" / "deep" / pattern, format="parquet")
+    assert len(list_shards(SourceConfig(uri=f"{tmp_path}/lake/plain")).shards) == 1
+    assert len(list_shards(SourceConfig(uri=f"{tmp_path}/lake/*/*.jsonl")).shards) == 1
+    table.rename(tmp_path / "lake" / "_old")
+    assert len(list_shards(SourceConfig(uri=f"{tmp_path}/lake")).shards) == 1
+
+
+def test_a_real_delta_table_is_refused(tmp_path: Path) -> None:
+    for mode in ("append", "overwrite"):
+        write_deltalake(tmp_path / "table", pa.table({"text": ["a"]}), mode=mode)
+    assert len(list((tmp_path / "table").glob("*.parquet"))) == 2
+    message = refused(tmp_path / "table")
+    assert message.startswith(
+        f"source.uri='{tmp_path}/table': is a table (Delta), whose files also hold rows that were deleted or replaced"
+    )
+    assert "export its current rows" in message
+
+
+def test_folders_that_only_look_like_a_table_are_read(tmp_path: Path) -> None:
+    for name in ("data/a.jsonl", "metadata/a.json", "st.lance/b.jsonl", "delta_log/c.jsonl", "versions/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    assert len(list_shards(SourceConfig(uri=str(tmp_path))).shards) == 5
+    assert len(list_shards(SourceConfig(uri=f"{tmp_path}/data")).shards) == 1
