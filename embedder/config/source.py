@@ -27,6 +27,8 @@ class SourceConfig(Located):
     """Arrow type by metadata name (string, int64, double, bool, timestamp, list<string>); default: the shards' own."""
     rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """Most documents in a unit of work, and so in a part of the table: seconds of the encoder."""
+    max_record_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
+    """Bytes of a record, decompressed. A longer record is quarantined as too_large; a reader holds a small multiple of this."""
 
     @field_validator("text_columns", mode="before")
     @classmethod

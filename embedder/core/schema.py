@@ -61,6 +61,7 @@ class Reason(StrEnum):
     NOT_TEXT = "not_text"
     UNDECODABLE = "undecodable"
     MALFORMED = "malformed"
+    TOO_LARGE = "too_large"
     MISSING_ID = "missing_id"
     DUPLICATE_ID = "duplicate_id"
     METADATA_TYPE = "metadata_type"

@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any
+from itertools import chain
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError, StorageError
 from embedder.core.storage import Location, Store
 from embedder.core.units import Shard
+from embedder.source.contents import START_BYTES, find_compression, to_utf8
 
 BLOCK_BYTES = 1 << 20
 SMALL_SHARD_BYTES = 1 << 20
@@ -23,7 +25,9 @@ NUM_AHEAD = 32
 """Small shards are fetched 32 at a time: an object store takes about 50 ms for each, whatever its size, and at most 32 MiB wait in
 memory."""
 
-_BOM = b"\xef\xbb\xbf"
+MOST_LAYERS = 2
+"""A file that was compressed twice is read; a file that unpacks to itself forever is not."""
+
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeError, OverflowError, MemoryError)
 
 
@@ -88,29 +92,61 @@ def damage_explained(uri: str) -> Iterator[None]:
 
 
 def read_blocks(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
-    """Yield decompressed blocks of all members or frames of the file, without a byte order mark at the start."""
-    blocks = DECODERS[compression](file) if compression else _read_plain(file)
+    """Yield the text of the file in blocks of UTF-8, without a byte order mark.
+
+    The bytes decide whether and how the file is compressed; `compression` is only the claim of its name. Raise one of the errors
+    that `damage_explained` explains if the bytes are not text.
+    """
+    yield from to_utf8(*_peek(_decompress(file, compression)))
+
+
+def _decompress(file: IO[bytes], named: str | None) -> Iterator[bytes]:
+    start = file.read(START_BYTES)
+    file.seek(0)
+    codec = find_compression(start) or named
+    if codec and not start:
+        # compressors never write an empty file, but most decoders accept it
+        raise EOFError("0 bytes, not even a header")
+    blocks = DECODERS[codec](file) if codec else _read_plain(file)
+    for _ in range(MOST_LAYERS if codec else 0):
+        start, others = _peek(blocks)
+        blocks = chain([start], others)
+        codec = find_compression(start)
+        if codec is None:
+            return blocks
+        blocks = DECODERS[codec](cast(IO[bytes], io.BufferedReader(_Blocks(blocks))))
+    if codec:
+        raise OSError(f"it is compressed more than {MOST_LAYERS} times")
+    return blocks
+
+
+def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return at least START_BYTES, or all there is, and the blocks after them."""
     start = b""
     for block in blocks:
         start += block
-        if len(start) >= len(_BOM):
+        if len(start) >= START_BYTES:
             break
-    yield start.removeprefix(_BOM)
-    yield from blocks
+    return start, blocks
 
 
-def read_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield lines without their newline; a line can be longer than a block."""
-    pending: list[bytes] = []
-    for block in blocks:
-        first, *others = block.split(b"\n")
-        pending.append(first)
-        if others:
-            yield b"".join(pending)
-            yield from others[:-1]
-            pending = others[-1:]
-    if any(pending):
-        yield b"".join(pending)
+class _Blocks(io.RawIOBase):
+    """Blocks of bytes as a file, for a decoder of what another decoder returns."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest and (block := next(self._blocks, None)) is not None:
+            self._rest = block
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._rest = self._rest[len(taken) :]
+        return len(taken)
 
 
 def _read_plain(file: Any) -> Iterator[bytes]:
@@ -120,13 +156,13 @@ def _read_plain(file: Any) -> Iterator[bytes]:
 
 def _read_gzip(file: IO[bytes]) -> Iterator[bytes]:
     # not pyarrow's decoder, which refuses the zeros that some writers pad with; both detect truncation
-    with gzip.GzipFile(fileobj=_not_empty(file)) as stream:
+    with gzip.GzipFile(fileobj=file) as stream:
         yield from _read_plain(stream)
 
 
 def _read_zstd(file: IO[bytes]) -> Iterator[bytes]:
     # pyarrow's decoder reads several frames, and raises on truncation and on trailing bytes that are not a frame
-    with pa.CompressedInputStream(_not_empty(file), "zstd") as stream:
+    with pa.CompressedInputStream(file, "zstd") as stream:
         yield from _read_plain(stream)
 
 
@@ -134,7 +170,7 @@ def _read_streams(make: Callable[[], Any]) -> Callable[[IO[bytes]], Iterator[byt
     # not BZ2File or LZMAFile, which take a damaged second stream for the end of the file; nor pyarrow's bz2, which fails on an empty stream
     def read(file: IO[bytes]) -> Iterator[bytes]:
         decompressor = make()
-        for block in _read_plain(_not_empty(file)):
+        for block in _read_plain(file):
             data = block
             while data or not decompressor.needs_input:
                 if decompressor.eof:
@@ -148,14 +184,6 @@ def _read_streams(make: Callable[[], Any]) -> Callable[[IO[bytes]], Iterator[byt
             raise EOFError("ended before the end-of-stream marker")
 
     return read
-
-
-def _not_empty(file: IO[bytes]) -> IO[bytes]:
-    """Refuse a file of zero bytes: compressors never write one, but most decoders accept it."""
-    if not file.read(1):
-        raise EOFError("0 bytes, not even a header")
-    file.seek(0)
-    return file
 
 
 DECODERS: Mapping[str, Callable[[IO[bytes]], Iterator[bytes]]] = {

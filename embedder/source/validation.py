@@ -1,5 +1,6 @@
 """Rows → documents and quarantined records. The definition of a valid record, for every format."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -86,8 +87,14 @@ def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:
     texts = rows.texts
     if refused:
         # a refused record has no text, even if some of its text columns were readable
-        unread = pa.array(np.isin(np.arange(num_rows), list(refused)))
-        texts = pc.if_else(unread, pa.scalar(None, pa.string()), texts)
+        texts = _without(texts, list(refused))
+    text_bytes = pc.binary_length(texts).fill_null(0).to_numpy().astype(np.int64)
+    if len(too_large := np.flatnonzero(text_bytes > reading.source.max_record_bytes)):
+        # a format that reads whole columns finds such a text only now
+        for position in too_large.tolist():
+            refused[position] = (Reason.TOO_LARGE, texts[position].as_py()[:EXCERPT_CHARS])
+        texts = _without(texts, too_large)
+        text_bytes[too_large] = 0
     _refuse_texts(texts, refused)
     if rows.ids is not None:
         _refuse_ids(rows.ids, texts, refused, seen)
@@ -100,8 +107,12 @@ def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:
     is_valid = np.ones(num_rows, bool)
     is_valid[positions] = False
     documents = records.filter(pa.array(is_valid)) if positions else records
-    text_bytes = pc.binary_length(texts).fill_null(0).to_numpy().astype(np.int64)
     return CheckedRows(rows.first_row, num_rows, documents, _quarantine(records, refused, positions), text_bytes)
+
+
+def _without(texts: pa.Array, positions: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:
+    """Return texts with nulls at these positions."""
+    return pc.if_else(pa.array(np.isin(np.arange(len(texts)), positions)), pa.scalar(None, pa.string()), texts)
 
 
 def _refuse_texts(texts: pa.Array, refused: Refusals) -> None:

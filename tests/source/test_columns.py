@@ -54,9 +54,9 @@ def test_a_json_text_column_without_text_is_refused(write_file, inspect):
         inspect()
 
 
-def test_json_that_is_not_one_object_per_line_is_refused(write_file, inspect):
-    write_file("a.json", '[\n {\n  "text": "x"\n },\n {}\n]\n')
-    with pytest.raises(ConfigError, match=r"a.json has no JSON object among its first lines; JSON is read as one object a line"):
+def test_json_without_a_single_object_is_refused(write_file, inspect):
+    write_file("a.json", "1\n[2]\n")
+    with pytest.raises(SourceError, match=r"a.json: .*none of its first 2 records is a JSON object: '1'"):
         inspect()
 
 

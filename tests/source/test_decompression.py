@@ -9,7 +9,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.units import Task
 from embedder.source import decompression as streams
-from embedder.source.decompression import damage_explained, read_blocks, read_lines
+from embedder.source.decompression import damage_explained, read_blocks
 from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
 
@@ -63,13 +63,6 @@ def test_zero_padding_at_the_end_is_allowed(compress, codec):
 @pytest.mark.parametrize("codec", ["", *CODECS])
 def test_a_byte_order_mark_is_dropped_once(compress, codec):
     assert decompress(compress[codec](b"\xef\xbb\xbf\xef\xbb\xbftext"), codec) == b"\xef\xbb\xbftext"
-
-
-def test_lines_do_not_depend_on_blocks():
-    data = b"a\n\nlonger than any block\r\nlast without newline"
-    for size in range(1, len(data) + 1):
-        blocks = (data[start : start + size] for start in range(0, len(data), size))
-        assert list(read_lines(blocks)) == data.split(b"\n")
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])

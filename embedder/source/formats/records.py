@@ -1,4 +1,4 @@
-"""Records as Python objects → Rows, for JSONL, CSV and text files."""
+"""Records as Python objects → Rows, for JSON, CSV and text files."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
 from embedder.source.decompression import read_blocks
 from embedder.source.formats.rows import Columns, Reading, Refusals, Rows, convert_ids, excerpt, join_texts, misfit_refuser
@@ -14,6 +15,8 @@ from embedder.source.metadata_values import build_column, excerpt_value
 
 BATCH_RECORDS = 1024
 BATCH_BYTES = 4 << 20
+
+_UNREAD = (Reason.MALFORMED, Reason.UNDECODABLE)
 
 Getter = Callable[[Any], Any]
 """Returns a column's value from a record."""
@@ -25,6 +28,10 @@ class Records:
 
     records: list[Any] = field(default_factory=list)
     refused: Refusals = field(default_factory=dict)
+
+    def refuse_large(self, start: bytes, placeholder: Any) -> None:
+        """Add a record that is longer than allowed."""
+        self.refuse(Reason.TOO_LARGE, start, placeholder)
 
     def refuse(self, reason: Reason, met: str | bytes, placeholder: Any) -> None:
         """Add a record that cannot be read."""
@@ -72,13 +79,42 @@ def _texts(values: list[Any], refused: Refusals) -> pa.Array:
     return pa.array([None if position in refused else value for position, value in enumerate(values)], pa.string())
 
 
+def refuse_broken(batches: Iterable[Rows], uri: str) -> Iterator[Rows]:
+    """Pass rows on; raise SourceError at the end if more than half of the records could not be parsed or decoded.
+
+    Such a shard is damaged as a whole: its rows in the table are better than its remains. The end of a shard is early enough, since
+    no unit of a shard is published before its last one.
+    """
+    num_records = num_unread = 0
+    first: tuple[int, str | None] | None = None
+    for rows in batches:
+        unread = [position for position, (reason, _) in rows.refused.items() if reason in _UNREAD]
+        num_records, num_unread = num_records + len(rows.texts), num_unread + len(unread)
+        if unread and first is None:
+            first = rows.first_row + min(unread), rows.refused[min(unread)][1]
+        yield rows
+    if first and 2 * num_unread > num_records:
+        example = f"the first is record {first[0]}: {first[1]!r}"
+        raise SourceError(f"{uri}: {num_unread} of {num_records} records cannot be parsed ({example}); replace it and run again")
+
+
 def read_text(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read a file as one document without an id; its metadata is null."""
-    data = b"".join(read_blocks(file, reading.compression))
+    most_bytes = reading.source.max_record_bytes
+    blocks: list[bytes] = []
+    size_bytes = 0
+    for block in read_blocks(file, reading.compression):
+        size_bytes += len(block)
+        if size_bytes <= most_bytes or not blocks:
+            blocks.append(block)
+    data = b"".join(blocks)
     records = Records()
-    try:
-        records.records.append(data.decode())
-    except UnicodeDecodeError:
-        records.refuse(Reason.UNDECODABLE, data, None)
+    if size_bytes > most_bytes:
+        records.refuse_large(data, None)
+    else:
+        try:
+            records.records.append(data.decode())
+        except UnicodeDecodeError:
+            records.refuse(Reason.UNDECODABLE, data, None)
     columns: Columns[Getter] = Columns([lambda text: text], None, [lambda _: None] * len(reading.metadata))
     yield from to_rows([records], columns, reading)

@@ -1,9 +1,11 @@
 """Types between a format and the rest of source: a reader gets a `Reading` and yields `Rows`, an inspection returns `ShardColumns`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import reduce
+from math import isfinite
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
 import pyarrow as pa
@@ -17,6 +19,9 @@ from embedder.source.metadata_values import MISFITS, Refuse, excerpt_value
 T = TypeVar("T")
 
 EXCERPT_CHARS = 200
+_MOST_ID_DIGITS = 310
+_NAME_CHARS = 50
+_MOST_NAMES = 30
 Refusals = dict[int, tuple[Reason, str | None]]
 """By position in a batch: the reason to quarantine a record, and an excerpt."""
 Slice = tuple[int, int, int]
@@ -92,6 +97,14 @@ def excerpt(value: str | bytes) -> str:
     return text[:EXCERPT_CHARS].encode(errors="replace").decode()
 
 
+def name_some(names: Iterable[str]) -> str:
+    """Return the first names for a message, each shortened, and the number of the others."""
+    found = list(names)
+    shown = [name if len(name) <= _NAME_CHARS else f"{name[:_NAME_CHARS]}…" for name in found[:_MOST_NAMES]]
+    others = len(found) - len(shown)
+    return ", ".join(shown) + (f" and {others} more" if others else "")
+
+
 def misfit_refuser(refused: Refusals, column: pa.Field) -> Refuse:
     """Return the callback that refuses a record for a metadata value that does not fit its column."""
 
@@ -116,11 +129,14 @@ def convert_ids(values: list[Any], refused: Refusals) -> pa.Array:
 
 
 def to_id(value: Any) -> str:
-    """Return the document id of a string or number: 7 and 7.0 are both "7". Any other value raises ValueError."""
+    """Return the document id of a string or number: 7 and 7.0 are both "7". Any other value, NaN or infinity raises ValueError."""
     if isinstance(value, str):
         value.encode()
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, Decimal):
+        # written out, up to the length of the largest double: 1e999999 is not
+        return str(int(value)) if value.adjusted() < _MOST_ID_DIGITS and value == value.to_integral_value() else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not isfinite(value)):
         raise ValueError("not a string or a number")
     return str(int(value)) if value == value // 1 else repr(value)
 

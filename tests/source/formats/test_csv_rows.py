@@ -27,11 +27,12 @@ def test_each_bad_record_is_quarantined_with_its_reason(write_file, read):
         b'8,"a"b',
         b"",
         b"9,good too",
-        b'10,"never closed\n11,x',
+        b'10,"never closed',
+        b'11,"x"',
     ]
     got = read(write_file("a.csv", b"id,text\n" + b"\n".join(records)), id_column="id")
-    assert got.texts == ["good", "good too"]
-    assert got.documents["row"].to_pylist() == [0, 9]
+    assert got.texts == ["good", "good too", "x"]
+    assert got.documents["row"].to_pylist() == [0, 9, 11]
     reasons = ["malformed", "malformed", "undecodable", "empty_text", "empty_text", "missing_id", "duplicate_id", "malformed"]
     assert got.reasons == [*enumerate(reasons, 1), (10, "malformed")]
     assert got.quarantined["excerpt"].to_pylist()[:2] == ["1 fields, not 2: 2", "3 fields, not 2: 3,a,b"]
@@ -66,7 +67,7 @@ def test_a_shard_without_the_column_is_a_source_error(write_file, read, content)
 
 
 def test_a_header_that_cannot_be_parsed_is_a_source_error(write_file, read):
-    with pytest.raises(SourceError, match=r"a.csv: no CSV header"):
+    with pytest.raises(SourceError, match=r"a.csv: .*no CSV header in its first line"):
         read(write_file("a.csv", '"id"x,text\n1,x\n'), pa.schema([]))
 
 
@@ -78,3 +79,63 @@ def test_an_empty_file_is_a_shard_without_records(write_file, read, tmp_path, na
     got = read(tmp_path, id_column="id", metadata_columns=["id"])
     assert got.texts == ["x"] * (2 - len(names))
     assert not got.reasons
+
+
+def test_a_stray_quote_takes_no_other_record_with_it(write_file, read):
+    lines = ["id,text", '1,"stray', "2,plain", "3,plain", '4,"quoted, text"', '5,"two', 'lines"', "6,last"]
+    got = read(write_file("a.csv", "\n".join(lines) + "\n"), id_column="id")
+    assert got.texts == ["plain", "plain", "quoted, text", "two\nlines", "last"]
+    assert got.reasons == [(0, "malformed")]
+    assert got.quarantined["excerpt"].to_pylist() == ['1,"stray']
+
+
+def test_quotes_that_never_match_end_the_reading(write_file, read, monkeypatch):
+    monkeypatch.setattr("embedder.source.formats.csv_records.MOST_REREAD_BYTES", 1000)
+    with pytest.raises(SourceError, match=r"too many of its quotes are not closed, the last in line \d+"):
+        read(write_file("a.csv", "id,text\n" + 'a","b\n' * 200 + 'x"y\n'), pa.schema([]))
+
+
+def test_a_record_over_several_lines_with_other_fields_is_quarantined_with_its_lines(write_file, read):
+    got = read(write_file("a.csv", 'id,text\n1,"two\nlines",more\n2,x\n3,"two\nlines"\n'))
+    assert got.texts == ["x", "two\nlines"]
+    assert got.quarantined["excerpt"].to_pylist() == ["lines 2 to 3: 3 fields, not 2: 1,two\nlines,more"]
+
+
+@pytest.mark.parametrize("end", ["2", '2,"open', '2,"open\n', '2,"a"b'])
+def test_a_shard_that_is_cut_off_in_a_record_is_a_source_error(write_file, read, end):
+    with pytest.raises(SourceError, match=r"a.csv: .*cut off"):
+        read(write_file("a.csv", "id,text\n1,x\n" + end), pa.schema([]))
+    assert read(write_file("a.csv", "id,text\n1,x\n2,y")).texts == ["x", "y"]
+
+
+@pytest.mark.parametrize("long", ["2," + "y" * 100, '2,"' + "y\n" * 50 + '"', '2,"' + 'y""\n' * 30 + "y" * 60 + '"'])
+def test_a_record_that_is_too_large_is_quarantined_and_the_next_is_read(write_file, read, long):
+    got = read(write_file("a.csv", f'id,text\n1,x\n{long}\n3,"z\nz"\n'), id_column="id", max_record_bytes=50)
+    assert got.texts == ["x", "z\nz"]
+    assert got.reasons == [(1, "too_large")]
+
+
+def test_quotes_around_more_than_a_record_that_never_close_are_a_source_error(write_file, read):
+    with pytest.raises(SourceError, match=r"the quote that opens in line 3 is not closed"):
+        read(write_file("a.csv", 'text\nx\n"never\n' + "closed\n" * 20), pa.schema([]), max_record_bytes=50)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_another_separator_is_named(write_file, read, mark, name):
+    with pytest.raises(SourceError, match=f"its columns are separated by {name}, and only commas are read"):
+        read(write_file("a.csv", f"id{mark}text\n1{mark}x\n"), pa.schema([]))
+
+
+def test_line_ends_of_old_macs_are_named(write_file, read):
+    with pytest.raises(SourceError, match=r"its lines end in \\r"):
+        read(write_file("a.csv", "id,text\r1,x\r"))
+
+
+def test_a_message_names_a_few_of_many_columns(write_file, read):
+    with pytest.raises(SourceError, match=r"no column 'text' \(found: c0, .*, c29 and 99970 more\)") as caught:
+        read(write_file("a.csv", ",".join(f"c{number}" for number in range(100_000)) + "\n"), pa.schema([]))
+    assert len(str(caught.value)) < 500
+
+
+def test_nul_bytes_blank_names_and_repeated_other_names_are_read(write_file, read):
+    assert read(write_file("a.csv", b"text,,n,n\na\0b,1,2,3\n")).texts == ["a\0b"]

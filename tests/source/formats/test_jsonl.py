@@ -3,6 +3,8 @@ import json
 import pyarrow as pa
 import pytest
 
+from embedder.core.errors import SourceError
+
 
 def test_records_become_documents_with_unchanged_text(write_file, read):
     path = write_file("a.jsonl", [{"text": "  spaces stay \n", "id": "x"}, {"text": "Ünïcödé 🙂", "id": "y"}])
@@ -45,7 +47,7 @@ def test_each_bad_line_is_quarantined_with_its_reason(write_file, read):
         b'{"n": ' + b"9" * 5000 + b"}": "malformed",
         b"[" * 100_000: "malformed",
     }
-    got = read(write_file("a.jsonl", b"\n".join(lines)), id_column="id")
+    got = read(write_file("a.jsonl", b"".join(line + b"\n" for line in lines)), id_column="id")
     assert got.texts == ["good"]
     assert got.reasons == [(row, reason) for row, reason in enumerate(lines.values()) if reason]
     assert got.quarantined["doc_id"].to_pylist()[5:9] == ["e", "f", "g", "h"]
@@ -153,3 +155,60 @@ def test_keys_that_a_column_cannot_have_are_kept_as_text_or_quarantined(write_fi
     got = read(path, metadata_columns=["m"])
     assert got.documents["m"].to_pylist() == ['{"A": 1, "a": 2}']
     assert got.reasons == [(1, "metadata_type")]
+
+
+@pytest.mark.parametrize("end", ['{"text": "cut o', '{"text": "x"', '{"te', b'{"text": "caf\xc3'])
+def test_a_last_line_that_is_cut_off_is_a_source_error(write_file, read, end):
+    data = b'{"text": "a"}\n{"text": "b"}\n' + (end if isinstance(end, bytes) else end.encode())
+    with pytest.raises(SourceError, match=r"a.jsonl: cannot be read to its end \(its last line is cut off"):
+        read(write_file("a.jsonl", data))
+    assert read(write_file("a.jsonl", data + b"\n")).reasons == [(2, "undecodable" if isinstance(end, bytes) else "malformed")]
+
+
+def test_an_object_with_a_key_twice_is_malformed_at_any_level(write_file, read):
+    path = write_file(
+        "a.jsonl", '{"id": 1, "id": 2, "text": "x"}\n{"text": "y", "m": [{"a": 1, "\\u0061": 1}]}\n{"text": "z"}\n{"text": "z"}\n'
+    )
+    got = read(path)
+    assert got.reasons == [(0, "malformed"), (1, "malformed")]
+    assert got.quarantined["excerpt"].to_pylist() == [
+        "key 'id' 2 times: " + '{"id": 1, "id": 2, "text": "x"}',
+        "key 'a' 2 times: " + '{"text": "y", "m": [{"a": 1, "\\u0061": 1}]}',
+    ]
+
+
+def test_numbers_that_a_double_cannot_tell_apart_are_different_ids(write_file, read):
+    literals = ["9007199254740993.0", "9007199254740992.0", "1e400", "1e401", "0.1000000000000000001", "0.1", "1e-400", "0.0"]
+    got = read(write_file("a.jsonl", "".join(f'{{"id": {each}, "text": "x"}}\n' for each in literals)), id_column="id")
+    ids = ["9007199254740993", "9007199254740992", "1E+400", "1E+401", "0.1000000000000000001", "0.1", "1E-400", "0"]
+    assert got.documents["doc_id"].to_pylist() == ids
+
+
+def test_one_number_written_in_two_ways_is_a_duplicate_id(write_file, read):
+    literals = ["1", "1.0", "1e0", "10e-1", "0.5", "0.50", "9007199254740993", "9007199254740993.0"]
+    got = read(write_file("a.jsonl", "".join(f'{{"id": {each}, "text": "x"}}\n' for each in literals)), id_column="id")
+    assert got.documents["doc_id"].to_pylist() == ["1", "0.5", "9007199254740993"]
+    assert [reason for _, reason in got.reasons] == ["duplicate_id"] * 5
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_record_that_is_too_large_is_quarantined_and_the_next_is_read(write_file, read, name):
+    lines = ['{"text": "x"}', '{"text": "' + "y" * 3_000_000 + '"}', "{}" + " " * 3_000_000, '{"text": "z"}']
+    got = read(write_file(name, "\n".join(lines) + "\n"), max_record_bytes=2_000_000)
+    assert got.texts == ["x", "z"]
+    assert got.reasons == [(1, "too_large"), (2, "too_large")]
+    assert got.quarantined["excerpt"].to_pylist() == [line[:200] for line in lines[1:3]]
+
+
+def test_the_largest_record_that_is_allowed_is_read(write_file, read):
+    line = '{"text": "xyz"}'
+    for name, content in {"a.jsonl": f"{line}\n{line} \n", "a.json": f"[{line}]"}.items():
+        assert read(write_file(name, content), max_record_bytes=len(line)).texts == ["xyz"]
+
+
+def test_the_end_of_a_huge_record_is_not_searched_for_a_sample(write_file, read, monkeypatch):
+    monkeypatch.setattr("embedder.source.formats.jsonl.SAMPLE_RECORD_BYTES", 1 << 20)
+    monkeypatch.setattr("embedder.source.formats.jsonl.SAMPLE_BYTES", 100)
+    write_file("a.jsonl", '{"text": "x", "n": 1}\n{"text": "' + "y" * (5 << 20) + '"}\n')
+    got = read(write_file("b.jsonl", '{"text": "' + "y" * (5 << 20) + '"}\n{"text": "z", "n": 2}\n').parent, metadata_columns=["n"])
+    assert got.documents["n"].to_pylist()[::3] == [1, 2]

@@ -23,3 +23,11 @@ def test_any_file_is_text_if_the_format_says_so(write_file, read, tmp_path):
 def test_metadata_of_text_files_is_null(write_file, read):
     got = read(write_file("a.txt", "x"), pa.schema([("n", pa.list_(pa.int64()))]), metadata_columns=["n"])
     assert got.documents["n"].to_pylist() == [None]
+
+
+def test_a_file_that_is_too_large_is_quarantined(write_file, read, tmp_path):
+    write_file("a.txt", "x" * 50)
+    write_file("b.txt.gz", "y" * 51)
+    got = read(tmp_path, max_record_bytes=50)
+    assert got.texts == ["x" * 50]
+    assert got.quarantined["reason"].to_pylist() == ["too_large"]
