@@ -12,6 +12,7 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
+from embedder.source.formats.parquet_types import find_int96, find_schema, is_exact
 from embedder.source.formats.rows import (
     Columns,
     Reading,
@@ -25,8 +26,8 @@ from embedder.source.formats.rows import (
     join_texts,
     misfit_refuser,
 )
-from embedder.source.metadata_types import is_id, is_text
-from embedder.source.metadata_values import cast_column
+from embedder.source.metadata_casts import cast_column
+from embedder.source.metadata_types import find_refused, is_id, is_text, name_type
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
@@ -45,12 +46,13 @@ class _Column:
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
         top = batch.column(self.path[0])
-        return pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
+        values = pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
+        return _to_string(values) if is_.is_string(self.type) and is_.is_binary(values.type) else values
 
 
 def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns of each sampled shard."""
-    schemas = read_samples(lambda file, _: _open(file).schema_arrow)
+    schemas = read_samples(lambda file, _: find_schema(_open(file)))
     return [ShardColumns(uri, schema.names, partial(_find_type, schema), "declared") for uri, schema in schemas]
 
 
@@ -77,20 +79,38 @@ def _find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataTy
 def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
-    columns = _find_columns(shard.schema_arrow, reading)
+    columns = _find_columns(find_schema(shard), reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
-    if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES:
-        shard = _open(file, shard.metadata, _BUFFER_BYTES)
+    buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
+    if buffer_bytes:
+        shard = _open(file, shard.metadata, buffer_bytes)
+    readings = [_read_batches(shard, groups, [column.key for column in columns])]
+    if int96 := find_int96(shard, [column.key for column in columns.metadata]):
+        # one decoding cannot show that it overflowed
+        others = (_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns"))
+        readings += [_read_batches(each, groups, int96) for each in others]
     first_row = reading.first_row
-    for batch in _read_batches(shard, groups, [column.key for column in columns]):
-        yield _to_rows(batch, columns, reading, first_row)
+    for batch, *others in zip(*readings, strict=True):
+        rows = _to_rows(batch, columns, reading, first_row)
+        _refuse_int96([batch, *others], int96, columns, rows, reading)
+        yield rows
         first_row += batch.num_rows
+
+
+def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
+    for column, field in zip(columns.metadata, reading.metadata, strict=True):
+        times = [column.take(batch) for batch in batches] if column.key in keys else []
+        if times and not is_exact(*times):
+            refuse = misfit_refuser(rows.refused, field)
+            for position in range(len(times[0])):
+                if not is_exact(*(each.slice(position, 1) for each in times)):
+                    refuse(position, "INT96 finer than a microsecond or out of range")
 
 
 def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
-    column = _find_columns(shard.schema_arrow, reading).id
+    column = _find_columns(find_schema(shard), reading).id
     if column is not None and reading.row_groups:
         for batch in _read_batches(shard, range(reading.row_groups[0]), [column.key]):
             yield _ids(column.take(batch), {})
@@ -119,8 +139,11 @@ def _share_bytes(metadata: pq.FileMetaData, size_bytes: int) -> list[int]:
     return [size * size_bytes // max(sum(sizes), 1) for size in sizes]
 
 
-def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
-    return pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_bytes, page_checksum_verification=True)
+def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0, int96: str = "us") -> pq.ParquetFile:
+    """Open a file; pages with a wrong checksum fail. INT96 is read as microseconds: pyarrow's nanoseconds wrap around in 2262."""
+    return pq.ParquetFile(
+        file, metadata=metadata, buffer_size=buffer_bytes, coerce_int96_timestamp_unit=int96, page_checksum_verification=True
+    )
 
 
 def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
@@ -129,15 +152,20 @@ def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
     def find(key: str, setting: str) -> _Column:
         found = _find_field(schema, key)
         if found is None:
-            raise SourceError(f"{uri}: no column {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
+            count = schema.names.count(key)
+            problem = f"{count} columns" if count else "no column"
+            raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
         return _Column(key, *found)
 
     columns = reading.find_columns(find)
     for column in columns.texts:
         if not is_text(column.type):
-            raise SourceError(f"{uri}: column {column.key!r} is {column.type}, not text; set source.text_columns")
+            raise SourceError(f"{uri}: column {column.key!r} is {name_type(column.type)}, not text; set source.text_columns")
     if columns.id is not None and not is_id(columns.id.type):
-        raise SourceError(f"{uri}: column {columns.id.key!r} is {columns.id.type}, not text or a number; set source.id_column")
+        raise SourceError(f"{uri}: column {columns.id.key!r} is {name_type(columns.id.type)}, not text or a number; set source.id_column")
+    for column in columns.metadata:
+        if refused := find_refused(column.type):
+            raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
     return columns
 
 
@@ -165,8 +193,13 @@ def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading,
     return Rows(first_row, texts, ids, metadata, refused)
 
 
+def _to_string(column: pa.Array) -> pa.Array:
+    """Cast to text without a check of its bytes."""
+    return pc.cast(column, options=pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True))
+
+
 def _texts(column: pa.Array, refused: Refusals) -> pa.Array:
-    texts = column.cast(pa.string())
+    texts = _to_string(column)
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
@@ -186,4 +219,6 @@ def _decode(value: bytes | None, refused: Refusals, position: int) -> str | None
 def _ids(column: pa.Array, refused: Refusals) -> pa.Array:
     if is_text(column.type):
         return _texts(column, refused)
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     return convert_ids(column.to_pylist(), refused) if is_.is_floating(column.type) else column.cast(pa.string())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import reduce
+from math import isfinite
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
 import pyarrow as pa
@@ -116,11 +117,11 @@ def convert_ids(values: list[Any], refused: Refusals) -> pa.Array:
 
 
 def to_id(value: Any) -> str:
-    """Return the document id of a string or number: 7 and 7.0 are both "7". Any other value raises ValueError."""
+    """Return the document id of a string or number: 7 and 7.0 are both "7". Any other value, NaN or infinity raises ValueError."""
     if isinstance(value, str):
         value.encode()
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and not isfinite(value)):
         raise ValueError("not a string or a number")
     return str(int(value)) if value == value // 1 else repr(value)
 
