@@ -31,6 +31,8 @@ from embedder.source.metadata_types import find_refused, is_id, is_text, name_ty
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
+STEP_ROWS = 64
+"""Rows decoded at a time. A dictionary can repeat a value of megabytes in every row, which no size in the footer shows."""
 BUFFERED_BYTES = 512 << 20
 """A shard with larger row groups is read through buffers, which is slower, instead of a column chunk at a time."""
 _BUFFER_BYTES = 4 << 20
@@ -84,17 +86,21 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
     if buffer_bytes:
         shard = _open(file, shard.metadata, buffer_bytes)
-    readings = [_read_batches(shard, groups, [column.key for column in columns])]
-    if int96 := find_int96(shard, [column.key for column in columns.metadata]):
-        # one decoding cannot show that it overflowed
-        others = (_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns"))
-        readings += [_read_batches(each, groups, int96) for each in others]
+    keys = [column.key for column in columns]
+    int96 = find_int96(shard, [column.key for column in columns.metadata])
+    # one decoding cannot show that it overflowed
+    others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
     first_row = reading.first_row
-    for batch, *others in zip(*readings, strict=True):
-        rows = _to_rows(batch, columns, reading, first_row)
-        _refuse_int96([batch, *others], int96, columns, rows, reading)
-        yield rows
-        first_row += batch.num_rows
+    for group in groups:
+        times = [each.read_row_group(group, int96, use_threads=False) for each in others]
+        start_row = first_row
+        for batch in _read_group(shard, group, keys):
+            rows = _to_rows(batch, columns, reading, first_row)
+            if times:
+                same_rows = [each.slice(first_row - start_row, batch.num_rows).combine_chunks().to_batches()[0] for each in times]
+                _refuse_int96([batch, *same_rows], int96, columns, rows, reading)
+            yield rows
+            first_row += batch.num_rows
 
 
 def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
@@ -112,8 +118,9 @@ def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     shard = _open(file)
     column = _find_columns(find_schema(shard), reading).id
     if column is not None and reading.row_groups:
-        for batch in _read_batches(shard, range(reading.row_groups[0]), [column.key]):
-            yield _ids(column.take(batch), {})
+        for group in range(reading.row_groups[0]):
+            for batch in _read_group(shard, group, [column.key]):
+                yield _ids(column.take(batch), {})
 
 
 def slice_row_groups(file: IO[bytes], size_bytes: int, least_bytes: int) -> list[Slice]:
@@ -169,17 +176,30 @@ def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
     return columns
 
 
-def _read_batches(shard: pq.ParquetFile, groups: Sequence[int], keys: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[pa.RecordBatch]:
     """Read batches of bounded size; raise OSError if a row group has fewer rows than its footer states."""
-    for group in groups:
-        metadata, num_read = shard.metadata.row_group(group), 0
-        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
-        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
-        for batch in shard.iter_batches(batch_rows, row_groups=[group], columns=keys, use_threads=False):
-            num_read += batch.num_rows
-            yield batch
-        if num_read != metadata.num_rows:
-            raise OSError(f"row group {group} holds {num_read} rows, its footer states {metadata.num_rows}")
+    metadata, num_read = shard.metadata.row_group(group), 0
+    row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
+    step_rows = max(1, min(STEP_ROWS, BATCH_BYTES // max(row_bytes, 1)))
+    held: list[pa.RecordBatch] = []
+    size_bytes = num_rows = 0
+    for step in shard.iter_batches(step_rows, row_groups=[group], columns=keys, use_threads=False):
+        # decoded, so that its bytes are those of its values
+        plain = [column.dictionary_decode() if is_.is_dictionary(column.type) else column for column in step.columns]
+        batch = pa.record_batch(plain, step.schema.names)
+        held.append(batch)
+        size_bytes, num_rows = size_bytes + batch.nbytes, num_rows + batch.num_rows
+        if num_rows >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
+            yield _join(held)
+            held, num_read, size_bytes, num_rows = [], num_read + num_rows, 0, 0
+    if num_rows:
+        yield _join(held)
+    if num_read + num_rows != metadata.num_rows:
+        raise OSError(f"row group {group} holds {num_read + num_rows} rows, its footer states {metadata.num_rows}")
+
+
+def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading, first_row: int) -> Rows:

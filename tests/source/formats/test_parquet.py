@@ -14,6 +14,7 @@ from embedder.source import documents
 from embedder.source.documents import read_units, slice_shard
 from embedder.source.formats import parquet
 from embedder.source.formats.parquet import slice_row_groups
+from embedder.source.formats.rows import Reading
 from embedder.source.shards import list_shards
 
 NO_METADATA = pa.schema([])
@@ -225,6 +226,20 @@ def test_wide_row_groups_are_read_through_buffers_in_small_batches(write_file, r
     monkeypatch.setattr(parquet, "BUFFERED_BYTES", 10)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 2000)
     assert read(path, id_column="id").documents.equals(whole)
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_large_value_that_a_dictionary_repeats_is_read_in_small_batches(tmp_path, store_schema):
+    rows, value = 1000, "x" * 100_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts if store_schema else texts.cast(pa.string())}), path, store_schema=store_schema)
+    assert path.stat().st_size < 100_000
+    source = SourceConfig(uri=str(path))
+    with path.open("rb") as file:
+        batches = [rows.texts for rows in parquet.read_parquet(file, Reading(list_shards(source).shards[0], None, source, NO_METADATA))]
+    assert sum(map(len, batches)) == rows
+    assert max(texts.nbytes for texts in batches) <= parquet.BATCH_BYTES + parquet.STEP_ROWS * len(value)
 
 
 def read_slices(path, slices, **settings):
