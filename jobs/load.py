@@ -18,14 +18,14 @@ ACTIONS = ("replace", "json")
 
 
 def main(args: Sequence[str]) -> int:
-    """Compare the store with the table, load the difference, and print the result."""
+    """Compare the store with the table, load the difference, and print the result; 1 if rows were left out."""
     start_logging()
     config, actions = load_config(LoadConfig, args, ACTIONS, "jobs.load")
     wanted = read_version(config.table.location, config.table.version)
     with open_store(config) as store:
         report = sync(store, wanted, "replace" in actions)
     print(json.dumps(asdict(report)) if "json" in actions else report.text())
-    return 0
+    return 1 if report.left_out else 0
 
 
 if __name__ == "__main__":

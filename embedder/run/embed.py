@@ -27,7 +27,7 @@ from embedder.run.broken_shards import replan_without_broken_shards
 from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
 from embedder.run.publish import check_removal, choose_change, missing_parts_explained, publish, refuse_moved_table
 from embedder.run.summary import Outcome, Summary, summarize
-from embedder.source.documents import SLICE_BYTES, slice_parquet
+from embedder.source.documents import SLICE_BYTES, slice_shard
 from embedder.table.delta import sync_quarantine
 from embedder.table.parts import read_part
 from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
@@ -144,13 +144,14 @@ def index_reusable(run_plan: RunPlan) -> PreviousParts | None:
 
 
 def slice_large(task: Task, source: SourceConfig) -> list[Task]:
-    """Split a parquet shard that is too large for one reader; if it cannot be opened, its task fails when it is read."""
-    if len(task.shards) > 1 or task.size_bytes < 2 * SLICE_BYTES or not task.shards[0].uri.endswith(".parquet"):
+    """Split a shard that is too large for one reader, if its format allows; if it cannot be opened, its task fails when it is read."""
+    if len(task.shards) > 1 or task.size_bytes < 2 * SLICE_BYTES:
         return [task]
     try:
-        return slice_task(task, slice_parquet(task.shards[0], source))
+        slices = slice_shard(task.shards[0], source)
     except SourceError:
         return [task]
+    return slice_task(task, slices) if slices else [task]
 
 
 def collect(

@@ -10,10 +10,11 @@
 passes only `is null`. `not` is pushed down to the tests, so that stores without it, or with other null rules, agree.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.core.errors import ConfigError
+from embedder.source.metadata_values import MISFITS, converter
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 Value = str | int | float | bool | datetime | date
@@ -220,15 +222,19 @@ def convert(kind: str, token: str, wanted: pa.DataType) -> Value | None:
         if kind == "name":
             return token.lower() == "true" if pa.types.is_boolean(wanted) else None
         if kind == "number":
-            return _to_integer(token, wanted) if pa.types.is_integer(wanted) else float(token) if pa.types.is_floating(wanted) else None
-        if pa.types.is_date(wanted):
-            return date.fromisoformat(text)
-        if pa.types.is_timestamp(wanted):
-            moment = datetime.fromisoformat(text)
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except ValueError:
+            return _to_integer(token, wanted) if pa.types.is_integer(wanted) else _to_float(token) if pa.types.is_floating(wanted) else None
+        if pa.types.is_date(wanted) or pa.types.is_timestamp(wanted):
+            found: Value = converter(wanted)(text)
+            return found
+    except MISFITS:
         return None
     return text if is_text else None
+
+
+def _to_float(number: str) -> float | None:
+    """Return a number to compare with floats; None beyond their range, where it would be infinity."""
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def _to_integer(number: str, wanted: pa.DataType) -> int | float | None:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
@@ -14,7 +13,8 @@ from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import Encoding, FileFormat, find_encoding
 from embedder.source.formats.rows import ShardColumns
-from embedder.source.metadata_types import is_id, is_text, parse_type, to_delta_type, unify_types
+from embedder.source.metadata_casts import can_cast
+from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
 
 T = TypeVar("T")
 
@@ -119,10 +119,11 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns]) -> Iterato
     for setting, given, key, allows, expected in wanted:
         types = {each.uri: type_ for each in sampled if (type_ := each.find_type(key)) is not None}
         if not types:
-            yield f"source.{setting}={given!r}: {uri} has no column {key!r} (found: {shown})"
+            count = names.count(key)
+            yield f"source.{setting}={given!r}: {uri} has {f'{count} columns' if count else 'no column'} {key!r} (found: {shown})"
         elif not any(map(allows, types.values())):
             first, type_ = next(iter(types.items()))
-            yield f"source.{setting}={given!r}: {first}: {key!r} is {type_}, not {expected}"
+            yield f"source.{setting}={given!r}: {first}: {key!r} is {name_type(type_)}, not {expected}"
 
 
 def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | None, sampled: list[ShardColumns]) -> pa.DataType:
@@ -135,8 +136,8 @@ def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | N
     else:
         return _unify(key, {each.uri: type_ for each in sampled if each.types != "untyped" and (type_ := each.find_type(key)) is not None})
     declared = [(each.uri, type_) for each in sampled if each.types == "declared" and (type_ := each.find_type(key)) is not None]
-    if declared and not any(_can_cast(type_, chosen) for _, type_ in declared):
-        problem = f"{declared[0][0]}: {key!r} is {declared[0][1]}, which cannot become {chosen} ({origin})"
+    if declared and not any(can_cast(type_, chosen) for _, type_ in declared):
+        problem = f"{declared[0][0]}: {key!r} is {name_type(declared[0][1])}, which cannot become {chosen} ({origin})"
         raise ConfigError(f"source.metadata_columns={[key]!r}: {problem}; set source.metadata_types")
     return chosen
 
@@ -161,11 +162,3 @@ def _located(setting: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{setting}: {error}") from error
-
-
-def _can_cast(type_: pa.DataType, target: pa.DataType) -> bool:
-    try:
-        pc.cast(pa.array([], type_), target)
-    except pa.ArrowException:
-        return False
-    return True

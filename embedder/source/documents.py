@@ -11,7 +11,7 @@ from embedder.core.errors import SourceError, StorageError
 from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task
 from embedder.source.decompression import damage_explained, open_each, open_shard
-from embedder.source.formats.parquet import read_ids_before, slice_row_groups
+from embedder.source.formats.parquet import read_ids_before
 from embedder.source.formats.registry import find_encoding
 from embedder.source.formats.rows import Reading, Rows, Slice
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
@@ -47,10 +47,13 @@ def read_units(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
         raise SourceError(str(error)) from error
 
 
-def slice_parquet(shard: Shard, source: SourceConfig) -> list[Slice]:
-    """Read the footer of a large parquet shard and return its slices."""
+def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
+    """Return the slices of a large shard; [] if its format, whatever its name, cannot be split."""
+    encoding = find_encoding(shard.uri, source.format)
+    if encoding is None or encoding.format.slice is None:
+        return []
     with open_shard(shard, source) as file:
-        return slice_row_groups(file, shard.size_bytes, SLICE_BYTES)
+        return encoding.format.slice(file, shard.size_bytes, SLICE_BYTES)
 
 
 def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterator[CheckedRows]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -27,12 +28,12 @@ _WIDENED: dict[pa.DataType, pa.DataType] = {
 }
 
 _Checks = tuple[Callable[[pa.DataType], bool], ...]
-_SAME: _Checks = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32, is_.is_decimal128)
+_SAME: _Checks = (is_.is_boolean, is_.is_signed_integer, is_.is_floating, is_.is_date32)
 _NUMBERS: _Checks = (is_.is_signed_integer, is_.is_floating, is_.is_decimal128)
 _STRINGS: _Checks = (is_.is_string, is_.is_large_string, is_.is_string_view)
 _BINARIES: _Checks = (is_.is_binary, is_.is_large_binary, is_.is_binary_view, is_.is_fixed_size_binary)
 _LISTS: _Checks = (is_.is_list, is_.is_large_list, is_.is_fixed_size_list, is_.is_list_view, is_.is_large_list_view)
-_SMALL_DECIMALS: _Checks = (is_.is_decimal32, is_.is_decimal64)
+_EXTENSIONS: _Checks = (lambda type_: isinstance(type_, pa.BaseExtensionType),)
 _JSON_SCALARS: _Checks = (*_NUMBERS, is_.is_boolean, is_.is_string)
 
 
@@ -46,16 +47,38 @@ def parse_type(name: str) -> pa.DataType:
     return _NAMED[compact]
 
 
+def name_refused(name: str) -> pa.DataType:
+    """Return a stand-in for a parquet type that Arrow reads as bare bytes: no column can be made of it, and messages name it."""
+    return pa.opaque(pa.null(), name, "parquet")
+
+
+def find_refused(type_: pa.DataType) -> str | None:
+    """Return the name of the first type, at any level, whose values are not known; None if there is none."""
+    if isinstance(type_, pa.OpaqueType):
+        return f"{type_.vendor_name}'s {type_.type_name}"
+    inner = (find_refused(type_.field(position).type) for position in range(type_.num_fields))
+    return next((found for found in inner if found), None)
+
+
+def name_type(type_: pa.DataType) -> str:
+    """Return a type's name for a message."""
+    return find_refused(type_) or str(type_)
+
+
 def is_text(type_: pa.DataType) -> bool:
-    """Return whether a column can be read as text; an all-null column can."""
+    """Return whether a column can be read as text; an all-null column and one of JSON can."""
     if is_.is_dictionary(type_):
         return is_text(type_.value_type)
+    if isinstance(type_, pa.JsonType):
+        return True
     return is_.is_null(type_) or _any(type_, _STRINGS)
 
 
 def is_id(type_: pa.DataType) -> bool:
-    """Return whether a column can hold document ids: text or numbers."""
-    return is_text(type_) or is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
+    """Return whether a column can hold document ids: text, UUIDs or numbers, but no decimals with a fraction: 1.0 and 1.00 are one."""
+    if is_text(type_) or isinstance(type_, pa.UuidType):
+        return True
+    return is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
 
 
 def is_any_list(type_: pa.DataType) -> bool:
@@ -75,9 +98,20 @@ def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
             return pa.struct([(name, infer_type([value.get(name) for value in present], depth + 1)) for name in names])
     if kinds == {int}:
         return pa.int64() if all(-(2**63) <= value < 2**63 for value in present) else pa.string()
-    if kinds in ({float}, {int, float}):
-        return pa.float64()
+    if kinds and kinds <= {int, float, Decimal}:
+        return pa.float64() if all(map(is_double, present)) else pa.string()
     return pa.null() if not kinds else pa.bool_() if kinds == {bool} else pa.string()
+
+
+def is_double(number: float | Decimal) -> bool:
+    """Return whether a double holds an integer exactly, or the nearest value to a fraction without over- or underflow."""
+    try:
+        found = float(number)
+    except OverflowError:
+        return False
+    if isinstance(number, int):
+        return int(found) == number
+    return isinstance(number, float) or (abs(found) != float("inf") and bool(found) == bool(number))
 
 
 def to_delta_type(type_: pa.DataType) -> pa.DataType:
@@ -126,6 +160,23 @@ def _can_be_fields(names: Sequence[str]) -> bool:
     return len({name.lower() for name in names}) == len(names)
 
 
+def _to_decimal(type_: pa.DataType) -> pa.DataType:
+    if type_.precision > 38 or type_.scale < 0:
+        raise ConfigError(
+            f"{type_} has no counterpart in a Delta table (38 digits, no negative scale); set source.metadata_types to string"
+        )
+    return pa.decimal128(type_.precision, type_.scale)
+
+
+def _to_plain(type_: pa.BaseExtensionType) -> pa.DataType:
+    """A UUID becomes its text; any other extension type is the type of its storage."""
+    if refused := find_refused(type_):
+        raise ConfigError(f"{refused} has no counterpart in a Delta table; leave it out")
+    if isinstance(type_, pa.UuidType):
+        return pa.string()
+    return pa.bool_() if isinstance(type_, pa.Bool8Type) else to_delta_type(type_.storage_type)
+
+
 def _to_struct(type_: pa.StructType) -> pa.DataType:
     if type_.num_fields == 0:
         raise ConfigError(f"{type_} has no fields, which a Delta table cannot hold; leave it out")
@@ -146,12 +197,12 @@ def _unify_maps(types: list[pa.MapType]) -> pa.DataType:
 
 
 _CONVERTED: tuple[tuple[_Checks, Callable[[pa.DataType], pa.DataType]], ...] = (
-    ((lambda type_: isinstance(type_, pa.BaseExtensionType),), lambda type_: to_delta_type(type_.storage_type)),
+    (_EXTENSIONS, _to_plain),
     (_SAME, lambda type_: type_),
     (_STRINGS, lambda _: pa.string()),
     (_BINARIES, lambda _: pa.binary()),
     (_LISTS, lambda type_: pa.list_(to_delta_type(type_.value_type))),
-    (_SMALL_DECIMALS, lambda type_: pa.decimal128(type_.precision, type_.scale)),
+    ((is_.is_decimal,), _to_decimal),
     ((is_.is_timestamp,), lambda _: TIMESTAMP),
     ((is_.is_dictionary, is_.is_run_end_encoded), lambda type_: to_delta_type(type_.value_type)),
     ((is_.is_struct,), _to_struct),

@@ -1,36 +1,44 @@
-"""Metadata values → Arrow columns of a declared type. A value that does not fit becomes null and is reported to the caller."""
+"""JSON and CSV values → Arrow columns of a declared type. A value that does not fit becomes null and is reported to the caller.
+
+A number in text is what SQL reads: a sign, ASCII digits, one point, an exponent, blanks around it. `1_000`, `0x10`, `nan` and `inf` are
+not numbers. An integer is kept exactly or refused; a fraction is rounded to the nearest value of a floating-point column.
+"""
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as is_
 
-from embedder.source.metadata_types import is_any_list
+from embedder.source.metadata_types import is_double
 
 Convert = Callable[[Any], Any]
 Refuse = Callable[[int, object], None]
 """Called with the position of a value that does not fit, and the value or its text."""
+Number = int | float | Decimal
 
 MISFITS = (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
-_LOSSY = (
-    (is_.is_timestamp, is_.is_date),
-    (is_.is_integer, is_.is_boolean),
-    (is_.is_floating, is_.is_boolean),
-    (is_.is_floating, is_.is_decimal),
-    (is_.is_decimal, is_.is_floating),
-)
-"""Casts in which pyarrow silently loses a part of a value. It refuses all others; a float may be kept in fewer digits."""
+_MOST_EXACT = 2**53
+"""From here on a float may stand for an integer that its text did not name."""
+_MOST_DIGITS = 80
+"""No column holds integers or decimals of more digits: 1e999999999 is refused before it is written out."""
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
+_BLANKS = " \t"
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DATE = re.compile(r"[0-9W-]+")
+# Python also accepts any letter between date and time, and drops digits beyond a microsecond
+_TIMESTAMP = re.compile(r"[0-9W-]+([T ][0-9:]+([.,][0-9]{1,6}0*)?(Z|[+-][0-9:]+)?)?")
 
 
 def build_column(values: Sequence[Any], type_: pa.DataType, refuse: Refuse) -> pa.Array:
     """Convert JSON or CSV values: numbers, dates and bools also from their text, and any value to text."""
-    convert = _nullable(_converter(type_))
+    convert = converter(type_)
     try:
         return pa.array([convert(value) for value in values], type_)
     except MISFITS:
@@ -47,81 +55,42 @@ def _convert_one(value: Any, convert: Convert, type_: pa.DataType, refuse: Refus
     return converted
 
 
-def cast_column(column: pa.Array, type_: pa.DataType, refuse: Refuse) -> pa.Array:
-    """Cast an Arrow column. Only times finer than a microsecond, which a Delta table cannot hold, are truncated."""
-    try:
-        return _cast(column, type_)
-    except (pa.ArrowException, UnicodeError):
-        kept = [_cast_one(column.slice(position, 1), type_, refuse, position) for position in range(len(column))]
-        return pa.concat_arrays(kept) if kept else pa.array([], type_)
-
-
-def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
-    if _loses(column, type_):
-        raise pa.ArrowInvalid(f"{type_} cannot hold all of a value")
-    if _has_list_view(column.type):
-        # pyarrow 26 casts list views to invalid arrays
-        return pa.array(column.to_pylist(), type_)
-    same = column if column.type == type_ else pc.cast(column, options=pc.CastOptions(target_type=type_, allow_time_truncate=True))
-    same.validate(full=True)
-    return same
-
-
-def _cast_one(value: pa.Array, type_: pa.DataType, refuse: Refuse, position: int) -> pa.Array:
-    try:
-        # a copy: validating the slice of a list or struct also validates the values around it
-        return _cast(value.take(pa.array([0])), type_)
-    except (pa.ArrowException, UnicodeError):
-        try:
-            refuse(position, value[0].as_py())
-        except UnicodeError:
-            refuse(position, "bytes that are not UTF-8")
-        return pa.nulls(1, type_)
-
-
-def _loses(column: pa.Array, type_: pa.DataType) -> bool:
-    """Return whether a cast would silently drop a struct's field, or a value that a cast back does not restore."""
-    if column.type == type_:
-        return False
-    if is_.is_struct(column.type) and is_.is_struct(type_):
-        fields = [(values, type_.get_field_index(field.name)) for field, values in zip(column.type, column.flatten(), strict=True)]
-        return any(values.null_count < len(values) if at < 0 else _loses(values, type_.field(at).type) for values, at in fields)
-    if is_any_list(column.type) and is_any_list(type_):
-        return _loses(column.flatten(), type_.value_type)
-    if is_.is_map(column.type) and is_.is_map(type_):
-        return _loses(column.items, type_.item_type)
-    if any(source(column.type) and target(type_) for source, target in _LOSSY):
-        return not column.cast(type_).cast(column.type).equals(column)
-    return False
-
-
-def _has_list_view(type_: pa.DataType) -> bool:
-    if is_.is_list_view(type_) or is_.is_large_list_view(type_):
-        return True
-    return any(_has_list_view(type_.field(position).type) for position in range(type_.num_fields))
-
-
 def excerpt_value(value: object) -> str:
     """Return a value as JSON, or as Python's repr if JSON cannot represent it."""
     try:
-        return json.dumps(value, ensure_ascii=False)[:150]
+        return to_json_text(value)[:150]
     except (TypeError, ValueError, RecursionError):
         return repr(value)[:150]
 
 
-def _converter(type_: pa.DataType) -> Convert:
-    """Return a function from a JSON value to a value that pyarrow accepts for the type; it raises one of MISFITS."""
-    if is_.is_struct(type_):
-        return _to_struct({field.name: _nullable(_converter(field.type)) for field in type_})
-    if is_.is_map(type_):
-        return _to_map(_nullable(_converter(type_.item_type)))
-    if is_.is_list(type_):
-        return _to_list(_nullable(_converter(type_.value_type)))
-    return next((convert for check, convert in _SCALARS if check(type_)), lambda value: value)
+def to_json_text(value: Any) -> str:
+    """Return a value as JSON text, a Decimal with all of its digits; TypeError if JSON cannot represent it."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        if isinstance(value, Decimal):
+            return str(value)
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {to_json_text(each)}" for name, each in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(to_json_text, value)) + "]"
+        raise
 
 
-def _nullable(convert: Convert) -> Convert:
+def converter(type_: pa.DataType) -> Convert:
+    """Return a function from a JSON value to a value that pyarrow accepts for the type, null to null; it raises one of MISFITS."""
+    convert = _converter(type_)
     return lambda value: None if value is None else convert(value)
+
+
+def _converter(type_: pa.DataType) -> Convert:
+    if is_.is_struct(type_):
+        return _to_struct({field.name: converter(field.type) for field in type_})
+    if is_.is_map(type_):
+        return _to_map(converter(type_.item_type))
+    if is_.is_list(type_):
+        return _to_list(converter(type_.value_type))
+    return next((convert for check, convert in _SCALARS if check(type_)), lambda value: value)
 
 
 def _to_struct(fields: dict[str, Convert]) -> Convert:
@@ -146,35 +115,75 @@ def _require(value: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else _refuse(value)
 
 
-def _not_bool(convert: Convert) -> Convert:
-    return lambda value: _refuse(value) if isinstance(value, bool) else convert(value)
-
-
 def _refuse(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not fit")
 
 
 def _to_string(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json_text(value)
+
+
+def _to_number(value: Any) -> Number:
+    """Return a number or the number that a text states; an int if it has neither a point nor an exponent."""
+    if isinstance(value, str):
+        found = _NUMBER.fullmatch(value.strip(_BLANKS)) or _refuse(value)
+        value = Decimal(found[0]) if set(found[0]) & set(".eE") else int(found[0])
+    if isinstance(value, bool) or not isinstance(value, Number):
+        return _refuse(value)  # type: ignore[no-any-return]
+    if isinstance(value, int) or (math.isfinite(value) if isinstance(value, float) else value.is_finite()):
+        return value
+    return _refuse(value)  # type: ignore[no-any-return]
 
 
 def _to_int(value: Any) -> int:
-    return _refuse(value) if isinstance(value, float) and not value.is_integer() else int(value)
+    number = _to_number(value)
+    fits = abs(number) <= _MOST_EXACT if isinstance(number, float) else isinstance(number, int) or number.adjusted() < _MOST_DIGITS
+    return int(number) if fits and number == int(number) else _refuse(value)
+
+
+def _to_double(value: Any) -> float:
+    number = _to_number(value)
+    return float(number) if is_double(number) else _refuse(value)
+
+
+def _to_single(value: Any) -> float:
+    number, found = _to_number(value), _to_double(value)
+    with np.errstate(over="ignore", under="ignore"):
+        single = float(np.float32(found))
+    fits = single == number if isinstance(number, int) else math.isfinite(single) and bool(single) == bool(found)
+    return single if fits else _refuse(value)  # type: ignore[no-any-return]
+
+
+def _to_decimal(value: Any) -> Decimal:
+    number = _to_number(value)
+    exact = Decimal(repr(number)) if isinstance(number, float) else Decimal(number)
+    return exact if exact.adjusted() < _MOST_DIGITS else _refuse(value)
 
 
 def _to_bool(value: Any) -> bool:
-    found = value if isinstance(value, bool) else _BOOLS.get(_require(value, str).strip().lower())
+    found = value if isinstance(value, bool) else _BOOLS.get(_require(value, str).strip(_BLANKS).lower())
     return _refuse(value) if found is None else found
+
+
+def _to_timestamp(value: Any) -> datetime:
+    moment = datetime.fromisoformat(value if _TIMESTAMP.fullmatch(_require(value, str)) else _refuse(value))
+    # OverflowError if the year in UTC is not in 1 to 9999
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _to_date(value: Any) -> date:
+    return date.fromisoformat(value if _DATE.fullmatch(_require(value, str)) else _refuse(value))
 
 
 _SCALARS: tuple[tuple[Callable[[pa.DataType], bool], Convert], ...] = (
     (is_.is_string, _to_string),
-    (is_.is_integer, _not_bool(_to_int)),
-    (is_.is_floating, _not_bool(float)),
+    (is_.is_integer, _to_int),
+    (is_.is_float64, _to_double),
+    (is_.is_floating, _to_single),
     (is_.is_boolean, _to_bool),
     # ISO 8601, in UTC unless it has a zone. A number is refused: its unit and epoch are unknown
-    (is_.is_timestamp, datetime.fromisoformat),
-    (is_.is_date, date.fromisoformat),
-    (is_.is_decimal, _not_bool(lambda value: Decimal(str(value)))),
+    (is_.is_timestamp, _to_timestamp),
+    (is_.is_date, _to_date),
+    (is_.is_decimal, _to_decimal),
     (is_.is_binary, lambda value: _require(value, str).encode()),
 )

@@ -17,6 +17,7 @@ from embedder.search.exact import Hit
 from embedder.search.filter import Filter
 from embedder.stores.config import LanceConfig
 from embedder.stores.filter_sql import Dialect, quote_text, render_sql
+from embedder.stores.fitting import Mask
 from embedder.stores.rows import ROW_ID, store_schema
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
@@ -80,6 +81,14 @@ class LanceStore:
         """Replace the table by an empty one."""
         schema = store_schema(loaded.schema, loaded.spec)
         self.db.create_table(self.config.name, schema=schema, mode="overwrite")
+
+    def find_unfit(self, _: pa.Table, /) -> dict[str, Mask]:
+        """Find no rows: each type has a counterpart."""
+        return {}
+
+    def find_altered(self, _: pa.Table, /) -> dict[str, Mask]:
+        """Find no rows."""
+        return {}
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Stream all rows into one commit."""

@@ -17,6 +17,7 @@ from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.observe.progress import align
+from embedder.stores.fitting import Fitting
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 from embedder.stores.vector_store import Loaded, VectorStore
 from embedder.table.delta import list_committed, open_delta, read_table
@@ -65,16 +66,22 @@ class Report:
     deleted: int
     seconds: float
     index: str
+    left_out: int
+    """Rows that the store cannot hold."""
+    altered: tuple[str, ...]
+    """Changes of values that this load wrote in another form, with their numbers of rows."""
 
     def text(self) -> str:
         """Return the report as text."""
         at = f"version {self.version} of {self.uri}, {self.rows:,} rows"
+        missing = f"{self.left_out:,} rows that this store cannot hold; the load that met them names them"
         if self.outcome == "nothing to do":
-            return f"nothing to do: {self.place} holds {at}; {self.index}"
+            return f"nothing to do: {self.place} holds {at}; {self.index}" + (f"; left out {missing}" if self.left_out else "")
         rows = [("store", self.place), ("table", at), ("written", f"{self.upserted:,} rows in {self.seconds:.1f} s")]
         if self.previous is not None:
             rows[1] = ("table", f"version {self.previous} → {at}")
             rows.append(("removed", f"{self.deleted:,} rows"))
+        rows += [("altered", change) for change in self.altered] + ([("left out", missing)] if self.left_out else [])
         return align([*rows, ("search", self.index)])
 
 
@@ -119,18 +126,20 @@ def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
     if loaded is None or problem or not can_go_on(loaded, wanted):
         loaded = begin(wanted)
     previous = loaded.version
+    did_nothing = loaded.version == wanted.number and loaded.target is None
     try:
-        upserted, deleted = follow(store, loaded, wanted)
+        loaded, upserted, deleted, altered = follow(store, loaded, wanted)
     except VersionGoneError as error:
         if not replaces:
             raise VersionGoneError(f"{error}: {store.place} with --replace") from error
-        upserted, deleted = follow(store, begin(wanted), wanted)
-    did_nothing = loaded.version == wanted.number and loaded.target is None
+        loaded, upserted, deleted, altered = follow(store, begin(wanted), wanted)
     index = store.build_index()
-    check_count(store, wanted)
+    check_count(store, wanted, len(loaded.left_out))
     outcome: Outcome = "nothing to do" if did_nothing else "loaded" if previous is None else "refreshed"
     seconds = time.monotonic() - started
-    return Report(outcome, store.place, wanted.location.uri, wanted.number, previous, wanted.num_rows, upserted, deleted, seconds, index)
+    rows, left_out = wanted.num_rows, len(loaded.left_out)
+    place, uri, number = store.place, wanted.location.uri, wanted.number
+    return Report(outcome, place, uri, number, previous, rows, upserted, deleted, seconds, index, left_out, altered)
 
 
 def begin(wanted: Version) -> Loaded:
@@ -150,16 +159,17 @@ def can_go_on(loaded: Loaded, wanted: Version) -> bool:
     return True
 
 
-def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[int, int]:
-    """Finish a load in progress, then load the wanted version; return rows written and removed."""
+def follow(store: VectorStore, loaded: Loaded, wanted: Version) -> tuple[Loaded, int, int, tuple[str, ...]]:
+    """Finish a load in progress, then load the wanted version; return the state, rows written and removed, and altered values."""
     upserted = deleted = 0
+    fitting = Fitting(store.place, store.find_unfit, store.find_altered, loaded.left_out)
     if loaded.version is None:
-        loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target))
+        loaded, upserted = load_all(store, loaded, at_version(wanted, loaded.target), fitting)
     for target in (loaded.target, wanted.number):
         if target is not None and target != loaded.version:
-            loaded, upserts, deletes = load_changes(store, loaded, wanted, target)
+            loaded, upserts, deletes = load_changes(store, loaded, wanted, target, fitting)
             upserted, deleted = upserted + upserts, deleted + deletes
-    return upserted, deleted
+    return loaded, upserted, deleted, fitting.changes()
 
 
 def at_version(wanted: Version, number: int | None) -> Version:
@@ -167,7 +177,7 @@ def at_version(wanted: Version, number: int | None) -> Version:
     return wanted if number in (None, wanted.number) else read_version(wanted.location, number)
 
 
-def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loaded, int]:
+def load_all(store: VectorStore, loaded: Loaded, target: Version, fitting: Fitting) -> tuple[Loaded, int]:
     """Write every row of a version, from where an earlier load stopped; return the rows written."""
     store.record(loaded)
     if not loaded.done:
@@ -177,10 +187,12 @@ def load_all(store: VectorStore, loaded: Loaded, target: Version) -> tuple[Loade
     # a load that died may have written a part of this group
     write: Callable[[Iterator[pa.Table]], None] = store.upsert if loaded.done else store.append
     for group in group_parts(names, target.rows):
-        write(to_store_rows(rows, target.spec) for rows in read_parts(folder, group, target.schema))
-        loaded = replace(loaded, done=loaded.done + len(group))
+        counts = Counter[str]()
+        rows = (to_store_rows(rows, target.spec) for rows in read_parts(folder, group, target.schema))
+        write(counted(fitting.keep(rows), counts, "written"))
+        loaded = replace(loaded, done=loaded.done + len(group), left_out=tuple(sorted(fitting.left_out)))
         store.record(loaded)
-        written += sum(target.rows[name] for name in group)
+        written += counts["written"]
         logger.info("%s: %s of %s rows written", store.place, f"{written:,}", f"{target.num_rows:,}")
         write = store.append
     loaded = replace(loaded, version=target.number, target=None, done=0)
@@ -202,17 +214,22 @@ def group_parts(names: Sequence[str], rows: Mapping[str, int]) -> Iterator[list[
         yield group
 
 
-def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int) -> tuple[Loaded, int, int]:
+def load_changes(store: VectorStore, loaded: Loaded, wanted: Version, target: int, fitting: Fitting) -> tuple[Loaded, int, int]:
     """Write and remove the difference between the loaded version and another; return rows written and removed."""
     changes = read_changes(wanted.location, loaded.version, target)  # raises before the state changes
     loaded = replace(loaded, target=target)
     store.record(loaded)
     counts = Counter[str]()
-    upserts = counted(split_rows(changes.upserts), counts, "upserted")
-    store.upsert(to_store_rows(rows.select(wanted.schema.names), wanted.spec) for rows in upserts)
+    rows = (to_store_rows(rows.select(wanted.schema.names), wanted.spec) for rows in split_rows(changes.upserts))
+    store.upsert(counted(fitting.keep(rows), counts, "upserted"))
+    if fitting.left_out:
+        # earlier values of these rows may have fitted
+        store.delete(sorted(fitting.left_out))
     for keys in counted(split_rows(changes.deletes), counts, "deleted"):
-        store.delete(row_ids_of(keys))
-    loaded = replace(loaded, version=target, target=None)
+        row_ids = row_ids_of(keys)
+        store.delete(row_ids)
+        fitting.left_out.difference_update(row_ids)
+    loaded = replace(loaded, version=target, target=None, left_out=tuple(sorted(fitting.left_out)))
     store.record(loaded)
     return loaded, counts["upserted"], counts["deleted"]
 
@@ -224,13 +241,14 @@ def counted(tables: Iterable[pa.Table], counts: Counter[str], name: str) -> Iter
         yield table
 
 
-def check_count(store: VectorStore, wanted: Version) -> None:
-    """Raise StorageError if the store has other rows than the table: something else wrote to it."""
+def check_count(store: VectorStore, wanted: Version, left_out: int) -> None:
+    """Raise StorageError if the store has other rows than the table without those left out: something else wrote to it."""
     found = store.count()
-    if found != wanted.num_rows:
+    if found != wanted.num_rows - left_out:
+        less = f", {left_out:,} of them left out" if left_out else ""
         raise StorageError(
-            f"{store.place}: {found:,} rows after the load, but {wanted.location.uri} has {wanted.num_rows:,} at version {wanted.number}; "
-            "another writer or a second load changed it; load under another name"
+            f"{store.place}: {found:,} rows after the load, but {wanted.location.uri} has {wanted.num_rows:,} at version "
+            f"{wanted.number}{less}; another writer or a second load changed it; load under another name"
         )
 
 

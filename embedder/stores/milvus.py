@@ -17,7 +17,8 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
 from embedder.stores.config import MilvusConfig
-from embedder.stores.rows import ROW_ID, store_schema, to_payloads, to_rfc3339, vectors_of
+from embedder.stores.fitting import Mask, find_long, find_not_json, find_null_items
+from embedder.stores.rows import ROW_ID, store_schema, to_json_value, to_payloads, to_rfc3339, vectors_of
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
 MOST_BYTES = 65_535
@@ -117,6 +118,30 @@ class MilvusStore:
             return {"nprobe": NUM_PROBED}
         return {"ef": max(LEAST_CANDIDATES, 2 * top)} if self.config.index == "hnsw" else {}
 
+    def find_unfit(self, rows: pa.Table, /) -> dict[str, Mask]:
+        """Find values beyond the limits of VARCHAR, ARRAY and JSON."""
+        found: dict[str, Mask] = {}
+        for field in rows.schema:
+            kind = field_options(field)["datatype"]
+            reason = f"{field.name} exceeds {MOST_BYTES:,} bytes"
+            if kind == DataType.ARRAY:
+                found[f"{reason} or {MOST_ITEMS:,} items"] = find_long(rows[field.name], MOST_BYTES, MOST_ITEMS)
+            elif kind == DataType.VARCHAR and field.name != "text":
+                found[reason] = find_long(rows[field.name], MOST_BYTES, MOST_ITEMS)
+            elif kind == DataType.JSON and field.name != "embedding":
+                sizes = [len(json.dumps(to_json_value(value)).encode()) for value in rows[field.name].to_pylist()]
+                found[reason] = np.array(sizes) > MOST_BYTES
+        return found
+
+    def find_altered(self, rows: pa.Table, /) -> dict[str, Mask]:
+        """Find texts that are cut, nulls in lists, NaN and infinity."""
+        names = [field.name for field in rows.schema if field.name not in (ROW_ID, "embedding")]
+        found = find_not_json(rows, names)
+        if "text" in names:
+            found[f"text cut at {MOST_BYTES:,} bytes"] = find_long(rows["text"], MOST_BYTES, MOST_ITEMS)
+        lists = [name for name in names if _element_type(rows.schema.field(name).type)]
+        return found | {f"nulls left out of {name}": find_null_items(rows[name]) for name in lists}
+
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Insert rows."""
         for each in rows:
@@ -201,7 +226,8 @@ def _element_type(arrow: pa.DataType) -> DataType | None:
 
 
 def _scalar_type(arrow: pa.DataType) -> DataType | None:
-    if pa.types.is_string(arrow) or pa.types.is_date(arrow):
+    # decimals and bytes as text: Milvus parses a text in a JSON column, and a decimal would become a float
+    if any(check(arrow) for check in (pa.types.is_string, pa.types.is_date, pa.types.is_decimal, pa.types.is_binary)):
         return DataType.VARCHAR
     if pa.types.is_boolean(arrow):
         return DataType.BOOL

@@ -23,6 +23,7 @@ from embedder.search.exact import Hit
 from embedder.search.filter import Filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.filter_sql import Dialect, render_sql
+from embedder.stores.fitting import Mask, find_not_json, find_nul
 from embedder.stores.rows import ROW_ID, store_schema, to_bytes, to_json_value, vectors_of
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
@@ -114,6 +115,16 @@ class PgvectorStore:
         self.connection.execute(sql.SQL("CREATE TABLE {} ({})").format(self.table, sql.SQL(", ").join(columns)))
         # vectors do not compress, and inline storage saves a lookup per row; longer rows still fall back to TOAST
         self.connection.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(self.table))
+
+    def find_unfit(self, _: pa.Table, /) -> dict[str, Mask]:
+        """Find no rows: values have no limit below 256 MiB."""
+        return {}
+
+    def find_altered(self, rows: pa.Table, /) -> dict[str, Mask]:
+        """Find NUL in text, and NaN and infinity in jsonb."""
+        names = [field.name for field in rows.schema if field.name not in (ROW_ID, "embedding")]
+        nul = {f"NUL became U+FFFD in {name}": find_nul(rows[name]) for name in names}
+        return nul | find_not_json(rows, [name for name in names if column_type(rows.schema.field(name)) == "jsonb"])
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """COPY into the table without an index, which would be filled row by row."""

@@ -15,6 +15,7 @@ from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Compare, Filter, Group, IsNull, OneOf, Value
 from embedder.stores.config import QdrantConfig
+from embedder.stores.fitting import Mask, find_not_json
 from embedder.stores.rows import ROW_ID, to_payloads, to_rfc3339, vectors_of
 from embedder.stores.vector_store import STATE_NAME, Loaded, Vector
 
@@ -86,6 +87,14 @@ class QdrantStore:
             kind = payload_type(field.type.value_type if pa.types.is_list(field.type) else field.type)
             if field.name not in ("embedding", "text", "content_hash") and kind is not None:
                 self.client.create_payload_index(self.config.name, payload_key(field.name), kind)
+
+    def find_unfit(self, _: pa.Table, /) -> dict[str, Mask]:
+        """Find no rows: a payload is any JSON."""
+        return {}
+
+    def find_altered(self, rows: pa.Table, /) -> dict[str, Mask]:
+        """Find NaN and infinity, which JSON cannot hold."""
+        return find_not_json(rows, rows.schema.names)
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Write points by id."""

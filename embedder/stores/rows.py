@@ -1,5 +1,6 @@
 """Read a table's rows, part by part, in the form of stores: with one id per row, and vectors as fixed-size lists."""
 
+import base64
 import json
 import math
 import uuid
@@ -80,7 +81,7 @@ def to_bytes(values: npt.NDArray[np.generic]) -> list[bytes]:
 
 
 def to_payloads(rows: pa.Table) -> list[dict[str, Any]]:
-    """Return rows as JSON values by name: times in RFC 3339, null for NaN and infinity."""
+    """Return rows as JSON values by name: times in RFC 3339, decimals as text, bytes in base64, null for NaN and infinity."""
     return [{name: to_json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
 
 
@@ -92,13 +93,24 @@ def to_json_value(value: Any, clean: Callable[[str], str | None] | None = None) 
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, list):
+    if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
+        return _from_map(value, clean)
+    if isinstance(value, list | tuple):
         return [to_json_value(each, clean) for each in value]
     if isinstance(value, dict):
-        return {name: to_json_value(each, clean) for name, each in value.items()}
+        return {to_json_value(name, clean): to_json_value(each, clean) for name, each in value.items()}
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, datetime):
         return to_rfc3339(value)
     return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _from_map(pairs: list[tuple[Any, Any]], clean: Callable[[str], str | None] | None) -> Any:
+    """Return a map as an object; as a list of pairs if a key is not text or is repeated."""
+    converted = [[to_json_value(each, clean) for each in pair] for pair in pairs]
+    is_object = all(isinstance(name, str) for name, _ in pairs) and len({name for name, _ in converted}) == len(pairs)
+    return dict(converted) if is_object else converted
 
 
 def to_rfc3339(moment: datetime) -> str:

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec, Quantization
 from embedder.search.exact import Hit
 from embedder.search.filter import Filter
+from embedder.stores.fitting import Mask
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]
 
@@ -38,13 +39,16 @@ class Loaded:
     """Version that a load in progress goes to; None without one."""
     done: int = 0
     """Parts of the target, in order of name, that a first load wrote."""
+    left_out: tuple[str, ...] = ()
+    """Ids of rows that the store cannot hold."""
 
     def to_json(self) -> str:
         """Return the state as one line of JSON."""
         ranges = _to_base64(np.stack([self.ranges.low_D, self.ranges.high_D]).tobytes()) if self.ranges else None
         what = {"table_id": self.table_id, "space_id": self.spec.space_id, "spec": self.spec.model_dump(), "ranges": ranges}
         schema = _to_base64(self.schema.serialize().to_pybytes())
-        return json.dumps(what | {"schema": schema, "version": self.version, "target": self.target, "done": self.done})
+        progress = {"version": self.version, "target": self.target, "done": self.done, "left_out": self.left_out}
+        return json.dumps(what | {"schema": schema} | progress)
 
     @staticmethod
     def from_json(text: str) -> "Loaded":
@@ -54,7 +58,8 @@ class Loaded:
         spec = EmbeddingSpec.model_validate(values["spec"])
         bounds_2D = np.frombuffer(base64.b64decode(values["ranges"] or ""), np.float32).reshape(2, -1)
         ranges = Ranges(*bounds_2D) if values["ranges"] else None
-        return Loaded(values["table_id"], spec, schema, ranges, values["version"], values["target"], values["done"])
+        progress = values["version"], values["target"], values["done"], tuple(values.get("left_out", ()))
+        return Loaded(values["table_id"], spec, schema, ranges, *progress)
 
 
 def _to_base64(data: bytes) -> str:
@@ -87,6 +92,12 @@ class VectorStore(Protocol):
 
     def create(self, loaded: Loaded) -> None:
         """Replace the table, if any, by an empty one with these columns."""
+
+    def find_unfit(self, rows: pa.Table, /) -> Mapping[str, Mask]:
+        """Return by reason the rows that it cannot hold; they are left out."""
+
+    def find_altered(self, rows: pa.Table, /) -> Mapping[str, Mask]:
+        """Return by change the rows of which it holds a value in another form only; they are counted."""
 
     def append(self, rows: Iterator[pa.Table]) -> None:
         """Write new rows by the fastest way."""

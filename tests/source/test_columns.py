@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import pyarrow as pa
 import pytest
 
@@ -142,6 +144,9 @@ def test_a_parquet_column_that_a_sampled_shard_lacks_or_has_in_another_type_is_l
         ([1, 2], pa.int64()),
         ([1, 2**63], pa.string()),
         ([1, 1.5], pa.float64()),
+        ([2**53 + 1, 1.5], pa.string()),
+        ([1, Decimal("1.5")], pa.float64()),
+        ([Decimal("1e400")], pa.string()),
         (["a", 1], pa.string()),
         ([True, 1], pa.string()),
         ([[1], 1], pa.string()),

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import ConfigError
-from embedder.source.metadata_types import is_id, is_text, parse_type, to_delta_type, unify_types
+from embedder.source.metadata_types import find_refused, is_id, is_text, name_refused, parse_type, to_delta_type, unify_types
 
 UTC = pa.timestamp("us", "UTC")
 
@@ -19,7 +19,11 @@ UTC = pa.timestamp("us", "UTC")
         (pa.dictionary(pa.int8(), pa.large_string()), pa.string()),
         (pa.large_binary(), pa.binary()),
         (pa.binary(16), pa.binary()),
-        (pa.uuid(), pa.binary()),
+        (pa.uuid(), pa.string()),
+        (pa.json_(), pa.string()),
+        (pa.bool8(), pa.bool_()),
+        (pa.fixed_shape_tensor(pa.float32(), [2]), pa.list_(pa.float32())),
+        (pa.decimal256(38, 2), pa.decimal128(38, 2)),
         (pa.uint8(), pa.int16()),
         (pa.uint16(), pa.int32()),
         (pa.uint32(), pa.int64()),
@@ -47,6 +51,9 @@ def test_types_become_types_of_a_delta_table(type_, kept):
         pa.duration("s"),
         pa.month_day_nano_interval(),
         pa.decimal256(50, 2),
+        pa.decimal128(5, -2),
+        name_refused("INTERVAL"),
+        pa.list_(name_refused("VARIANT")),
         pa.list_(pa.time64("us")),
         pa.struct([]),
         pa.struct([("A", pa.int8()), ("a", pa.int8())]),
@@ -80,8 +87,15 @@ def test_unknown_type_names_are_refused_with_the_allowed_ones(name):
 def test_types_of_text_and_of_ids():
     assert is_text(pa.null())
     assert not is_text(pa.binary())
+    assert is_text(pa.json_())
     assert is_id(pa.decimal128(20, 0))
+    assert is_id(pa.uuid())
     assert not any(is_id(type_) for type_ in (pa.bool_(), pa.list_(pa.string()), pa.decimal128(20, 2), pa.timestamp("s")))
+
+
+def test_a_refused_type_is_named_at_any_level():
+    assert find_refused(pa.list_(pa.struct([("a", pa.int8()), ("b", name_refused("INTERVAL"))]))) == "parquet's INTERVAL"
+    assert find_refused(pa.map_(pa.string(), pa.uuid())) is None
 
 
 def struct(**fields: pa.DataType) -> pa.DataType:

@@ -12,6 +12,7 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
+from embedder.source.formats.parquet_types import find_int96, find_schema, is_exact
 from embedder.source.formats.rows import (
     Columns,
     Reading,
@@ -25,11 +26,13 @@ from embedder.source.formats.rows import (
     join_texts,
     misfit_refuser,
 )
-from embedder.source.metadata_types import is_id, is_text
-from embedder.source.metadata_values import cast_column
+from embedder.source.metadata_casts import cast_column
+from embedder.source.metadata_types import find_refused, is_id, is_text, name_type
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
+STEP_ROWS = 64
+"""Rows decoded at a time. A dictionary can repeat a value of megabytes in every row, which no size in the footer shows."""
 BUFFERED_BYTES = 512 << 20
 """A shard with larger row groups is read through buffers, which is slower, instead of a column chunk at a time."""
 _BUFFER_BYTES = 4 << 20
@@ -45,12 +48,13 @@ class _Column:
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
         top = batch.column(self.path[0])
-        return pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
+        values = pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
+        return _to_string(values) if is_.is_string(self.type) and is_.is_binary(values.type) else values
 
 
 def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns of each sampled shard."""
-    schemas = read_samples(lambda file, _: _open(file).schema_arrow)
+    schemas = read_samples(lambda file, _: find_schema(_open(file)))
     return [ShardColumns(uri, schema.names, partial(_find_type, schema), "declared") for uri, schema in schemas]
 
 
@@ -77,23 +81,46 @@ def _find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataTy
 def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
-    columns = _find_columns(shard.schema_arrow, reading)
+    columns = _find_columns(find_schema(shard), reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
-    if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES:
-        shard = _open(file, shard.metadata, _BUFFER_BYTES)
+    buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
+    if buffer_bytes:
+        shard = _open(file, shard.metadata, buffer_bytes)
+    keys = [column.key for column in columns]
+    int96 = find_int96(shard, [column.key for column in columns.metadata])
+    # one decoding cannot show that it overflowed
+    others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
     first_row = reading.first_row
-    for batch in _read_batches(shard, groups, [column.key for column in columns]):
-        yield _to_rows(batch, columns, reading, first_row)
-        first_row += batch.num_rows
+    for group in groups:
+        times = [each.read_row_group(group, int96, use_threads=False) for each in others]
+        start_row = first_row
+        for batch in _read_group(shard, group, keys):
+            rows = _to_rows(batch, columns, reading, first_row)
+            if times:
+                same_rows = [each.slice(first_row - start_row, batch.num_rows).combine_chunks().to_batches()[0] for each in times]
+                _refuse_int96([batch, *same_rows], int96, columns, rows, reading)
+            yield rows
+            first_row += batch.num_rows
+
+
+def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
+    for column, field in zip(columns.metadata, reading.metadata, strict=True):
+        times = [column.take(batch) for batch in batches] if column.key in keys else []
+        if times and not is_exact(*times):
+            refuse = misfit_refuser(rows.refused, field)
+            for position in range(len(times[0])):
+                if not is_exact(*(each.slice(position, 1) for each in times)):
+                    refuse(position, "INT96 finer than a microsecond or out of range")
 
 
 def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
-    column = _find_columns(shard.schema_arrow, reading).id
+    column = _find_columns(find_schema(shard), reading).id
     if column is not None and reading.row_groups:
-        for batch in _read_batches(shard, range(reading.row_groups[0]), [column.key]):
-            yield _ids(column.take(batch), {})
+        for group in range(reading.row_groups[0]):
+            for batch in _read_group(shard, group, [column.key]):
+                yield _ids(column.take(batch), {})
 
 
 def slice_row_groups(file: IO[bytes], size_bytes: int, least_bytes: int) -> list[Slice]:
@@ -119,8 +146,11 @@ def _share_bytes(metadata: pq.FileMetaData, size_bytes: int) -> list[int]:
     return [size * size_bytes // max(sum(sizes), 1) for size in sizes]
 
 
-def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0) -> pq.ParquetFile:
-    return pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_bytes, page_checksum_verification=True)
+def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes: int = 0, int96: str = "us") -> pq.ParquetFile:
+    """Open a file; pages with a wrong checksum fail. INT96 is read as microseconds: pyarrow's nanoseconds wrap around in 2262."""
+    return pq.ParquetFile(
+        file, metadata=metadata, buffer_size=buffer_bytes, coerce_int96_timestamp_unit=int96, page_checksum_verification=True
+    )
 
 
 def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
@@ -129,29 +159,47 @@ def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
     def find(key: str, setting: str) -> _Column:
         found = _find_field(schema, key)
         if found is None:
-            raise SourceError(f"{uri}: no column {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
+            count = schema.names.count(key)
+            problem = f"{count} columns" if count else "no column"
+            raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
         return _Column(key, *found)
 
     columns = reading.find_columns(find)
     for column in columns.texts:
         if not is_text(column.type):
-            raise SourceError(f"{uri}: column {column.key!r} is {column.type}, not text; set source.text_columns")
+            raise SourceError(f"{uri}: column {column.key!r} is {name_type(column.type)}, not text; set source.text_columns")
     if columns.id is not None and not is_id(columns.id.type):
-        raise SourceError(f"{uri}: column {columns.id.key!r} is {columns.id.type}, not text or a number; set source.id_column")
+        raise SourceError(f"{uri}: column {columns.id.key!r} is {name_type(columns.id.type)}, not text or a number; set source.id_column")
+    for column in columns.metadata:
+        if refused := find_refused(column.type):
+            raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
     return columns
 
 
-def _read_batches(shard: pq.ParquetFile, groups: Sequence[int], keys: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[pa.RecordBatch]:
     """Read batches of bounded size; raise OSError if a row group has fewer rows than its footer states."""
-    for group in groups:
-        metadata, num_read = shard.metadata.row_group(group), 0
-        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
-        batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(row_bytes, 1)))
-        for batch in shard.iter_batches(batch_rows, row_groups=[group], columns=keys, use_threads=False):
-            num_read += batch.num_rows
-            yield batch
-        if num_read != metadata.num_rows:
-            raise OSError(f"row group {group} holds {num_read} rows, its footer states {metadata.num_rows}")
+    metadata, num_read = shard.metadata.row_group(group), 0
+    row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
+    step_rows = max(1, min(STEP_ROWS, BATCH_BYTES // max(row_bytes, 1)))
+    held: list[pa.RecordBatch] = []
+    size_bytes = num_rows = 0
+    for step in shard.iter_batches(step_rows, row_groups=[group], columns=keys, use_threads=False):
+        # decoded, so that its bytes are those of its values
+        plain = [column.dictionary_decode() if is_.is_dictionary(column.type) else column for column in step.columns]
+        batch = pa.record_batch(plain, step.schema.names)
+        held.append(batch)
+        size_bytes, num_rows = size_bytes + batch.nbytes, num_rows + batch.num_rows
+        if num_rows >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
+            yield _join(held)
+            held, num_read, size_bytes, num_rows = [], num_read + num_rows, 0, 0
+    if num_rows:
+        yield _join(held)
+    if num_read + num_rows != metadata.num_rows:
+        raise OSError(f"row group {group} holds {num_read + num_rows} rows, its footer states {metadata.num_rows}")
+
+
+def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading, first_row: int) -> Rows:
@@ -165,8 +213,13 @@ def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading,
     return Rows(first_row, texts, ids, metadata, refused)
 
 
+def _to_string(column: pa.Array) -> pa.Array:
+    """Cast to text without a check of its bytes."""
+    return pc.cast(column, options=pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True))
+
+
 def _texts(column: pa.Array, refused: Refusals) -> pa.Array:
-    texts = column.cast(pa.string())
+    texts = _to_string(column)
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:
@@ -186,4 +239,6 @@ def _decode(value: bytes | None, refused: Refusals, position: int) -> str | None
 def _ids(column: pa.Array, refused: Refusals) -> pa.Array:
     if is_text(column.type):
         return _texts(column, refused)
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
     return convert_ids(column.to_pylist(), refused) if is_.is_floating(column.type) else column.cast(pa.string())

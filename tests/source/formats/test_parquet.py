@@ -1,15 +1,20 @@
+import base64
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pe
 import pytest
 
 from embedder.config.source import SourceConfig
-from embedder.core.errors import SourceError
+from embedder.core.errors import ConfigError, SourceError
 from embedder.core.units import Task
+from embedder.run import embed
 from embedder.source import documents
-from embedder.source.documents import read_units, slice_parquet
+from embedder.source.documents import read_units, slice_shard
 from embedder.source.formats import parquet
 from embedder.source.formats.parquet import slice_row_groups
+from embedder.source.formats.rows import Reading
 from embedder.source.shards import list_shards
 
 NO_METADATA = pa.schema([])
@@ -101,7 +106,7 @@ def test_metadata_becomes_types_of_a_delta_table(write_file, read):
     table = pa.table(
         {
             "text": ["x", "y"],
-            "when": pa.array([1, None], pa.timestamp("ns")),
+            "when": pa.array([1000, None], pa.timestamp("ns")),
             "tags": pa.array([["a"], None], pa.large_list(pa.large_string())),
             "fixed": pa.array([[1, 2], None], pa.list_(pa.uint8(), 2)),
             "big": pa.array([2**64 - 1, 0], pa.uint64()),
@@ -151,6 +156,69 @@ def test_a_shard_with_other_columns_is_a_source_error(write_file, read, table, m
         read(write_file("b.parquet", pa.table(table)), NO_METADATA, id_column="id")
 
 
+@pytest.mark.parametrize("key", ["text", "m"])
+def test_columns_of_one_name_are_refused(write_file, read, key):
+    names = ["text", "m", "other"]
+    table = pa.table([["x"], ["y"], ["z"]], names=[key if name == "other" else name for name in names])
+    with pytest.raises(ConfigError, match=rf"has 2 columns '{key}' \(found: text, m, {key}\)"):
+        read(write_file("a.parquet", table), metadata_columns=["m"])
+    with pytest.raises(SourceError, match=rf"a.parquet: 2 columns '{key}'"):
+        read(write_file("a.parquet", table), pa.schema([("m", pa.string())]), metadata_columns=["m"])
+
+
+@pytest.mark.parametrize("other", [{}, {"M": [1]}, {"meta": [{"m": 1}]}])
+def test_a_shard_without_a_metadata_column_of_that_very_name_is_a_source_error(write_file, read, other):
+    write_file("s/a.parquet", pa.table({"text": ["x"], "m": [1]}))
+    path = write_file("s/b.parquet", pa.table({"text": ["x"], **other}))
+    with pytest.raises(SourceError, match=r"b.parquet: no column 'm' \(found: text"):
+        read(path.parent, metadata_columns=["m"])
+
+
+def test_a_page_with_a_wrong_checksum_is_a_source_error(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"text": ["first", "second"]}), path, write_page_checksum=True, **plain)
+    path.write_bytes(path.read_bytes().replace(b"second", b"secund"))
+    with pytest.raises(SourceError, match=r"a.parquet: cannot be read to its end \(could not verify page integrity, CRC checksum"):
+        read(path)
+
+
+def test_an_encrypted_shard_is_named_as_such(tmp_path, read):
+    keys = pe.CryptoFactory(lambda _: PlainKeys())
+    properties = keys.file_encryption_properties(
+        pe.KmsConnectionConfig(), pe.EncryptionConfiguration(footer_key="k", column_keys={"k": ["text"]}, double_wrapping=False)
+    )
+    table = pa.table({"text": ["x"]})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, encryption_properties=properties) as writer:
+        writer.write_table(table)
+    with pytest.raises(SourceError, match=r"a.parquet: .*encrypted metadata"):
+        read(tmp_path / "a.parquet")
+
+
+class PlainKeys(pe.KmsClient):
+    """Wraps keys in base64 alone."""
+
+    def wrap_key(self, key_bytes, master_key_identifier):
+        """Return a key as text."""
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key, master_key_identifier):
+        """Return the key of a text."""
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("table", [pa.table({}), pa.table({"text": pa.array([], pa.string())})])
+def test_a_shard_without_columns_is_refused_and_one_without_row_groups_is_empty(tmp_path, read, table):
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema):
+        pass
+    assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 0
+    if table.num_columns:
+        assert read(tmp_path / "a.parquet").num_records == 0
+    else:
+        with pytest.raises(ConfigError, match=r"a.parquet has no column 'text' \(found: \)"):
+            read(tmp_path / "a.parquet")
+
+
 def test_wide_row_groups_are_read_through_buffers_in_small_batches(write_file, read, monkeypatch):
     rows = [{"text": f"{number} " * 200, "id": number} for number in range(100)]
     path = write_file("a.parquet", pa.Table.from_pylist(rows))
@@ -158,6 +226,20 @@ def test_wide_row_groups_are_read_through_buffers_in_small_batches(write_file, r
     monkeypatch.setattr(parquet, "BUFFERED_BYTES", 10)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 2000)
     assert read(path, id_column="id").documents.equals(whole)
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_large_value_that_a_dictionary_repeats_is_read_in_small_batches(tmp_path, store_schema):
+    rows, value = 1000, "x" * 100_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts if store_schema else texts.cast(pa.string())}), path, store_schema=store_schema)
+    assert path.stat().st_size < 100_000
+    source = SourceConfig(uri=str(path))
+    with path.open("rb") as file:
+        batches = [rows.texts for rows in parquet.read_parquet(file, Reading(list_shards(source).shards[0], None, source, NO_METADATA))]
+    assert sum(map(len, batches)) == rows
+    assert max(texts.nbytes for texts in batches) <= parquet.BATCH_BYTES + parquet.STEP_ROWS * len(value)
 
 
 def read_slices(path, slices, **settings):
@@ -172,7 +254,7 @@ def test_slices_have_the_contents_of_the_whole_shard(write_file, read, monkeypat
     rows = [{"text": "" if number % 11 == 0 else f"text {number}", "id": str(number % 31)} for number in range(60)]
     path = write_file("a.parquet", rows)
     monkeypatch.setattr(documents, "SLICE_BYTES", 300)
-    slices = slice_parquet(list_shards(SourceConfig(uri=str(path))).shards[0], SourceConfig(uri=str(path)))
+    slices = slice_shard(list_shards(SourceConfig(uri=str(path))).shards[0], SourceConfig(uri=str(path)))
     assert len(slices) > 2
     for id_column in ("id", None):
         units = list(read_slices(path, slices, id_column=id_column, rows_per_unit=4))
@@ -182,6 +264,16 @@ def test_slices_have_the_contents_of_the_whole_shard(write_file, read, monkeypat
         assert [unit.last for unit in units] == [False] * (len(units) - 1) + [True]
         assert [unit.first_row for unit in units] == [0, *(unit.stop_row for unit in units[:-1])]
         assert units[-1].stop_row == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "sliced"), [("a.PARQUET", "auto", True), ("part-0", "parquet", True), ("a.parquet", "csv", False)]
+)
+def test_the_format_and_not_the_name_decides_whether_a_shard_is_sliced(write_file, monkeypatch, name, format_, sliced):
+    source = SourceConfig(uri=str(write_file("a.parquet", [{"text": "x"}]).rename(write_file(name, b""))), format=format_)
+    monkeypatch.setattr(embed, "SLICE_BYTES", 1)
+    task = Task("k", "v", list_shards(source).shards)
+    assert [each.row_groups for each in embed.slice_large(task, source)] == ([(0, 1)] if sliced else [None])
 
 
 def test_slices_cover_all_row_groups_and_hold_enough_bytes(tmp_path):
@@ -204,5 +296,5 @@ def test_slices_cover_all_row_groups_and_hold_enough_bytes(tmp_path):
 def test_a_shard_without_rows_is_one_slice_and_one_empty_unit(write_file, read):
     path = write_file("a.parquet", pa.table({"text": pa.array([], pa.string())}))
     source = SourceConfig(uri=str(path))
-    assert len(slice_parquet(list_shards(source).shards[0], source)) == 1
+    assert len(slice_shard(list_shards(source).shards[0], source)) == 1
     assert [(unit.first_row, unit.stop_row, unit.last, len(unit.documents)) for unit in read(path).units] == [(0, 0, True, 0)]
