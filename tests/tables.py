@@ -13,8 +13,10 @@ from embedder.core.schema import DOCUMENTS, QUARANTINE, table_schema
 from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.table.delta import Change, commit_table, open_delta, read_table, sync_quarantine
+from embedder.table.commits import open_delta
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.parts import assemble_rows, footer_of, list_parts, read_part, write_part
+from embedder.table.quarantine import sync_quarantine
 from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC as ANY_SPEC
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from embedder.core.errors import CommitError, ConfigError, EmbedderError, StorageError
+from embedder.core.errors import ConfigError, EmbedderError, TableDamagedError
 from embedder.core.retry import is_transient
 
 T = TypeVar("T")
@@ -18,14 +18,12 @@ class Problems:
     def check(self, check: Callable[[], T]) -> T | None:
         """Return the result of a check, or keep its problem and return None.
 
-        If the storage is unreachable or busy, no other setting would help: its error is raised at once, as it is.
+        If the storage is unreachable or busy, or the table is damaged, no other setting would help: the error is raised at once.
         """
         try:
             return check()
         except EmbedderError as error:
-            if is_transient(error) and not isinstance(error, ConfigError):
-                if isinstance(error, CommitError):  # the table's log cannot be read
-                    raise StorageError(str(error)) from error
+            if isinstance(error, TableDamagedError) or (is_transient(error) and not isinstance(error, ConfigError)):
                 raise
             self.found.append(str(error))
             return None

@@ -25,8 +25,9 @@ from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, Stats
 from embedder.observe.environment import describe_environment
 from embedder.run.recut_vectors import VectorTransform, plan_cut
-from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
+from embedder.table.delta import Change, TableState, commit_table, read_table
 from embedder.table.parts import encode_batches, footer_of, part_file, quarantine_file, read_batches, read_footer, read_part
+from embedder.table.quarantine import sync_quarantine
 from embedder.table.vectors import column_codes
 
 NUM_THREADS = 8

@@ -19,6 +19,7 @@ from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter
 from embedder.table.delta import require_table
 from embedder.table.diff import KEY
+from embedder.table.parts import explain_damage
 from embedder.table.vectors import column_codes
 
 RESCORED = 10
@@ -75,7 +76,8 @@ def read_vectors(dataset: Any, rows: Sequence[dict[str, Any]], bucket_bits: int)
         assert name is not None, fragment.path
         if name.key not in task_keys:
             continue
-        table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
+        with explain_damage(fragment.path):
+            table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
         if table.num_rows:
             keys = map(key_of, table.drop_columns(["embedding"]).to_pylist())
             found |= {key: vector_D for key, vector_D in zip(keys, column_codes(table["embedding"]), strict=True) if key in wanted}

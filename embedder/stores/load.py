@@ -19,7 +19,8 @@ from embedder.core.storage import Location
 from embedder.observe.progress import align
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 from embedder.stores.vector_store import Loaded, VectorStore
-from embedder.table.delta import list_committed, open_delta, read_table
+from embedder.table.commits import open_delta
+from embedder.table.delta import list_committed, read_table
 from embedder.table.diff import check_present, read_changes
 from embedder.table.run_record import find_info
 

@@ -9,8 +9,10 @@ from embedder.core.storage import Found, Location, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align
 from embedder.table.check_rows import Fault, check_rows
-from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, read_quarantined, require_table, sync_quarantine
+from embedder.table.commits import MAINTENANCE_KEY
+from embedder.table.delta import Change, TableState, commit_table, require_table
 from embedder.table.parts import QUARANTINE_FOLDER, group_by_task, list_by_name, part_file, quarantine_file, read_footer
+from embedder.table.quarantine import read_quarantined, sync_quarantine
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from embedder.core.schema import QUARANTINE
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.progress import align
-from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, require_table, sync_quarantine
+from embedder.table.commits import MAINTENANCE_KEY
+from embedder.table.delta import Change, TableState, commit_table, require_table
 from embedder.table.parts import (
     encode_batches,
     encode_parquet,
@@ -22,6 +23,7 @@ from embedder.table.parts import (
     read_metadata,
     read_part,
 )
+from embedder.table.quarantine import sync_quarantine
 
 
 @dataclass(frozen=True, slots=True)

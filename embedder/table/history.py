@@ -8,7 +8,7 @@ from typing import Any
 from embedder.core.errors import CommitError
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location
-from embedder.table.delta import MAINTENANCE_KEY, Commit, list_commits
+from embedder.table.commits import MAINTENANCE_KEY, Commit, list_commits
 
 RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
 _FIGURES = (

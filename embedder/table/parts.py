@@ -1,8 +1,10 @@
 """Writes vectors and documents as one parquet file, once, and reads parts back from storage."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -11,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedder.core.errors import StorageError
+from embedder.core.errors import StorageError, TableDamagedError
 from embedder.core.quantization import Ranges
+from embedder.core.retry import is_transient, one_line
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Found, Location, Store, map_threads
+from embedder.core.storage import READ_BLOCK_BYTES, Found, Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.vectors import Codes, quantization_of, vector_column
 
@@ -68,7 +71,7 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
     data = encode_parquet(rows, footer)
     if not file.write_once(data):
         return read_part(str(name), table)
-    return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects))
+    return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects), checksum_of(data))
 
 
 def encode_parquet(rows: pa.Table, footer: dict[str, Any]) -> bytes:
@@ -92,6 +95,7 @@ def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[s
         use_dictionary=repeated,
         column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_floats else None,
         write_page_index=True,
+        write_page_checksum=True,
     ) as writer:
         for group in _split_row_groups(tables, schema):
             writer.write_table(group.replace_schema_metadata(marked.metadata), row_group_size=ROW_GROUP_ROWS)
@@ -137,15 +141,15 @@ def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
 
 
 def read_part(name: str, table: Location) -> Part:
-    """Read a part's description from its footer."""
+    """Read a part's description from its footer, and its checksum from all of its bytes."""
     store = part_file(table, name)
-    found = store.info()
-    if found is None:
+    if store.info() is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
     quarantine = quarantine_file(table, name).info() if stats.quarantined else None
-    return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+    checksum, size = read_checksum(store)
+    return Part(name, num_rows, size, stats, quarantine.size_bytes if quarantine else 0, checksum)
 
 
 def find_missing(names: Sequence[str], table: Location) -> list[str]:
@@ -157,27 +161,74 @@ def find_missing(names: Sequence[str], table: Location) -> list[str]:
     return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 
+def checksum_of(data: bytes) -> str:
+    """Return the sha256 of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_checksum(store: Store) -> tuple[str, int]:
+    """Read a file to its end; return its checksum and size."""
+    hashed, size = hashlib.sha256(), 0
+    with store.open_input() as file:
+        while block := file.read(READ_BLOCK_BYTES):
+            hashed.update(block)
+            size += len(block)
+    return hashed.hexdigest(), size
+
+
+@contextmanager
+def explain_damage(uri: str) -> Iterator[None]:
+    """Raise TableDamagedError with the file's name and the remedy if a parquet file is damaged; leave an outage as it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or is_transient(error)):
+            raise
+        raise TableDamagedError(
+            f"{uri}: damaged, or not the file that was written ({one_line(error)}); run jobs.maintain with --check --deep --repair, then "
+            "the job that made the table"
+        ) from error
+
+
+@contextmanager
+def open_parquet(store: Store, narrow: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file; each page that is read is compared with its checksum. TableDamagedError if the file is damaged.
+
+    Parts of earlier versions have no checksums of pages.
+    """
+    with store.open_input(narrow) as source, explain_damage(store.uri):
+        yield pq.ParquetFile(source, page_checksum_verification=True)
+
+
 def read_metadata(store: Store) -> pq.FileMetaData:
     """Read the footer of a parquet file."""
-    with store.open_input() as file:
-        return pq.read_metadata(file)
+    with open_parquet(store) as file:
+        return file.metadata
 
 
 def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
     """Read a part's number of rows, and its spec and stats."""
     metadata = read_metadata(store)
-    footer: dict[str, Any] = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
-    if "stats" not in footer:
-        raise StorageError(
-            f"{store.uri}: not a part of embedder (no {FOOTER_KEY.decode()!r} in its footer); move it out of the table's folder"
-        )
-    return metadata.num_rows, footer
+    return metadata.num_rows, parse_footer(metadata, store.uri)
+
+
+def parse_footer(metadata: pq.FileMetaData, uri: str) -> dict[str, Any]:
+    """Return a part's spec and stats; TableDamagedError if the footer has none, or they are damaged."""
+    with explain_damage(uri):
+        footer = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    if not isinstance(footer, dict) or "stats" not in footer:
+        key = FOOTER_KEY.decode()
+        raise TableDamagedError(f"{uri}: not a part of embedder (no {key!r} in its footer); move it out of the table's folder")
+    known = isinstance(footer["stats"], dict) and set(footer["stats"]) <= set(Stats.__slots__) and "space_id" in footer
+    if not known:
+        raise TableDamagedError(f"{uri}: its footer is damaged, or of a newer embedder; run jobs.maintain with --check --deep")
+    return footer
 
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield a file's rows in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
-    with store.open_input(narrow=columns is not None) as source:
-        for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
+    with open_parquet(store, narrow=columns is not None) as file:
+        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
             yield pa.Table.from_batches([batch])
 
 

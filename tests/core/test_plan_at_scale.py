@@ -83,7 +83,7 @@ def fill_table(prepared: RunPlan) -> None:
     parts = parts_of(prepared.plan.read)
     for part in parts:
         (folder / part.name).touch()
-    info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
+    info = {"spec": prepared.spec.model_dump(), "space_id": prepared.spec.space_id, "bucket_bits": prepared.bucket_bits}
     commit_table(Location(config.output.uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 

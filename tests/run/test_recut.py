@@ -16,8 +16,9 @@ from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.run.recut import RecutConfig, check_cuts, run_cuts, run_recut
 from embedder.run.recut_vectors import plan_cut
+from embedder.table.commits import open_delta
 from embedder.table.compact import compact_table
-from embedder.table.delta import open_delta, read_table
+from embedder.table.delta import read_table
 from embedder.table.vectors import column_codes
 from tests.core.test_spec import SPEC
 from tests.tables import DIM, Corpus, MadeTable

@@ -19,7 +19,8 @@ from embedder.stores.config import LoadConfig
 from embedder.stores.load import Report, read_version, sync
 from embedder.stores.open import open_store
 from embedder.stores.vector_store import Loaded
-from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.commits import open_delta
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 from tests.core.test_spec import SPEC

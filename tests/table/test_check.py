@@ -40,7 +40,7 @@ def test_an_intact_table_has_no_fault(table: MadeTable) -> None:
 def test_a_missing_rotation_is_a_fault_until_it_is_restored(local: MadeTable) -> None:
     rotation_WW = np.eye(DIM, dtype=np.float32)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
-    local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump()})
+    local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump(), "space_id": spec.space_id})
     [fault] = check_table(local.location).faults
     assert fault.name == f"_rotation/{spec.rotation}"
     keep_rotation(rotation_WW, local.location)

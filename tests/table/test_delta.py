@@ -19,7 +19,8 @@ from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.delta import Change, commit_table, read_table, sync_quarantine
+from embedder.table.delta import Change, commit_table, read_table
+from embedder.table.quarantine import sync_quarantine
 from embedder.table.run_record import read_record
 from tests.core.test_spec import SPEC
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, break_first
@@ -29,7 +30,7 @@ SCHEMA = table_schema(pa.schema(list(make_documents().schema)[5:]), store_text=T
 
 
 def info_of(spec: EmbeddingSpec = SPEC) -> Mapping[str, Any]:
-    return {"spec": spec.model_dump(), "bucket_bits": 0}
+    return {"spec": spec.model_dump(), "space_id": spec.space_id, "bucket_bits": 0}
 
 
 def change(add: tuple[Part, ...] = (), remove: tuple[str, ...] = (), spec: EmbeddingSpec = SPEC, replaces: bool = False) -> Change:

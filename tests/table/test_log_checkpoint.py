@@ -9,8 +9,9 @@ from deltalake import DeltaTable
 
 from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.delta import commit_table, read_quarantined, read_table, sync_quarantine
+from embedder.table.delta import commit_table, read_table
 from embedder.table.log_checkpoint import write_checkpoint
+from embedder.table.quarantine import read_quarantined, sync_quarantine
 from tests.table.test_delta import change
 
 
