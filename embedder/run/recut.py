@@ -192,7 +192,7 @@ def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Sch
             with quarantine_file(source, parent_name).open_input() as file:
                 quarantine_file(target, name).write_once(file.read())
         tables = cut_tables(part_file(source, parent_name), cut, schema)
-        part_file(target, name).write_once(encode_batches(tables, schema, footer_of(cut.spec, stats, cut.ranges)))
+        part_file(target, name).write_once(encode_batches(tables, schema, {**footer_of(cut.spec, stats, cut.ranges), "name": name}))
     return read_part(name, target)
 
 

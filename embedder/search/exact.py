@@ -17,7 +17,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_checked
-from embedder.table.parts import explain_damage
+from embedder.table.parts import check_name, explain_damage
 from embedder.table.run_record import read_record
 from embedder.table.vectors import Codes, column_codes
 
@@ -80,6 +80,7 @@ def nearest_rows(
     def scan(number: int) -> list[Candidate]:
         best: list[Candidate] = []
         with explain_damage(fragments[number].path):
+            check_name(fragments[number].metadata, fragments[number].path)
             for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
                 scores_N = restored(codes_NX) @ query_D
                 chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]

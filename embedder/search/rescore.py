@@ -19,7 +19,7 @@ from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter
 from embedder.table.delta import require_table
 from embedder.table.diff import KEY
-from embedder.table.parts import explain_damage
+from embedder.table.parts import check_name, explain_damage
 from embedder.table.vectors import column_codes
 
 RESCORED = 10
@@ -77,6 +77,7 @@ def read_vectors(dataset: Any, rows: Sequence[dict[str, Any]], bucket_bits: int)
         if name.key not in task_keys:
             continue
         with explain_damage(fragment.path):
+            check_name(fragment.metadata, fragment.path)
             table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
         if table.num_rows:
             keys = map(key_of, table.drop_columns(["embedding"]).to_pylist())

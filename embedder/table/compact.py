@@ -100,7 +100,7 @@ def merge_parts(names: Sequence[PartName], state: TableState, table: Location) -
         quarantine_file(table, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
     tables = (rows for name in names for rows in read_batches(part_file(table, str(name))))
     schema = read_metadata(part_file(table, str(names[0]))).schema.to_arrow_schema().remove_metadata()
-    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
+    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats), "name": str(merged)}))
     part = read_part(str(merged), table)
     num_rows = sum(state.rows[str(name)] for name in names)
     if part.rows != num_rows or part.stats != stats:

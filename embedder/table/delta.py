@@ -20,7 +20,7 @@ from embedder.core.units import Part, PartName
 from embedder.table.commits import find_commit, open_delta, read_files, unreadable
 from embedder.table.parts import find_missing
 from embedder.table.run_record import INFO_KEY, find_info, missing_table
-from embedder.table.seal import check_record, find_problems, seal_record
+from embedder.table.seal import Problem, check_record, find_problems, seal_record
 
 _APP_ID = "embedder"
 """Each commit carries it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -40,7 +40,7 @@ class TableState:
     run_number: int
     foreign: Mapping[str, int] = field(default_factory=dict)
     """Sizes of files that another tool added, by name; none in a table that `read_table` returns."""
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     """How the log differs from the run record; none in a table that `read_table` returns."""
 
     @property
@@ -95,11 +95,12 @@ def require_table(location: Location) -> TableState:
     return state
 
 
-def _refuse_problems(location: Location, version: int, problems: Iterable[str]) -> None:
+def _refuse_problems(location: Location, version: int, problems: Iterable[Problem]) -> None:
     for problem in problems:
+        repair = ", or run jobs.maintain with --check --repair, then the job that made the table" if problem.is_mendable else ""
         raise TableDamagedError(
-            f"{location.uri}: version {version}: {problem}: another tool changed the table, or its log is damaged; restore the version "
-            "before, DeltaTable(uri).restore(VERSION), or run jobs.maintain with --check --repair, then the job that made the table"
+            f"{location.uri}: version {version}: {problem.what}: another tool changed the table, or its log is damaged; "
+            f"restore the version before, DeltaTable(uri).restore(VERSION){repair}"
         )
 
 

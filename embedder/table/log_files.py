@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from embedder.core.errors import StorageError, TableDamagedError
+from embedder.core.retry import one_line
 from embedder.core.storage import Found, Location, map_threads
 from embedder.table.parts import list_by_name, open_parquet
-from embedder.table.run_record import LOG_FOLDER, find_commits
+from embedder.table.run_record import INFO_KEY, LOG_FOLDER, find_commits
 from embedder.table.seal import RESTORE
 
 LAST_CHECKPOINT = "_last_checkpoint"
@@ -68,36 +69,38 @@ def read_commit(commit: Location) -> list[dict[str, Any]]:
 
 
 def find_log_damage(location: Location) -> list[LogDamage]:
-    """Read every file of the log; return those that are damaged. Commits missing between two others are named too."""
+    """Read every file of the log; return those that are damaged, and the commits that are gone from between two others."""
     folder = location.child(LOG_FOLDER)
     names = list_by_name(folder)
     commits, checkpoints = find_commits(names), find_checkpoints(names)
-    bad_commits = {version: why for version, why in _read_commits(commits, location).items() if why}
+    read = _read_commits(commits, location)
+    bad = {version: each for version, each in read.items() if isinstance(each, str)}
+    recorded = max((version for version, each in read.items() if each is True), default=-1)
     bad_checkpoints = {version: why for version, files in checkpoints.items() if (why := _read_checkpoint(files, location))}
     good = [version for version in checkpoints if version not in bad_checkpoints]
+    covered = max(good, default=-1)
     found = []
     if why := _read_hint(folder, checkpoints) if LAST_CHECKPOINT in names else "":
         found.append(LogDamage(LAST_CHECKPOINT, why, True))
     for version, why in sorted(bad_checkpoints.items()):
         start = max((each for each in good if each < version), default=-1)
         replayed = set(range(start + 1, version + 1))
-        is_spare = any(each > version for each in good) or (replayed <= set(commits) and not replayed & set(bad_commits))
+        is_spare = covered > version or (replayed <= set(commits) and not replayed & set(bad))
         found += [LogDamage(each.uri.rsplit("/", 1)[-1], why, is_spare) for each in checkpoints[version]]
-    for version, why in sorted(bad_commits.items()):
-        found.append(LogDamage(f"{version:020d}.json", why, False))
-    first, last = min(commits, default=0), max(commits, default=-1)
-    covered = max(good, default=-1)
-    missing = [version for version in range(max(first, covered + 1), last) if version not in commits]
-    return found + [LogDamage(f"{version:020d}.json", "not on storage", False) for version in missing]
+    found += [LogDamage(f"{version:020d}.json", why, version <= covered and version < recorded) for version, why in sorted(bad.items())]
+    span = range(max(min(commits, default=0), covered + 1), max(commits, default=-1))
+    return found + [LogDamage(f"{version:020d}.json", "not on storage", False) for version in span if version not in commits]
 
 
-def _read_commits(commits: Mapping[int, Found], location: Location) -> dict[int, str]:
-    def read(version: int) -> str:
+def _read_commits(commits: Mapping[int, Found], location: Location) -> dict[int, str | bool]:
+    """Return, for each commit, whether it holds a run record, or why it cannot be read."""
+
+    def read(version: int) -> str | bool:
         try:
-            read_commit(Location(commits[version].uri, location.options))
+            actions = read_commit(Location(commits[version].uri, location.options))
         except TableDamagedError as error:
             return str(error).removeprefix(f"{commits[version].uri}: ").partition(";")[0]
-        return ""
+        return any(INFO_KEY in action["commitInfo"] for action in actions if "commitInfo" in action)
 
     versions = sorted(commits)
     return dict(zip(versions, map_threads(read, versions), strict=True))
@@ -110,7 +113,7 @@ def _read_checkpoint(files: list[Found], location: Location) -> str:
                 for _ in file.iter_batches():
                     pass
         except TableDamagedError as error:
-            return f"a checkpoint that cannot be read ({error.__cause__})"
+            return f"a checkpoint that cannot be read ({one_line(error.__cause__ or error)})"
     return ""
 
 
@@ -137,12 +140,12 @@ def describe_log_damage(location: Location) -> str:
     return f"{location.uri}: the log is damaged: {listed}; {remedy}"
 
 
-def remove_spare_files(location: Location) -> int:
-    """Delete damaged files of the log that its other files replace; return their number."""
+def remove_spare_files(location: Location) -> list[str]:
+    """Delete damaged files of the log that its other files replace; return their names."""
     spare = [each.name for each in find_log_damage(location) if each.is_spare]
     folder = location.child(LOG_FOLDER)
     if any(".checkpoint" in name for name in spare):
         spare.append(LAST_CHECKPOINT)  # it may name the one that goes
     for name in sorted(set(spare)):
         folder.child(name).open().remove()
-    return len(set(spare))
+    return sorted(set(spare))

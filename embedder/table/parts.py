@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,7 +68,7 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
         # left by a worker that died before its part; the API or the encoder may have refused other documents since
         rejects_file.remove()
         rejects_file.write_once(rejects)
-    data = encode_parquet(rows, footer)
+    data = encode_parquet(rows, {**footer, "name": str(name)})
     if not file.write_once(data):
         return read_part(str(name), table)
     return Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects), checksum_of(data))
@@ -197,7 +197,24 @@ def open_parquet(store: Store, narrow: bool = False) -> Iterator[pq.ParquetFile]
     Parts of earlier versions have no checksums of pages.
     """
     with store.open_input(narrow) as source, explain_damage(store.uri):
-        yield pq.ParquetFile(source, page_checksum_verification=True)
+        yield open_pages(source, store.uri)
+
+
+def open_pages(source: IO[bytes], uri: str) -> pq.ParquetFile:
+    """Open the file at this uri; TableDamagedError if another part lies there. Parts of earlier versions do not hold their name."""
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    check_name(file.metadata, uri)
+    return file
+
+
+def check_name(metadata: pq.FileMetaData, uri: str) -> None:
+    """Raise TableDamagedError if a part is not the one that its file is named for."""
+    footer = (metadata.metadata or {}).get(FOOTER_KEY)
+    name = uri.rsplit("/", 1)[-1]
+    if footer is not None and (held := json.loads(footer).get("name", name)) != name:
+        raise TableDamagedError(
+            f"{uri}: holds part {held}; run jobs.maintain with --check --deep --repair, then the job that made the table"
+        )
 
 
 def read_metadata(store: Store) -> pq.FileMetaData:
@@ -227,9 +244,14 @@ def parse_footer(metadata: pq.FileMetaData, uri: str) -> dict[str, Any]:
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield a file's rows in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
-    with open_parquet(store, narrow=columns is not None) as file:
-        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
-            yield pa.Table.from_batches([batch])
+    with store.open_input(narrow=columns is not None) as source, explain_damage(store.uri):
+        yield from split_batches(open_pages(source, store.uri), columns)
+
+
+def split_batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of an open file in tables of at most ROW_GROUP_ROWS rows."""
+    for batch in file.iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
+        yield pa.Table.from_batches([batch])
 
 
 def footer_of(spec: EmbeddingSpec, stats: Stats, ranges: Ranges | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The record of each commit holds a checksum of itself, and a digest of the parts 
 import json
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -31,6 +31,13 @@ RESTORE = (
     "restore the log from a backup, or the version before: DeltaTable(uri).restore(VERSION). Without either, delete the folder _delta_log "
     "and run the job that made the table: it adopts the parts on storage"
 )
+
+
+class Problem(NamedTuple):
+    """How a version differs from what embedder wrote; `is_mendable`: by a commit of parts alone."""
+
+    what: str
+    is_mendable: bool
 
 
 def seal_record(info: Mapping[str, Any], rows: Mapping[str, int], sizes: Mapping[str, int], schema: pa.Schema) -> dict[str, Any]:
@@ -82,27 +89,28 @@ def parse_spec(values: Any, where: str) -> EmbeddingSpec:
         ) from error
 
 
-def _find_mismatches(info: Mapping[str, Any], rows: Mapping[str, int], sizes: Mapping[str, int], schema: pa.Schema) -> Iterator[str]:
+def _find_mismatches(info: Mapping[str, Any], rows: Mapping[str, int], sizes: Mapping[str, int], schema: pa.Schema) -> Iterator[Problem]:
     """Yield how a version differs from what its run record says."""
     held, found = info[HOLDS], describe_state(rows, sizes, schema)
     if held.get("columns") != found["columns"]:
-        yield "its columns are not those of its run record"
+        yield Problem("its columns are not those of its run record", is_mendable=False)
     if any(held.get(name) != found[name] for name in ("parts", "rows", "digest")):
         counts = f"{found['rows']:,} rows in {found['parts']:,} parts, its run record {held.get('rows', 0):,} in {held.get('parts', 0):,}"
-        yield f"the log lists other parts than its run record ({counts})"
+        yield Problem(f"the log lists other parts than its run record ({counts})", is_mendable=True)
 
 
-def find_problems(delta: "DeltaTable", files: Mapping[str, tuple[int, int]], info: Mapping[str, Any] | None) -> Iterator[str]:
+def find_problems(delta: "DeltaTable", files: Mapping[str, tuple[int, int]], info: Mapping[str, Any] | None) -> Iterator[Problem]:
     """Yield what another tool or damage changed in a version, as far as its log shows it."""
     protocol, mapping = delta.protocol(), delta.metadata().configuration.get("delta.columnMapping.mode", "none")
     unknown = sorted({*(protocol.reader_features or ())} - READER_FEATURES)
     if unknown or mapping != "none":
-        yield f"it needs the Delta feature {', '.join(unknown) or 'columnMapping'}, which embedder does not read"
+        what = f"it needs the Delta feature {', '.join(unknown) or 'columnMapping'}, which embedder does not read"
+        yield Problem(what, is_mendable=False)
     if delta.metadata().partition_columns:
-        yield f"it is partitioned by {', '.join(delta.metadata().partition_columns)}"
+        yield Problem(f"it is partitioned by {', '.join(delta.metadata().partition_columns)}", is_mendable=False)
     foreign = [name for name in files if PartName.parse(name) is None]
     if foreign:
-        yield f"it holds {foreign[0]!r}, which embedder did not write"
+        yield Problem(f"it holds {foreign[0]!r}, which embedder did not write", is_mendable=True)
         return
     rows, sizes = ({name: found[place] for name, found in files.items()} for place in (1, 0))
     if info is not None and HOLDS in info:
@@ -110,4 +118,4 @@ def find_problems(delta: "DeltaTable", files: Mapping[str, tuple[int, int]], inf
         return
     for parts in group_by_task(name for name in map(PartName.parse, rows) if name):
         if len(complete_parts(parts)) != len(parts):
-            yield f"the parts of a task do not reach from row 0 to its end ({parts[0]})"
+            yield Problem(f"the parts of a task do not reach from row 0 to its end ({parts[0]})", is_mendable=True)
