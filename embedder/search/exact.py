@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from embedder.core.errors import TableDamagedError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_checked
-from embedder.table.parts import check_name, explain_damage
+from embedder.table.parts import REPAIR, check_name, explain_damage
 from embedder.table.run_record import read_record
 from embedder.table.vectors import Codes, column_codes
 
@@ -50,8 +51,10 @@ class Target:
 
 def open_table(location: Location) -> Target:
     """Load the newest version of a table for exact search."""
-    record = read_record(location)
     dataset = open_dataset(location)
+    record = read_record(location)
+    if record.spec.quantization == "int8" and record.ranges is None:
+        raise TableDamagedError(f"{location.uri}: its log and its parts hold no ranges of int8, so no vector can be restored; {REPAIR}")
 
     def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
         return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))

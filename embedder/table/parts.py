@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
@@ -28,6 +28,8 @@ FOOTER_KEY = b"embedder"
 
 ROW_GROUP_ROWS = 16_384
 """About 25 MiB of 384-dim vectors: large enough to scan fast, small enough to skip."""
+
+REPAIR = "run jobs.maintain with --check --deep --repair, then the job that made the table"
 
 LISTED_PARTS = 500
 """Above this count, one listing of the folder is cheaper than a request for each part."""
@@ -134,6 +136,15 @@ def list_parts(table: Location) -> list[PartName]:
     return [name for name in map(PartName.parse, list_by_name(table)) if name is not None]
 
 
+def check_stored(sizes: Mapping[str, int], stored: Mapping[str, Found], uri: str) -> None:
+    """Raise TableDamagedError if a committed part is gone from a listing of the folder, or has another size than in the log."""
+    for name, size in sizes.items():
+        found = stored.get(name)
+        if found is None or found.size_bytes != size:
+            what = "not on storage" if found is None else f"{found.size_bytes:,} bytes on storage, {size:,} in the log"
+            raise TableDamagedError(f"{uri}: part {name}: {what}; {REPAIR}")
+
+
 def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
     """Return the parts of each task, in order of version and rows."""
     ordered = sorted(names, key=lambda name: (name.key, name.version, name.first_row, name.stop_row))
@@ -166,6 +177,12 @@ def checksum_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def check_bytes(store: Store, checksum: str | None) -> None:
+    """Raise TableDamagedError if a file does not have this checksum; None, of a part that an earlier embedder wrote, is any."""
+    if checksum is not None and read_checksum(store)[0] != checksum:
+        raise TableDamagedError(f"{store.uri}: its bytes are not those that were written (checksum); {REPAIR}")
+
+
 def read_checksum(store: Store) -> tuple[str, int]:
     """Read a file to its end; return its checksum and size."""
     hashed, size = hashlib.sha256(), 0
@@ -184,10 +201,7 @@ def explain_damage(uri: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if isinstance(error, OSError) and (error.errno is not None or is_transient(error)):
             raise
-        raise TableDamagedError(
-            f"{uri}: damaged, or not the file that was written ({one_line(error)}); run jobs.maintain with --check --deep --repair, then "
-            "the job that made the table"
-        ) from error
+        raise TableDamagedError(f"{uri}: damaged, or not the file that was written ({one_line(error)}); {REPAIR}") from error
 
 
 @contextmanager

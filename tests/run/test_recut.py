@@ -115,7 +115,8 @@ def test_a_table_not_cut_from_this_parent_is_not_overwritten_by_default(parent: 
     assert (made.version is None, made.parts_added, made.parts_removed) == (False, 0, 0)
     assert from_other(cut).version is None
     embedded = MadeTable(str(tmp_path / "embedded"))
-    embedded.follow(CORPUS, record={"spec": PARENT_SPEC.model_copy(update={"dim": 2}).model_dump()})
+    spec = PARENT_SPEC.model_copy(update={"dim": 2})
+    embedded.follow(CORPUS, record={"spec": spec.model_dump(), "space_id": spec.space_id})
     with pytest.raises(ConfigError, match="the table there was embedded, not cut from"):
         from_other(embedded.uri)
 

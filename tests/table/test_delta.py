@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError, TableDamagedError
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
@@ -100,7 +100,7 @@ def test_a_table_of_another_writer_is_refused(uri: str) -> None:
 def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(uri), change((write_unit(key="a" * 16), write_unit(key="b" * 16))), None)
     DeltaTable(uri).optimize.compact()
-    with pytest.raises(CommitError, match="restore the version before"):
+    with pytest.raises(TableDamagedError, match=r"which embedder did not write: another tool.*restore the version before"):
         read_table(Location(uri))
 
 
