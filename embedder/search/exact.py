@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from embedder.core.errors import TableDamagedError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location
+from embedder.core.storage import Location, explained
 from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_checked
 from embedder.table.parts import REPAIR, check_name, explain_damage
@@ -82,7 +82,7 @@ def nearest_rows(
 
     def scan(number: int) -> list[Candidate]:
         best: list[Candidate] = []
-        with explain_damage(fragments[number].path):
+        with explained(fragments[number].path, "read"), explain_damage(fragments[number].path):
             check_name(fragments[number].metadata, fragments[number].path)
             for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
                 scores_N = restored(codes_NX) @ query_D
@@ -115,7 +115,7 @@ def read_hits(fragments: Sequence[Any], candidates: Sequence[Candidate], columns
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in {number for _, number, _ in candidates}:
         wanted = sorted(row for _, each, row in candidates if each == number)
-        with explain_damage(fragments[number].path):
+        with explained(fragments[number].path, "read"), explain_damage(fragments[number].path):
             taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
         rows |= {(number, row): values for row, values in zip(wanted, taken, strict=True)}
     return [Hit(-negative, rows[number, row]) for negative, number, row in candidates]

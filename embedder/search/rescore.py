@@ -13,7 +13,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location
+from embedder.core.storage import Location, explained
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter
@@ -76,7 +76,7 @@ def read_vectors(dataset: Any, rows: Sequence[dict[str, Any]], bucket_bits: int)
         assert name is not None, fragment.path
         if name.key not in task_keys:
             continue
-        with explain_damage(fragment.path):
+        with explained(fragment.path, "read"), explain_damage(fragment.path):
             check_name(fragment.metadata, fragment.path)
             table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
         if table.num_rows:

@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from embedder.core.errors import CommitError, ModelError, StorageError
-from embedder.core.retry import one_line
 from embedder.core.rotation import ROTATION_FOLDER, read_rotation, rotation_uri
 from embedder.core.storage import Found, Location, Store, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
@@ -13,7 +12,16 @@ from embedder.table.check_rows import Fault, check_checksum, check_rows
 from embedder.table.commits import MAINTENANCE_KEY
 from embedder.table.delta import Change, TableState, commit_table, read_unchecked
 from embedder.table.log_files import find_log_damage, read_checksums, remove_spare_files
-from embedder.table.parts import QUARANTINE_FOLDER, group_by_task, list_by_name, parse_footer, part_file, quarantine_file, read_metadata
+from embedder.table.parts import (
+    QUARANTINE_FOLDER,
+    group_by_task,
+    list_by_name,
+    parse_footer,
+    part_file,
+    quarantine_file,
+    read_metadata,
+    why_damaged,
+)
 from embedder.table.quarantine import read_quarantined, remove_log, sync_quarantine
 from embedder.table.run_record import LOG_FOLDER, missing_table
 from embedder.table.vacuum import kind_of
@@ -34,7 +42,7 @@ class Checked:
     """The job that rebuilds parts."""
     faults: tuple[Fault, ...]
     without_checksum: int = 0
-    """Parts that an earlier embedder wrote; None of them is a fault."""
+    """Parts that an earlier embedder wrote; no fault."""
     unknown: tuple[str, ...] = ()
     """Files in the table's folder that embedder did not write; they change nothing."""
 
@@ -47,6 +55,9 @@ class Checked:
         if self.without_checksum:
             old = f"{self.without_checksum:,} parts without a checksum, of an earlier embedder: only their rows are checked"
             summary.append(("old", old))
+        if self.unknown:
+            more = f" and {len(self.unknown) - LONGEST_LIST:,} more" if len(self.unknown) > LONGEST_LIST else ""
+            summary.append(("unknown", f"files that embedder did not write: {', '.join(self.unknown[:LONGEST_LIST])}{more}"))
         return "\n".join([*([align(rows)] if rows else []), align(summary)])
 
 
@@ -122,7 +133,7 @@ def check_part(
         metadata = read_metadata(part_file(table, name))
         rows, footer = metadata.num_rows, parse_footer(metadata, found.uri)
     except StorageError as error:
-        yield Fault(name, f"cannot be read ({one_line(error.__cause__ or error)})")
+        yield Fault(name, f"cannot be read ({why_damaged(error)})")
         return
     columns = metadata.schema.to_arrow_schema().names
     if columns != state.schema.names:

@@ -13,12 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.core.errors import StorageError
-from embedder.core.retry import one_line
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location, Store
 from embedder.core.units import PartName
 from embedder.table.diff import NO_DIGESTS, Digests, digest_keys
-from embedder.table.parts import checksum_of, explain_damage, group_by_task, open_pages, part_file, read_checksum, split_batches
+from embedder.table.parts import (
+    checksum_of,
+    explain_damage,
+    group_by_task,
+    open_pages,
+    part_file,
+    read_checksum,
+    split_batches,
+    why_damaged,
+)
 
 NORM_TOLERANCE = 1e-4
 """float32 sums over some thousand components stay below 1e-6; more is damage."""
@@ -93,7 +101,7 @@ def _check_part(
                 seen.append(digest_keys(rows))
                 places.append(np.stack([rows["chunk"].to_numpy(), rows["num_chunks"].to_numpy()], axis=1))
     except StorageError as error:
-        yield f"cannot be read to its end ({one_line(error.__cause__ or error)})"
+        yield f"cannot be read to its end ({why_damaged(error)})"
         return
     misplaced = count_misplaced(*np.concatenate(places).T)
     if misplaced:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from embedder.core.errors import StorageError, TableDamagedError
-from embedder.core.retry import one_line
 from embedder.core.storage import Found, Location, map_threads
-from embedder.table.parts import list_by_name, open_parquet
+from embedder.table.parts import list_by_name, open_parquet, why_damaged
 from embedder.table.run_record import INFO_KEY, LOG_FOLDER, find_commits
 from embedder.table.seal import RESTORE
 
@@ -113,7 +112,7 @@ def _read_checkpoint(files: list[Found], location: Location) -> str:
                 for _ in file.iter_batches():
                     pass
         except TableDamagedError as error:
-            return f"a checkpoint that cannot be read ({one_line(error.__cause__ or error)})"
+            return f"a checkpoint that cannot be read ({why_damaged(error)})"
     return ""
 
 

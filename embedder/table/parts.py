@@ -186,7 +186,7 @@ def check_bytes(store: Store, checksum: str | None) -> None:
 def read_checksum(store: Store) -> tuple[str, int]:
     """Read a file to its end; return its checksum and size."""
     hashed, size = hashlib.sha256(), 0
-    with store.open_input() as file:
+    with explain_damage(store.uri), store.open_input() as file:
         while block := file.read(READ_BLOCK_BYTES):
             hashed.update(block)
             size += len(block)
@@ -195,22 +195,34 @@ def read_checksum(store: Store) -> tuple[str, int]:
 
 @contextmanager
 def explain_damage(uri: str) -> Iterator[None]:
-    """Raise TableDamagedError with the file's name and the remedy if a parquet file is damaged; leave an outage as it is."""
+    """Raise TableDamagedError with the file's name and the remedy if a file of a table is damaged or gone; leave an outage as it is."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        if isinstance(error, OSError) and (error.errno is not None or is_transient(error)):
+    except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, FileNotFoundError):
+            raise TableDamagedError(f"{uri}: not on storage; {REPAIR}") from error
+        is_outage = isinstance(cause, OSError) and (cause.errno is not None or is_transient(cause))
+        if is_outage or (isinstance(error, StorageError) and not isinstance(cause, OSError)):
             raise
-        raise TableDamagedError(f"{uri}: damaged, or not the file that was written ({one_line(error)}); {REPAIR}") from error
+        raise TableDamagedError(f"{uri}: damaged, or not the file that was written ({one_line(cause or error)}); {REPAIR}") from error
+
+
+def why_damaged(error: StorageError) -> str:
+    """Return the reader's words for a file that cannot be read."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return one_line(cause)
 
 
 @contextmanager
 def open_parquet(store: Store, narrow: bool = False) -> Iterator[pq.ParquetFile]:
-    """Open a parquet file; each page that is read is compared with its checksum. TableDamagedError if the file is damaged.
+    """Open a parquet file; each page that is read is compared with its checksum. TableDamagedError if the file is damaged or gone.
 
     Parts of earlier versions have no checksums of pages.
     """
-    with store.open_input(narrow) as source, explain_damage(store.uri):
+    with explain_damage(store.uri), store.open_input(narrow) as source:
         yield open_pages(source, store.uri)
 
 
@@ -258,7 +270,7 @@ def parse_footer(metadata: pq.FileMetaData, uri: str) -> dict[str, Any]:
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield a file's rows in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
-    with store.open_input(narrow=columns is not None) as source, explain_damage(store.uri):
+    with explain_damage(store.uri), store.open_input(narrow=columns is not None) as source:
         yield from split_batches(open_pages(source, store.uri), columns)
 
 

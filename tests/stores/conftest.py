@@ -67,7 +67,7 @@ class TypedTable:
             stats = Stats(documents=len(texts), chunks=rows.num_rows)
             parsed = PartName.parse(name)
             assert parsed is not None
-            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec, stats), folder))
+            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec, stats, RANGES), folder))
         info: dict[str, Any] = {"spec": self.spec.model_dump(), "space_id": self.spec.space_id, "bucket_bits": 0}
         info["ranges"] = RANGES.record()
         replaces = state is not None and state.spec.space_id != self.spec.space_id
