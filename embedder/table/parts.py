@@ -201,7 +201,7 @@ def explain_damage(uri: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
         cause = error.__cause__ if isinstance(error, StorageError) else error
         if isinstance(cause, FileNotFoundError):
-            raise TableDamagedError(f"{uri}: not on storage; {REPAIR}") from error
+            raise TableDamagedError(f"{uri}: not on storage; open the table again if a vacuum ran meanwhile, else {REPAIR}") from error
         is_outage = isinstance(cause, OSError) and (cause.errno is not None or is_transient(cause))
         if is_outage or (isinstance(error, StorageError) and not isinstance(cause, OSError)):
             raise

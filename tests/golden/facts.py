@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import yaml
 
 VARYING = {
-    "run_id", "commit_id", "started", "seconds", "bytes_added", "driver_peak_bytes", "checksum", "digest", "tokens_per_second", "padded_tokens",
+    "run_id", "commit_id", "started", "seconds", "bytes_added", "driver_peak_bytes", "tokens_per_second", "padded_tokens",
     "padding_share", "encode_seconds", "read_seconds", "write_seconds", "probe", "published", "environment", "config_digest",
+    "checksum", "digest",
 }  # fmt: skip
 """Keys whose values differ between runs or machines."""
 SOMETIMES = {"steady_tokens_per_second", "encoder_busy_share"}
