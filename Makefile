@@ -17,7 +17,7 @@ DEMO := .quickstart
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart rehearse test test-slow test-fast chaos lint docs format audit clean
+.PHONY: help quickstart rehearse test test-slow test-fast chaos damage lint docs format audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ test-fast: $(VENV)/.test ## Run the tests without Ray, server, real model or GPU
 
 chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) by CHAOS_SEED, and compare with an undisturbed run
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} $(BIN)/python -m pytest -q -s -m "" tests/integration/test_chaos.py
+
+damage: $(VENV)/.test ## Damage every file of a table for DAMAGE_ROUNDS rounds (5) by DAMAGE_SEED: found and mended, or without effect
+	@DAMAGE_ROUNDS=$${DAMAGE_ROUNDS:-5} $(BIN)/python -m pytest -q -s -m slow tests/table/test_damage.py
 
 lint: $(VENV)/.test ## Check style, format, types and import contracts
 	@$(BIN)/ruff check --quiet

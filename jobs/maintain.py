@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from embedder.config.cli import run_job
 from embedder.config.load import parse_options
 from embedder.config.maintain import MaintainOptions
-from embedder.table.check import check_table, repair_table
+from embedder.table.check import check_table, mend_log, repair_table
 from embedder.table.compact import compact_table
 from embedder.table.log_checkpoint import write_checkpoint
 from embedder.table.vacuum import vacuum_table
@@ -27,12 +27,16 @@ def main(args: Sequence[str]) -> int:
         print(f"checkpoint  of version {version}, {removed:,} log files removed")
     if not options.check:
         return 0
+    repairs = options.repair and not options.dry_run
+    mended = mend_log(table) if repairs else []
+    if mended:
+        print(f"repair  damaged files of the log removed: {', '.join(mended)}")
     checked = check_table(table, options.deep)
     print(checked.text())
-    if checked.faults and options.repair and not options.dry_run:
+    if repairs and (checked.faults or mended):
         num_parts = repair_table(table, checked)
         print(f"repair  {num_parts:,} parts removed from the table" + (f"; run {checked.made_by} to make them again" if num_parts else ""))
-        checked = check_table(table)
+        checked = check_table(table, options.deep)
         if checked.faults:
             print(checked.text())
     return 1 if checked.faults else 0

@@ -16,7 +16,7 @@ from embedder.config.load import load_config, parse_options
 from embedder.core.errors import ConfigError
 from embedder.observe.progress import align
 from embedder.run.cluster_size import Fleet, describe_size, learn_document, size_fleet
-from embedder.table.delta import list_commits
+from embedder.table.commits import list_commits
 
 MOST_VERSIONS = 100
 

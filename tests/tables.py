@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +11,13 @@ import pyarrow as pa
 
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.core.schema import DOCUMENTS, QUARANTINE, table_schema
-from embedder.core.spec import digest
+from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Shard, Stats, Task
-from embedder.table.delta import Change, commit_table, open_delta, read_table, sync_quarantine
+from embedder.table.commits import open_delta
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.parts import assemble_rows, footer_of, list_parts, read_part, write_part
+from embedder.table.quarantine import sync_quarantine
 from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC as ANY_SPEC
 
@@ -38,6 +41,7 @@ class MadeTable:
 
     uri: str
     rows_per_unit: int = 2
+    spec: EmbeddingSpec = SPEC
 
     @property
     def location(self) -> Location:
@@ -52,7 +56,7 @@ class MadeTable:
         plan = plan_work(tasks, state.parts if state else [], list(stored))
         parts = [read_part(str(name), self.location) for name in plan.adopt]
         parts += [part for task in plan.read for part in self.write(task, corpus)]
-        info = {"spec": SPEC.model_dump(), "space_id": SPEC.space_id, "bucket_bits": BITS, **record}
+        info = {"spec": self.spec.model_dump(), "space_id": self.spec.space_id, "bucket_bits": BITS, **record}
         version = commit_table(self.location, Change(tuple(parts), tuple(map(str, plan.remove)), SCHEMA, info), state)
         if quarantine:
             sync_quarantine(self.location)
@@ -71,14 +75,14 @@ class MadeTable:
         """Write one part and its quarantine file."""
         good = [record for record in records if record[3].split()]
         bad = [(shard, row, doc_id, "empty_text", text) for shard, row, doc_id, text, _ in records if not text.split()]
-        documents = to_columns(DOCUMENTS, [(doc_id, text, digest(text), shard, row) for shard, row, doc_id, text, _ in good])
+        documents = to_columns(DOCUMENTS, [(doc_id, text, hash_text(text), shard, row) for shard, row, doc_id, text, _ in good])
         documents = documents.append_column("topic", pa.array([record[4] for record in good], pa.string()))
         documents = documents.append_column("tags", pa.array([[record[4], "x"] for record in good], METADATA.field("tags").type))
         chunks = to_columns(CHUNKS, [chunk for number, record in enumerate(good) for chunk in cut(number, record[3])])
         vectors_ND = np.array([vector_of(word) for record in good for word in record[3].split()], np.float32).reshape(-1, DIM)
         stats = Stats(documents=len(records), quarantined=len(bad), chunks=chunks.num_rows, tokens=3 * chunks.num_rows)
         rows = assemble_rows(documents, chunks, vectors_ND, store_text=True)
-        footer = footer_of(SPEC, stats)
+        footer = footer_of(self.spec, stats)
         return write_part(rows, to_columns(QUARANTINE, bad), name, footer, self.location)
 
     def rows(self, version: int | None = None) -> list[dict[str, Any]]:
@@ -100,6 +104,11 @@ class MadeTable:
 def to_columns(schema: pa.Schema, records: Sequence[Sequence[Any]]) -> pa.Table:
     """Return records as columns."""
     return pa.Table.from_pylist([dict(zip(schema.names, record, strict=True)) for record in records], schema)
+
+
+def hash_text(text: str) -> str:
+    """Return the content hash of a text."""
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def as_shard(name: str, content: Sequence[Document]) -> Shard:

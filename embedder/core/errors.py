@@ -6,7 +6,8 @@ EmbedderError
 ├── SourceError     a shard or the listing cannot be read
 ├── ModelError      the model's files do not allow what the spec asks
 ├── StorageError    an object cannot be listed, read or written
-│   └── VersionGoneError    maintenance removed this version of the table
+│   ├── VersionGoneError    maintenance removed this version of the table
+│   └── TableDamagedError   files of the table are damaged or gone, or another tool changed them
 ├── ClusterError    Ray cannot be started or reached
 └── CommitError     the table cannot be published, or another run published first
 
@@ -41,6 +42,10 @@ class StorageError(EmbedderError):
 
 class VersionGoneError(StorageError):
     """A table version that can no longer be read: its log was cleaned up, or its parts were vacuumed."""
+
+
+class TableDamagedError(StorageError):
+    """A table whose log or parts are not as embedder wrote them: damaged, gone, edited, or changed by another tool."""
 
 
 class ClusterError(EmbedderError):

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable
 from typing import TypeVar
 
-from embedder.core.errors import CommitError, ConfigError, EmbedderError, StorageError
+from embedder.core.errors import CommitError, ConfigError, EmbedderError, StorageError, TableDamagedError
 from embedder.core.retry import is_transient
 
 T = TypeVar("T")
@@ -22,13 +22,15 @@ class Problems:
     def check(self, check: Callable[[], T]) -> T | None:
         """Return the result of a check, or keep its problem and return None.
 
-        If the storage is unreachable, busy or broken, no other setting would help: its error is raised at once, as it is.
+        If the storage is unreachable, busy or broken, or the table is damaged, no other setting would help: the error is raised at once.
         """
         try:
             return check()
         except EmbedderError as error:
             cause = error.__cause__
             is_disk_fault = isinstance(cause, OSError) and cause.errno in _DISK_FAULTS and cause.filename is not None
+            if isinstance(error, TableDamagedError):
+                raise
             if (is_transient(error) or is_disk_fault) and not isinstance(error, ConfigError):
                 if isinstance(error, CommitError):  # the table's log cannot be read
                     raise StorageError(str(error)) from error

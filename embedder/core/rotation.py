@@ -60,8 +60,10 @@ def read_rotation(spec: EmbeddingSpec, location: Location) -> Floats | None:
         data = file.read()
     try:
         rotation_WW: Floats = np.load(io.BytesIO(data))
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises many kinds for a damaged header, of tokenize and zipfile too
         raise ModelError(f"{store.uri}: damaged ({error}); delete it and run the job that made the table again") from error
+    if not isinstance(rotation_WW, np.ndarray) or rotation_WW.dtype != np.float32 or rotation_WW.ndim != 2:
+        raise ModelError(f"{store.uri}: damaged (not a matrix of float32); delete it and run the job that made the table again")
     check_rotation(rotation_WW, spec, store.uri)
     return rotation_WW
 

@@ -15,7 +15,7 @@ from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, l
 from embedder.run.prepare import RunPlan
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Ignored, Listing, count_ignored, describe_ignored
-from embedder.table.delta import list_records
+from embedder.table.commits import list_records
 from embedder.table.parts import part_file, read_batches
 from embedder.text.byte_estimate import chunk_counted
 

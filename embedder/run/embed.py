@@ -28,8 +28,8 @@ from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
 from embedder.run.publish import check_removal, choose_change, missing_parts_explained, publish, refuse_moved_table
 from embedder.run.summary import Outcome, Summary, summarize
 from embedder.source.documents import SLICE_BYTES, slice_shard
-from embedder.table.delta import sync_quarantine
 from embedder.table.parts import read_part
+from embedder.table.quarantine import sync_quarantine
 from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
 
 MOST_INDEXED_ROWS = 5_000_000

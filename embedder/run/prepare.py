@@ -10,13 +10,14 @@ from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.core.problems import Problems
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.units import PartName
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.run.quality_gate import check_quality_gate
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
-from embedder.table.parts import list_parts
+from embedder.table.parts import check_stored, list_by_name
 
 PART_VERSION = 1
 """Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
@@ -106,7 +107,10 @@ def plan_run(inputs: Inputs) -> RunPlan:
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
     committed = table.parts if table else []
     known = set(committed)
-    plan = plan_work(tasks, committed, [name for name in list_parts(config.output.location) if name not in known])
+    stored = list_by_name(config.output.location)
+    if table and keeps:
+        check_stored(table.sizes, stored, config.output.uri)
+    plan = plan_work(tasks, committed, [name for name in map(PartName.parse, stored) if name and name not in known])
     return RunPlan(config, model, listing, metadata, table, bits, plan)
 
 

@@ -22,11 +22,24 @@ from embedder.core.rotation import keep_rotation, read_rotation
 from embedder.core.schema import VECTORS
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location, Store, map_threads
-from embedder.core.units import Part, Stats
+from embedder.core.units import Part, PartName, Stats
 from embedder.observe.environment import describe_environment
 from embedder.run.recut_vectors import VectorTransform, plan_cut
-from embedder.table.delta import Change, TableState, commit_table, read_table, sync_quarantine
-from embedder.table.parts import encode_batches, footer_of, part_file, quarantine_file, read_batches, read_footer, read_part
+from embedder.table.delta import Change, TableState, commit_table, read_table
+from embedder.table.log_files import read_checksums
+from embedder.table.parts import (
+    check_bytes,
+    check_stored,
+    encode_batches,
+    footer_of,
+    list_by_name,
+    part_file,
+    quarantine_file,
+    read_batches,
+    read_footer,
+    read_part,
+)
+from embedder.table.quarantine import sync_quarantine
 from embedder.table.vectors import column_codes
 
 NUM_THREADS = 8
@@ -82,11 +95,20 @@ def run_recut(config: RecutConfig) -> Recut:
     missing = [name for name in wanted if (name.key, name.version) not in have]
     remove = tuple(str(name) for name in old if (name.key, name.version) not in tasks)
     folders = config.parent.location, output.location
+    if table and not replaces:
+        check_stored(table.sizes, list_by_name(output.location), output.uri)
     output.location.open().check_writable()
     rotation_WW = cut.rotation_WW if cut.rotation_WW is not None else read_rotation(parent.spec, config.parent.location)
     if rotation_WW is not None:
         keep_rotation(rotation_WW, output.location)
-    add = map_threads(lambda name: recut_part(str(wanted[name]), str(name), cut, schema, folders), missing, NUM_THREADS)
+    checksums = read_checksums(config.parent.location) if missing else {}
+
+    def make(name: PartName) -> Part:
+        origin = str(wanted[name])
+        check_bytes(part_file(config.parent.location, origin), checksums.get(origin))
+        return recut_part(origin, str(name), cut, schema, folders)
+
+    add = map_threads(make, missing, NUM_THREADS)
     done = Recut(
         uri=output.uri,
         started=started,
@@ -191,7 +213,7 @@ def recut_part(parent_name: str, name: str, cut: VectorTransform, schema: pa.Sch
             with quarantine_file(source, parent_name).open_input() as file:
                 quarantine_file(target, name).write_once(file.read())
         tables = cut_tables(part_file(source, parent_name), cut, schema)
-        part_file(target, name).write_once(encode_batches(tables, schema, footer_of(cut.spec, stats, cut.ranges)))
+        part_file(target, name).write_once(encode_batches(tables, schema, {**footer_of(cut.spec, stats, cut.ranges), "name": name}))
     return read_part(name, target)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as ds
 
+from embedder.core.errors import TableDamagedError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location
+from embedder.core.storage import Location, explained
 from embedder.search.filter import Filter, columns_of, passes
-from embedder.table.delta import open_delta
+from embedder.table.delta import open_checked
+from embedder.table.parts import REPAIR, check_name, explain_damage
 from embedder.table.run_record import read_record
 from embedder.table.vectors import Codes, column_codes
 
@@ -48,8 +51,10 @@ class Target:
 
 def open_table(location: Location) -> Target:
     """Load the newest version of a table for exact search."""
-    record = read_record(location)
     dataset = open_dataset(location)
+    record = read_record(location)
+    if record.spec.quantization == "int8" and record.ranges is None:
+        raise TableDamagedError(f"{location.uri}: its log and its parts hold no ranges of int8, so no vector can be restored; {REPAIR}")
 
     def find(query_D: Floats, top: int, where: Filter | None) -> list[Hit]:
         return nearest_rows(dataset, query_D, top, where, lambda codes_NX: restore(codes_NX, record.spec.quantization, record.ranges))
@@ -58,8 +63,12 @@ def open_table(location: Location) -> Target:
 
 
 def open_dataset(location: Location) -> Any:
-    """Load the files of the newest version; the table must exist."""
-    return open_delta(location).to_pyarrow_dataset()
+    """Load the files of the newest version; each page that is read is compared with its checksum. The table must exist."""
+    found = open_checked(location).to_pyarrow_dataset()
+    options = ds.ParquetFragmentScanOptions(pre_buffer=True, page_checksum_verification=True)
+    parquet = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    fragments = [parquet.make_fragment(each.path, filesystem=found.filesystem) for each in found.get_fragments()]
+    return ds.FileSystemDataset(fragments, found.schema, parquet, found.filesystem)
 
 
 def nearest_rows(
@@ -73,10 +82,12 @@ def nearest_rows(
 
     def scan(number: int) -> list[Candidate]:
         best: list[Candidate] = []
-        for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
-            scores_N = restored(codes_NX) @ query_D
-            chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
-            best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
+        with explained(fragments[number].path, "read"), explain_damage(fragments[number].path):
+            check_name(fragments[number].metadata, fragments[number].path)
+            for first, rows_N, codes_NX in read_passing(fragments[number], dataset.schema, where):
+                scores_N = restored(codes_NX) @ query_D
+                chosen = np.argpartition(-scores_N, min(top, len(scores_N)) - 1)[:top]
+                best = nsmallest(top, best + [(-float(scores_N[each]), number, first + int(rows_N[each])) for each in chosen])
         return best
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,6 +115,7 @@ def read_hits(fragments: Sequence[Any], candidates: Sequence[Candidate], columns
     rows: dict[tuple[int, int], dict[str, Any]] = {}
     for number in {number for _, number, _ in candidates}:
         wanted = sorted(row for _, each, row in candidates if each == number)
-        taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
+        with explained(fragments[number].path, "read"), explain_damage(fragments[number].path):
+            taken = fragments[number].take(wanted, columns=list(columns)).to_pylist()
         rows |= {(number, row): values for row, values in zip(wanted, taken, strict=True)}
     return [Hit(-negative, rows[number, row]) for negative, number, row in candidates]

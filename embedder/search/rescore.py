@@ -13,12 +13,13 @@ from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location
+from embedder.core.storage import Location, explained
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter
 from embedder.table.delta import require_table
 from embedder.table.diff import KEY
+from embedder.table.parts import check_name, explain_damage
 from embedder.table.vectors import column_codes
 
 RESCORED = 10
@@ -75,7 +76,9 @@ def read_vectors(dataset: Any, rows: Sequence[dict[str, Any]], bucket_bits: int)
         assert name is not None, fragment.path
         if name.key not in task_keys:
             continue
-        table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
+        with explained(fragment.path, "read"), explain_damage(fragment.path):
+            check_name(fragment.metadata, fragment.path)
+            table = fragment.to_table(schema=dataset.schema, columns=[*KEY, "embedding"], filter=documents)
         if table.num_rows:
             keys = map(key_of, table.drop_columns(["embedding"]).to_pylist())
             found |= {key: vector_D for key, vector_D in zip(keys, column_codes(table["embedding"]), strict=True) if key in wanted}

@@ -20,9 +20,11 @@ from embedder.observe.progress import align
 from embedder.stores.fitting import Fitting
 from embedder.stores.rows import ROW_ID, read_parts, row_ids_of, split_rows, to_store_rows
 from embedder.stores.vector_store import Loaded, VectorStore
-from embedder.table.delta import list_committed, open_delta, read_table
+from embedder.table.commits import open_delta
+from embedder.table.delta import list_committed, read_table
 from embedder.table.diff import check_present, read_changes
 from embedder.table.run_record import find_info
+from embedder.table.seal import parse_spec
 
 GROUP_ROWS = 100_000
 """Rows of a first load between two records: at most these are written again after a crash."""
@@ -45,6 +47,7 @@ class Version:
     """By part name."""
     ranges: Ranges | None
     """Ranges of int8 vectors."""
+    is_newest: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -100,8 +103,8 @@ def read_version(location: Location, number: int | None = None) -> Version:
     info = state.info if number == state.version else find_info(location, number)
     if info is None:
         raise VersionGoneError(f"{location.uri}: version {number} lost its run record when the log was cleaned up; load a later version")
-    spec, ranges = EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges"))
-    return Version(location, number, str(delta.metadata().id), spec, schema, by_name, ranges)
+    spec, ranges = parse_spec(info["spec"], location.uri), read_ranges(info.get("ranges"))
+    return Version(location, number, str(delta.metadata().id), spec, schema, by_name, ranges, number == state.version)
 
 
 def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
@@ -144,7 +147,7 @@ def sync(store: VectorStore, wanted: Version, replaces: bool = False) -> Report:
 
 def begin(wanted: Version) -> Loaded:
     """Return the state of a first load; VersionGoneError if parts of the version are gone."""
-    check_present(wanted.location, wanted.rows, wanted.number)
+    check_present(wanted.location, wanted.rows, wanted.number, wanted.is_newest)
     return Loaded(wanted.table_id, wanted.spec, wanted.schema, wanted.ranges, None, wanted.number)
 
 

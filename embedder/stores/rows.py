@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
-from embedder.table.parts import part_file
+from embedder.table.parts import open_parquet, part_file
 from embedder.table.vectors import CODES, column_codes, num_codes
 
 ROW_ID = "row_id"
@@ -62,7 +61,7 @@ def vectors_of(rows: pa.Table) -> npt.NDArray[Any]:
 def read_parts(folder: Location, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of parts in batches, with the table's columns."""
     for name in names:
-        with part_file(folder, name).open_input() as file, pq.ParquetFile(file) as parquet:
+        with open_parquet(part_file(folder, name)) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=schema.names):
                 yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
 

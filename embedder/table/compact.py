@@ -10,8 +10,11 @@ from embedder.core.schema import QUARANTINE
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.observe.progress import align
-from embedder.table.delta import MAINTENANCE_KEY, Change, TableState, commit_table, require_table, sync_quarantine
+from embedder.table.commits import MAINTENANCE_KEY
+from embedder.table.delta import Change, TableState, commit_table, require_table
+from embedder.table.log_files import read_checksums
 from embedder.table.parts import (
+    check_bytes,
     encode_batches,
     encode_parquet,
     group_by_task,
@@ -22,6 +25,7 @@ from embedder.table.parts import (
     read_metadata,
     read_part,
 )
+from embedder.table.quarantine import sync_quarantine
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ def compact_table(location: Location, target_bytes: int, dry_run: bool = False) 
     size = sum(state.sizes[name] for name in names)
     if dry_run or not merges:
         return Compacted(len(state.rows), merges, size, None)
-    merged = tuple(merge_parts(run, state, location) for run in merges)
+    checksums = read_checksums(location)
+    merged = tuple(merge_parts(run, state, location, checksums) for run in merges)
     change = Change(merged, names, state.schema, {**state.info, MAINTENANCE_KEY: "compact"}, rearranges=True)
     version = commit_table(location, change, state)
     sync_quarantine(location, rearranges=True)
@@ -86,8 +91,12 @@ def plan_merges(names: Iterable[PartName], sizes: Mapping[str, int], target_byte
             yield tuple(run)
 
 
-def merge_parts(names: Sequence[PartName], state: TableState, table: Location) -> Part:
-    """Write the rows of these parts as one part, once, its quarantine file first; the footer sums their stats."""
+def merge_parts(names: Sequence[PartName], state: TableState, table: Location, checksums: Mapping[str, str]) -> Part:
+    """Write the rows of these parts as one part, once, its quarantine file first; the footer sums their stats.
+
+    TableDamagedError if a part's bytes do not have the checksum in the log: the merged part would make the damage permanent.
+    """
+    map_threads(lambda name: check_bytes(part_file(table, str(name)), checksums.get(str(name))), list(names))
     merged = PartName(names[0].key, names[0].version, names[0].first_row, names[-1].stop_row, names[-1].last)
     file = part_file(table, str(merged))
     footers = map_threads(lambda name: read_footer(part_file(table, str(name)))[1], list(names))
@@ -98,7 +107,7 @@ def merge_parts(names: Sequence[PartName], state: TableState, table: Location) -
         quarantine_file(table, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
     tables = (rows for name in names for rows in read_batches(part_file(table, str(name))))
     schema = read_metadata(part_file(table, str(names[0]))).schema.to_arrow_schema().remove_metadata()
-    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats)}))
+    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats), "name": str(merged)}))
     part = read_part(str(merged), table)
     num_rows = sum(state.rows[str(name)] for name in names)
     if part.rows != num_rows or part.stats != stats:

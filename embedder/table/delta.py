@@ -4,8 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,20 +12,15 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
-from embedder.core.errors import CommitError, VersionGoneError
-from embedder.core.retry import one_line, with_retries
-from embedder.core.schema import QUARANTINE
+from embedder.core.errors import CommitError, TableDamagedError, VersionGoneError
+from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, delta_options, map_threads
+from embedder.core.storage import Location, delta_options
 from embedder.core.units import Part, PartName
-from embedder.table.parts import QUARANTINE_FOLDER, find_missing, list_by_name, quarantine_file, read_metadata
+from embedder.table.commits import find_commit, open_delta, read_files, unreadable
+from embedder.table.parts import find_missing
 from embedder.table.run_record import INFO_KEY, find_info, missing_table
-
-MAINTENANCE_KEY = "maintenance"
-"""Marks a run record that a maintenance commit carried forward: its figures are those of an earlier run."""
-
-FOLLOWING_COMMITS = 10
-"""Commits searched for one whose response was lost: others may have followed it."""
+from embedder.table.seal import Problem, check_record, find_problems, seal_record
 
 _APP_ID = "embedder"
 """Each commit carries it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -44,6 +38,10 @@ class TableState:
     info: Mapping[str, Any]
     """The run record of this version: that of its commit, or of the newest earlier commit that has one."""
     run_number: int
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of files that another tool added, by name; none in a table that `read_table` returns."""
+    problems: tuple[Problem, ...] = ()
+    """How the log differs from the run record; none in a table that `read_table` returns."""
 
     @property
     def spec(self) -> EmbeddingSpec:
@@ -71,38 +69,22 @@ class Change:
     rearranges: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """One version of the log."""
-
-    version: int
-    published: str
-    """UTC, by the committer's clock."""
-    operation: str
-    info: Mapping[str, Any] | None
-    """Its run record; None: a commit of another tool, or one that only follows ours."""
-
-
-def open_delta(location: Location, version: int | None = None) -> DeltaTable:
-    """Load a table for reading; TableNotFoundError if there is none."""
-    uri = location.open().uri
-    return DeltaTable(uri, version=version, storage_options=delta_options(uri, location.options))
-
-
-def is_delta_table(location: Location) -> bool:
-    """Return whether the location holds a Delta log."""
-    uri = location.open().uri
-    return DeltaTable.is_deltatable(uri, storage_options=delta_options(uri, location.options))
-
-
 def read_table(location: Location) -> TableState | None:
-    """Read the newest version; None if there is no table yet."""
+    """Read the newest version; None if there is no table yet. TableDamagedError if its log is not as embedder wrote it."""
+    state = read_unchecked(location)
+    if state:
+        _refuse_problems(location, state.version, state.problems)
+    return state
+
+
+def read_unchecked(location: Location) -> TableState | None:
+    """Read the newest version with its problems, for a check or a repair; None if there is no table yet."""
     try:
         return with_retries(lambda: _read_state(location), location.uri)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
-        raise _unreadable(location, error) from error
+        raise unreadable(location, error) from error
 
 
 def require_table(location: Location) -> TableState:
@@ -113,10 +95,13 @@ def require_table(location: Location) -> TableState:
     return state
 
 
-def _unreadable(location: Location, error: Exception) -> CommitError:
-    return CommitError(
-        f"{location.uri}: the table cannot be opened ({one_line(error)}); check the uri and the credentials in the environment"
-    )
+def _refuse_problems(location: Location, version: int, problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        repair = ", or run jobs.maintain with --check --repair, then the job that made the table" if problem.is_mendable else ""
+        raise TableDamagedError(
+            f"{location.uri}: version {version}: {problem.what}: another tool changed the table, or its log is damaged; "
+            f"restore the version before, DeltaTable(uri).restore(VERSION){repair}"
+        )
 
 
 def _read_state(location: Location) -> TableState:
@@ -127,54 +112,34 @@ def _read_state(location: Location) -> TableState:
             f"{location.uri}: a Delta table that embedder did not write (no run record in its log); choose another output.uri, or, if "
             "another tool cleaned up the log, restore the commits it removed"
         )
-    files = read_files(delta)
-    for name in files:
-        _parse(name, location.uri)
+    check_record(info, location.uri)
+    files, schema = read_files(delta), pa.schema(delta.schema().to_arrow())
+    own = {name: found for name, found in files.items() if PartName.parse(name)}
     return TableState(
         version=delta.version(),
-        rows={name: rows for name, (_, rows) in files.items()},
-        sizes={name: size for name, (size, _) in files.items()},
-        schema=pa.schema(delta.schema().to_arrow()),
+        rows={name: rows for name, (_, rows) in own.items()},
+        sizes={name: size for name, (size, _) in own.items()},
+        schema=schema,
         info=info,
         run_number=delta.transaction_version(_APP_ID) or 0,
+        foreign={name: size for name, (size, _) in files.items() if name not in own},
+        problems=tuple(find_problems(delta, files, info)),
     )
 
 
-def read_files(delta: DeltaTable) -> dict[str, tuple[int, int]]:
-    """Return size and rows of each committed file, by name."""
-    adds = pa.table(delta.get_add_actions())
-    columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "num_records"))
-    return {name: (size, rows) for name, size, rows in zip(*columns, strict=True)}
-
-
-def read_quarantined(location: Location) -> dict[str, tuple[int, int]]:
-    """Read size and rows of each file of the quarantine table, by name; {} if there is none yet."""
-    quarantine = location.child(QUARANTINE_FOLDER)
-    return read_files(open_delta(quarantine)) if is_delta_table(quarantine) else {}
-
-
-def list_commits(location: Location, most: int) -> list[Commit]:
-    """List the newest commits, newest first; StorageError if there is no table."""
+def open_checked(location: Location) -> DeltaTable:
+    """Load the newest version for reading its rows; as `read_table`, but the run record may have been cleaned up."""
     try:
-        entries = open_delta(location).history(most)
+        delta = open_delta(location)
     except TableNotFoundError as error:
         raise missing_table(location) from error
     except (DeltaError, OSError) as error:
-        raise _unreadable(location, error) from error
-    return [
-        Commit(
-            entry["version"],
-            datetime.fromtimestamp(entry.get("timestamp", 0) / 1000, UTC).isoformat(" ", "seconds").removesuffix("+00:00"),
-            entry.get("operation", ""),
-            entry[INFO_KEY] if isinstance(entry.get(INFO_KEY), dict) else None,
-        )
-        for entry in entries
-    ]
-
-
-def list_records(location: Location, most_commits: int = 100) -> list[Mapping[str, Any]]:
-    """List the records of the newest runs, newest first, without those that maintenance carried forward."""
-    return [commit.info for commit in list_commits(location, most_commits) if commit.info and MAINTENANCE_KEY not in commit.info]
+        raise unreadable(location, error) from error
+    info = find_info(location, delta.version())
+    if info is not None:
+        check_record(info, location.uri)
+    _refuse_problems(location, delta.version(), find_problems(delta, read_files(delta), info))
+    return delta
 
 
 def list_committed(location: Location, version: int) -> list[PartName]:
@@ -182,11 +147,20 @@ def list_committed(location: Location, version: int) -> list[PartName]:
     try:
         delta = open_delta(location, version)
     except (DeltaError, OSError) as error:
-        newest = open_delta(location).version()
+        newest = require_table(location).version
         if version > newest:
             raise CommitError(f"{location.uri}: there is no version {version}; the newest is {newest}") from error
-        raise VersionGoneError(f"{location.uri}: version {version} can no longer be opened ({error}); its log was cleaned up") from error
-    return [_parse(name, location.uri) for name in read_files(delta)]
+        if is_transient(error):
+            raise unreadable(location, error) from error
+        reason = one_line(error).partition(" 0: <unknown>")[0]
+        raise VersionGoneError(
+            f"{location.uri}: version {version} can no longer be opened ({reason}); its log was cleaned up, or is damaged"
+        ) from error
+    files, info = read_files(delta), find_info(location, version)
+    if info is not None:
+        check_record(info, location.uri)
+    _refuse_problems(location, version, find_problems(delta, files, info))
+    return [_parse(name) for name in files]
 
 
 def commit_table(location: Location, change: Change, before: TableState | None) -> int:
@@ -194,11 +168,11 @@ def commit_table(location: Location, change: Change, before: TableState | None) 
 
     If a commit's response is lost, the repeated commit conflicts with itself and is recognized by its id.
     """
-    info = {**change.info, "commit_id": uuid.uuid4().hex}
+    info = _seal({**change.info, "commit_id": uuid.uuid4().hex}, change, before)
     try:
         return with_retries(lambda: _commit(location, replace(change, info=info), before), location.uri)
     except (DeltaError, OSError) as error:
-        published = with_retries(lambda: _find_commit(location, info["commit_id"]), location.uri)
+        published = with_retries(lambda: find_commit(location, info["commit_id"]), location.uri)
         if published is not None:
             return published
         if isinstance(error, CommitFailedError):
@@ -212,10 +186,16 @@ def commit_table(location: Location, change: Change, before: TableState | None) 
         ) from error
 
 
-def _find_commit(location: Location, commit_id: str) -> int | None:
-    """Return the version of a commit, if it is among the newest."""
-    commits = list_commits(location, FOLLOWING_COMMITS) if is_delta_table(location) else []
-    return next((commit.version for commit in commits if commit.info and commit.info.get("commit_id") == commit_id), None)
+def _seal(info: Mapping[str, Any], change: Change, before: TableState | None) -> dict[str, Any]:
+    """Return the record of a commit, sealed for the parts and columns of the version that it makes."""
+    old = before if before and not change.replaces else None
+    kept = set(old.rows if old else ()).difference(change.remove)
+    rows = {name: old.rows[name] for name in kept} if old else {}
+    sizes = {name: old.sizes[name] for name in kept} if old else {}
+    rows |= {part.name: part.rows for part in change.add}
+    sizes |= {part.name: part.size_bytes for part in change.add}
+    schema = old.schema if old else change.schema
+    return seal_record(info, rows, sizes, pa.schema(Schema.from_arrow(schema).to_arrow()))  # as Delta stores the columns
 
 
 def _commit(location: Location, change: Change, before: TableState | None) -> int:
@@ -226,7 +206,7 @@ def _commit(location: Location, change: Change, before: TableState | None) -> in
             f"{uri}: {len(gone)} parts were deleted during this run ({gone[0]}), nothing was published; "
             "run again to write them again, and vacuum with a larger --older-than-hours"
         )
-    adds = [_add_action(part.name, part.size_bytes, part.rows, not change.rearranges) for part in change.add]
+    adds = [add_action(part.name, part.size_bytes, part.rows, not change.rearranges, part.checksum) for part in change.add]
     number = (before.run_number if before else 0) + 1
     record, spec = {INFO_KEY: dict(change.info)}, json.dumps(change.info["spec"], sort_keys=True)
     properties = CommitProperties(custom_metadata=record, app_transactions=[Transaction(_APP_ID, number)])
@@ -237,7 +217,8 @@ def _commit(location: Location, change: Change, before: TableState | None) -> in
             uri, schema, adds, mode="error", description=spec, storage_options=storage, commit_properties=properties
         )
         return 0
-    removes = [] if change.replaces else _remove_actions(change.remove, before.sizes, not change.rearranges)
+    sizes = {**before.sizes, **before.foreign}
+    removes = [] if change.replaces else remove_actions(change.remove, sizes, not change.rearranges)
     mode = "overwrite" if change.replaces else "append"
     open_delta(location, before.version).create_write_transaction([*adds, *removes], mode, schema, commit_properties=properties)
     if change.replaces:
@@ -246,50 +227,18 @@ def _commit(location: Location, change: Change, before: TableState | None) -> in
     return open_delta(location).version()
 
 
-def sync_quarantine(location: Location, rearranges: bool = False) -> int:
-    """Make the quarantine table hold exactly the quarantine files of the table's parts; return its rows.
-
-    It follows the table's own commit and depends on storage alone, so the next run completes it after a run that died in between.
-    """
-    try:
-        return with_retries(lambda: _sync_quarantine(location, not rearranges), location.uri)
-    except (DeltaError, OSError) as error:
-        raise CommitError(
-            f"{location.uri}: its quarantine cannot be brought up to date ({one_line(error)}); run again, the rest is published"
-        ) from error
+def add_action(name: str, size_bytes: int, rows: int, data_change: bool, checksum: str) -> AddAction:
+    """Return the action that adds a file. Its checksum is one more key of the stats, which every Delta writer and checkpoint carries on."""
+    stats = {"numRecords": rows} | ({"checksum": checksum} if checksum else {})
+    return AddAction(name, size_bytes, {}, int(time.time() * 1000), data_change, json.dumps(stats))
 
 
-def _sync_quarantine(location: Location, data_change: bool) -> int:
-    committed, quarantine = read_files(open_delta(location)), location.child(QUARANTINE_FOLDER)
-    wanted = {name: found for name, found in list_by_name(quarantine).items() if name in committed}
-    schema = Schema.from_arrow(QUARANTINE)
-    if not is_delta_table(quarantine):
-        uri = quarantine.open().uri
-        create_table_with_add_actions(uri, schema, [], mode="ignore", storage_options=delta_options(uri, location.options))
-    delta = open_delta(quarantine)
-    sizes = {name: size for name, (size, _) in read_files(delta).items()}
-    missing = [name for name in wanted if name not in sizes]
-    rows = map_threads(lambda name: read_metadata(quarantine_file(location, name)).num_rows, missing)
-    adds = [_add_action(name, wanted[name].size_bytes, num_rows, data_change) for name, num_rows in zip(missing, rows, strict=True)]
-    removes = _remove_actions([name for name in sizes if name not in wanted], sizes, data_change)
-    if adds or removes:
-        delta.create_write_transaction([*adds, *removes], "append", schema)
-        delta.update_incremental()
-    return sum(num_rows for _, num_rows in read_files(delta).values())
-
-
-def _add_action(name: str, size_bytes: int, rows: int, data_change: bool) -> AddAction:
-    return AddAction(name, size_bytes, {}, int(time.time() * 1000), data_change, json.dumps({"numRecords": rows}))
-
-
-def _remove_actions(names: Iterable[str], sizes: Mapping[str, int], data_change: bool) -> list[RemoveAction]:
+def remove_actions(names: Iterable[str], sizes: Mapping[str, int], data_change: bool) -> list[RemoveAction]:
+    """Return the actions that remove files."""
     return [RemoveAction(name, data_change, int(time.time() * 1000), sizes[name], {}) for name in names]
 
 
-def _parse(name: str, uri: str = "") -> PartName:
+def _parse(name: str) -> PartName:
     parsed = PartName.parse(name)
-    if parsed is None:
-        raise CommitError(
-            f"{uri}: the table holds {name!r}, which embedder did not write (was it optimized by another tool?); restore the version before"
-        )
+    assert parsed is not None, name
     return parsed

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedder.core.errors import VersionGoneError
+from embedder.core.errors import TableDamagedError, VersionGoneError
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import PartName, bucket_key
 from embedder.table.delta import list_committed, require_table
-from embedder.table.parts import group_by_task, list_by_name, part_file, read_batches
+from embedder.table.parts import REPAIR, group_by_task, list_by_name, part_file, read_batches
 from embedder.table.run_record import find_info
 
 KEY = ("shard", "doc_id", "chunk")
@@ -100,8 +100,8 @@ def read_changes(location: Location, old: int | None, new: int | None) -> Change
     new = state.version if new is None else new
     before = [] if old is None else list_committed(location, old)
     removed, added = plan_changes(before, state.parts if new == state.version else list_committed(location, new))
-    check_present(location, map(str, removed), old)
-    check_present(location, map(str, added), new)
+    check_present(location, map(str, removed), old, old == state.version)
+    check_present(location, map(str, added), new, new == state.version)
     # a table that was replaced may have other buckets: of the fewest, each holds whole ones of the others
     infos = [state.info, *(find_info(location, each) for each in (old, new) if each not in (None, state.version))]
     bits = min(int(info["bucket_bits"]) for info in infos if info is not None)
@@ -177,10 +177,12 @@ def find_sorted(ordered: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDAr
     return np.where(ordered[place] == wanted, place, -1)
 
 
-def check_present(table: Location, names: Iterable[str], version: int | None) -> None:
-    """Refuse, before the first row, parts that are no longer on storage."""
+def check_present(table: Location, names: Iterable[str], version: int | None, is_newest: bool) -> None:
+    """Refuse, before the first row, parts that are no longer on storage; of the newest version nothing may be missing."""
     wanted = set(names)
     gone = wanted.difference(list_by_name(table)) if wanted else wanted
+    if gone and is_newest:
+        raise TableDamagedError(f"{table.uri}: {len(gone)} parts of the newest version are not on storage ({min(gone)}); {REPAIR}")
     if gone:
         raise VersionGoneError(
             f"{table.uri}: version {version} can no longer be read: {len(gone)} of its parts were vacuumed ({min(gone)}); "

@@ -7,9 +7,10 @@ from typing import Any
 
 from embedder.core.errors import CommitError
 from embedder.core.printable import printable
-from embedder.core.spec import EmbeddingSpec, digest
+from embedder.core.spec import digest
 from embedder.core.storage import Location
-from embedder.table.delta import MAINTENANCE_KEY, Commit, list_commits
+from embedder.table.commits import MAINTENANCE_KEY, Commit, list_commits
+from embedder.table.seal import parse_spec
 
 RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
 _FIGURES = (
@@ -73,7 +74,7 @@ def to_events(commits: Iterable[Commit]) -> Iterator[Event]:
                 event,
                 figures={name: info[name] for name in _FIGURES if name in info},
                 space_id=info.get("space_id"),
-                spec=info["spec"],
+                spec=info.get("spec") or {},
                 config_digest=digest(info["config"], num_bytes=6) if "config" in info else None,
                 environment=info.get("environment", {}),
             )
@@ -82,7 +83,7 @@ def to_events(commits: Iterable[Commit]) -> Iterator[Event]:
 
 def _differences(older: Event, newer: Event) -> Iterator[str]:
     if older.space_id != newer.space_id:
-        fields = EmbeddingSpec.model_validate(older.spec).differences(EmbeddingSpec.model_validate(newer.spec))
+        fields = parse_spec(older.spec, f"version {older.version}").differences(parse_spec(newer.spec, f"version {newer.version}"))
         yield f"space {older.space_id} → {newer.space_id} ({'; '.join(fields)})"
     if older.config_digest != newer.config_digest:
         yield f"config {older.config_digest} → {newer.config_digest}"

@@ -1,7 +1,8 @@
 """Writes checkpoints of the Delta log that keep the run record, and removes old log files."""
 
 from embedder.core.storage import Location
-from embedder.table.delta import MAINTENANCE_KEY, Change, commit_table, is_delta_table, list_commits, open_delta, require_table
+from embedder.table.commits import MAINTENANCE_KEY, is_delta_table, list_commits, open_delta
+from embedder.table.delta import Change, commit_table, require_table
 from embedder.table.parts import QUARANTINE_FOLDER
 from embedder.table.run_record import LOG_FOLDER
 

@@ -1,21 +1,24 @@
 """Writes vectors and documents as one parquet file, once, and reads parts back from storage."""
 
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embedder.core.errors import StorageError
+from embedder.core.errors import StorageError, TableDamagedError
 from embedder.core.quantization import Ranges
+from embedder.core.retry import is_transient, one_line
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Found, Location, Store, map_threads
+from embedder.core.storage import READ_BLOCK_BYTES, Found, Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.vectors import Codes, quantization_of, vector_column
 
@@ -25,6 +28,8 @@ FOOTER_KEY = b"embedder"
 
 ROW_GROUP_ROWS = 16_384
 """About 25 MiB of 384-dim vectors: large enough to scan fast, small enough to skip."""
+
+REPAIR = "run jobs.maintain with --check --deep --repair, then the job that made the table"
 
 LISTED_PARTS = 500
 """Above this count, one listing of the folder is cheaper than a request for each part."""
@@ -65,9 +70,10 @@ def write_part(rows: pa.Table, quarantined: pa.Table, name: PartName, footer: di
         # left by a worker that died before its part; the API or the encoder may have refused other documents since
         rejects_file.remove()
         rejects_file.write_once(rejects)
-    data = encode_parquet(rows, footer)
+    data = encode_parquet(rows, {**footer, "name": str(name)})
     is_ours = file.write_once(data)
-    part = Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects)) if is_ours else read_part(str(name), table)
+    ours = Part(str(name), rows.num_rows, len(data), Stats(**footer["stats"]), len(rejects), checksum_of(data))
+    part = ours if is_ours else read_part(str(name), table)
     if not (part.stats.quarantined or (is_ours and rejects)):
         rejects_file.remove()  # left by a worker that rejected a document which was embedded since
     return part
@@ -94,6 +100,7 @@ def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[s
         use_dictionary=repeated,
         column_encoding={_VECTOR_LEAF: "BYTE_STREAM_SPLIT"} if has_floats else None,
         write_page_index=True,
+        write_page_checksum=True,
     ) as writer:
         for group in _split_row_groups(tables, schema):
             writer.write_table(group.replace_schema_metadata(marked.metadata), row_group_size=ROW_GROUP_ROWS)
@@ -132,6 +139,15 @@ def list_parts(table: Location) -> list[PartName]:
     return [name for name in map(PartName.parse, list_by_name(table)) if name is not None]
 
 
+def check_stored(sizes: Mapping[str, int], stored: Mapping[str, Found], uri: str) -> None:
+    """Raise TableDamagedError if a committed part is gone from a listing of the folder, or has another size than in the log."""
+    for name, size in sizes.items():
+        found = stored.get(name)
+        if found is None or found.size_bytes != size:
+            what = "not on storage" if found is None else f"{found.size_bytes:,} bytes on storage, {size:,} in the log"
+            raise TableDamagedError(f"{uri}: part {name}: {what}; {REPAIR}")
+
+
 def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
     """Return the parts of each task, in order of version and rows."""
     ordered = sorted(names, key=lambda name: (name.key, name.version, name.first_row, name.stop_row))
@@ -139,15 +155,15 @@ def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
 
 
 def read_part(name: str, table: Location) -> Part:
-    """Read a part's description from its footer."""
+    """Read a part's description from its footer, and its checksum from all of its bytes."""
     store = part_file(table, name)
-    found = store.info()
-    if found is None:
+    if store.info() is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
     quarantine = quarantine_file(table, name).info() if stats.quarantined else None
-    return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0)
+    checksum, size = read_checksum(store)
+    return Part(name, num_rows, size, stats, quarantine.size_bytes if quarantine else 0, checksum)
 
 
 def find_missing(names: Sequence[str], table: Location) -> list[str]:
@@ -159,28 +175,112 @@ def find_missing(names: Sequence[str], table: Location) -> list[str]:
     return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 
+def checksum_of(data: bytes) -> str:
+    """Return the sha256 of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_bytes(store: Store, checksum: str | None) -> None:
+    """Raise TableDamagedError if a file does not have this checksum; None, of a part that an earlier embedder wrote, is any."""
+    if checksum is not None and read_checksum(store)[0] != checksum:
+        raise TableDamagedError(f"{store.uri}: its bytes are not those that were written (checksum); {REPAIR}")
+
+
+def read_checksum(store: Store) -> tuple[str, int]:
+    """Read a file to its end; return its checksum and size."""
+    hashed, size = hashlib.sha256(), 0
+    with explain_damage(store.uri), store.open_input() as file:
+        while block := file.read(READ_BLOCK_BYTES):
+            hashed.update(block)
+            size += len(block)
+    return hashed.hexdigest(), size
+
+
+@contextmanager
+def explain_damage(uri: str) -> Iterator[None]:
+    """Raise TableDamagedError with the file's name and the remedy if a file of a table is damaged or gone; leave an outage as it is."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, FileNotFoundError):
+            raise TableDamagedError(f"{uri}: not on storage; open the table again if a vacuum ran meanwhile, else {REPAIR}") from error
+        is_outage = isinstance(cause, OSError) and (cause.errno is not None or is_transient(cause))
+        if is_outage or (isinstance(error, StorageError) and not isinstance(cause, OSError)):
+            raise
+        raise TableDamagedError(f"{uri}: damaged, or not the file that was written ({one_line(cause or error)}); {REPAIR}") from error
+
+
+def why_damaged(error: StorageError) -> str:
+    """Return the reader's words for a file that cannot be read."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return one_line(cause)
+
+
+@contextmanager
+def open_parquet(store: Store, narrow: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file; each page that is read is compared with its checksum. TableDamagedError if the file is damaged or gone.
+
+    Parts of earlier versions have no checksums of pages.
+    """
+    with explain_damage(store.uri), store.open_input(narrow) as source:
+        yield open_pages(source, store.uri)
+
+
+def open_pages(source: IO[bytes], uri: str) -> pq.ParquetFile:
+    """Open the file at this uri; TableDamagedError if another part lies there. Parts of earlier versions do not hold their name."""
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    check_name(file.metadata, uri)
+    return file
+
+
+def check_name(metadata: pq.FileMetaData, uri: str) -> None:
+    """Raise TableDamagedError if a part is not the one that its file is named for."""
+    footer = (metadata.metadata or {}).get(FOOTER_KEY)
+    name = uri.rsplit("/", 1)[-1]
+    if footer is not None and (held := json.loads(footer).get("name", name)) != name:
+        raise TableDamagedError(
+            f"{uri}: holds part {held}; run jobs.maintain with --check --deep --repair, then the job that made the table"
+        )
+
+
 def read_metadata(store: Store) -> pq.FileMetaData:
     """Read the footer of a parquet file."""
-    with store.open_input() as file:
-        return pq.read_metadata(file)
+    with open_parquet(store) as file:
+        return file.metadata
 
 
 def read_footer(store: Store) -> tuple[int, dict[str, Any]]:
     """Read a part's number of rows, and its spec and stats."""
     metadata = read_metadata(store)
-    footer: dict[str, Any] = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
-    if "stats" not in footer:
-        raise StorageError(
-            f"{store.uri}: not a part of embedder (no {FOOTER_KEY.decode()!r} in its footer); move it out of the table's folder"
-        )
-    return metadata.num_rows, footer
+    return metadata.num_rows, parse_footer(metadata, store.uri)
+
+
+def parse_footer(metadata: pq.FileMetaData, uri: str) -> dict[str, Any]:
+    """Return a part's spec and stats; TableDamagedError if the footer has none, or they are damaged."""
+    with explain_damage(uri):
+        footer = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+    if not isinstance(footer, dict) or "stats" not in footer:
+        key = FOOTER_KEY.decode()
+        raise TableDamagedError(f"{uri}: not a part of embedder (no {key!r} in its footer); move it out of the table's folder")
+    known = isinstance(footer["stats"], dict) and set(footer["stats"]) <= set(Stats.__slots__) and "space_id" in footer
+    if not known:
+        raise TableDamagedError(f"{uri}: its footer is damaged, or of a newer embedder; run jobs.maintain with --check --deep")
+    return footer
 
 
 def read_batches(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield a file's rows in tables of at most ROW_GROUP_ROWS rows, none of them empty."""
-    with store.open_input(narrow=columns is not None) as source:
-        for batch in pq.ParquetFile(source).iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
-            yield pa.Table.from_batches([batch])
+    with explain_damage(store.uri), store.open_input(narrow=columns is not None) as source:
+        yield from split_batches(open_pages(source, store.uri), columns)
+
+
+def split_batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of an open file in tables of at most ROW_GROUP_ROWS rows."""
+    for batch in file.iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns)):
+        yield pa.Table.from_batches([batch])
 
 
 def footer_of(spec: EmbeddingSpec, stats: Stats, ranges: Ranges | None = None) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from embedder.core.schema import LEADING, VECTORS
 from embedder.core.spec import Quantization
 from embedder.core.storage import Location, map_threads
 from embedder.table.diff import find_sorted
-from embedder.table.parts import part_file
+from embedder.table.parts import open_parquet, part_file
 
 Int64s = npt.NDArray[np.int64]
 
@@ -84,14 +83,13 @@ def _take_documents(
 
 
 def _read_head(table: Location, name: str) -> pa.Table:
-    with part_file(table, name).open_input(narrow=True) as file:
-        return pq.read_table(file, columns=list(_HEAD))
+    with open_parquet(part_file(table, name), narrow=True) as file:
+        return file.read(columns=list(_HEAD))
 
 
 def _read_rows(table: Location, name: str, columns: Sequence[str], wanted: Int64s) -> pa.Table:
     """Read rows of a part by number, from the row groups that hold them: a merged part is much larger than a unit needs."""
-    with part_file(table, name).open_input(narrow=True) as source:
-        file = pq.ParquetFile(source)
+    with open_parquet(part_file(table, name), narrow=True) as file:
         sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)], np.int64)
         firsts = np.cumsum(sizes) - sizes
         group = np.searchsorted(firsts, wanted, side="right") - 1

@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from embedder.core.errors import StorageError
+from embedder.core.errors import StorageError, TableDamagedError
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Found, Location
-from embedder.table.parts import list_by_name
+from embedder.table.parts import list_by_name, open_parquet, part_file, read_footer
+from embedder.table.seal import RESTORE, check_record, parse_spec
 
 INFO_KEY = "embedder"
 """Key of the run record in a commit's metadata."""
@@ -36,16 +35,34 @@ def read_record(location: Location) -> Record:
         raise missing_table(location)
     info = find_info(location, max(find_commits(names), default=-1))
     if info is not None:
-        return Record(EmbeddingSpec.model_validate(info["spec"]), read_ranges(info.get("ranges")))
+        check_record(info, location.uri)
+        return Record(parse_spec(info["spec"], location.uri), read_ranges(info.get("ranges")))
     for name in sorted((name for name in names if ".checkpoint" in name and name.endswith(".parquet")), reverse=True):
-        with location.child(f"{LOG_FOLDER}/{name}").open().open_input(narrow=True) as file:
-            actions = pq.read_table(file, columns=["metaData"])["metaData"].drop_null().to_pylist()
-        for action in actions:
-            try:
-                return Record(EmbeddingSpec.model_validate_json(action["description"] or ""), None)
-            except ValueError:  # another tool's description
-                break
+        with open_parquet(location.child(f"{LOG_FOLDER}/{name}").open(), narrow=True) as file:
+            actions = file.read(columns=["metaData.description", "add.path"])
+        for action in actions["metaData"].to_pylist():
+            if action and action["description"]:
+                paths = [add["path"] for add in actions["add"].to_pylist() if add and add["path"]]
+                return _read_described(action["description"], paths, location)
     raise StorageError(f"{location.uri}: a Delta table that embedder did not write; give one that jobs.embed made")
+
+
+def _read_described(description: str, paths: Sequence[str], location: Location) -> Record:
+    """Return the spec of a table's description; the footer of a part must name its space, and holds the ranges."""
+    try:
+        values = json.loads(description)
+    except ValueError as error:
+        raise StorageError(f"{location.uri}: a Delta table that embedder did not write; give one that jobs.embed made") from error
+    spec, ranges = parse_spec(values, location.uri), None
+    stored = list_by_name(location)
+    for path in [each for each in paths if each in stored][:1]:
+        _, footer = read_footer(part_file(location, path))
+        ranges = read_ranges(footer.get("ranges"))
+        if footer["space_id"] != spec.space_id:
+            raise TableDamagedError(
+                f"{location.uri}: its description gives space {spec.space_id}, {path} is of {footer['space_id']}; {RESTORE}"
+            )
+    return Record(spec, ranges)
 
 
 def missing_table(location: Location) -> StorageError:
@@ -60,8 +77,11 @@ def find_commits(names: Mapping[str, Found]) -> dict[int, Found]:
 
 def read_actions(commit: Location, kind: str) -> list[dict[str, Any]]:
     """Read the actions of one kind in a commit."""
-    with commit.open().open_input() as file:
-        actions = [json.loads(line) for line in file if f'"{kind}"'.encode() in line]
+    try:
+        with commit.open().open_input() as file:
+            actions = [json.loads(line) for line in file if f'"{kind}"'.encode() in line]
+    except ValueError as error:
+        raise TableDamagedError(f"{commit.uri}: a commit of the log that is not JSON ({error}); {RESTORE}") from error
     return [action[kind] for action in actions if kind in action]
 
 
@@ -73,8 +93,11 @@ def find_info(location: Location, version: int) -> Mapping[str, Any] | None:
     restored = None
     while version >= 0:
         commit = location.child(f"{LOG_FOLDER}/{version:020d}.json")
-        if commit.open().info() is None:
+        found = commit.open().info()
+        if found is None:
             break
+        if not found.size_bytes:
+            raise TableDamagedError(f"{commit.uri}: a commit of the log that is empty; {RESTORE}")
         entry = next(iter(read_actions(commit, "commitInfo")), {})
         info = entry.get(INFO_KEY)
         if isinstance(info, dict) and "spec" in info:

@@ -14,8 +14,9 @@ from embedder.core.storage import PROBE_PREFIX, Found, Location, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER
-from embedder.table.delta import read_quarantined, read_table, require_table
+from embedder.table.delta import read_table, require_table
 from embedder.table.parts import QUARANTINE_FOLDER, list_by_name
+from embedder.table.quarantine import read_quarantined
 from embedder.table.run_record import LOG_FOLDER, find_commits, read_actions
 
 LEAST_HOURS = 1.0

@@ -77,13 +77,14 @@ def parts_of(tasks: tuple[Task, ...]) -> list[Part]:
 
 
 def fill_table(prepared: RunPlan) -> None:
-    """Commit a part for each task; the files are empty, since planning opens none."""
+    """Commit a part for each task; the files are holes, since planning opens none."""
     config, folder = prepared.config, Path(prepared.config.output.uri)
     folder.mkdir(parents=True)
     parts = parts_of(prepared.plan.read)
     for part in parts:
         (folder / part.name).touch()
-    info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
+        os.truncate(folder / part.name, part.size_bytes)
+    info = {"spec": prepared.spec.model_dump(), "space_id": prepared.spec.space_id, "bucket_bits": prepared.bucket_bits}
     commit_table(Location(config.output.uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 

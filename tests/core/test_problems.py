@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from embedder.core.errors import CommitError, ConfigError, SourceError, StorageError
+from embedder.core.errors import CommitError, ConfigError, SourceError, StorageError, TableDamagedError
 from embedder.core.problems import Problems
 
 
@@ -25,11 +25,11 @@ def test_no_problem_raises_nothing() -> None:
     Problems().raise_all()
 
 
-@pytest.mark.parametrize(("raised", "kind"), [(SourceError, SourceError), (StorageError, StorageError), (CommitError, StorageError)])
-def test_an_outage_is_raised_at_once_and_is_no_wrong_setting(raised: type[Exception], kind: type[Exception]) -> None:
+@pytest.mark.parametrize("raised", [SourceError, StorageError, CommitError])
+def test_an_outage_is_raised_at_once_and_is_no_wrong_setting(raised: type[Exception]) -> None:
     problems = Problems()
     problems.check(lambda: fail(ConfigError("embedding.depth=0: choose 1 to 6")))
-    with pytest.raises(kind, match="cannot list it"):
+    with pytest.raises(raised, match="cannot list it"):
         problems.check(lambda: fail(raised("s3://docs: cannot list it"), ConnectionResetError("reset by peer")))
 
 
@@ -39,3 +39,8 @@ def test_a_share_that_fails_is_no_wrong_setting_and_an_unknown_answer_of_s3_may_
         problems.check(lambda: fail(StorageError("/share: cannot list it"), OSError(errno.ESTALE, "Stale file handle", "/share")))
     problems.check(lambda: fail(StorageError("s3://docs: cannot list it"), OSError(errno.EIO, "PermanentRedirect")))
     assert problems.found == ["s3://docs: cannot list it"]
+
+
+def test_a_damaged_table_is_raised_at_once_and_is_no_wrong_setting() -> None:
+    with pytest.raises(TableDamagedError, match="restore the log"):
+        Problems().check(lambda: fail(TableDamagedError("./out: the log is damaged; restore the log")))

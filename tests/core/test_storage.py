@@ -15,7 +15,7 @@ import pytest
 
 from embedder.config.source import SourceConfig
 from embedder.core import retry as retries
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import StorageError
 from embedder.core.storage import Location, Store, delta_options
 from embedder.core.units import Task
 from embedder.demo.s3_server import S3Server
@@ -124,7 +124,7 @@ def test_permanent_errors_are_raised_at_once_with_the_buckets_name(proxy: Faulty
 def test_a_forbidden_table_is_refused_at_once(proxy: FaultyProxy, bucket: str, fault: str) -> None:
     proxy.inject(break_first(FOR_EVER, fault))
     started = time.monotonic()
-    with pytest.raises(CommitError, match=r"s3://tests/.*: the table cannot be opened .*check the uri"):
+    with pytest.raises(StorageError, match=r"s3://tests/.*: the table cannot be opened .*check the uri"):
         read_table(Location(bucket, {"endpoint_url": proxy.endpoint}))
     assert time.monotonic() - started < 1
 

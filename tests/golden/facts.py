@@ -13,6 +13,7 @@ import yaml
 VARYING = {
     "run_id", "commit_id", "started", "seconds", "bytes_added", "driver_peak_bytes", "tokens_per_second", "padded_tokens",
     "padding_share", "encode_seconds", "read_seconds", "write_seconds", "probe", "published", "environment", "config_digest",
+    "checksum", "digest",
 }  # fmt: skip
 """Keys whose values differ between runs or machines."""
 SOMETIMES = {"steady_tokens_per_second", "encoder_busy_share"}
@@ -50,6 +51,7 @@ def _describe_commit(path: Path) -> dict[str, Any]:
         if kind in ("add", "remove"):
             stats = json.loads(action.get("stats") or "{}")
             commit[kind].append([action["path"], action["dataChange"], stats.get("numRecords")])
+            commit.setdefault("checksums", []).extend([len(stats["checksum"])] if "checksum" in stats else [])
         elif kind == "metaData":
             columns = [json.dumps(field) for field in json.loads(action["schemaString"])["fields"]]
             description = json.loads(action["description"]) if action.get("description") else None

@@ -104,12 +104,13 @@ def stored() -> dict[str, Any]:
 
 def _use_table(table: Path, flags: tuple[str, ...], question: str) -> dict[str, Any]:
     embed = ("embed", *flags, f"--output.uri={table}", "--json")
-    before = read_log(table)
+    before, checked = read_log(table), run("maintain", str(table), "--check", "--deep")
     return {
         "dry run": _outcome(run(*embed, "--dry-run")),
         "run": _outcome(run(*embed)),
         "log is unchanged": read_log(table) == before,
-        "check": run("maintain", str(table), "--check", "--deep").code,
+        "check": checked.code,
+        "parts without a checksum": "parts without a checksum" in checked.out,
         "history": _outcome(run("history", str(table), "--json")),
         "nearest": [hit["doc_id"] for hit in json.loads(run("search", str(table), question, "--top=1", "--json").out)],
     }

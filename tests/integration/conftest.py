@@ -19,7 +19,7 @@ from embedder.core.storage import Location, Store
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.run.summary import Summary
-from embedder.table.delta import open_delta
+from embedder.table.commits import open_delta
 
 on_s3 = pytest.mark.parametrize("location", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
 """For tests of several runs, whose result is the same on a local disk."""

@@ -58,7 +58,7 @@ def publish(site: Site, prepared: RunPlan) -> None:
     for part in parts:
         Path(site.table_uri).mkdir(exist_ok=True)
         Path(site.table_uri, part.name).touch()
-    info = {"spec": prepared.spec.model_dump(), "bucket_bits": prepared.bucket_bits}
+    info = {"spec": prepared.spec.model_dump(), "space_id": prepared.spec.space_id, "bucket_bits": prepared.bucket_bits}
     commit_table(Location(site.table_uri), Change(tuple(parts), (), prepared.schema, info), None)
 
 

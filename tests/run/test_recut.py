@@ -16,8 +16,9 @@ from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, RangeKey, fitted_for, load_calibration, write_calibration
 from embedder.run.recut import RecutConfig, check_cuts, run_cuts, run_recut
 from embedder.run.recut_vectors import plan_cut
+from embedder.table.commits import open_delta
 from embedder.table.compact import compact_table
-from embedder.table.delta import open_delta, read_table
+from embedder.table.delta import read_table
 from embedder.table.vectors import column_codes
 from tests.core.test_spec import SPEC
 from tests.tables import DIM, Corpus, MadeTable
@@ -114,7 +115,8 @@ def test_a_table_not_cut_from_this_parent_is_not_overwritten_by_default(parent: 
     assert (made.version is None, made.parts_added, made.parts_removed) == (False, 0, 0)
     assert from_other(cut).version is None
     embedded = MadeTable(str(tmp_path / "embedded"))
-    embedded.follow(CORPUS, record={"spec": PARENT_SPEC.model_copy(update={"dim": 2}).model_dump()})
+    spec = PARENT_SPEC.model_copy(update={"dim": 2})
+    embedded.follow(CORPUS, record={"spec": spec.model_dump(), "space_id": spec.space_id})
     with pytest.raises(ConfigError, match="the table there was embedded, not cut from"):
         from_other(embedded.uri)
 

@@ -32,7 +32,7 @@ QUERIES = ["the cat sat on a mat", "stars", "dogs ran far from home and birds sa
 
 
 def commit(uri: str, spec: EmbeddingSpec, replaces: bool = False) -> None:
-    info: dict[str, Any] = {"spec": spec.model_dump(), "bucket_bits": 0}
+    info: dict[str, Any] = {"spec": spec.model_dump(), "space_id": spec.space_id, "bucket_bits": 0}
     commit_table(Location(uri), Change((), (), SCHEMA, info, replaces), read_table(Location(uri)))
 
 

@@ -19,7 +19,8 @@ from embedder.stores.config import LoadConfig
 from embedder.stores.load import Report, read_version, sync
 from embedder.stores.open import open_store
 from embedder.stores.vector_store import Loaded
-from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.commits import open_delta
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 from tests.core.test_spec import SPEC
@@ -66,7 +67,7 @@ class TypedTable:
             stats = Stats(documents=len(texts), chunks=rows.num_rows)
             parsed = PartName.parse(name)
             assert parsed is not None
-            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec, stats), folder))
+            parts.append(write_part(rows, rejects, parsed, footer_of(self.spec, stats, RANGES), folder))
         info: dict[str, Any] = {"spec": self.spec.model_dump(), "space_id": self.spec.space_id, "bucket_bits": 0}
         info["ranges"] = RANGES.record()
         replaces = state is not None and state.spec.space_id != self.spec.space_id

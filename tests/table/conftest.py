@@ -8,13 +8,12 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.schema import DOCUMENTS, QUARANTINE
-from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.parts import assemble_rows, footer_of, write_part
 from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC
-from tests.tables import Corpus, MadeTable
+from tests.tables import Corpus, MadeTable, hash_text
 
 TEXTS = ("one two", "drei 🦊 vier", "fünf sechs sieben")
 DIM = 8
@@ -34,7 +33,7 @@ def make_documents(texts: tuple[str, ...] = TEXTS, first_id: int = 0) -> pa.Tabl
         {
             "doc_id": [f"d{first_id + number}" for number in range(num_rows)],
             "text": list(texts),
-            "content_hash": [digest(text) for text in texts],
+            "content_hash": [hash_text(text) for text in texts],
             "shard": ["s3://docs/a.jsonl"] * num_rows,
             "row": list(range(num_rows)),
         },

@@ -37,12 +37,19 @@ def test_an_intact_table_has_no_fault(table: MadeTable) -> None:
     assert "every row read: no fault" in checked.text()
 
 
-def test_a_missing_rotation_is_a_fault_until_it_is_restored(local: MadeTable) -> None:
+def test_a_missing_or_damaged_rotation_is_a_fault_until_it_is_restored(tmp_path: Path) -> None:
     rotation_WW = np.eye(DIM, dtype=np.float32)
     spec = SPEC.model_copy(update={"rotation": digest_array(rotation_WW)})
-    local.follow({**CORPUS, "q": [("b", "eight", "x")]}, record={"spec": spec.model_dump()})
+    local = MadeTable(str(tmp_path / "rotated"), spec=spec)
+    local.follow(CORPUS)
     [fault] = check_table(local.location).faults
     assert fault.name == f"_rotation/{spec.rotation}"
+    keep_rotation(rotation_WW, local.location)
+    assert check_table(local.location).faults == ()
+    Path(local.uri, "_rotation", f"{spec.rotation}.npy").write_bytes(b"PK broken")
+    checked = check_table(local.location)
+    assert ["damaged" in fault.what for fault in checked.faults] == [True]
+    repair_table(local.location, checked)
     keep_rotation(rotation_WW, local.location)
     assert check_table(local.location).faults == ()
 

@@ -13,8 +13,9 @@ from embedder.core.plan import group_shards, plan_work
 from embedder.core.storage import Location, Store
 from embedder.core.units import PartName, complete_parts
 from embedder.table.check import check_table
+from embedder.table.commits import open_delta
 from embedder.table.compact import compact_table, plan_merges
-from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.diff import read_changes
 from embedder.table.parts import ROW_GROUP_ROWS, list_parts, read_part
 from tests.table.conftest import CORPUS

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError, TableDamagedError
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.core.units import Part
-from embedder.table.delta import Change, commit_table, read_table, sync_quarantine
+from embedder.table.delta import Change, commit_table, read_table
+from embedder.table.quarantine import sync_quarantine
 from embedder.table.run_record import read_record
 from tests.core.test_spec import SPEC
 from tests.faulty_proxy import NO_FAULTS, FaultyProxy, break_first
@@ -29,7 +30,7 @@ SCHEMA = table_schema(pa.schema(list(make_documents().schema)[5:]), store_text=T
 
 
 def info_of(spec: EmbeddingSpec = SPEC) -> Mapping[str, Any]:
-    return {"spec": spec.model_dump(), "bucket_bits": 0}
+    return {"spec": spec.model_dump(), "space_id": spec.space_id, "bucket_bits": 0}
 
 
 def change(add: tuple[Part, ...] = (), remove: tuple[str, ...] = (), spec: EmbeddingSpec = SPEC, replaces: bool = False) -> Change:
@@ -99,7 +100,7 @@ def test_a_table_of_another_writer_is_refused(uri: str) -> None:
 def test_files_that_another_tool_rewrote_are_refused(uri: str, write_unit: Callable[..., Part]) -> None:
     commit_table(Location(uri), change((write_unit(key="a" * 16), write_unit(key="b" * 16))), None)
     DeltaTable(uri).optimize.compact()
-    with pytest.raises(CommitError, match="restore the version before"):
+    with pytest.raises(TableDamagedError, match=r"which embedder did not write: another tool.*restore the version before"):
         read_table(Location(uri))
 
 

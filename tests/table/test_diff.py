@@ -16,7 +16,7 @@ from embedder.core.errors import CommitError, ConfigError, VersionGoneError
 from embedder.core.schema import VECTORS
 from embedder.core.spec import Quantization
 from embedder.core.units import PartName
-from embedder.table.delta import open_delta
+from embedder.table.commits import open_delta
 from embedder.table.diff import KEY, Changes, digest_contents, plan_changes, read_changes
 from embedder.table.parts import read_batches
 from jobs.diff import main

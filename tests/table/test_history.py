@@ -14,8 +14,9 @@ from embedder.core.units import Stats
 from embedder.observe.environment import read_revision
 from embedder.run.recut import RecutConfig, run_recut
 from embedder.run.summary import Summary
+from embedder.table.commits import open_delta
 from embedder.table.compact import compact_table
-from embedder.table.delta import Change, commit_table, open_delta, read_table
+from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.history import lay_out, read_history
 from embedder.table.log_checkpoint import write_checkpoint
 from jobs import history

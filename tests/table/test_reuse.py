@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedder.table.parts
-from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.core.units import Part
 from embedder.table.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
 from tests.table.conftest import TEXTS, make_vectors
+from tests.tables import hash_text
 
-HASHES = [digest(text) for text in TEXTS]
+HASHES = [hash_text(text) for text in TEXTS]
 
 
 def ask(*hashes: str) -> pa.ChunkedArray:
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Location:
 
 def test_known_texts_return_their_vectors_in_the_order_requested(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
-    reused = take_reusable(ask(HASHES[2], digest("new"), HASHES[0]), previous, folder, "none")
+    reused = take_reusable(ask(HASHES[2], hash_text("new"), HASHES[0]), previous, folder, "none")
     assert reused["document"].to_pylist() == [0, 0, 2, 2]
     assert reused["chunk"].to_pylist() == [0, 1, 0, 1]
     vectors_ND = np.array(reused["embedding"].to_pylist(), np.float32)
