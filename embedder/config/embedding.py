@@ -58,13 +58,13 @@ class EmbeddingConfig(Section):
     pooling: Literal["mean", "cls", "last"] | None = None
     """mean, cls or last; default: the model's."""
     layer_norm: bool | None = None
-    """LayerNorm without weights over the full width before truncation; default: true for nomic_bert, else false."""
+    """LayerNorm without weights over the full width before truncation; default: true for nomic-embed-text-v1.5, else false."""
     prompt: str | None = None
     """Prepended to every chunk; default: the model's document prompt."""
     query_prompt: str | None = None
     """Prepended to every search query; default: the model's query prompt."""
-    normalize: bool = True
-    """L2 norm 1 after truncation, in float32."""
+    normalize: bool | None = None
+    """L2 norm 1 after truncation, in float32; default: true, unless the model is made for dot products of unnormalized vectors."""
 
     @property
     def is_api(self) -> bool:

@@ -65,6 +65,7 @@ class Reason(StrEnum):
     MISSING_ID = "missing_id"
     DUPLICATE_ID = "duplicate_id"
     METADATA_TYPE = "metadata_type"
+    NO_TOKENS = "no_tokens"
     KILLS_ENCODER = "kills_encoder"
     NOT_FINITE = "not_finite"
     REFUSED_BY_API = "refused_by_api"

@@ -13,7 +13,8 @@ from embedder.core.spec import API, EmbeddingSpec, digest
 from embedder.model.api_encoder import PROBE_TEXT, ApiClient, ApiEncoder, RefusedError, choose_address
 from embedder.model.files.checksum import TOKENIZER_FILES
 from embedder.model.files.recipe import PACKAGE, locate_model
-from embedder.model.resolve import ResolvedModel, check_room, open_tokenizer
+from embedder.model.files.tokenizer import open_tokenizer
+from embedder.model.resolve import ResolvedModel, check_room
 
 MAX_TOKENS = {"text-embedding-3-small": 8191, "text-embedding-3-large": 8191, "text-embedding-ada-002": 8191}
 """OpenAI's models; the API does not report it."""
@@ -68,7 +69,7 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, max_tok
         chunking=chunking.enabled,
         overlap_tokens=chunking.overlap_tokens,
         dim=embedding.dim or 1,
-        normalize=embedding.normalize,
+        normalize=embedding.normalize is not False,
         quantization=embedding.quantization,
         base_url=choose_address(embedding.base_url),
         tokenizer=chunking.tokenizer,

@@ -28,7 +28,7 @@ from embedder.model.calibration import Calibration
 from embedder.model.compiling import compile_forward
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
-from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.files.recipe import find_recipe
 from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
 from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
@@ -89,8 +89,7 @@ class Encoder:
 
         A spec with a calibrated exit needs the calibration it names; one with a rotation the calibration too, or the rotation alone.
         """
-        folder, _ = locate_model(spec.model, spec.revision)
-        recipe = read_recipe(folder)
+        recipe = find_recipe(spec)
         if recipe.checksum != spec.model_checksum:
             raise ModelError(
                 f"embedding.model={spec.model!r}: the files here (checksum {recipe.checksum[:12]}) are not those the spec was "

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from embedder.core.errors import ModelError
+from embedder.model.files.families import FAMILIES, find_family
 from embedder.model.float8 import Float8Linear, multiply_codes
 from embedder.model.varlen_attention import Segments, attend_segments
-
-FUSED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 class FusedLayer:
@@ -91,8 +90,8 @@ def fuse_layers(layers: nn.ModuleList, config: Any) -> None:
 
 def find_unfusable(config: Any) -> str | None:
     """Return the reason why the fused layers do not compute a model; None if they do."""
-    if config.model_type not in FUSED_FAMILIES:
-        return f"family {config.model_type!r} has no fused layers; {', '.join(FUSED_FAMILIES)} have"
+    if not find_family(config.model_type).fused:
+        return f"family {config.model_type!r} has no fused layers; {', '.join(name for name, each in FAMILIES.items() if each.fused)} have"
     if config.hidden_act not in ("gelu", "gelu_new", "gelu_pytorch_tanh"):
         return f"hidden_act={config.hidden_act!r} (config.json) has no fused layers; gelu has"
     return "is_decoder=true (config.json) has no fused layers" if getattr(config, "is_decoder", False) else None

@@ -2,11 +2,13 @@
 
 import copy
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -20,6 +22,7 @@ from embedder.model.backends import check_backend, check_c_compiler, check_trito
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
+from embedder.model.files.checksum import list_weights
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
@@ -28,6 +31,9 @@ from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16
 
 logger = logging.getLogger(__name__)
+
+_BUFFERS = frozenset({"position_ids", "token_type_ids", "inv_freq"})
+"""Constants that earlier versions of transformers saved with the weights."""
 
 BackendName = Literal["torch", "compiled", "fused", "openvino"]
 
@@ -94,13 +100,10 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            **({"add_pooling_layer": False} if family.pooler else {}),
+            use_kernels=False,
+            **_pooler_arguments(recipe),
         )
-    misshapen = [f"{name}: {list(found)} in the file, {list(wanted)} by config.json" for name, found, wanted in report["mismatched_keys"]]
-    lacking = sorted(report["missing_keys"]) + sorted(misshapen)
-    if lacking or report["error_msgs"]:
-        named = ", ".join(lacking[:3]) or str(report["error_msgs"])
-        raise ModelError(f"{recipe.folder.name}: the weights do not fit config.json ({named}, {len(lacking)} in all)")
+    _refuse_misfits(recipe, depth, report)
     assert_depth(model, recipe, depth)
     if final_norm == "skip" and family.final_norm is not None:
         model.set_submodule(family.final_norm, nn.Identity())
@@ -109,6 +112,60 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
         logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def check_weights(recipe: ModelRecipe) -> None:
+    """Raise ModelError if the names and shapes of the weights are not those of the whole model; reads only the files' headers."""
+    with _quiet_transformers(), file_errors(recipe.folder.name):
+        config = _cut_config(recipe, recipe.num_layers)
+        with torch.device("meta"):
+            model_class: Any = type(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
+        _, report = model_class.from_pretrained(
+            None,
+            config=_cut_config(recipe, recipe.num_layers),
+            state_dict=_sketch_weights(recipe),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_pooler_arguments(recipe),
+        )
+    _refuse_misfits(recipe, recipe.num_layers, report)
+
+
+def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
+    """Return a tensor of each weight's shape, all of one number's memory."""
+    found = {}
+    for path in list_weights(recipe.transformer_folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                found |= {name: torch.zeros(()).expand(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def _pooler_arguments(recipe: ModelRecipe) -> dict[str, Any]:
+    return {"add_pooling_layer": False} if find_family(recipe.family).pooler else {}
+
+
+def _refuse_misfits(recipe: ModelRecipe, depth: int, report: dict[str, Any]) -> None:
+    """Raise ModelError for weights that are missing, of another shape, or not part of the model; layers left out and heads are known."""
+    misshapen = [f"{name}: {list(found)} in the file, {list(wanted)} by config.json" for name, found, wanted in report["mismatched_keys"]]
+    lacking = sorted(report["missing_keys"]) + sorted(misshapen)
+    if lacking or report["error_msgs"]:
+        named = ", ".join(lacking[:3]) or str(report["error_msgs"])
+        raise ModelError(f"{recipe.folder.name}: the weights do not fit config.json ({named}, {len(lacking)} in all)")
+    family = find_family(recipe.family)
+    layer = re.compile(rf"(?:^|\.){re.escape(family.layers)}\.(\d+)\.")
+
+    def is_known(name: str) -> bool:
+        parts, found = name.split("."), layer.search(name)
+        return bool(found and int(found[1]) >= depth) or parts[-1] in _BUFFERS or not family.heads.isdisjoint(parts[:2])
+
+    unknown = sorted(name for name in report["unexpected_keys"] if not is_known(name))
+    if unknown:
+        raise ModelError(
+            f"{recipe.folder.name}: the weights hold {', '.join(unknown[:3])} ({len(unknown)} in all), which family {recipe.family!r} does "
+            "not have; this model needs other code than transformers'"
+        )
 
 
 def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
@@ -134,6 +191,7 @@ def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
         setattr(config, name, list(getattr(config, name))[:depth])
     config.num_hidden_layers = depth
     config.use_cache = False
+    config.return_dict = True
     return config
 
 

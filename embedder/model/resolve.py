@@ -1,11 +1,9 @@
 """Settings and the model's own files → the resolved spec and a tokenizer that CPU workers rebuild without transformers."""
 
-import json
+import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tokenizers import Tokenizer
-from tokenizers.normalizers import Lowercase, Sequence
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
@@ -13,8 +11,11 @@ from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
+from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
-from embedder.model.files.st_layout import file_errors
+from embedder.model.files.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,13 @@ class ResolvedModel:
     vocab_size: int
     calibration: Calibration | None = None
     """The artifact that the spec names."""
+    guesses: tuple[str, ...] = ()
+    """Settings that neither the user nor the model's files make, a line each."""
+
+    def log_guesses(self) -> None:
+        """Log what was guessed."""
+        for line in self.guesses:
+            logger.warning("%s", line)
 
     @property
     def ranges(self) -> Ranges | None:
@@ -59,12 +67,16 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         folder, commit = locate_model(embedding.model, embedding.revision)
         recipe = read_recipe(folder)
         tokenizer = load_tokenizer(recipe)
+        _check_weights(recipe)
     except ModelError as error:
         message = str(error)
         raise ConfigError(message if message.startswith("embedding.") else f"embedding.model={embedding.model!r}: {message}") from error
-    spec = _fill_defaults(embedding, chunking, recipe, commit)
+    defaults = choose_defaults(embedding.model, recipe)
+    spec = _fill_defaults(embedding, chunking, recipe, commit, defaults)
     problems = [
         *_check_model(embedding, recipe),
+        *_check_similarity(embedding, recipe),
+        *_check_truncation(chunking, recipe),
         *check_float8(spec, recipe),
         *_check_lengths(spec, chunking, recipe, tokenizer),
         *_check_prompts(spec, recipe),
@@ -75,68 +87,34 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     problems += _check_calibration(spec, embedding, calibration)
     if problems:
         raise ConfigError("\n".join(problems))
-    return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration)
+    guesses = defaults.list_guesses(embedding)
+    return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
 
 
-def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
-    """Load a model's tokenizer, lower-casing if its files request it; every id it returns has an embedding."""
-    tokenizer = _fit_vocabulary(open_tokenizer(recipe.transformer_folder), recipe.vocab_size)
-    if recipe.lower_case:
-        tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
-    return tokenizer
+def _check_weights(recipe: ModelRecipe) -> None:
+    from embedder.model.loading import check_weights  # imports torch: seconds
+
+    check_weights(recipe)
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """Load the Rust tokenizer of AutoTokenizer, without truncation and padding."""
-    from transformers import AutoTokenizer  # imports torch: seconds
-
-    with file_errors("tokenizer.json"):
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if not loaded.is_fast:
-        raise ModelError(f"tokenizer_config.json: {type(loaded).__name__} has no Rust tokenizer; add a tokenizer.json")
-    tokenizer: Tokenizer = loaded.backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _fit_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer without added tokens that lack an embedding; ModelError if another token lacks one.
-
-    A text that contains such a token's name is tokenized as plain text. EmbeddingGemma has an `<image_soft_token>`.
-    """
-    ids = tokenizer.get_vocab()
-    if max(ids.values()) >= vocab_size:
-        written = json.loads(tokenizer.to_str())
-        written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < vocab_size]
-        tokenizer = Tokenizer.from_str(json.dumps(written))
-        ids = tokenizer.get_vocab()
-    special = tokenizer.encode("")  # the template of special tokens has its own ids
-    for token, token_id in (*ids.items(), *zip(special.tokens, special.ids, strict=True)):
-        if token_id >= vocab_size:
-            raise ModelError(
-                f"tokenizer.json: token {token!r} has id {token_id}, but the model has embeddings for ids 0 to {vocab_size - 1} "
-                "(config.json: vocab_size); give the tokenizer that the model was saved with"
-            )
-    return tokenizer
-
-
-def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe: ModelRecipe, commit: str | None) -> EmbeddingSpec:
+def _fill_defaults(
+    embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe: ModelRecipe, commit: str | None, defaults: Defaults
+) -> EmbeddingSpec:
     return EmbeddingSpec(
         model=embedding.model,
         revision=commit,
         model_checksum=recipe.checksum,
         depth=embedding.depth or recipe.num_layers,
         final_norm=(embedding.final_norm or "apply") if recipe.has_final_norm else "none",
-        pooling=embedding.pooling or recipe.pooling,
-        layer_norm=recipe.layer_norm if embedding.layer_norm is None else embedding.layer_norm,
-        prompt=recipe.document_prompt if embedding.prompt is None else embedding.prompt,
-        query_prompt=recipe.query_prompt if embedding.query_prompt is None else embedding.query_prompt,
+        pooling=embedding.pooling or defaults.pooling,
+        layer_norm=defaults.layer_norm if embedding.layer_norm is None else embedding.layer_norm,
+        prompt=defaults.prompt if embedding.prompt is None else embedding.prompt,
+        query_prompt=defaults.query_prompt if embedding.query_prompt is None else embedding.query_prompt,
         max_tokens=chunking.max_tokens or recipe.max_tokens,
         chunking=chunking.enabled,
         overlap_tokens=chunking.overlap_tokens,
         dim=embedding.dim or recipe.dim,
-        normalize=embedding.normalize,
+        normalize=defaults.normalize if embedding.normalize is None else embedding.normalize,
         float8=embedding.float8,
         quantization=embedding.quantization,
     )
@@ -193,6 +171,20 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
+
+
+def _check_similarity(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
+    """Return the problem of a model that was trained for distances, which searches do not compute."""
+    if recipe.similarity not in ("euclidean", "manhattan") or recipe.ends_normalized or embedding.normalize is not None:
+        return []
+    where = f"config_sentence_transformers.json: similarity_fn_name={recipe.similarity!r}"
+    return [f"{where}: rows are ranked by inner products here; set embedding.normalize to true (cosine) or false (dot product)"]
+
+
+def _check_truncation(chunking: ChunkingConfig, recipe: ModelRecipe) -> list[str]:
+    if chunking.enabled or not recipe.truncates_left:
+        return []
+    return ["chunking.enabled=false: the tokenizer truncates on the left, which is not supported; chunk the documents"]
 
 
 def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:

@@ -26,7 +26,7 @@ from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
-from embedder.text.chunking import CHUNKS
+from embedder.text.chunking import CHUNKS, drop_tokenless
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
@@ -112,7 +112,7 @@ class EncoderActor(UnitActor):
         A unit that killed its worker too often is split to isolate its poison documents. No other unit is encoded meanwhile, so that
         each death is counted against the right documents.
         """
-        chunks = from_ipc(unit["chunks"])
+        chunks, tokenless = drop_tokenless(from_ipc(unit["chunks"]))
         result: Encoded | None = None
         poison_documents: list[int] = []
         with self.concurrency.shared():
@@ -126,13 +126,14 @@ class EncoderActor(UnitActor):
         seconds = self.clock.count(started)
         stats = replace(Stats(**unit["stats"]), padded_tokens=result.padded_tokens, encode_seconds=seconds)
         chunks, vectors_ND, broken = drop_non_finite(name, chunks, result.vectors_ND)
+        rejected = {Reason.NO_TOKENS: tokenless, Reason.KILLS_ENCODER: poison_documents, Reason.NOT_FINITE: broken}
         return {
             **unit,
             "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
             "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
             "stats": asdict(stats),
-            "rejected": [*poison_documents, *broken],
-            "reasons": [str(Reason.KILLS_ENCODER)] * len(poison_documents) + [str(Reason.NOT_FINITE)] * len(broken),
+            "rejected": [document for documents in rejected.values() for document in documents],
+            "reasons": [str(reason) for reason, documents in rejected.items() for _ in documents],
             "attempt": attempt,
         }
 

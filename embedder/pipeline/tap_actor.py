@@ -12,7 +12,7 @@ from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import from_ipc, to_ipc
-from embedder.text.chunking import chunk_documents
+from embedder.text.chunking import chunk_documents, drop_tokenless
 from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 
@@ -106,4 +106,4 @@ def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vo
 
 
 def _chunk(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str) -> pa.Table:
-    return chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec)
+    return drop_tokenless(chunk_documents(from_ipc(row["documents"]), load_tokenizer(tokenizer_json), spec))[0]

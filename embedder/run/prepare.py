@@ -102,6 +102,7 @@ def plan_run(inputs: Inputs) -> RunPlan:
     assert model is not None
     assert listing is not None
     assert metadata is not None
+    model.log_guesses()
     keeps = table is not None and table.spec.space_id == model.spec.space_id
     bits = int(table.info["bucket_bits"]) if table and keeps else choose_bucket_bits(listing.shards)
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)

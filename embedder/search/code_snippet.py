@@ -5,7 +5,7 @@ from embedder.core.rotation import rotation_uri
 from embedder.core.spec import API, EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.model.files.families import find_family
-from embedder.model.files.recipe import PACKAGE, ModelRecipe, locate_model, read_recipe
+from embedder.model.files.recipe import PACKAGE, ModelRecipe, find_recipe
 
 _NORMALIZE = "vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)"
 
@@ -18,7 +18,7 @@ def write_snippet(spec: EmbeddingSpec, table: Location) -> str:
     spec = spec.for_queries()
     if spec.is_api:
         return _write_api_snippet(spec)
-    recipe = read_recipe(locate_model(spec.model, spec.revision)[0])
+    recipe = find_recipe(spec)
     _refuse_impossible(spec, recipe)
     package = spec.model.removeprefix(PACKAGE) if spec.model.startswith(PACKAGE) else None
     lines = ["import fsspec", "import numpy as np"] if spec.rotation else []

@@ -13,6 +13,7 @@ from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target
 from embedder.search.exact import open_table as open_target
 from embedder.search.filter import parse_filter
+from embedder.search.table_model import choose_model
 
 if TYPE_CHECKING:
     from embedder.search.query_encoder import QueryEncoder
@@ -21,22 +22,26 @@ if TYPE_CHECKING:
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
-def open_table(uri: str, options: Mapping[str, Any] = NO_OPTIONS, device: str = "cpu", dtype: str = "float32") -> "SearchableTable":
+def open_table(
+    uri: str, options: Mapping[str, Any] = NO_OPTIONS, device: str = "cpu", dtype: str = "float32", model: str | None = None
+) -> "SearchableTable":
     """Open the newest version of a table for exact search; `options` are those of its filesystem, like output.storage_options.
+
+    `model` replaces the name of the model in the table's log, and is needed if that is package:NAME.
 
     table = embedder.open_table("s3://bucket/table")
     for hit in table.search("split a path into folder and file", top=3, where="year > 2000"):
         print(hit.score, hit.row["doc_id"])
     """
     location = Location(uri, dict(options))
-    return SearchableTable(open_target(location), device, dtype)
+    return SearchableTable(open_target(location), device, dtype, model)
 
 
 class SearchableTable:
     """A table and the encoder of its queries, which is loaded on first use."""
 
-    def __init__(self, target: Target, device: str, dtype: str) -> None:
-        self._target, self._device, self._dtype = target, device, dtype
+    def __init__(self, target: Target, device: str, dtype: str, model: str | None) -> None:
+        self._target, self._device, self._dtype, self._model = target, device, dtype, model
 
     @property
     def spec(self) -> EmbeddingSpec:
@@ -48,7 +53,8 @@ class SearchableTable:
         """The encoder of the table's queries."""
         from embedder.search.query_encoder import QueryEncoder  # brings torch: seconds
 
-        return QueryEncoder(self.spec, self._device, self._dtype, read_rotation(self.spec, self._target.table))
+        spec = choose_model(self.spec, self._model)
+        return QueryEncoder(spec, self._device, self._dtype, read_rotation(spec, self._target.table))
 
     def encode(self, queries: Sequence[str]) -> Floats:
         """Return the vectors of queries, (N, dim), comparable with the table's."""

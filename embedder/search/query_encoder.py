@@ -7,6 +7,7 @@ vectors = encoder.encode(["split a path into folder and file"])
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.core.errors import ModelError
 from embedder.core.quantization import Floats
@@ -14,8 +15,9 @@ from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location, Options
 from embedder.model.encoder import Encoder
-from embedder.model.files.recipe import locate_model, read_recipe
-from embedder.model.resolve import load_tokenizer
+from embedder.model.files.recipe import find_recipe
+from embedder.model.files.tokenizer import load_tokenizer
+from embedder.search.table_model import choose_model
 from embedder.table.run_record import read_record
 from embedder.text.byte_estimate import EstimatingChunker, make_chunker, slice_chunks
 from embedder.text.chunking import Chunker
@@ -32,15 +34,18 @@ class QueryEncoder:
 
     def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32", rotation_WW: Floats | None = None) -> None:
         self.spec, queries = spec, spec.for_queries()
+        self._truncates_left = False if spec.is_api else find_recipe(spec).truncates_left
         self._embed, tokenizer_json = _load_api(queries) if spec.is_api else _load_encoder(queries, device, dtype, rotation_WW)
         sides = (queries, queries.model_copy(update={"prompt": spec.prompt}))
         self._queries, self._passages = ((make_chunker(tokenizer_json, side), side.prompt) for side in sides)
 
     @classmethod
-    def from_table(cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32") -> "QueryEncoder":
-        """Load the encoder that matches a table; its model must be on this machine under the name in the table's spec."""
+    def from_table(
+        cls, uri: str, options: Options | None = None, device: str = "cpu", dtype: str = "float32", model: str | None = None
+    ) -> "QueryEncoder":
+        """Load the encoder that matches a table, by the name in the table's log or by `model`, which package:NAME needs."""
         table = Location(uri, options or {})
-        spec = read_record(table).spec
+        spec = choose_model(read_record(table).spec, model)
         return cls(spec, device, dtype, read_rotation(spec, table))
 
     def encode(self, queries: Sequence[str]) -> Floats:
@@ -55,12 +60,15 @@ class QueryEncoder:
         if isinstance(texts, str):
             raise TypeError("texts must be a list, also for a single text: encode([text])")
         chunks = chunker.chunk(list(texts))
+        if self._truncates_left and pc.any(chunks["truncated"]).as_py():
+            most = self.spec.max_tokens
+            raise ModelError(f"a text of more than {most} tokens: the tokenizer truncates on the left, which is not supported; shorten it")
         return self._embed(chunks, slice_chunks(texts, chunks, prompt))
 
 
 def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:
     """Load a local model; return its encoder of CHUNKS, and its tokenizer."""
-    tokenizer = load_tokenizer(read_recipe(locate_model(spec.model, spec.revision)[0]))
+    tokenizer = load_tokenizer(find_recipe(spec))
     encoder = Encoder.load(spec, device, dtype, rotation_WW=rotation_WW)
 
     def embed(chunks: pa.Table, _texts: Sequence[str]) -> Floats:

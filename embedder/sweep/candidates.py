@@ -26,7 +26,7 @@ from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit, ExitPooler
-from embedder.model.files.recipe import locate_model, read_recipe, width_of
+from embedder.model.files.recipe import find_recipe, width_of
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.text.chunking import chunk_documents
@@ -126,7 +126,7 @@ class Transformer:
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})
         self.width = wide.dim
-        self._head = Head(load_steps(read_recipe(locate_model(wide.model, wide.revision)[0]).steps), wide)
+        self._head = Head(load_steps(find_recipe(wide).steps), wide)
 
     def in_float8(self) -> "Transformer":
         """Return the model with layers in float8; this one embeds its queries."""

@@ -162,7 +162,7 @@ class SweepConfig(Section):
             raise ValueError(
                 "embedding.exit, .quantization and .rotate: a sweep tries several; set embedding.calibration and grid.precisions"
             )
-        if not all(each.normalize for each in (embedding, *self.baselines)):
+        if any(each.normalize is False for each in (embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
         if embedding.is_api:
             raise ValueError(f"embedding.model={embedding.model!r}: an API has no depths; list it in baselines")

@@ -11,7 +11,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.problems import Problems
 from embedder.core.storage import Location
 from embedder.model.calibration import Calibration, load_calibration
-from embedder.model.files.recipe import locate_model, read_recipe
+from embedder.model.files.recipe import find_recipe
 from embedder.model.float8 import check_device
 from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
 from embedder.source.columns import inspect_source
@@ -97,8 +97,8 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
 
 
 def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, config: SweepConfig, where: str) -> Model:
-    resolved = resolve_model(embedding, config.chunking)
-    width = read_recipe(locate_model(resolved.spec.model, resolved.spec.revision)[0]).width
+    resolved = resolve_model(embedding.model_copy(update={"normalize": True}), config.chunking)  # cosines are compared
+    width = find_recipe(resolved.spec).width
     most = resolved.spec.depth
     problems = [f"{where}.depths: {depth}: the model has {most} layers; choose 1 to {most}" for depth in wanted.depths if depth > most]
     problems += [f"{where}.dims: {dim}: the model has {width} components; choose 1 to {width}" for dim in wanted.dims if dim > width]
@@ -122,7 +122,7 @@ def _check_float8(model: Model, config: SweepConfig) -> None:
     """Raise if the model or the GPU cannot multiply in float8."""
     check_device(choose_machine(config.compute).device)
     spec = model.resolved.spec
-    problems = check_float8(spec.model_copy(update={"float8": True}), read_recipe(locate_model(spec.model, spec.revision)[0]))
+    problems = check_float8(spec.model_copy(update={"float8": True}), find_recipe(spec))
     if problems:
         raise ConfigError("\n".join(problems))
 

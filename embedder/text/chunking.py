@@ -4,7 +4,7 @@ A chunk is  frame before · prompt tokens · a window of the document's tokens �
 
 Spans (`start_char`, `end_char`) count characters of the source text. If a document is one chunk, it spans the whole text. Otherwise a
 chunk spans the first to the last token of its window: whitespace around chunks belongs to none. A document without tokens is one chunk
-of frame and prompt.
+of frame and prompt, which has no token if there is neither.
 
 Raise `spec.RECIPE_VERSION` if the columns below, the windows or the spans change: a table reuses the chunks of an equal version.
 """
@@ -50,6 +50,17 @@ def chunk_documents(documents: pa.Table, tokenizer: Tokenizer, spec: EmbeddingSp
     truncated at `max_tokens` as its own library does, and `truncated` is set if anything was cut.
     """
     return Chunker(tokenizer, spec).chunk(documents["text"].to_pylist())
+
+
+def drop_tokenless(chunks: pa.Table) -> tuple[pa.Table, list[int]]:
+    """Return CHUNKS without those that have no token, and the documents of these: there is no vector of nothing.
+
+    A tokenizer without special tokens gives none for a text that its normalizer removes or that its vocabulary lacks.
+    """
+    has_tokens_N = chunks["num_tokens"].to_numpy() > 0
+    if has_tokens_N.all():
+        return chunks, []
+    return chunks.filter(pa.array(has_tokens_N)), chunks["document"].to_numpy()[~has_tokens_N].tolist()
 
 
 class Chunker:

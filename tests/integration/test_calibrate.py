@@ -79,9 +79,9 @@ def test_a_rotated_table_is_searched_without_its_calibration(
     chunking = {"max_tokens": 64, "enabled": False, "overlap_tokens": 0}
     site.embed(source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []}, chunking=chunking, embedding=embedding)
     shutil.rmtree(artifact)
-    query_D = QueryEncoder.from_table(site.table_uri).encode(["split a path into folder and file"])[0]
+    query_D = QueryEncoder.from_table(site.table_uri, model=minilm).encode(["split a path into folder and file"])[0]
     assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(site.table_uri)).find(query_D, 20, None)]
-    rotated = Encoder.load(QueryEncoder.from_table(site.table_uri).spec.for_queries(), rotation_WW=calibrated[0].rotation_WW)
+    rotated = Encoder.load(QueryEncoder.from_table(site.table_uri, model=minilm).spec.for_queries(), rotation_WW=calibrated[0].rotation_WW)
     assert rotated.dim == 128
 
 
@@ -109,5 +109,5 @@ def test_a_table_of_calibrated_int8_vectors_is_searched_by_the_full_model(
     restored_ND /= np.linalg.norm(restored_ND, axis=1, keepdims=True)
     assert (restored_ND * vectors_ND).sum(axis=1).mean() > 0.999
     for table in (site, floats):
-        query_D = QueryEncoder.from_table(table.table_uri).encode(["split a path into folder and file"])[0]
+        query_D = QueryEncoder.from_table(table.table_uri, model=minilm).encode(["split a path into folder and file"])[0]
         assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(table.table_uri)).find(query_D, 20, None)]

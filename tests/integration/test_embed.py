@@ -108,7 +108,7 @@ def test_a_float8_table_refuses_exact_vectors_and_is_searched_by_exact_queries(l
         prepare_run(local_site.config())
     assert local_site.embed(**coarse).did_nothing
     rows = local_site.rows()
-    exact_ND = QueryEncoder.from_table(local_site.table_uri).encode_passages([row["text"] for row in rows])
+    exact_ND = QueryEncoder.from_table(local_site.table_uri, model=local_site.model).encode_passages([row["text"] for row in rows])
     cosines_N = (exact_ND * vectors_of(rows)).sum(axis=1)
     assert 0.98 < cosines_N.min() < cosines_N.max() < 0.9999
 

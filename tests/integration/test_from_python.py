@@ -24,7 +24,7 @@ def test_a_run_and_a_graph_of_ones_own_give_the_same_vectors(local_site: Site) -
     assert before.target_max_block_size == block_size
     assert embedder.embed(config, {"embedding.depth": 3, "embedding.dim": 64}).did_nothing
 
-    table = embedder.open_table(local_site.table_uri)
+    table = embedder.open_table(local_site.table_uri, model=local_site.model)
     hit = table.search(documents(3, 1)[0]["text"], top=1)[0]
     assert (table.spec.depth, hit.row["doc_id"]) == (3, "d3")
 

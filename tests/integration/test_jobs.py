@@ -49,7 +49,7 @@ def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, rep
     assert second.returncode == 0
     assert second.stdout.startswith("nothing to do:")
 
-    found = run(repository, "jobs.search", f"{tmp_path}/table", documents(3, 1)[0]["text"], "--top", "2", "--json")
+    found = run(repository, "jobs.search", f"{tmp_path}/table", documents(3, 1)[0]["text"], "--top", "2", "--json", f"--model={minilm}")
     hits = json.loads(found.stdout)
     assert [hits[0]["doc_id"], len(hits)] == ["d3", 2]
     assert hits[0]["score"] > hits[1]["score"]

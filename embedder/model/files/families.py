@@ -30,22 +30,40 @@ class Family:
     """Learned positions start at pad id + 1, which leaves fewer for tokens."""
     intermediate_size: str = "intermediate_size"
     """Config entry with the inner width of the feed-forward blocks."""
-    layer_norm: bool = False
-    """Default of `embedding.layer_norm`."""
+    fused: bool = False
+    """Whether layers have the shape that the fused kernels compute."""
     float16: bool = True
     """False: activations overflow float16 to NaN."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Names in the original remote-code config, which transformers ignores, to transformers' names."""
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Entries of that config without a name in transformers, to the values that its implementation computes."""
+    remote_class: str | None = None
+    """Class in `auto_map.AutoModel` that transformers' own implementation replaces."""
+    heads: frozenset[str] = frozenset({"pooler", "cls", "lm_head", "classifier", "qa_outputs"})
+    """Modules after the hidden states, whose weights are left out: no vector depends on them."""
 
 
-_BERT = Family(layers="encoder.layer", pooler=True)
-_ROBERTA = Family(layers="encoder.layer", pooler=True, positions_after_pad=True)
+_BERT = Family(layers="encoder.layer", pooler=True, fused=True)
+_ROBERTA = Family(layers="encoder.layer", pooler=True, positions_after_pad=True, fused=True)
+_GENERATION_HEADS = frozenset({"lm_head", "score", "classifier"})
 _NOMIC_NAMES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
     "n_inner": "intermediate_size",
     "n_layer": "num_hidden_layers",
     "layer_norm_epsilon": "layer_norm_eps",
+}
+_NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("swiglu",),
+    "rotary_emb_fraction": (1,),
+    "rotary_emb_interleaved": (False,),
+    "rotary_emb_scale_base": (None,),
+    "rotary_scaling_factor": (None, 1),
+    **dict.fromkeys(("num_experts", "moe_every_n_layers"), (None, 0)),
+    **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), (False,)),
+    **dict.fromkeys(("prenorm", "parallel_block", "use_rms_norm", "causal", "scale_attn_by_inverse_layer_idx"), (False,)),
+    "scale_attn_weights": (True,),
 }
 
 FAMILIES: dict[str, Family] = {
@@ -55,15 +73,28 @@ FAMILIES: dict[str, Family] = {
     "camembert": _ROBERTA,
     # its attention adds a position bias and has no other implementation
     "mpnet": Family(layers="encoder.layer", pooler=True, attention="eager", packed=False, positions_after_pad=True),
-    "distilbert": Family(layers="transformer.layer", intermediate_size="hidden_dim"),
-    "modernbert": Family(layers="layers", final_norm="final_norm", layer_lists=("layer_types",), sliding=True),
-    "nomic_bert": Family(layers="layers", pooler=True, layer_norm=True, other_names=_NOMIC_NAMES),
+    "distilbert": Family(
+        layers="transformer.layer",
+        intermediate_size="hidden_dim",
+        heads=frozenset({"vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier", "classifier", "qa_outputs"}),
+    ),
+    "modernbert": Family(
+        layers="layers",
+        final_norm="final_norm",
+        layer_lists=("layer_types",),
+        sliding=True,
+        heads=frozenset({"head", "decoder", "classifier", "qa_outputs"}),
+    ),
+    "nomic_bert": Family(
+        layers="layers", pooler=True, other_names=_NOMIC_NAMES, neutral=_NOMIC_NEUTRAL, remote_class="modeling_hf_nomic_bert.NomicBertModel"
+    ),
     "qwen3": Family(
         layers="layers",
         final_norm="norm",
         layer_lists=("layer_types",),
         is_causal=lambda config: getattr(config, "is_causal", True) is not False,
         sliding=True,
+        heads=_GENERATION_HEADS,
     ),
     "gemma3_text": Family(
         layers="layers",
@@ -72,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         is_causal=lambda config: not config.use_bidirectional_attention,
         sliding=True,
         float16=False,
+        heads=_GENERATION_HEADS,
     ),
 }
 

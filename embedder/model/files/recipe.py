@@ -1,9 +1,9 @@
 """A model's name → its folder on this machine → a recipe: how the model's own files turn texts into vectors."""
 
 import importlib
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -11,13 +11,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
-from embedder.model.files.families import Family, find_family, is_causal, position_limit
+from embedder.model.files.families import find_family, position_limit
+from embedder.model.files.guards import refuse_entries, refuse_sources
 from embedder.model.files.st_layout import Layout, file_errors, read_json, read_layout
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
 _HUB_FILES = ["*.json", "*.safetensors", *sorted(name for name in TOKENIZER_FILES if not name.endswith(".json"))]
 _HUB_IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
+_TRUNCATION = re.compile(r'"truncation"\s*:\s*\{[^{}]*"direction"\s*:\s*"(\w+)"')
+_HEAD_CHARS = 2000
+"""Start of tokenizer.json that holds its truncation; the vocabulary is at its end."""
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError)  # OSError: offline, and not in the cache
 
 
@@ -39,6 +43,9 @@ class ModelRecipe(Layout):
     """Default; the maximum is `position_limit`."""
     position_limit: int
     layer_norm: bool
+    """A guess for nomic_bert: only nomic-embed-text-v1.5 has it, whose files say mean pooling and no Normalize."""
+    truncates_left: bool
+    """Whether the tokenizer keeps the end of a text that is too long."""
     checksum: str
 
 
@@ -87,13 +94,15 @@ def read_recipe(folder: Path) -> ModelRecipe:
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
     family = find_family(raw.get("model_type"))
+    refuse_sources(raw, (folder, layout.transformer_folder))
     from transformers import AutoConfig  # imports torch: seconds, after the cheap checks
 
     with file_errors("config.json"):
         config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
         limit = position_limit(config)
-    _refuse_ignored_names(raw, config, family)
-    _refuse_decoders(config)
+    refuse_entries(raw, config, family)
+    if raw.get("emb_pooler") not in (None, layout.pooling):
+        raise ModelError(f"config.json: emb_pooler={raw['emb_pooler']!r}, but the pooling is {layout.pooling!r}; mend modules.json")
     for step in layout.steps:
         if step.kind != "normalize":
             list_weights(step.folder)
@@ -112,9 +121,15 @@ def read_recipe(folder: Path) -> ModelRecipe:
         has_final_norm=family.final_norm is not None,
         max_tokens=min(limit, layout.max_seq_length or _tokenizer_length(layout.transformer_folder) or limit),
         position_limit=limit,
-        layer_norm=family.layer_norm,
+        layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
+        truncates_left=_truncates_left(layout.transformer_folder),
         checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders),
     )
+
+
+def find_recipe(spec: EmbeddingSpec) -> ModelRecipe:
+    """Read the recipe of a spec's model."""
+    return read_recipe(locate_model(spec.model, spec.revision)[0])
 
 
 def _locate_package(model: str) -> Path:
@@ -127,20 +142,6 @@ def _locate_package(model: str) -> Path:
     if folder is None or not Path(folder).is_dir():
         raise ModelError(f"embedding.model={model!r}: package {name!r} has no folder MODEL_DIR; choose a package that contains a model")
     return Path(folder)
-
-
-def _refuse_ignored_names(raw: dict[str, Any], config: Any, family: Family) -> None:
-    """Raise ModelError if transformers ignored values of a remote-code config and used its own defaults."""
-    for other, name in family.other_names.items():
-        if other in raw and raw[other] is not None and raw[other] != getattr(config, name):
-            raise ModelError(f"config.json: {other}={raw[other]!r} is read by remote code only; rename it to {name}={raw[other]!r}")
-
-
-def _refuse_decoders(config: Any) -> None:
-    """Raise ModelError for an encoder configured as a decoder: its mask would be causal in padded batches only."""
-    settings = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
-    if settings and not is_causal(config):
-        raise ModelError(f"config.json: {' and '.join(settings)}=true is not supported for family {config.model_type!r}; give an encoder")
 
 
 def _check_widths(layout: Layout, hidden_size: int) -> int:
@@ -161,6 +162,16 @@ def _tokenizer_length(folder: Path) -> int | None:
         return int(length) if length else None
 
 
+def _truncates_left(folder: Path) -> bool:
+    """Return whether tokenizer_config.json, or else tokenizer.json, truncates at the beginning."""
+    side = read_json(folder / "tokenizer_config.json").get("truncation_side")
+    if side is None and (folder / "tokenizer.json").is_file():
+        with (folder / "tokenizer.json").open(encoding="utf-8", errors="replace") as file:
+            found = _TRUNCATION.search(file.read(_HEAD_CHARS))
+        side = found[1] if found else None
+    return str(side).lower() == "left"
+
+
 def width_of(spec: EmbeddingSpec) -> int:
     """Return the number of components of the model's vectors before truncation."""
-    return read_recipe(locate_model(spec.model, spec.revision)[0]).width
+    return find_recipe(spec).width

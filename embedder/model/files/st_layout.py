@@ -6,7 +6,7 @@ Every key that can change a vector is either used or raises a ModelError that na
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,12 @@ _OLD_POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _WIDTH_KEYS = {"embedding_dimension", "word_embedding_dimension"}
 _CONFIG_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _TRANSFORMER_CONFIGS = [f"sentence_{name}_config.json" for name in _CONFIG_FAMILIES]
 _HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "padding_side", "use_fast", "trust_remote_code", "use_cache"}
+_HARMLESS_ARGUMENTS |= {"safe_serialization", "add_pooling_layer"}
 _PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -46,6 +48,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts of a model's files."""
+
+    document: str = ""
+    query: str = ""
+    names: tuple[str, ...] = ()
+    """Names of all prompts that are not empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Settings of a model's folder."""
 
@@ -59,8 +71,13 @@ class Layout:
     steps: tuple[Step, ...] = ()
     """Modules between pooling and truncation, in order."""
     module_folders: tuple[Path, ...] = ()
-    document_prompt: str = ""
-    query_prompt: str = ""
+    is_bare: bool = False
+    """Whether there is no modules.json, so that pooling is a guess."""
+    ends_normalized: bool = False
+    """Whether the last module is Normalize."""
+    similarity: str | None = None
+    """similarity_fn_name: cosine, dot, euclidean or manhattan."""
+    prompts: Prompts = field(default_factory=Prompts)
     truncate_dim: int | None = None
 
 
@@ -92,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_layout(folder: Path) -> Layout:
     """Read modules.json and the files it names; without it, return sentence-transformers' defaults for a bare transformer."""
     if not (folder / "modules.json").is_file():
-        return Layout(folder, _bare_pooling(read_json(folder / "config.json")))
+        return Layout(folder, _bare_pooling(read_json(folder / "config.json")), is_bare=True)
     modules = _list_modules(folder)
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
@@ -103,10 +120,11 @@ def read_layout(folder: Path) -> Layout:
         max_seq_length, lower_case = _read_transformer(transformer_folder)
     steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
     # a final Normalize is the spec's `normalize`, which follows truncation
+    ends_normalized = bool(steps) and steps[-1].kind == "normalize"
     while steps and steps[-1].kind == "normalize":
         steps.pop()
     with file_errors("config_sentence_transformers.json"):
-        document_prompt, query_prompt, truncate_dim = _read_usage(folder)
+        prompts, similarity, truncate_dim = _read_usage(folder)
     return Layout(
         transformer_folder=transformer_folder,
         pooling=pooling,
@@ -115,8 +133,9 @@ def read_layout(folder: Path) -> Layout:
         lower_case=lower_case,
         steps=tuple(steps),
         module_folders=tuple(path for _, path in modules[1:] if path.is_dir()),
-        document_prompt=document_prompt,
-        query_prompt=query_prompt,
+        ends_normalized=ends_normalized,
+        similarity=similarity,
+        prompts=prompts,
         truncate_dim=truncate_dim,
     )
 
@@ -207,12 +226,30 @@ def _read_step(kind: str, folder: Path) -> Step:
     return Step("dense", folder, in_features, out_features, config.get("bias", True), activation.rpartition(".")[2])
 
 
-def _read_usage(folder: Path) -> tuple[str, str, int | None]:
-    """Read the prompts of documents and queries, and truncate_dim; no other key of this file changes a vector."""
+def _read_usage(folder: Path) -> tuple[Prompts, str | None, int | None]:
+    """Read prompts, similarity_fn_name and truncate_dim; no other key of this file changes a vector."""
     name = "config_sentence_transformers.json"
     config = read_json(folder / name)
+    kind = config.get("model_type") or "SentenceTransformer"
+    if kind != "SentenceTransformer":
+        raise ModelError(f"{name}: model_type={kind!r} is not supported; only a SentenceTransformer gives one vector a text")
     dim = config.get("truncate_dim")
-    prompts: dict[str, str | None] = config.get("prompts") or {}
-    default = prompts.get(config.get("default_prompt_name") or "")
-    document = next((prompts[key] for key in ("document", "passage", "corpus") if key in prompts), default)
-    return document or "", prompts.get("query") or "", dim if dim is None else _check_size(name, "truncate_dim", dim)
+    prompts = choose_prompts(config.get("prompts") or {}, config.get("default_prompt_name"))
+    return prompts, config.get("similarity_fn_name"), dim if dim is None else _check_size(name, "truncate_dim", dim)
+
+
+def choose_prompts(prompts: dict[str, str | None], default_name: str | None) -> Prompts:
+    """Choose the prompts of documents and queries; ModelError if there is no prompt of the default's name.
+
+    A file follows one of two conventions: prompts for documents (document, passage, corpus) and for queries (query), which encode_document
+    and encode_query of sentence-transformers apply; or one default prompt for every text, which its encode applies. The default is
+    therefore never the prompt of one side for the other.
+    """
+    if default_name and default_name not in (*prompts, "query", "document"):
+        known = ", ".join(prompts) or "none"
+        raise ModelError(f"config_sentence_transformers.json: default_prompt_name={default_name!r}: no such prompt (found: {known})")
+    default = prompts.get(default_name or "") if default_name != "query" else None
+    of_documents = [prompts[name] for name in DOCUMENT_PROMPTS if name in prompts]
+    document = of_documents[0] if of_documents else default
+    query = prompts.get("query") if "query" in prompts or of_documents else default
+    return Prompts(document or "", query or "", tuple(name for name, prompt in prompts.items() if prompt))

@@ -26,7 +26,7 @@ def test_recipe_of_minilm() -> None:
     recipe = read_recipe(locate_model(MINILM, None)[0])
     assert (recipe.family, recipe.num_layers, recipe.hidden_size, recipe.width) == ("bert", 6, 384, 384)
     assert (recipe.max_tokens, recipe.position_limit, recipe.pooling, recipe.has_final_norm) == (256, 512, "mean", False)
-    assert (recipe.document_prompt, recipe.query_prompt, recipe.layer_norm, recipe.steps) == ("", "", False, ())
+    assert (recipe.prompts.document, recipe.prompts.query, recipe.layer_norm, recipe.steps) == ("", "", False, ())
 
 
 def test_a_folder_is_used_in_place(folder: Path) -> None:

@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from embedder.core.errors import ModelError
 from embedder.model.files.st_layout import read_layout
@@ -85,7 +87,7 @@ def test_a_tokenizer_argument_overrides_max_seq_length(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("full_name", "config", "named"),
     [
-        ("LSTM", {}, "module 'LSTM'"),
+        *((kind, {}, f"module '{kind}'") for kind in ("LSTM", "CNN", "WeightedLayerPooling", "Router", "Asym", "StaticEmbedding")),
         ("Pooling", {}, "start with one Transformer and one Pooling"),
         ("custom_st.Dense", {}, "custom_st.Dense.*remote code is not run"),
         ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
@@ -123,17 +125,53 @@ def test_only_a_normalize_before_another_module_is_kept(folder: Path) -> None:
     ("config", "document", "query"),
     [
         ({"prompts": {"document": "d: ", "passage": "p: ", "query": "q: "}}, "d: ", "q: "),
-        ({"prompts": {"corpus": "c: ", "passage": "p: "}}, "p: ", ""),
-        ({"prompts": {"sts": "s: "}, "default_prompt_name": "sts"}, "s: ", ""),
+        ({"prompts": {"document": "d: ", "sts": "s: "}, "default_prompt_name": "sts"}, "d: ", ""),
         ({"prompts": {"document": "", "sts": "s: "}, "default_prompt_name": "sts"}, "", ""),
+        ({"prompts": {"document": "d: "}, "default_prompt_name": "document"}, "d: ", ""),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": "query"}, "", "q: "),
+        ({"prompts": {"query": "q: ", "document": "d: "}, "default_prompt_name": "query"}, "d: ", "q: "),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": None}, "", "q: "),
         ({"prompts": {"sts": "s: "}, "default_prompt_name": None}, "", ""),
         ({}, "", ""),
     ],
 )
 def test_prompts_are_chosen_as_encode_document_and_encode_query_do(folder: Path, config: dict[str, Any], document: str, query: str) -> None:
     write(folder / "config_sentence_transformers.json", config)
-    layout = read_layout(folder)
-    assert (layout.document_prompt, layout.query_prompt) == (document, query)
+    prompts = read_layout(folder).prompts
+    assert (prompts.document, prompts.query) == (document, query)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with patch.object(theirs, "encode", side_effect=lambda prompt_name, prompt, **_: theirs._resolve_prompt(prompt, prompt_name)):
+        assert (theirs.encode_document(inputs=["the cat"]), theirs.encode_query(inputs=["the cat"])) == (document, query)
+
+
+@pytest.mark.parametrize(
+    ("config", "document", "query"),
+    [
+        ({"prompts": {"sts": "s: "}, "default_prompt_name": "sts"}, "s: ", "s: "),
+        ({"prompts": {"query": "q: ", "text": "t: "}, "default_prompt_name": "text"}, "t: ", "q: "),
+        ({"prompts": {"corpus": "c: ", "passage": "p: "}}, "p: ", ""),
+        ({"prompts": {"query": "q: ", "passage": "p: "}}, "p: ", "q: "),
+    ],
+)
+def test_prompts_that_encode_document_leaves_out_are_those_that_encode_takes(
+    folder: Path, config: dict[str, Any], document: str, query: str
+) -> None:
+    write(folder / "config_sentence_transformers.json", config)
+    prompts = read_layout(folder).prompts
+    assert (prompts.document, prompts.query) == (document, query)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"prompts": {"sts": "s: "}, "default_prompt_name": "stst"}, r"default_prompt_name='stst': no such prompt \(found: sts\)"),
+        ({"model_type": "SparseEncoder"}, "model_type='SparseEncoder' is not supported"),
+    ],
+)
+def test_other_conventions_are_refused_by_name(folder: Path, config: dict[str, Any], named: str) -> None:
+    write(folder / "config_sentence_transformers.json", config)
+    with pytest.raises(ModelError, match=named):
+        read_layout(folder)
 
 
 def test_a_bare_causal_model_is_pooled_at_its_last_token_and_others_by_mean(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""A model's files, and facts that they leave out → the defaults of its settings, each with a reason if it is not in the files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from embedder.config.embedding import EmbeddingConfig
+from embedder.core.spec import Pooling
+from embedder.model.files.known_models import KNOWN_MODELS, KnownModel
+from embedder.model.files.recipe import ModelRecipe
+
+_BY_NAME = {name.lower(): known for name, known in KNOWN_MODELS.items()}
+_CARD = "known for this model, its files do not hold it"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Settings of a model before the user's."""
+
+    prompt: str
+    query_prompt: str
+    pooling: Pooling
+    normalize: bool
+    layer_norm: bool
+    reasons: Mapping[str, str]
+    """By setting: where its value is from, if not from the model's files."""
+
+    def list_guesses(self, embedding: EmbeddingConfig) -> tuple[str, ...]:
+        """Return a line for each default that the settings leave in place and the model's files do not make."""
+        taken = {name: reason for name, reason in self.reasons.items() if getattr(embedding, name) is None}
+        return tuple(f"embedding.{name}={_show(getattr(self, name))}: {reason}" for name, reason in taken.items())
+
+
+def choose_defaults(model: str, recipe: ModelRecipe) -> Defaults:
+    """Choose each default: the model's files first, then what is known by its hub name, then a guess."""
+    known = _BY_NAME.get(model.lower(), KnownModel())
+    reasons: dict[str, str] = {}
+    prompts, names = recipe.prompts, recipe.prompts.names
+    prompt, query_prompt = prompts.document, prompts.query
+    if not names:
+        prompt, query_prompt = known.document_prompt, known.query_prompt
+        reasons |= {name: _CARD for name, value in (("prompt", prompt), ("query_prompt", query_prompt)) if value}
+    elif not prompt and not query_prompt:
+        reason = f"the model's files name {', '.join(names)}, neither for documents nor for queries; choose among them and set the text"
+        reasons |= {"prompt": reason, "query_prompt": reason}
+    pooling = recipe.pooling
+    if recipe.is_bare:
+        pooling = known.pooling or pooling
+        reasons["pooling"] = _CARD if known.pooling else "guessed, the model's folder has no modules.json; set it to be sure"
+        if model.lower() not in _BY_NAME:
+            reasons |= dict.fromkeys(("prompt", "query_prompt"), "guessed, the model's folder has none; set it to be sure")
+    normalize = recipe.ends_normalized or recipe.similarity != "dot"
+    if known.normalize is not None and not recipe.ends_normalized:
+        normalize, reasons["normalize"] = known.normalize, _CARD
+    layer_norm = recipe.layer_norm if known.layer_norm is None else known.layer_norm
+    if known.layer_norm is None and layer_norm:
+        reasons["layer_norm"] = "guessed, as nomic-embed-text-v1.5 needs it and v1 does not; set it to be sure"
+    return Defaults(prompt, query_prompt, pooling, normalize, layer_norm, reasons)
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
