@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -90,7 +90,7 @@ def parse_yaml(text: str) -> tuple[Any, yaml.Node | None]:
         if sum(seen) > MOST_VALUES:
             problem = f"more than {MOST_VALUES:,} values, those that aliases repeat included"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=cast(Any, event.start_mark))
     return yaml.load(text, Loader), yaml.compose(text, Loader)
 
 

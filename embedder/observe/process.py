@@ -63,8 +63,8 @@ def kill_descendants() -> None:
     children: defaultdict[int, list[int]] = defaultdict(list)
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended meanwhile
-            pid, _, after_name = file.read_text(errors="replace").partition(" ")
-            children[int(after_name.rpartition(")")[2].split()[1])].append(int(pid))
+            parent = file.read_text(errors="replace").rpartition(")")[2].split()[1]
+            children[int(parent)].append(int(file.parent.name))
     found = [os.getpid()]
     for pid in found:
         found += children[pid]

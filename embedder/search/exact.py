@@ -15,7 +15,8 @@ import pyarrow.dataset as ds
 from embedder.core.errors import TableDamagedError
 from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, explained
+from embedder.core.storage import Location
+from embedder.core.storage_errors import explained
 from embedder.search.filter import Filter, columns_of, passes
 from embedder.table.delta import open_checked
 from embedder.table.parts import REPAIR, check_name, explain_damage

@@ -13,7 +13,8 @@ from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.core.rotation import read_rotation
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, explained
+from embedder.core.storage import Location
+from embedder.core.storage_errors import explained
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.search.exact import Hit, Target, open_dataset
 from embedder.search.filter import Filter

@@ -87,9 +87,9 @@ def _differences(older: Event, newer: Event) -> Iterator[str]:
         yield f"space {older.space_id} → {newer.space_id} ({'; '.join(fields)})"
     if older.config_digest != newer.config_digest:
         yield f"config {older.config_digest} → {newer.config_digest}"
-    ignored = [event.figures.get("ignored") for event in (older, newer)]  # absent from records of earlier releases
-    if None not in ignored and ignored[0] != ignored[1]:
-        yield f"files ignored: {_count(ignored[0])} → {_count(ignored[1])}"
+    before, now = older.figures.get("ignored"), newer.figures.get("ignored")  # None: a record of an earlier release
+    if before is not None and now is not None and before != now:
+        yield f"files ignored: {_count(before)} → {_count(now)}"
     for name in sorted(set(older.environment) | set(newer.environment)):
         before, now = older.environment.get(name), newer.environment.get(name)
         if before != now:

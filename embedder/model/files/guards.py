@@ -80,7 +80,7 @@ def _refuse_other_names(raw: dict[str, Any], config: Any, family: Family) -> Non
 def _refuse_values(raw: dict[str, Any], config: Any, family: Family) -> None:
     own = set(type(config)().to_dict()) - _IGNORED_BY_ALL
     thetas = [each["rope_theta"] for each in _rope_parameters(config) if "rope_theta" in each]
-    neutral = {name: values for name, values in _NEUTRAL.items() if name not in own} | family.neutral
+    neutral = {name: values for name, values in _NEUTRAL.items() if name not in own} | dict(family.neutral)
     if thetas:  # a family with rotary positions
         neutral |= {"position_embedding_type": (None, "absolute", *_ROTARY), "rotary_emb_base": (None, *thetas)}
         neutral = {name: values for name, values in neutral.items() if name not in ("rope_scaling", "rope_theta")}
