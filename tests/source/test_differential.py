@@ -30,7 +30,7 @@ from embedder.source.documents import read_units
 from embedder.source.shards import list_shards
 from tests.source.conftest import COMPRESS
 
-EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "15"))
 TYPES = {"n": "int64", "x": "double", "tag": "string"}
 INT64 = range(-(2**63), 2**63)
 PLAIN_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?|nan|-?inf", re.ASCII)
@@ -176,13 +176,14 @@ def exact_double(value: Any) -> Any:
     if isinstance(value, str):
         if not re.fullmatch(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?[ \t]*", value, re.ASCII):
             return MISSING
-        value = Decimal(value.strip(" \t"))
+        value = Decimal(value.strip(" \t")) if re.search("[.eE]", value) else int(value)
     if isinstance(value, bool):
         return MISSING
-    if isinstance(value, int | Decimal):
+    if isinstance(value, int):
+        return float(value) if abs(value) < 2**1000 and int(float(value)) == value else MISSING
+    if isinstance(value, Decimal):
         near = float(value)
-        is_exact = not (isinstance(value, int) or value == value.to_integral_value()) or Decimal(near) == value
-        return near if abs(near) != float("inf") and is_exact else MISSING
+        return near if abs(near) != float("inf") and bool(near) == bool(value) else MISSING
     return value
 
 
