@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.printable import printable
 from embedder.observe.logs import is_json, print_error
 from embedder.observe.process import freeze_gc, kill_descendants
 
@@ -57,7 +58,7 @@ def hyphenate_flags(args: Sequence[str]) -> list[str]:
 def _print_end(error: BaseException) -> int:
     """Print the error that ends a job on stderr, and return its exit code."""
     if isinstance(error, EmbedderError):
-        print_error(str(error))
+        print_error(str(error) if isinstance(error, ConfigError) or is_json() else printable(error))
         return 2 if isinstance(error, ConfigError) else 1
     if isinstance(error, BrokenPipeError) and _has_no_reader():  # not a network connection
         # a reader such as `| head` is done; without this, Python would fail to flush the rest

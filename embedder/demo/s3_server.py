@@ -62,7 +62,9 @@ def run_s3_server(folder: Path, bucket: str) -> Iterator[S3Server]:
         finally:
             process.kill()
             process.wait()
-    raise StorageError(f"weed did not start in {_ATTEMPTS} attempts; see the end of {log}:\n{log.read_text(errors='replace')[-2000:]}")
+    raise StorageError(
+        f"weed did not start in {_ATTEMPTS} attempts; see {log} (… {' '.join(log.read_text(errors='replace').split())[-300:]})"
+    )
 
 
 def _start_weed(data: Path, log: Path, ports: list[int], server: S3Server) -> subprocess.Popen[bytes]:

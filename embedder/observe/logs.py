@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from embedder.core.errors import ConfigError
-from embedder.core.printable import printable_lines
+from embedder.core.printable import printable, printable_lines
 
 VARIABLE = "EMBEDDER_LOG"
 FORMATS = ("text", "json")
@@ -53,7 +53,7 @@ def log_fields(**fields: Any) -> dict[str, Any]:
 
 
 def print_error(text: str, error: BaseException | None = None, level: int = logging.CRITICAL) -> None:
-    """Print a text, or the traceback of an error, on stderr: as JSON if the log is JSON."""
+    """Print lines of text, or the traceback of an error, on stderr: as JSON if the log is JSON."""
     if os.environ.get(VARIABLE) == "json":
         trace = (type(error), error, error.__traceback__) if error else None
         print(JsonFormatter().format(logger.makeRecord(logger.name, level, "", 0, text, (), trace)), file=sys.stderr)
@@ -87,8 +87,12 @@ class TextFormatter(logging.Formatter):
     """Formats a record as text without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the time and the message, and the traceback of an error."""
+        """Return the time and the message on one line, and the traceback of an error."""
         return printable_lines(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line: a name that a document brings cannot begin another."""
+        return printable(super().formatMessage(record))
 
 
 class JsonFormatter(logging.Formatter):

@@ -146,7 +146,7 @@ class Summary:
         ]
         if self.cost_usd is not None:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
-        rows += [("failed", why) for why in self.failures.values()]
+        rows += [("failed", line) for why in self.failures.values() for line in why.split("\n")]
         return align(rows)
 
 

@@ -58,7 +58,7 @@ def test_the_default_is_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.delenv("EMBEDDER_LOG", raising=False)
     with pytest.raises(SystemExit):
         run_job(fail)
-    assert capsys.readouterr().err.endswith('it is there\ns3://b/x.parquet: "cannot" be read\n')
+    assert capsys.readouterr().err.endswith(' half of\\nit is there\ns3://b/x.parquet: "cannot" be read\n')
 
 
 def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_control_characters_are_escaped_as_text_and_exact_as_json(
     def tell(args: Sequence[str]) -> int:
         start_logging()
         logger.info("shard %s", "\x1b]0;owned\x07\x9b1A")
-        raise SourceError("a\x1b[2K\rb: cannot be read")
+        raise SourceError("a\x1b[2K\r\nb: cannot be read")
 
     for kind in ("text", "json"):
         monkeypatch.setenv("EMBEDDER_LOG", kind)
@@ -89,6 +89,6 @@ def test_control_characters_are_escaped_as_text_and_exact_as_json(
             run_job(tell)
     first, last, *objects = capsys.readouterr().err.splitlines()
     assert first.endswith(r" shard \x1b]0;owned\x07\x9b1A")
-    assert last == r"a\x1b[2K\rb: cannot be read"
-    assert [json.loads(line)["message"] for line in objects] == ["shard \x1b]0;owned\x07\x9b1A", "a\x1b[2K\rb: cannot be read"]
+    assert last == r"a\x1b[2K\r\nb: cannot be read"
+    assert [json.loads(line)["message"] for line in objects] == ["shard \x1b]0;owned\x07\x9b1A", "a\x1b[2K\r\nb: cannot be read"]
     assert all(line.isascii() and line.isprintable() for line in objects)
