@@ -31,8 +31,7 @@ def test_damage_to_a_calibration_is_refused_or_changes_nothing(tiny_model: Any, 
                 flip(path, draw.randrange(8 * size))
             try:
                 found = load_calibration(uri)
-            except (ConfigError, StorageError) as error:
-                assert "\n" not in str(error)
+            except (ConfigError, StorageError):
                 refused += 1
             else:
                 assert (found.fingerprint, found.full_depth) == (whole.fingerprint, whole.full_depth)
