@@ -81,14 +81,19 @@ def check_record(info: Mapping[str, Any], where: str) -> None:
 
     Records of earlier versions have no checksum of their own; their spec must still give their space id.
     """
-    if CHECKSUM in info and _digest_record(info) != info[CHECKSUM]:
-        raise TableDamagedError(f"{where}: the run record in its log was edited or is damaged (its checksum differs); {RESTORE}")
+    check_seal(info, where)
     spec = parse_spec(info.get("spec"), where)
     if info.get("space_id") != spec.space_id:
         raise TableDamagedError(
             f"{where}: the spec in its log gives space {spec.space_id}, and the vectors are of space {info.get('space_id')}: the log was "
             f"edited or is damaged; {RESTORE}"
         )
+
+
+def check_seal(info: Mapping[str, Any], where: str) -> None:
+    """Raise TableDamagedError for a record that does not have its checksum, whatever its spec."""
+    if CHECKSUM in info and _digest_record(info) != info[CHECKSUM]:
+        raise TableDamagedError(f"{where}: the run record in its log was edited or is damaged (its checksum differs); {RESTORE}")
 
 
 def parse_spec(values: Any, where: str) -> EmbeddingSpec:
