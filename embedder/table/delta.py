@@ -20,7 +20,7 @@ from embedder.core.units import Part, PartName
 from embedder.table.commits import find_commit, open_delta, read_files, unreadable
 from embedder.table.parts import find_missing
 from embedder.table.run_record import INFO_KEY, find_info, missing_table
-from embedder.table.seal import Problem, check_record, find_problems, seal_record
+from embedder.table.seal import Problem, check_record, check_seal, find_problems, seal_record
 
 _APP_ID = "embedder"
 """Each commit carries it with a rising number, so that of two runs planned on one version the second conflicts."""
@@ -129,17 +129,21 @@ def _read_state(location: Location) -> TableState:
 
 def open_checked(location: Location) -> DeltaTable:
     """Load the newest version for reading its rows; as `read_table`, but the run record may have been cleaned up."""
-    try:
+
+    def open_once() -> DeltaTable:
         delta = open_delta(location)
+        info = find_info(location, delta.version())
+        if info is not None:
+            check_record(info, location.uri)
+        _refuse_problems(location, delta.version(), find_problems(delta, read_files(delta), info))
+        return delta
+
+    try:
+        return with_retries(open_once, location.uri)
     except TableNotFoundError as error:
         raise missing_table(location) from error
     except (DeltaError, OSError) as error:
         raise unreadable(location, error) from error
-    info = find_info(location, delta.version())
-    if info is not None:
-        check_record(info, location.uri)
-    _refuse_problems(location, delta.version(), find_problems(delta, read_files(delta), info))
-    return delta
 
 
 def list_committed(location: Location, version: int) -> list[PartName]:
@@ -158,7 +162,7 @@ def list_committed(location: Location, version: int) -> list[PartName]:
         ) from error
     files, info = read_files(delta), find_info(location, version)
     if info is not None:
-        check_record(info, location.uri)
+        check_seal(info, location.uri)
     _refuse_problems(location, version, find_problems(delta, files, info))
     return [_parse(name) for name in files]
 

@@ -49,14 +49,20 @@ def seal_record(info: Mapping[str, Any], rows: Mapping[str, int], sizes: Mapping
 
 
 def _shorten(number: str) -> float:
-    """Read a float at 15 digits: of 17, delta-rs may change the last one when it writes the log."""
-    return float(f"{float(number):.15g}")
+    """Read a float at 15 digits, since delta-rs may change the last of 17 when it writes the log; a float32 is kept as it is."""
+    value = float(number)
+    return value if _as_float32(value) == value else float(f"{value:.15g}")
+
+
+def _as_float32(value: float | str) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _digest_record(info: Mapping[str, Any]) -> str:
     """Digest a record without its checksum. Floats count as float32, so that a change of their last digit does not show."""
     plain = {name: value for name, value in info.items() if name != CHECKSUM}
-    return digest(json.loads(json.dumps(plain), parse_float=lambda number: float(np.float32(number)).hex(), parse_constant=str))
+    return digest(json.loads(json.dumps(plain), parse_float=lambda number: _as_float32(number).hex(), parse_constant=str))
 
 
 def describe_state(rows: Mapping[str, int], sizes: Mapping[str, int], schema: pa.Schema) -> dict[str, Any]:
@@ -75,14 +81,19 @@ def check_record(info: Mapping[str, Any], where: str) -> None:
 
     Records of earlier versions have no checksum of their own; their spec must still give their space id.
     """
-    if CHECKSUM in info and _digest_record(info) != info[CHECKSUM]:
-        raise TableDamagedError(f"{where}: the run record in its log was edited or is damaged (its checksum differs); {RESTORE}")
+    check_seal(info, where)
     spec = parse_spec(info.get("spec"), where)
     if info.get("space_id") != spec.space_id:
         raise TableDamagedError(
             f"{where}: the spec in its log gives space {spec.space_id}, and the vectors are of space {info.get('space_id')}: the log was "
             f"edited or is damaged; {RESTORE}"
         )
+
+
+def check_seal(info: Mapping[str, Any], where: str) -> None:
+    """Raise TableDamagedError for a record that does not have its checksum, whatever its spec."""
+    if CHECKSUM in info and _digest_record(info) != info[CHECKSUM]:
+        raise TableDamagedError(f"{where}: the run record in its log was edited or is damaged (its checksum differs); {RESTORE}")
 
 
 def parse_spec(values: Any, where: str) -> EmbeddingSpec:

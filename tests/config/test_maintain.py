@@ -59,9 +59,9 @@ def test_the_job_prints_its_results_and_exits_1_only_on_faults(tmp_path: Path, c
 
 
 def test_a_repair_that_leaves_a_fault_exits_1_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = MadeTable(str(tmp_path / "table"))
     turned = SPEC.model_copy(update={"rotation": digest_array(np.eye(DIM, dtype=np.float32))})
-    table.follow(CORPUS, record={"spec": turned.model_dump()})
+    table = MadeTable(str(tmp_path / "table"), spec=turned)
+    table.follow(CORPUS)
     assert main([table.uri, "--check", "--repair"]) == 1
     printed = capsys.readouterr().out
     assert "repair  0 parts removed from the table\n" in printed

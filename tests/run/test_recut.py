@@ -8,7 +8,7 @@ import pytest
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.output import CutTableConfig
-from embedder.core.errors import ConfigError
+from embedder.core.errors import ConfigError, TableDamagedError
 from embedder.core.quantization import Ranges, to_int8
 from embedder.core.rotation import digest_array, read_rotation
 from embedder.core.storage import Location
@@ -283,3 +283,12 @@ def test_a_cut_into_the_parent_is_refused_however_its_uri_is_written(parent: Mad
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no table there; make one with jobs\.embed"):
         recut(MadeTable(str(tmp_path / "none")), dim=2)
+
+
+def test_a_damaged_part_of_the_parent_is_not_cut(parent: MadeTable) -> None:
+    broken = max(Path(parent.uri).glob("*.parquet"), key=lambda path: path.stat().st_size)
+    data = bytearray(broken.read_bytes())
+    data[data.rindex(b"parquet-cpp")] ^= 1  # in the footer, which no page checksum covers
+    broken.write_bytes(data)
+    with pytest.raises(TableDamagedError, match=rf"{broken.name}: its bytes are not those that were written"):
+        recut(parent, dim=2)

@@ -12,7 +12,7 @@ from tests.table.damage import Tally, damage_rounds
 
 ROUNDS = int(os.environ.get("DAMAGE_ROUNDS", "1"))
 SEED = int(os.environ.get("DAMAGE_SEED", "0"))
-SHORT_SHARE = 0.12
+SHORT_SHARE = 0.08
 
 
 def assert_nothing_is_silent(tally: Tally) -> None:

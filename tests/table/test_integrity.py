@@ -177,6 +177,18 @@ def edit_spec(table: MadeTable, change: Callable[[dict[str, Any]], None]) -> Non
     edit_log(table, edit)
 
 
+def test_a_record_is_believed_whatever_numbers_it_holds(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    figures = draw.uniform(-1, 1, 2000) * 10.0 ** draw.integers(-20, 20, 2000)
+    ranges = draw.normal(size=500).astype(np.float32)
+    table = MadeTable(str(tmp_path / "table"))
+    table.follow({"a": []}, record={"figures": figures.tolist(), "ranges": {"low": ranges.tolist()}, "share": float("nan"), "large": 1e300})
+    state = require_table(table.location)
+    np.testing.assert_allclose(state.info["figures"], figures, rtol=1e-14)
+    np.testing.assert_array_equal(np.array(state.info["ranges"]["low"], np.float32), ranges)
+    assert state.info["share"] is None
+
+
 SPECS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another depth": (lambda spec: spec.update(depth=3), "the spec in its log gives space .* and the vectors are of space"),
     "unknown field": (lambda spec: spec.update(later=1), r"cannot be read \(later: Extra inputs.*upgrade embedder"),
