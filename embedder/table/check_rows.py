@@ -16,9 +16,9 @@ from embedder.core.errors import StorageError
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location, Store
 from embedder.core.units import PartName
+from embedder.table.checksums import checksum_of
 from embedder.table.diff import NO_DIGESTS, Digests, digest_keys
 from embedder.table.parts import (
-    checksum_of,
     explain_damage,
     group_by_task,
     open_pages,
@@ -46,7 +46,7 @@ WRONG_CHECKSUM = "its bytes are not those that were written (checksum)"
 def check_checksum(store: Store, checksum: str) -> Iterator[str]:
     """Yield a fault if a file's bytes do not have this checksum, or cannot be read."""
     try:
-        if read_checksum(store)[0] != checksum:
+        if read_checksum(store) != checksum:
             yield WRONG_CHECKSUM
     except StorageError as error:
         yield f"cannot be read to its end ({error})"

@@ -1,6 +1,5 @@
 """Writes vectors and documents as one parquet file, once, and reads parts back from storage."""
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from embedder.core.quantization import Ranges
 from embedder.core.retry import is_transient, one_line
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import READ_BLOCK_BYTES, Found, Location, Store, map_threads
+from embedder.core.storage import Found, Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
+from embedder.table.checksums import checksum_of, compute_checksum, describe_pages
 from embedder.table.vectors import Codes, quantization_of, vector_column
 
 QUARANTINE_FOLDER = "_quarantine"
@@ -104,6 +104,7 @@ def encode_batches(tables: Iterable[pa.Table], schema: pa.Schema, footer: dict[s
     ) as writer:
         for group in _split_row_groups(tables, schema):
             writer.write_table(group.replace_schema_metadata(marked.metadata), row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(describe_pages(sink))
     return sink.getvalue()
 
 
@@ -155,15 +156,16 @@ def group_by_task(names: Iterable[PartName]) -> list[list[PartName]]:
 
 
 def read_part(name: str, table: Location) -> Part:
-    """Read a part's description from its footer, and its checksum from all of its bytes."""
+    """Read a part's description and its checksum from its footer."""
     store = part_file(table, name)
-    if store.info() is None:
+    found = store.info()
+    if found is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
     num_rows, footer = read_footer(store)
     stats = Stats(**footer["stats"])
     quarantine = quarantine_file(table, name).info() if stats.quarantined else None
-    checksum, size = read_checksum(store)
-    return Part(name, num_rows, size, stats, quarantine.size_bytes if quarantine else 0, checksum)
+    checksum = read_checksum(store, trusts_pages=True)
+    return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0, checksum)
 
 
 def find_missing(names: Sequence[str], table: Location) -> list[str]:
@@ -175,25 +177,16 @@ def find_missing(names: Sequence[str], table: Location) -> list[str]:
     return [name for name, found in zip(names, infos, strict=True) if found is None]
 
 
-def checksum_of(data: bytes) -> str:
-    """Return the sha256 of a file's bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def check_bytes(store: Store, checksum: str | None) -> None:
     """Raise TableDamagedError if a file does not have this checksum; None, of a part that an earlier embedder wrote, is any."""
-    if checksum is not None and read_checksum(store)[0] != checksum:
+    if checksum is not None and read_checksum(store) != checksum:
         raise TableDamagedError(f"{store.uri}: its bytes are not those that were written (checksum); {REPAIR}")
 
 
-def read_checksum(store: Store) -> tuple[str, int]:
-    """Read a file to its end; return its checksum and size."""
-    hashed, size = hashlib.sha256(), 0
-    with explain_damage(store.uri), store.open_input() as file:
-        while block := file.read(READ_BLOCK_BYTES):
-            hashed.update(block)
-            size += len(block)
-    return hashed.hexdigest(), size
+def read_checksum(store: Store, trusts_pages: bool = False) -> str:
+    """Read a file to its end, or only its footer, and return its checksum; see `compute_checksum`."""
+    with explain_damage(store.uri), store.open_input(narrow=trusts_pages) as file:
+        return compute_checksum(file, trusts_pages)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def _sync_quarantine(location: Location, data_change: bool) -> int:
     # a file of another size than the log has was written again since
     missing = [name for name, found in wanted.items() if name not in held or held[name][0] != found.size_bytes]
     files = [quarantine_file(location, name) for name in missing]
-    described = map_threads(lambda file: (read_metadata(file).num_rows, read_checksum(file)[0]), files)
+    described = map_threads(lambda file: (read_metadata(file).num_rows, read_checksum(file)), files)
     adds = [
         add_action(name, wanted[name].size_bytes, num_rows, data_change, checksum)
         for name, (num_rows, checksum) in zip(missing, described, strict=True)

@@ -21,13 +21,14 @@ from embedder.stores.load import begin, read_version
 from embedder.stores.rows import read_parts
 from embedder.table.check import check_table
 from embedder.table.check_rows import check_rows
+from embedder.table.checksums import checksum_of
 from embedder.table.compact import compact_table
 from embedder.table.delta import read_table, require_table
 from embedder.table.diff import name_rows, read_changes
 from embedder.table.history import read_history
 from embedder.table.log_checkpoint import write_checkpoint
 from embedder.table.log_files import read_checksums
-from embedder.table.parts import FOOTER_KEY, checksum_of, encode_parquet
+from embedder.table.parts import FOOTER_KEY, encode_parquet
 from embedder.table.run_record import read_record
 from embedder.table.vacuum import vacuum_table
 from jobs.history import main as history
