@@ -85,9 +85,8 @@ def _differences(older: Event, newer: Event) -> Iterator[str]:
         yield f"space {older.space_id} → {newer.space_id} ({'; '.join(fields)})"
     if older.config_digest != newer.config_digest:
         yield f"config {older.config_digest} → {newer.config_digest}"
-    ignored = [event.figures.get("ignored") for event in (older, newer)]  # absent from records of earlier releases
-    if None not in ignored and ignored[0] != ignored[1]:
-        yield f"files ignored: {_count(ignored[0])} → {_count(ignored[1])}"
+    if all("ignored" in event.figures for event in (older, newer)) and older.figures["ignored"] != newer.figures["ignored"]:
+        yield f"files ignored: {_count(older.figures['ignored'])} → {_count(newer.figures['ignored'])}"
     for name in sorted(set(older.environment) | set(newer.environment)):
         before, now = older.environment.get(name), newer.environment.get(name)
         if before != now:
