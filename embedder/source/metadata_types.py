@@ -78,7 +78,7 @@ def is_id(type_: pa.DataType) -> bool:
     """Return whether a column can hold document ids: text, UUIDs or numbers, but no decimals with a fraction: 1.0 and 1.00 are one."""
     if is_text(type_) or isinstance(type_, pa.UuidType):
         return True
-    return is_.is_integer(type_) or is_.is_floating(type_) or (is_.is_decimal(type_) and type_.scale == 0)
+    return _any(type_, (is_.is_integer, is_.is_floating)) or bool(is_.is_decimal(type_) and type_.scale == 0)
 
 
 def is_any_list(type_: pa.DataType) -> bool:

@@ -151,7 +151,7 @@ def _to_single(value: Any) -> float:
     with np.errstate(over="ignore", under="ignore"):
         single = float(np.float32(found))
     fits = single == number if isinstance(number, int) else math.isfinite(single) and bool(single) == bool(found)
-    return single if fits else _refuse(value)  # type: ignore[no-any-return]
+    return single if fits else _refuse(value)
 
 
 def _to_decimal(value: Any) -> Decimal:
