@@ -1,9 +1,10 @@
 """Values at the limits of every store: kept, counted as altered, or left out by name; and never a load that cannot end."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from embedder.stores.rows import ROW_ID, to_payloads
 from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
+from jobs import load as job
 from tests.stores.conftest import STORES, TABLE_SPEC, Loader, TypedTable, name_of, vector_of
 
 METADATA = pa.schema(
@@ -156,8 +158,17 @@ def test_a_map_is_an_object_unless_a_key_is_not_text_or_repeated() -> None:
     assert (rows[0]["n"], rows[0]["b"]) == ([[1, "x"]], "/w==")
 
 
-def test_a_report_names_rows_that_are_left_out() -> None:
-    report = load.Report("loaded", "store", "table", 1, None, 10, 9, 0, 1.0, "index", 1, ("1 rows: text cut",))
-    assert "left out" in report.text()
-    assert "1 rows: text cut" in report.text()
-    assert asdict(report)["left_out"] == 1
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_a_load_that_leaves_rows_out_says_so_and_exits_1(
+    left_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("1 rows: text cut",)
+    report = load.Report("loaded", "store", "table", 1, None, 10, 10 - left_out, 0, 1.0, "index", left_out, changes)
+    for name, value in {"read_version": None, "sync": report, "open_store": nullcontext(), "start_logging": None}.items():
+        monkeypatch.setattr(job, name, lambda *_, value=value: value)
+    config = tmp_path / "load.yaml"
+    config.write_text(f"table: {{uri: {tmp_path}}}\nduckdb: {{path: {tmp_path / 'x'}}}\n")
+    assert job.main([str(config)]) == left_out
+    printed = capsys.readouterr().out
+    assert ("left out" in printed) == bool(left_out)
+    assert "text cut" in printed

@@ -35,8 +35,8 @@ def _replace(type_: pa.DataType, leaves: Iterator[pq.ColumnSchema]) -> pa.DataTy
     if is_.is_map(type_):
         return pa.map_(_replace(type_.key_type, leaves), _replace(type_.item_type, leaves))
     leaf = next(leaves, None)
-    kinds: Sequence[str] = () if leaf is None else (leaf.converted_type, leaf.logical_type.type)
-    return next((_REPLACED[kind] for kind in kinds if kind in _REPLACED), type_)
+    annotations = () if leaf is None else (leaf.converted_type, leaf.logical_type.type)
+    return next((_REPLACED[name] for name in annotations if name in _REPLACED), type_)
 
 
 def find_int96(shard: pq.ParquetFile, keys: Sequence[str]) -> list[str]:
