@@ -134,7 +134,7 @@ def check_weights(recipe: ModelRecipe) -> None:
 
 def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
     """Return a tensor of each weight's shape, all of one number's memory."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path in list_weights(recipe.transformer_folder):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
