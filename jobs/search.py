@@ -6,7 +6,7 @@ python -m jobs.search --store configs/load/lance.yaml "split a path into folder 
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -16,7 +16,6 @@ from embedder.config.load import parse_options
 from embedder.core.errors import ConfigError
 from embedder.search.code_snippet import write_snippet
 from embedder.search.results import read_queries, render, run_queries
-from embedder.search.table_model import choose_model
 from embedder.stores.open import open_target
 
 
@@ -48,8 +47,7 @@ def main(args: Sequence[str]) -> int:
     first, words = (0 if options.store else 1), list(options.words)
     if not first <= len(words) <= first + 1:
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
-    with open_target(None if options.store else words[0], options.store, options.rescore) as opened:
-        target = replace(opened, spec=choose_model(opened.spec, options.model))
+    with open_target(None if options.store else words[0], options.store, options.rescore, options.model) as target:
         if options.recipe:
             print(write_snippet(target.spec, target.table))
             return 0

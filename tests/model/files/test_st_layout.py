@@ -141,7 +141,8 @@ def test_prompts_are_chosen_as_encode_document_and_encode_query_do(folder: Path,
     assert (prompts.document, prompts.query) == (document, query)
     theirs = SentenceTransformer(str(folder), device="cpu")
     with patch.object(theirs, "encode", side_effect=lambda prompt_name, prompt, **_: theirs._resolve_prompt(prompt, prompt_name)):
-        assert (theirs.encode_document(inputs=["the cat"]), theirs.encode_query(inputs=["the cat"])) == (document, query)
+        chosen: tuple[Any, Any] = theirs.encode_document(inputs=["the cat"]), theirs.encode_query(inputs=["the cat"])
+    assert chosen == (document, query)
 
 
 @pytest.mark.parametrize(
