@@ -28,7 +28,7 @@ class SourceConfig(Located):
     rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """Most documents in a unit of work, and so in a part of the table: seconds of the encoder."""
     max_record_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
-    """Bytes of a record, decompressed. A longer record is quarantined as too_large; a reader holds a small multiple of this."""
+    """Bytes of a record, decompressed; a longer one is quarantined as too_large. A reader holds 4 times this, or 30 of bare brackets."""
 
     @field_validator("text_columns", mode="before")
     @classmethod
