@@ -16,7 +16,7 @@ class SourceConfig(Located):
     uri: Address
     """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
+    """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
     """Keys or columns, joined by one space; meta.url is a nested key. Not used by format text."""
     id_column: NonEmpty | None = None
