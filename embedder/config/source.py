@@ -16,7 +16,7 @@ class SourceConfig(Located):
     uri: Address
     """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .jsonl .ndjson .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
+    """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
     """Keys or columns, joined by one space; meta.url is a nested key. Not used by format text."""
     id_column: NonEmpty | None = None
@@ -28,7 +28,7 @@ class SourceConfig(Located):
     rows_per_unit: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """Most documents in a unit of work, and so in a part of the table: seconds of the encoder."""
     max_record_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
-    """Bytes of a record, decompressed. A longer record is quarantined as too_large; a reader holds a small multiple of this."""
+    """Bytes of a record, decompressed; a longer one is quarantined as too_large. A reader holds 4 times this, or 30 of bare brackets."""
 
     @field_validator("text_columns", mode="before")
     @classmethod

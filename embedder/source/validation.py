@@ -51,8 +51,10 @@ class SeenIds:
 
     def claim(self, ids: pa.Array) -> list[int]:
         """Add ids and return the positions of those that were seen before."""
-        named = [(position, stable_hash(value)) for position, value in enumerate(ids.to_pylist()) if value]
-        positions, hashes = np.array(named, np.int64).reshape(-1, 2).T
+        positions = np.flatnonzero(pc.greater(pc.binary_length(ids), 0).fill_null(False).to_numpy(False))
+        named = ids.take(pa.array(positions)).dictionary_encode()
+        # each id is hashed once, however often a batch repeats it
+        hashes = np.array(list(map(stable_hash, named.dictionary.to_pylist())), np.int64)[named.indices.to_numpy()]
         unique, first = np.unique(hashes, return_index=True)
         taken = self._contains(hashes)
         self._add(unique[~taken[first]])
@@ -127,9 +129,11 @@ def _refuse_ids(ids: pa.Array, texts: pa.Array, refused: Refusals, seen: SeenIds
     missing = pc.equal(pc.binary_length(ids), 0).fill_null(True).to_numpy(False)
     by_position = [(position, Reason.MISSING_ID) for position in np.flatnonzero(missing).tolist()]
     by_position += [(position, Reason.DUPLICATE_ID) for position in seen.claim(ids)]
-    for position, reason in by_position:
-        if position not in refused:
-            refused[position] = (reason, texts[position].as_py()[:EXCERPT_CHARS])
+    by_position = [(position, reason) for position, reason in by_position if position not in refused]
+    met = texts.take(pa.array([position for position, _ in by_position], pa.int64()))
+    excerpts = pc.utf8_slice_codeunits(met, 0, EXCERPT_CHARS).to_pylist()
+    for (position, reason), excerpt in zip(by_position, excerpts, strict=True):
+        refused[position] = (reason, excerpt)
 
 
 def _quarantine(records: pa.Table, refused: Refusals, positions: list[int]) -> pa.Table:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter
@@ -16,6 +15,8 @@ import pyarrow as pa
 
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.storage import Location
+from embedder.source.formats.json_values import parse_json
+from embedder.source.formats.rows import to_id
 from embedder.sweep.config import QualityConfig
 
 TOP = 100
@@ -65,8 +66,8 @@ class Similarity:
 
 def read_beir(folder: Location, quality: QualityConfig, seed: int) -> Retrieval:
     """Read a BEIR folder, title and text joined by one space; ConfigError holds every problem of its ids."""
-    documents = {row["_id"]: f"{row.get('title') or ''} {row.get('text') or ''}".strip() for row in _read_jsonl(folder, "corpus.jsonl")}
-    queries = {row["_id"]: str(row.get("text") or "").strip() for row in _read_jsonl(folder, "queries.jsonl")}
+    documents = _read_texts(folder, "corpus.jsonl", ("title", "text"))
+    queries = _read_texts(folder, "queries.jsonl", ("text",))
     qrels = _read_qrels(folder.child("qrels"), quality.qrels)
     relevant = {document for grades in qrels.values() for document in grades}
     where = f"quality.beir={folder.uri!r}"
@@ -181,16 +182,26 @@ def _read_text(file: Location) -> str:
         raise ConfigError(str(error)) from error
 
 
-def _read_jsonl(folder: Location, name: str) -> list[dict[str, Any]]:
-    file, rows = folder.child(name), []
+def _read_texts(folder: Location, name: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return texts by _id; ConfigError for a line that is not an object with an _id and texts, or that repeats an _id."""
+    file = folder.child(name)
+    texts: dict[str, str] = {}
     for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                rows.append(row | {"_id": str(row["_id"])})
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{file.uri}:{number}: not an object with an _id ({type(error).__name__}: {error}); fix it") from error
-    return rows
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+            name_, parts = to_id(row["_id"]), [row.get(key) or "" for key in keys]
+            text = " ".join(parts).strip()
+            text.encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{file.uri}:{number}: not an object with an _id and texts ({type(error).__name__}: {error}); fix it"
+            ) from error
+        if name_ in texts:
+            raise ConfigError(f"{file.uri}:{number}: _id {name_!r} is there twice; remove one of the two")
+        texts[name_] = text
+    return texts
 
 
 def _read_qrels(folder: Location, name: str) -> dict[str, dict[str, int]]:
@@ -200,6 +211,7 @@ def _read_qrels(folder: Location, name: str) -> dict[str, dict[str, int]]:
         raise ConfigError(f"quality.qrels={name!r}: {folder.uri} has {', '.join(found) or 'no .tsv'}; choose one of them")
     file = folder.child(f"{name}.tsv")
     qrels: dict[str, dict[str, int]] = {}
+    grades: dict[tuple[str, str], int] = {}
     for number, line in enumerate(_read_text(file).split("\n"), 1):
         cells = line.split("\t")
         if not line.strip() or (number == 1 and cells[-1].strip().lower() == "score"):
@@ -208,6 +220,8 @@ def _read_qrels(folder: Location, name: str) -> dict[str, dict[str, int]]:
             query, document, grade = cells[0], cells[1], int(cells[2])
         except (ValueError, IndexError) as error:
             raise ConfigError(f"{file.uri}:{number}: {line!r} is not query, document and grade separated by tabs; correct it") from error
+        if grades.setdefault((query, document), grade) != grade:
+            raise ConfigError(f"{file.uri}:{number}: {line!r} is graded {grades[query, document]} above; remove one of the two")
         if grade > 0:
             qrels.setdefault(query, {})[document] = grade
     return qrels

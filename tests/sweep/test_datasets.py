@@ -61,6 +61,24 @@ def test_damaged_lines_are_named(write_beir: Callable[..., str]) -> None:
     assert "corpus.jsonl" in refusal_of_beir(str(folder / "qrels"))
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("corpus.jsonl", '{"_id": "d1", "text": "another"}', r"corpus.jsonl:\d+: _id 'd1' is there twice"),
+        ("queries.jsonl", '{"_id": "q1", "text": "another"}', r"queries.jsonl:\d+: _id 'q1' is there twice"),
+        ("corpus.jsonl", '{"_id": "x", "_id": "y", "text": "z"}', r"corpus.jsonl:\d+: not an object .*key '_id' 2 times"),
+        ("corpus.jsonl", '{"_id": null, "text": "z"}', r"corpus.jsonl:\d+: not an object with an _id"),
+        ("corpus.jsonl", '{"_id": "x", "text": 7}', r"corpus.jsonl:\d+: not an object with an _id and texts"),
+        ("corpus.jsonl", '{"_id": "x", "text": "\\ud800"}', r"corpus.jsonl:\d+: not an object with an _id and texts"),
+        ("qrels/test.tsv", "q0\td0\t0", r"test.tsv:\d+: 'q0\\td0\\t0' is graded 1 above"),
+    ],
+)
+def test_lines_that_contradict_each_other_are_named(write_beir: Callable[..., str], name: str, line: str, message: str) -> None:
+    folder = Path(write_beir([(f"q{number}", f"d{number}", 1) for number in range(10)]))
+    (folder / name).write_text((folder / name).read_text().rstrip("\n") + f"\n{line}\n")
+    assert re.search(message, refusal_of_beir(str(folder)))
+
+
 def test_a_smaller_corpus_keeps_every_relevant_document(write_beir: Callable[..., str]) -> None:
     dataset = read_beir(Location(write_beir()), QualityConfig(max_documents=110), 0)
     assert len(dataset.documents) == 110

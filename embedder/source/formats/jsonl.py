@@ -45,11 +45,15 @@ def _sample(file: IO[bytes], compression: str | None) -> list[dict[str, Any]]:
     """Return the first objects of a shard. Raise OSError if it has records, and the sample holds no object."""
     values: list[bytes] = []
     size_bytes = 0
-    for value in read_values(_limit(read_blocks(file, compression)), SAMPLE_RECORD_BYTES):
-        values.append(value)
-        size_bytes += len(value)
-        if len(values) >= SAMPLE_RECORDS or size_bytes >= SAMPLE_BYTES:
-            break
+    limited = _Limited(read_blocks(file, compression))
+    try:
+        for value in read_values(limited, SAMPLE_RECORD_BYTES):
+            values.append(value)
+            if len(values) >= SAMPLE_RECORDS or (size_bytes := size_bytes + len(value)) >= SAMPLE_BYTES:
+                break
+    except EOFError:
+        if not limited.stopped:
+            raise
     parsed = _parse_values(values, sampled=True)
     unreadable = [met for reason, met in parsed.refused.values() if reason != Reason.TOO_LARGE]
     if unreadable and len(parsed.refused) == len(parsed.records):
@@ -57,13 +61,24 @@ def _sample(file: IO[bytes], compression: str | None) -> list[dict[str, Any]]:
     return [record for position, record in enumerate(parsed.records) if position not in parsed.refused]
 
 
-def _limit(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    size_bytes = 0
-    for block in blocks:
-        yield block
-        size_bytes += len(block)
-        if size_bytes > SAMPLE_RECORD_BYTES + SAMPLE_BYTES:
-            return
+class _Limited:
+    """The first blocks of a shard; `stopped` if it has more."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._left_bytes = SAMPLE_RECORD_BYTES + SAMPLE_BYTES
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._left_bytes < 0:
+            self.stopped = True
+            raise StopIteration
+        block = next(self._blocks)
+        self._left_bytes -= len(block)
+        return block
 
 
 def read_jsonl(file: IO[bytes], reading: Reading) -> Iterator[Rows]:

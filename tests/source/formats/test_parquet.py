@@ -298,3 +298,10 @@ def test_a_shard_without_rows_is_one_slice_and_one_empty_unit(write_file, read):
     source = SourceConfig(uri=str(path))
     assert len(slice_shard(list_shards(source).shards[0], source)) == 1
     assert [(unit.first_row, unit.stop_row, unit.last, len(unit.documents)) for unit in read(path).units] == [(0, 0, True, 0)]
+
+
+def test_a_text_that_is_too_large_is_quarantined(write_file, read):
+    path = write_file("a.parquet", [{"id": "1", "text": "x" * 51}, {"id": "2", "text": "x" * 50}, {"id": "1", "text": "y"}])
+    got = read(path, id_column="id", max_record_bytes=50)
+    assert got.texts == ["x" * 50]
+    assert got.reasons == [(0, "too_large"), (2, "duplicate_id")]
