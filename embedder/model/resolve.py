@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats, Ranges
+from embedder.core.retry import is_transient
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
@@ -62,13 +63,18 @@ def looks_wrong(embedding: EmbeddingConfig) -> bool:
 
 
 def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
-    """Return the settings with every default filled in from the model's files; one ConfigError lists all problems, a line each."""
+    """Return the settings with every default filled in from the model's files; one ConfigError lists all problems, a line each.
+
+    ModelError: the hub is unreachable, and no other setting would help.
+    """
     try:
         folder, commit = locate_model(embedding.model, embedding.revision)
         recipe = read_recipe(folder)
         tokenizer = load_tokenizer(recipe)
         _check_weights(recipe)
     except ModelError as error:
+        if is_transient(error):
+            raise
         message = str(error)
         raise ConfigError(message if message.startswith("embedding.") else f"embedding.model={embedding.model!r}: {message}") from error
     defaults = choose_defaults(embedding.model, recipe)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.core.errors import ConfigError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import resolve_model
 
@@ -36,6 +36,16 @@ def test_settings_override_the_models_files() -> None:
     spec = resolve_model(embedding, ChunkingConfig(max_tokens=512, overlap_tokens=32)).spec
     assert (spec.depth, spec.dim, spec.pooling, spec.prompt, spec.query_prompt) == (4, 128, "cls", "p: ", "q: ")
     assert (spec.max_tokens, spec.overlap_tokens, spec.layer_norm, spec.normalize) == (512, 32, True, False)
+
+
+def test_a_hub_that_does_not_answer_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("embedding.model='a/b': not available from the hub") from ConnectionError("no route to host")
+
+    monkeypatch.setattr("embedder.model.resolve.locate_model", fail)
+    with pytest.raises(ModelError, match="not available from the hub") as raised:
+        resolve_model(EmbeddingConfig(model="a/b"), ChunkingConfig())
+    assert not isinstance(raised.value, ConfigError)
 
 
 def test_all_unsupported_settings_are_reported_at_once() -> None:
