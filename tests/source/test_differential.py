@@ -212,6 +212,8 @@ def is_clean(record: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
     if not isinstance(text, str) or not text.strip() or id_ in (None, "") or str(id_) in {str(each.get("id")) for each in before}:
         return False
     values = [(name, record[name]) for name in TYPES if record.get(name) is not None]
+    if isinstance(record.get("n"), Decimal):  # an integer written as a fraction may have lost digits: refused beyond 2^53
+        return False
     return all(EXACT[name](value) is not MISSING and PLAIN[name].fullmatch(str(value)) for name, value in values)
 
 
