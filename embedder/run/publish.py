@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError, TableDamagedError
 from embedder.core.plan import protected_keys
 from embedder.core.redaction import mask_secrets
 from embedder.core.units import Part, shard_key
@@ -48,15 +48,14 @@ def check_removal(run_plan: RunPlan, rows_left: int) -> None:
 
 @contextmanager
 def missing_parts_explained(run_plan: RunPlan) -> Iterator[None]:
-    """Raise the CommitError of `refuse_moved_table`, or one that names the repair, for a part of the table that is gone."""
+    """Raise the CommitError of `refuse_moved_table` for a part of the table that is gone, if the table moved on meanwhile."""
     try:
         yield
     except StorageError as error:
         uri = run_plan.config.output.location.open().uri
-        if not (isinstance(error.__cause__, FileNotFoundError) and str(error).startswith(uri)):
-            raise
-        refuse_moved_table(run_plan)
-        raise CommitError(f"{uri}: a file of the table is gone ({error}); jobs.maintain with --check --repair drops it") from error
+        if isinstance(error, TableDamagedError) and str(error).startswith(uri):
+            refuse_moved_table(run_plan)
+        raise
 
 
 def refuse_moved_table(run_plan: RunPlan) -> None:

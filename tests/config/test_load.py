@@ -37,7 +37,7 @@ def file(tmp_path: Path) -> Path:
 def test_flags_override_the_file_and_the_file_overrides_defaults(file: Path) -> None:
     file.write_text("source: {uri: in}\nembedding: {model: m, depth: 6, dim: 64}\noutput: {uri: out}\n")
     config = load(str(file), "--embedding.depth", "4", "--output.store-text", "false")
-    assert (config.embedding.depth, config.embedding.dim, config.embedding.normalize) == (4, 64, True)
+    assert (config.embedding.depth, config.embedding.dim, config.embedding.normalize) == (4, 64, None)
     assert config.output.store_text is False
 
 

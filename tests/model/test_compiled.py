@@ -42,7 +42,11 @@ def load(model: TinyModel, layout: Layout = "packed", **embedding: Any) -> Encod
     return Encoder.load(model.resolve(**embedding).spec, dtype="float32", layout=layout, backend="compiled")
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+IN_CI = ("bert", "modernbert", "qwen3")
+"""A shape of layers each; compiling one takes 5 to 25 s on two cores."""
+
+
+@pytest.mark.parametrize("family", [each if each in IN_CI else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS])
 def test_every_family_gives_the_same_compiled(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_mm
@@ -232,6 +233,10 @@ def test_a_width_that_cannot_be_multiplied_is_refused_before_anything_is_read(ti
     folder = shutil.copytree(tiny_model.folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 100}))
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if "intermediate" in name or (name.endswith("output.dense.weight") and "attention" not in name)]:
+        weights[name] = torch.zeros([100 if size == config["intermediate_size"] else size for size in weights[name].shape])
+    save_file(weights, folder / "model.safetensors")
     other = TinyModel(folder, "bert")
     named = r"widths must be multiples of 16, not so 0\.intermediate\.dense \(64 to 100\), 8 modules in all; leave it out"
     with pytest.raises(ConfigError, match=named):

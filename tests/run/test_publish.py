@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from embedder.core.errors import CommitError, StorageError
+from embedder.core.errors import CommitError, StorageError, TableDamagedError
 from embedder.core.storage import Location
 from embedder.run import embed
 from embedder.run.publish import missing_parts_explained
@@ -42,9 +42,9 @@ def test_parts_that_maintenance_removed_meanwhile_are_named_as_such(run_plan: An
 def test_a_part_that_is_gone_from_a_table_that_stayed_names_the_repair(run_plan: Any) -> None:
     location, [name, *_] = run_plan.config.output.location, run_plan.table.rows
     Path(location.uri, name).unlink()
-    with pytest.raises(CommitError, match=rf"a file of the table is gone \(.*{name}.*--check --repair"), missing_parts_explained(run_plan):
+    with pytest.raises(TableDamagedError, match=rf"{name}: not on storage; .*--check --deep --repair"), missing_parts_explained(run_plan):
         index_parts([name], location)
-    with pytest.raises(StorageError, match=r"^/nowhere/a: not found"), missing_parts_explained(run_plan):
+    with pytest.raises(StorageError, match=r"^/nowhere/a: not on storage"), missing_parts_explained(run_plan):
         index_parts(["a"], Location("/nowhere"))
 
 
