@@ -19,6 +19,20 @@ class Shard:
     uri: str
     version: str
     size_bytes: int
+    constants: tuple[tuple[str, str | None], ...] = ()
+    """Columns with one value for all records, from its folders' names or its table's log, as text; only those that the settings use."""
+    optional: tuple[str, ...] = ()
+    """Columns of its table: they are null if the file, which may be older than the column, does not have them."""
+    num_rows: int | None = None
+    """None: unknown before it is opened."""
+    is_logged: bool = False
+    """Whether the log of a table names it. `version` is then the log's, and must not be compared with that of its storage."""
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> "Shard":
+        """Return the shard of `dataclasses.asdict`, whose tuples may have become lists."""
+        constants = tuple((name, value) for name, value in fields["constants"])
+        return Shard(**{**fields, "constants": constants, "optional": tuple(fields["optional"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +61,7 @@ class Task:
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Task":
         """Return the task of `dataclasses.asdict`, whose tuples may have become lists."""
-        shards = tuple(Shard(**each) for each in fields["shards"])
+        shards = tuple(map(Shard.from_fields, fields["shards"]))
         return Task(**{**fields, "shards": shards, "row_groups": tuple(fields["row_groups"]) if fields["row_groups"] else None})
 
 

@@ -101,7 +101,8 @@ def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) 
             moved.add(name.version)
     documents, low, high = 0.0, 0.0, 0.0
     for task in plan.read:
-        expected = task.size_bytes * documents_per_byte
+        rows = [shard.size_bytes * documents_per_byte if shard.num_rows is None else shard.num_rows for shard in task.shards]
+        expected = float(sum(rows))
         documents += expected
         if task.version not in moved:
             done = filter(None, map(PartName.parse, plan.done.get(task.key, ())))

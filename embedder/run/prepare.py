@@ -17,7 +17,7 @@ from embedder.run.quality_gate import check_quality_gate
 from embedder.source.columns import inspect_source
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
-from embedder.table.parts import check_stored, list_by_name
+from embedder.table.parts import QUARANTINE_FOLDER, check_stored, list_by_name
 
 PART_VERSION = 1
 """Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
@@ -86,7 +86,7 @@ def inspect_inputs(config: EmbedConfig) -> Inputs:
     listing = problems.check(lambda: list_source(config, table))
     metadata = None
     if listing:
-        metadata = problems.check(lambda: inspect_source(config.source, listing.shards, table.schema if table else None))
+        metadata = problems.check(lambda: inspect_source(config.source, listing.shards, table.schema if table else None, listing.types))
     return Inputs(config, problems, table, listing, metadata)
 
 
@@ -135,8 +135,10 @@ def resolve(config: EmbedConfig) -> ResolvedModel:
 
 def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
     """List the shards; an empty source is refused unless the settings allow it to empty the table."""
+    tables = [config.output.location, *(cut.location for cut in config.output.cuts)]
+    own = {each.open().place for location in tables for each in (location, location.child(QUARANTINE_FOLDER))}
     try:
-        return list_shards(config.source)
+        return list_shards(config.source, own)
     except EmptySourceError as error:
         if table is None:
             raise

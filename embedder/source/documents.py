@@ -12,7 +12,7 @@ from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task
 from embedder.source.decompression import damage_explained, open_each, open_shard
 from embedder.source.formats.parquet import read_ids_before
-from embedder.source.formats.registry import find_encoding
+from embedder.source.formats.registry import encoding_of
 from embedder.source.formats.rows import Reading, Rows, Slice
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
 
@@ -49,7 +49,7 @@ def read_units(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
 
 def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
     """Return the slices of a large shard; [] if its format, whatever its name, cannot be split."""
-    encoding = find_encoding(shard.uri, source.format)
+    encoding = encoding_of(shard, source.format)
     if encoding is None or encoding.format.slice is None:
         return []
     with open_shard(shard, source) as file:
@@ -58,7 +58,7 @@ def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
 
 def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterator[CheckedRows]:
     for shard, file in open_each(task.shards, source):
-        encoding = find_encoding(shard.uri, source.format)
+        encoding = encoding_of(shard, source.format)
         if encoding is None:
             raise SourceError(f"{shard.uri}: its suffix names no known format; set source.format")
         reading = Reading(shard, encoding.compression, source, metadata, task.row_groups, task.first_row if task.row_groups else 0)

@@ -13,7 +13,7 @@ from embedder.core.errors import ConfigError, SourceError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
-from embedder.source.formats.registry import find_encoding
+from embedder.source.formats.registry import encoding_of
 from embedder.source.formats.rows import Reading
 from embedder.source.shards import Listing
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
@@ -99,7 +99,7 @@ def _sample_shard(shard: Shard, source: SourceConfig, metadata: pa.Schema, quota
 
 def _read_rows(shard: Shard, source: SourceConfig, metadata: pa.Schema, draw: np.random.Generator) -> Iterator[tuple[CheckedRows, int]]:
     """Yield checked rows and the bytes on storage read so far: slices in random order, or any other format from its start."""
-    encoding = find_encoding(shard.uri, source.format)
+    encoding = encoding_of(shard, source.format)
     assert encoding is not None, shard
     format_ = encoding.format
     with open_shard(shard, source, narrow=format_.slice is not None) as file:

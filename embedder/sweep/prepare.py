@@ -148,7 +148,7 @@ def _draw_sample(config: SweepConfig) -> tuple[Sample, Listing] | None:
     update = {"metadata_columns": {QUERY_COLUMN: column} if column else {}, "metadata_types": {QUERY_COLUMN: "string"} if column else {}}
     source = config.source.model_copy(update=update)
     listing = list_shards(source)
-    metadata = inspect_source(source, listing.shards)
+    metadata = inspect_source(source, listing.shards, types=listing.types)
     return sample_documents(source, listing, config.sample.documents, config.sample.seed, metadata), listing
 
 
