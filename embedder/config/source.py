@@ -20,6 +20,8 @@ class SourceConfig(Located):
     """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz; in a Delta table, delta."""
     version: Annotated[int, Field(ge=0)] | str | None = None
     """Version of a Delta table to read: a number, or an ISO 8601 time for the version that was the newest then; default: the newest."""
+    filter: NonEmpty | None = None
+    """Records to embed, such as "lang = 'de' and year >= 2020", with columns of the source; rows of others leave the table."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
     """Keys or columns, joined by one space; meta.url is a nested key. Not used by format text."""
     id_column: NonEmpty | None = None
@@ -56,12 +58,6 @@ class SourceConfig(Located):
     @classmethod
     def _one_column_is_a_list_of_one(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """All columns of the source that the settings name."""
-        ids = [self.id_column] if self.id_column else []
-        return frozenset([*self.text_columns, *ids, *self.metadata_columns.values()])
 
     @field_validator("text_columns")
     @classmethod

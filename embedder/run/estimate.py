@@ -60,7 +60,7 @@ def learn_rates(records: Iterable[Mapping[str, Any]], space_id: str) -> Rates | 
     runs = runs[:MOST_RUNS]
     size = sum(each["source_bytes"] for each in runs)
     total = {name: sum(each["stats"][name] for each in runs) for name in ("documents", "quarantined", "reused", "tokens")}
-    embedded = total["documents"] - total["quarantined"] - total["reused"]
+    embedded = total["documents"] - total["quarantined"] - total["reused"] - sum(each["stats"].get("filtered", 0) for each in runs)
     if not embedded:
         return None
     return Rates(total["documents"] / size, total["tokens"] / embedded, f"{len(runs)} earlier run{'s' * (len(runs) > 1)}")

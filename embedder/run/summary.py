@@ -116,7 +116,12 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
         derived = {"padding_share": round(self.padding_share, 4), "tokens_per_second": round(self.tokens_per_second, 1)}
-        named = {"reasons": dict(self.reasons), "ignored": dict(self.ignored), "failures": dict(self.failures)}
+        named = {
+            "reasons": dict(self.reasons),
+            "ignored": dict(self.ignored),
+            "failures": dict(self.failures),
+            "stats": self.stats.record(),
+        }
         figures = asdict(self) | named | derived
         return figures if self.source_table else {name: value for name, value in figures.items() if name != "source_table"}
 
@@ -133,7 +138,7 @@ class Summary:
         truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
         listed = "; ".join(filter(None, [reasons, f"see {self.uri}/_quarantine"]))
         where = f" ({listed})" if stats.quarantined or adopted else ""
-        embedded = stats.documents - stats.quarantined - stats.reused
+        embedded = stats.documents - stats.quarantined - stats.reused - stats.filtered
         reused = self.documents_reused + stats.reused
         busy = f", encoders {self.encoder_busy_share:.0%} busy" if self.encoder_busy_share is not None else ""
         steady = f" ({self.steady_tokens_per_second:,.0f} once running{busy})" if self.steady_tokens_per_second else ""
@@ -143,6 +148,7 @@ class Summary:
         rows = [
             *([("source", self.source_table)] if self.source_table else []),
             ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{empty}{ignored}"),
+            *([("filtered", f"{stats.filtered:,} documents, left out by source.filter")] if stats.filtered else []),
             ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
             ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
             ("quarantined", f"{stats.quarantined:,} documents{adopted}{where}"),

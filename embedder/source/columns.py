@@ -22,6 +22,8 @@ NUM_SAMPLED_SHARDS = 4
 MOST_TRIED = 16
 """Shards of a format to try before the source counts as unreadable."""
 _SHOWN = 30
+FILTER_PREFIX = "filter:"
+"""Before the names of columns that are read for source.filter only, among those of the metadata."""
 NO_TYPES: Mapping[str, pa.DataType] = {}
 
 
@@ -46,6 +48,11 @@ def inspect_source(
     if problems:
         raise ConfigError("\n".join(problems))
     return pa.schema(fields)
+
+
+def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.DataType]:
+    """Return the types of the source's columns that are metadata, by their names in the source."""
+    return {key: metadata.field(name).type for name, key in source.metadata_columns.items()}
 
 
 def _inspect_formats(
@@ -124,7 +131,9 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Map
     wanted += [("text_columns", list(source.text_columns), key, is_text, "text") for key in source.text_columns]
     if source.id_column:
         wanted.append(("id_column", source.id_column, source.id_column, is_id, "text or a number"))
-    wanted += [("metadata_columns", [key], key, lambda _: True, "") for key in source.metadata_columns.values()]
+    for name, key in source.metadata_columns.items():
+        setting, given = ("filter", source.filter) if name.startswith(FILTER_PREFIX) else ("metadata_columns", [key])
+        wanted.append((setting, given, key, lambda _: True, ""))
     for setting, given, key, allows, expected in wanted:
         types = {each.uri: type_ for each in sampled if (type_ := each.find_type(key)) is not None}
         if not types and key in known:

@@ -21,6 +21,7 @@ from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.storage import delta_options
 from embedder.core.units import Shard
+from embedder.source.partitions import find_keys
 
 READ_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 """Reader features that change nothing for this reader, or that are refused only if the table uses them."""
@@ -127,13 +128,13 @@ def _refuse_features(delta: DeltaTable, root: str) -> None:
 
 def _refuse_columns(source: SourceConfig, schema: pa.Schema, where: str) -> None:
     """Raise ConfigError for columns that the table does not have, although its older files may."""
-    missing = sorted(key for key in source.keys if key not in schema.names and key.split(".")[0] not in schema.names)
+    missing = sorted(key for key in find_keys(source) if key not in schema.names and key.split(".")[0] not in schema.names)
     if missing:
         raise ConfigError(f"{where} has no column {', '.join(map(repr, missing))} (found: {', '.join(schema.names)})")
 
 
 def _list_shards(source: SourceConfig, root: str, adds: pa.Table, schema: pa.Schema) -> Iterator[Shard]:
-    keys = sorted(source.keys)
+    keys = sorted(find_keys(source))
     values = _partition_values(adds, keys, schema)
     optional = tuple(key for key in keys if key not in values)
     columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "modification_time", "num_records"))

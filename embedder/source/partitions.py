@@ -7,7 +7,9 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError
+from embedder.source.filter import names_in
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 """How Hive and Spark name the folder of rows without a value."""
@@ -15,6 +17,13 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 Constants = tuple[tuple[str, str | None], ...]
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def find_keys(source: SourceConfig) -> frozenset[str]:
+    """Return all columns of the source that the settings use."""
+    ids = [source.id_column] if source.id_column else []
+    filtered = names_in(source.filter, "source.filter=") if source.filter else []
+    return frozenset([*source.text_columns, *ids, *source.metadata_columns.values(), *filtered])
 
 
 def parse_folders(uri: str, keys: Iterable[str]) -> Constants:

@@ -15,6 +15,7 @@ from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import encoding_of
 from embedder.source.formats.rows import Reading
+from embedder.source.selection import read_rows
 from embedder.source.shards import Listing
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
 
@@ -106,14 +107,14 @@ def _read_rows(shard: Shard, source: SourceConfig, metadata: pa.Schema, draw: np
         if format_.slice is None:
             seen = SeenIds()
             reading = Reading(shard, encoding.compression, source, metadata)
-            for rows in format_.read(file, reading):
+            for rows in read_rows(format_, file, reading):
                 yield check_rows(rows, reading, seen), min(file.tell(), shard.size_bytes)
             return
         slices = format_.slice(file, shard.size_bytes, 1)
         for number, chosen in enumerate(draw.permutation(len(slices)), 1):
             start, stop, first_row = slices[chosen]
             reading = Reading(shard, None, source, metadata, (start, stop), first_row)
-            for rows in format_.read(file, reading):
+            for rows in read_rows(format_, file, reading):
                 yield check_rows(rows, reading, SeenIds()), shard.size_bytes * number // len(slices)
 
 

@@ -17,7 +17,7 @@ from embedder.core.units import Shard
 from embedder.source.delta_source import list_delta_files
 from embedder.source.formats.parquet import find_field
 from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
-from embedder.source.partitions import infer_types, parse_folders
+from embedder.source.partitions import find_keys, infer_types, parse_folders
 from embedder.source.table_formats import FoundTable, find_delta_table, find_table_above, find_tables
 
 HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
@@ -104,7 +104,7 @@ def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable
     if not shards:
         narrowed = f", and {len(found.shards)} elsewhere" if found.shards else ""
         raise EmptySourceError(f"source.uri={source.uri!r}: version {found.version} of the table names no file there{narrowed}")
-    types = {key: _find_type(found.schema, key) for key in source.keys}
+    types = {key: _find_type(found.schema, key) for key in find_keys(source)}
     return Listing(shards, types={key: type_ for key, type_ in types.items() if type_ is not None}, table=words)
 
 
@@ -118,6 +118,7 @@ def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tup
     shards: list[Shard] = []
     ignored: dict[str, Ignored] = {}
     strange: list[str] = []
+    keys = find_keys(source)
     for each in found:
         reason = _reason(each, root, source)
         if reason:
@@ -125,7 +126,7 @@ def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tup
         elif each.kind == Kind.UNOPENABLE or not _is_utf8(each.uri):
             strange.append(each.uri)
         else:
-            shards.append(Shard(each.uri, each.version, each.size_bytes, parse_folders(each.uri, source.keys)))
+            shards.append(Shard(each.uri, each.version, each.size_bytes, parse_folders(each.uri, keys)))
     if strange:
         names = ", ".join(map(repr, strange[:8]))
         raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, or hold ?versionId=; rename them: {names}")

@@ -9,6 +9,8 @@ from functools import reduce
 from math import isfinite
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -95,6 +97,9 @@ class Rows:
     """None: a document's id is its shard's uri and row."""
     metadata: list[pa.Array]
     refused: Refusals = field(default_factory=dict)
+    kept: npt.NDArray[np.int64] | None = None
+    """Positions of these records among the `num_read` that were read; None: all of them."""
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
