@@ -64,11 +64,12 @@ class Preview:
 
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        return asdict(self) | {
+        figures = asdict(self) | {
             "spec": dict(self.spec),
             "shards": dict(self.shards),
             "ignored": {reason: asdict(each) for reason, each in self.ignored.items()},
         }
+        return figures if self.source_table else {name: value for name, value in figures.items() if name != "source_table"}
 
     def text(self) -> str:
         """Return the figures as aligned lines, with the first shards of each state by name."""
