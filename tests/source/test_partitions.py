@@ -37,7 +37,9 @@ def test_rows_and_types_are_those_that_duckdb_reads(tmp_path: Path) -> None:
     )
     duckdb.sql(f"copy (select * from ({rows}) t(text, year, lang, day)) to '{tmp_path}' (format parquet, partition_by (year, lang, day))")
     found = rows_of(tmp_path, metadata_columns=["year", "lang", "day"])
-    expected = duckdb.sql(f"select text, year, lang, day from '{tmp_path}/**/*.parquet' order by text").to_arrow_table()
+    relation = duckdb.sql(f"select text, year, lang, day from '{tmp_path}/**/*.parquet' order by text")
+    assert relation is not None
+    expected = relation.to_arrow_table()
     assert found.select(["text", "year", "lang", "day"]).sort_by("text").to_pylist() == expected.to_pylist()
     assert found.schema.field("year").type == pa.int64()
     assert found.schema.field("day").type == pa.date32()

@@ -50,7 +50,7 @@ def test_the_records_are_those_that_sql_finds(name: str, condition: str, write_f
     path = write_file(name, ROWS)
     units = read(path, condition, id_column="id", metadata_columns={"when": "year"}, rows_per_unit=4)
     rows = pa.Table.from_pylist(ROWS)
-    assert ids(units) == [row[0] for row in duckdb.sql(f"select id from rows where {condition}").fetchall()]
+    assert ids(units) == [row[0] for row in duckdb.execute(f"select id from rows where {condition}").fetchall()]
     assert [unit.first_row for unit in units[1:]] == [unit.stop_row for unit in units[:-1]]
     assert units[-1].stop_row == rows.num_rows
     for unit in units:
