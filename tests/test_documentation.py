@@ -131,7 +131,7 @@ def test_files_modules_and_settings_that_are_named_exist(path: Path) -> None:
             file, attribute = ROOT / "embedder" / f"{'/'.join(folders)}.py", last
         assert re.search(rf"^(def|class) {attribute}\b", file.read_text(), re.MULTILINE), f"embedder{module} {name}"
     sections = "|".join(sorted({setting.split(".")[0] for setting in SETTINGS}))
-    for setting in re.findall(rf"[`-]((?:{sections})(?:\.[a-z0-9_]+)+)", text):
+    for setting in re.findall(rf"(?:`|--)((?:{sections})(?:\.[a-z0-9_]+)+)", text):
         known = setting in SETTINGS or any(f"{setting}." in each for each in SETTINGS)
         assert known or (ROOT / "embedder" / setting.replace(".", "/")).exists(), setting
 

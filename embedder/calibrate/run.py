@@ -29,6 +29,7 @@ from embedder.pipeline.cluster import choose_pool, start_ray
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
 from embedder.source.sampling import sample_documents
+from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
 from embedder.text.token_idf import weigh_tokens
 
@@ -56,7 +57,10 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     settings = config.calibrate
     model = resolve_whole(config.embedding, config.chunking)
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
-    documents = sample_documents(config.source, list_shards(config.source), settings.num_documents, settings.seed).documents
+    listing = list_shards(config.source)
+    if config.source.filter:
+        listing, _ = select_shards(config.source, listing)
+    documents = sample_documents(config.source, listing, settings.num_documents, settings.seed).documents
     split = split_documents(documents, settings)
     features = choose_features(depths, model)
     check_memory(features, host_memory_bytes())

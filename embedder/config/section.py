@@ -25,10 +25,15 @@ def _without_password(uri: str) -> str:
 
 def _unambiguous(uri: str) -> str:
     """Refuse characters that the Delta writer and fsspec decode differently: they would use two folders."""
-    found = _AMBIGUOUS.search(uri)
-    if found:
-        raise ValueError(f"{found[0]} in a table's address is read in different ways; choose a name without it")
+    if found := is_ambiguous(uri):
+        raise ValueError(f"{found} in a table's address is read in different ways; choose a name without it")
     return uri
+
+
+def is_ambiguous(uri: str) -> str | None:
+    """Return the characters of a table's address that delta-rs and fsspec decode differently; None if there are none."""
+    found = _AMBIGUOUS.search(uri)
+    return found[0] if found else None
 
 
 Address = Annotated[NonEmpty, AfterValidator(_without_password)]

@@ -1,5 +1,6 @@
 """Settings of the documents: their location, format and columns."""
 
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -7,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "jsonl", "csv", "text"]
+Format = Literal["auto", "parquet", "jsonl", "csv", "text", "delta"]
 
 
 class SourceConfig(Located):
@@ -16,7 +17,11 @@ class SourceConfig(Located):
     uri: Address
     """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz."""
+    """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz; in a Delta table, delta."""
+    version: Annotated[int, Field(ge=0)] | str | None = None
+    """Version of a Delta table to read: a number, or an ISO 8601 time for the version that was the newest then; default: the newest."""
+    filter: NonEmpty | None = None
+    """Records to embed, such as "lang = 'de' and year >= 2020", with columns of the source; rows of others leave the table."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
     """Keys or columns, joined by one space; meta.url is a nested key. Not used by format text."""
     id_column: NonEmpty | None = None
@@ -29,6 +34,25 @@ class SourceConfig(Located):
     """Most documents in a unit of work, and so in a part of the table: seconds of the encoder."""
     max_record_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
     """Bytes of a record, decompressed; a longer one is quarantined as too_large. A reader holds 4 times this, or 30 of bare brackets."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _a_number_or_a_time(cls, value: Any) -> Any:
+        """Return a number, or a time in ISO 8601 with its zone; without one, it is UTC."""
+        if isinstance(value, str) and value.isascii() and value.isdecimal():
+            return int(value)
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = value.isoformat()
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError("give the number of a version, or a time in ISO 8601, such as 2026-01-31T12:00:00Z") from error
+        if not isinstance(moment, datetime):
+            return value
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if moment > datetime.now(UTC):
+            raise ValueError("this time has not come yet; leave it out to read the newest version")
+        return moment.isoformat()
 
     @field_validator("text_columns", mode="before")
     @classmethod
@@ -57,6 +81,12 @@ class SourceConfig(Located):
     def _no_reserved_names(cls, value: dict[str, str]) -> dict[str, str]:
         check_metadata_names(value)
         return value
+
+    @model_validator(mode="after")
+    def _versions_are_of_tables(self) -> Self:
+        if self.version is not None and self.format not in ("auto", "delta"):
+            raise ValueError(f"version is for Delta tables, not for format {self.format}")
+        return self
 
     @model_validator(mode="after")
     def _types_are_of_metadata(self) -> Self:

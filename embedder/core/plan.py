@@ -56,11 +56,16 @@ def group_shards(shards: Sequence[Shard], layout: str, bucket_bits: int) -> list
         if shard.size_bytes < SMALL_SHARD_BYTES:
             buckets[bucket_key(shard.uri, bucket_bits)].append(shard)
         else:
-            tasks.append(Task(shard_key(shard.uri), digest(layout, shard.version), (shard,)))
+            tasks.append(Task(shard_key(shard.uri), digest(layout, *_version_of(shard)), (shard,)))
     for key, members in buckets.items():
         ordered = tuple(sorted(members, key=lambda shard: shard.uri))
-        tasks.append(Task(key, digest(layout, *((shard.uri, shard.version) for shard in ordered)), ordered))
+        tasks.append(Task(key, digest(layout, *((shard.uri, *_version_of(shard)) for shard in ordered)), ordered))
     return tasks
+
+
+def _version_of(shard: Shard) -> tuple[str, ...]:
+    """Return the version and, only if its records are filtered, the filter: a filter that cannot change a shard leaves its parts alone."""
+    return (shard.version, shard.row_filter) if shard.row_filter else (shard.version,)
 
 
 def plan_work(wanted: Sequence[Task], committed: Sequence[PartName], stored: Sequence[PartName]) -> Plan:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,22 @@ class Shard:
     uri: str
     version: str
     size_bytes: int
+    constants: tuple[tuple[str, str | None], ...] = ()
+    """Columns with one value for all records, from its folders' names or its table's log, as text; only those that the settings use."""
+    optional: tuple[str, ...] = ()
+    """Columns of its table: they are null if the file, which may be older than the column, does not have them."""
+    num_rows: int | None = None
+    """None: unknown before it is opened."""
+    row_filter: str = ""
+    """A filter that its records must pass and the types of its columns, as JSON; empty: all records are wanted."""
+    is_logged: bool = False
+    """Whether the log of a table names it. `version` is then the log's, and must not be compared with that of its storage."""
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> "Shard":
+        """Return the shard of `dataclasses.asdict`, whose tuples may have become lists."""
+        constants = tuple((name, value) for name, value in fields["constants"])
+        return Shard(**{**fields, "constants": constants, "optional": tuple(fields["optional"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,7 @@ class Task:
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Task":
         """Return the task of `dataclasses.asdict`, whose tuples may have become lists."""
-        shards = tuple(Shard(**each) for each in fields["shards"])
+        shards = tuple(map(Shard.from_fields, fields["shards"]))
         return Task(**{**fields, "shards": shards, "row_groups": tuple(fields["row_groups"]) if fields["row_groups"] else None})
 
 
@@ -102,6 +118,13 @@ class Stats:
     """Reading, chunking and tokenizing."""
     write_seconds: float = 0.0
     """Parts written in this run only: a part's footer is made before its write is timed."""
+    filtered: int = 0
+    """Records that source.filter leaves out."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the counts for a record or footer; without a filter, they are those of earlier versions of this code."""
+        counts = asdict(self)
+        return counts if self.filtered else {name: value for name, value in counts.items() if name != "filtered"}
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, name) + getattr(other, name) for name in Stats.__slots__))

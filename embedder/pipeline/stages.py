@@ -145,6 +145,7 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
     return Stats(
         documents=unit.stop_row - unit.first_row,
         quarantined=unit.quarantined.num_rows,
+        filtered=unit.stop_row - unit.first_row - unit.quarantined.num_rows - unit.documents.num_rows,
         chunks=chunks.num_rows,
         tokens=chunks["num_tokens"].to_numpy().sum().item(),
         truncated=chunks["truncated"].to_numpy().sum().item(),
@@ -192,7 +193,7 @@ def _write_encoded(name: str, unit: EncodedUnit, context: StageContext) -> tuple
         documents, quarantined, chunks = quarantine_documents(unit["rejected"], unit["reasons"], documents, quarantined, chunks)
         stats = replace(stats, quarantined=quarantined.num_rows)
     embedded = len(np.unique(chunks["document"].to_numpy()))
-    assert embedded == documents.num_rows == stats.documents - stats.quarantined, (embedded, documents.num_rows, stats)
+    assert embedded == documents.num_rows == stats.documents - stats.quarantined - stats.filtered, (embedded, documents.num_rows, stats)
     rows = assemble_rows(documents, chunks, codes_NX, context.output.store_text)
     parsed = PartName.parse(name)
     assert parsed is not None, name

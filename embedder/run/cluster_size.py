@@ -109,7 +109,7 @@ def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
         raise CommitError("no run of this table read and embedded whole shards yet; run jobs.embed on a sample of the corpus first")
     run = max(runs, key=lambda each: int(each["stats"]["tokens"]))
     stats, spec = run["stats"], run["spec"]
-    count = stats["documents"] - stats["quarantined"]
+    count = stats["documents"] - stats["quarantined"] - stats.get("filtered", 0)
     bytes_per_component = {"none": 4, "int8": 1, "binary": 1 / 8}[spec["quantization"]]
     return Document(
         **{name: stats[name] / count for name in ("tokens", "chunks", "text_bytes", "read_seconds", "write_seconds")},

@@ -49,6 +49,8 @@ class Preview:
     """Files at the source that are not read, for any reason."""
     ignored: Mapping[str, Ignored]
     """The same by reason, with the first names."""
+    source_table: str
+    """The table to read and its version; empty: the source is not a table."""
     parts_adopted: int
     parts_kept: int
     rows_kept: int
@@ -62,11 +64,12 @@ class Preview:
 
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        return asdict(self) | {
+        figures = asdict(self) | {
             "spec": dict(self.spec),
             "shards": dict(self.shards),
             "ignored": {reason: asdict(each) for reason, each in self.ignored.items()},
         }
+        return figures if self.source_table else {name: value for name, value in figures.items() if name != "source_table"}
 
     def text(self) -> str:
         """Return the figures as aligned lines, with the first shards of each state by name."""
@@ -78,7 +81,7 @@ class Preview:
         num_shards = sum(len(each) for state, each in self.shards.items() if state != "gone")
         rows = [
             ("space", f"{self.space_id}: {model}, dim {spec['dim']}" + (f", {spec['pooling']} pooling" if spec["depth"] else "")),
-            ("source", f"{num_shards:,} shards{ignored}"),
+            ("source", f"{num_shards:,} shards{ignored}" + (f" of {self.source_table}" if self.source_table else "")),
             *((state, _total(state, shards)) for state, shards in self.shards.items() if shards),
             ("keep", f"{self.rows_kept:,} rows in {self.parts_kept:,} parts"),
             ("adopt", f"{self.parts_adopted:,} parts of a run that did not finish"),
@@ -116,6 +119,7 @@ def preview_run(run_plan: RunPlan) -> Preview:
         shards=sort_shards(run_plan, rows_before),
         shards_ignored=sum(count_ignored(run_plan.listing.ignored).values()),
         ignored=run_plan.listing.ignored,
+        source_table=run_plan.listing.table,
         parts_adopted=len(plan.adopt),
         parts_kept=len(plan.keep),
         rows_kept=sum(rows[str(name)] for name in plan.keep),

@@ -60,7 +60,7 @@ def learn_rates(records: Iterable[Mapping[str, Any]], space_id: str) -> Rates | 
     runs = runs[:MOST_RUNS]
     size = sum(each["source_bytes"] for each in runs)
     total = {name: sum(each["stats"][name] for each in runs) for name in ("documents", "quarantined", "reused", "tokens")}
-    embedded = total["documents"] - total["quarantined"] - total["reused"]
+    embedded = total["documents"] - total["quarantined"] - total["reused"] - sum(each["stats"].get("filtered", 0) for each in runs)
     if not embedded:
         return None
     return Rates(total["documents"] / size, total["tokens"] / embedded, f"{len(runs)} earlier run{'s' * (len(runs) > 1)}")
@@ -101,7 +101,8 @@ def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) 
             moved.add(name.version)
     documents, low, high = 0.0, 0.0, 0.0
     for task in plan.read:
-        expected = task.size_bytes * documents_per_byte
+        rows = [shard.size_bytes * documents_per_byte if shard.num_rows is None else shard.num_rows for shard in task.shards]
+        expected = float(sum(rows))
         documents += expected
         if task.version not in moved:
             done = filter(None, map(PartName.parse, plan.done.get(task.key, ())))

@@ -14,10 +14,10 @@ from embedder.core.units import PartName
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.run.quality_gate import check_quality_gate
-from embedder.source.columns import inspect_source
+from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
-from embedder.table.parts import check_stored, list_by_name
+from embedder.table.parts import QUARANTINE_FOLDER, check_stored, list_by_name
 
 PART_VERSION = 1
 """Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
@@ -83,10 +83,8 @@ def inspect_inputs(config: EmbedConfig) -> Inputs:
     problems.check(lambda: check_backend(config.compute.backend))
     problems.check(lambda: refuse_own_source(config))
     table = problems.check(lambda: read_table(config.output.location))
-    listing = problems.check(lambda: list_source(config, table))
-    metadata = None
-    if listing:
-        metadata = problems.check(lambda: inspect_source(config.source, listing.shards, table.schema if table else None))
+    selected = problems.check(lambda: select_source(config, table))
+    listing, metadata = selected or (None, None)
     return Inputs(config, problems, table, listing, metadata)
 
 
@@ -133,10 +131,13 @@ def resolve(config: EmbedConfig) -> ResolvedModel:
     return resolve_api(config.embedding, config.chunking)
 
 
-def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
-    """List the shards; an empty source is refused unless the settings allow it to empty the table."""
+def select_source(config: EmbedConfig, table: TableState | None) -> tuple[Listing, pa.Schema]:
+    """Return the shards to read and the metadata's schema; a source without any is refused unless the settings let it empty the table."""
+    tables = [config.output.location, *(cut.location for cut in config.output.cuts)]
+    own = {each.open().place for location in tables for each in (location, location.child(QUARANTINE_FOLDER))}
+    known = table.schema if table else None
     try:
-        return list_shards(config.source)
+        return select_shards(config.source, list_shards(config.source, own), known)
     except EmptySourceError as error:
         if table is None:
             raise
@@ -144,7 +145,7 @@ def list_source(config: EmbedConfig, table: TableState | None) -> Listing:
             raise ConfigError(
                 f"{error}; the table keeps its {sum(table.rows.values()):,} rows, to empty it insist with --output.max_removed_fraction 1"
             ) from error
-        return Listing(())
+        return select_shards(config.source, Listing(()), known)
 
 
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:

@@ -93,6 +93,8 @@ class Summary:
     """Share of the actors' time that went into encoding, between the first landed unit and the last."""
     driver_peak_bytes: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
+    source_table: str = ""
+    """The table that was read and its version; empty: the source is not a table."""
     version: int | None = None
     """None if there was nothing to publish."""
 
@@ -114,22 +116,29 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
         derived = {"padding_share": round(self.padding_share, 4), "tokens_per_second": round(self.tokens_per_second, 1)}
-        named = {"reasons": dict(self.reasons), "ignored": dict(self.ignored), "failures": dict(self.failures)}
-        return asdict(self) | named | derived
+        named = {
+            "reasons": dict(self.reasons),
+            "ignored": dict(self.ignored),
+            "failures": dict(self.failures),
+            "stats": self.stats.record(),
+        }
+        figures = asdict(self) | named | derived
+        return figures if self.source_table else {name: value for name, value in figures.items() if name != "source_table"}
 
     def text(self) -> str:
         """Return the figures as aligned lines."""
         stats = self.stats
         ignored = f", {self.shards_ignored:,} files ignored ({describe_ignored(self.ignored)})" if self.shards_ignored else ""
         if self.did_nothing:
-            return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged{ignored})"
+            read = f", {self.source_table}" if self.source_table else ""
+            return f"nothing to do: {self.uri} matches its source ({self.rows:,} rows, {self.shards:,} shards unchanged{ignored}{read})"
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.reasons.items()))
         empty = f", {self.shards_empty:,} of them of no bytes" if self.shards_empty else ""
         adopted = f", {self.quarantined_adopted:,} more in adopted parts" if self.quarantined_adopted else ""
         truncated = f", {stats.truncated:,} truncated" if stats.truncated else ""
         listed = "; ".join(filter(None, [reasons, f"see {self.uri}/_quarantine"]))
         where = f" ({listed})" if stats.quarantined or adopted else ""
-        embedded = stats.documents - stats.quarantined - stats.reused
+        embedded = stats.documents - stats.quarantined - stats.reused - stats.filtered
         reused = self.documents_reused + stats.reused
         busy = f", encoders {self.encoder_busy_share:.0%} busy" if self.encoder_busy_share is not None else ""
         steady = f" ({self.steady_tokens_per_second:,.0f} once running{busy})" if self.steady_tokens_per_second else ""
@@ -137,7 +146,9 @@ class Summary:
         version = "not published" if self.version is None else f"version {self.version}"
         parts = f"{self.bytes_added / 1e6:,.1f} MB added in {self.parts_added:,} parts, {self.parts_removed:,} parts removed"
         rows = [
+            *([("source", self.source_table)] if self.source_table else []),
             ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{empty}{ignored}"),
+            *([("filtered", f"{stats.filtered:,} documents, left out by source.filter")] if stats.filtered else []),
             ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
             ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
             ("quarantined", f"{stats.quarantined:,} documents{adopted}{where}"),
@@ -184,4 +195,5 @@ def summarize(
         encoder_busy_share=outcome.encoder_busy_share,
         driver_peak_bytes=peak_bytes(),
         failures=outcome.failures,
+        source_table=run_plan.listing.table,
     )

@@ -17,7 +17,7 @@ from embedder.core.quantization import Floats, restore
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.core.storage_errors import explained
-from embedder.search.filter import Filter, columns_of, passes
+from embedder.source.filter import Filter, columns_of, passes
 from embedder.table.delta import open_checked
 from embedder.table.parts import REPAIR, check_name, explain_damage
 from embedder.table.run_record import read_record

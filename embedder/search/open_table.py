@@ -12,8 +12,8 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target
 from embedder.search.exact import open_table as open_target
-from embedder.search.filter import parse_filter
 from embedder.search.table_model import choose_model
+from embedder.source.filter import parse_filter
 
 if TYPE_CHECKING:
     from embedder.search.query_encoder import QueryEncoder

@@ -17,7 +17,7 @@ from embedder.core.storage import Location
 from embedder.core.storage_errors import explained
 from embedder.core.units import PartName, bucket_key, shard_key
 from embedder.search.exact import Hit, Target, open_dataset
-from embedder.search.filter import Filter
+from embedder.source.filter import Filter
 from embedder.table.delta import require_table
 from embedder.table.diff import KEY
 from embedder.table.parts import check_name, explain_damage

@@ -14,8 +14,8 @@ from embedder.core.errors import ConfigError
 from embedder.core.printable import printable
 from embedder.core.rotation import read_rotation
 from embedder.search.exact import Hit, Target
-from embedder.search.filter import Filter, parse_filter
 from embedder.search.query_encoder import QueryEncoder
+from embedder.source.filter import Filter, parse_filter
 
 SHOWN = ("text", "content_hash", "shard", "row", "chunk", "num_chunks", "start_char", "end_char", "num_tokens", "doc_id")
 """Columns that are not listed as metadata."""

@@ -1,6 +1,6 @@
 """A few shards → the metadata's schema, before the first document is read; or one ConfigError with all problems."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, TypeVar
 
@@ -11,7 +11,7 @@ from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import map_threads
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
-from embedder.source.formats.registry import Encoding, FileFormat, find_encoding
+from embedder.source.formats.registry import Encoding, FileFormat, encoding_of
 from embedder.source.formats.rows import ShardColumns
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
@@ -22,21 +22,27 @@ NUM_SAMPLED_SHARDS = 4
 MOST_TRIED = 16
 """Shards of a format to try before the source counts as unreadable."""
 _SHOWN = 30
+FILTER_PREFIX = "filter:"
+"""Before the names of columns that are read for source.filter only, among those of the metadata."""
+NO_TYPES: Mapping[str, pa.DataType] = {}
 
 
-def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Schema | None = None) -> pa.Schema:
+def inspect_source(
+    source: SourceConfig, shards: Sequence[Shard], known: pa.Schema | None = None, types: Mapping[str, pa.DataType] = NO_TYPES
+) -> pa.Schema:
     """Return the schema of the metadata after sampling shards of each format.
 
-    A type comes from `source.metadata_types`, else from `known` (an existing table), else from the shards. A ConfigError lists all
-    problems, one per line. A shard that cannot be opened is skipped, for the run to report; SourceError if all are.
+    A type comes from `source.metadata_types`, else from `known` (an existing table), else from the shards, else from `types`: columns
+    that folders or a table's log give, so that a file need not have them. A ConfigError lists all problems, one per line. A shard that
+    cannot be opened is skipped, for the run to report; SourceError if all are.
     """
-    by_format, problems = _inspect_formats(source, shards)
-    problems += [problem for columns in by_format for problem in _check_columns(source, columns)]
+    by_format, problems = _inspect_formats(source, shards, types)
+    problems += [problem for columns in by_format for problem in _check_columns(source, columns, types)]
     sampled = [each for columns in by_format for each in columns]
     fields = []
     for name, key in source.metadata_columns.items():
         try:
-            fields.append(pa.field(name, _choose_type(name, key, source, known, sampled)))
+            fields.append(pa.field(name, _choose_type(name, key, source, known, sampled, types.get(key))))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -44,17 +50,24 @@ def inspect_source(source: SourceConfig, shards: Sequence[Shard], known: pa.Sche
     return pa.schema(fields)
 
 
-def _inspect_formats(source: SourceConfig, shards: Sequence[Shard]) -> tuple[list[list[ShardColumns]], list[str]]:
+def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.DataType]:
+    """Return the types of the source's columns that are metadata, by their names in the source."""
+    return {key: metadata.field(name).type for name, key in source.metadata_columns.items()}
+
+
+def _inspect_formats(
+    source: SourceConfig, shards: Sequence[Shard], types: Mapping[str, pa.DataType]
+) -> tuple[list[list[ShardColumns]], list[str]]:
     by_format: dict[FileFormat, list[tuple[Shard, Encoding]]] = {}
     for shard in shards:
-        if encoding := find_encoding(shard.uri, source.format):
+        if encoding := encoding_of(shard, source.format):
             by_format.setdefault(encoding.format, []).append((shard, encoding))
     columns: list[list[ShardColumns]] = []
     problems: list[str] = []
     failure: SourceError | None = None
     for format_, found in by_format.items():
         try:
-            columns.append(_inspect(format_, found, source))
+            columns.append(_inspect(format_, found, source, types))
         except ConfigError as error:
             problems.append(str(error))
         except SourceError as error:
@@ -64,15 +77,18 @@ def _inspect_formats(source: SourceConfig, shards: Sequence[Shard]) -> tuple[lis
     return columns, problems
 
 
-def _inspect(format_: FileFormat, found: Sequence[tuple[Shard, Encoding]], source: SourceConfig) -> list[ShardColumns]:
+def _inspect(
+    format_: FileFormat, found: Sequence[tuple[Shard, Encoding]], source: SourceConfig, types: Mapping[str, pa.DataType]
+) -> list[ShardColumns]:
     def read_samples(read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
         return _read_samples(found, source, read)
 
     if format_.inspect:
         with _located(f"source.uri={source.uri!r}"):
             return format_.inspect(read_samples)
-    if source.id_column or source.metadata_columns:
-        wanted = f"id_column={source.id_column!r}" if source.id_column else f"metadata_columns={list(source.metadata_columns.values())}"
+    metadata = [key for key in source.metadata_columns.values() if key not in types]
+    if metadata or (source.id_column and source.id_column not in types):
+        wanted = f"metadata_columns={metadata}" if metadata else f"id_column={source.id_column!r}"
         raise ConfigError(f"source.{wanted}: {found[0][0].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
     return []
 
@@ -105,7 +121,7 @@ def _read_samples(
     return results
 
 
-def _check_columns(source: SourceConfig, sampled: list[ShardColumns]) -> Iterator[str]:
+def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Mapping[str, pa.DataType]) -> Iterator[str]:
     """Yield the columns that no sampled shard of a format has. A shard that differs from the others is left for the run to report."""
     if not sampled:
         return
@@ -115,9 +131,13 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns]) -> Iterato
     wanted += [("text_columns", list(source.text_columns), key, is_text, "text") for key in source.text_columns]
     if source.id_column:
         wanted.append(("id_column", source.id_column, source.id_column, is_id, "text or a number"))
-    wanted += [("metadata_columns", [key], key, lambda _: True, "") for key in source.metadata_columns.values()]
+    for name, key in source.metadata_columns.items():
+        setting, given = ("filter", source.filter) if name.startswith(FILTER_PREFIX) else ("metadata_columns", [key])
+        wanted.append((setting, given, key, lambda _: True, ""))
     for setting, given, key, allows, expected in wanted:
         types = {each.uri: type_ for each in sampled if (type_ := each.find_type(key)) is not None}
+        if not types and key in known:
+            continue
         if not types:
             count = names.count(key)
             yield f"source.{setting}={given!r}: {uri} has {f'{count} columns' if count else 'no column'} {key!r} (found: {shown})"
@@ -126,7 +146,9 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns]) -> Iterato
             yield f"source.{setting}={given!r}: {first}: {key!r} is {name_type(type_)}, not {expected}"
 
 
-def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | None, sampled: list[ShardColumns]) -> pa.DataType:
+def _choose_type(
+    name: str, key: str, source: SourceConfig, known: pa.Schema | None, sampled: list[ShardColumns], listed: pa.DataType | None
+) -> pa.DataType:
     if name in source.metadata_types:
         given, origin = source.metadata_types[name], "source.metadata_types"
         with _located(f"{origin}={{{name!r}: {given!r}}}"):
@@ -134,7 +156,8 @@ def _choose_type(name: str, key: str, source: SourceConfig, known: pa.Schema | N
     elif known is not None and name in known.names:
         chosen, origin = to_delta_type(known.field(name).type), "the table"
     else:
-        return _unify(key, {each.uri: type_ for each in sampled if each.types != "untyped" and (type_ := each.find_type(key)) is not None})
+        found = {each.uri: type_ for each in sampled if each.types != "untyped" and (type_ := each.find_type(key)) is not None}
+        return _unify(key, found or ({source.uri: listed} if listed is not None else {}))
     declared = [(each.uri, type_) for each in sampled if each.types == "declared" and (type_ := each.find_type(key)) is not None]
     if declared and not any(can_cast(type_, chosen) for _, type_ in declared):
         problem = f"{declared[0][0]}: {key!r} is {name_type(declared[0][1])}, which cannot become {chosen} ({origin})"

@@ -35,7 +35,7 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, Uni
 def open_shard(shard: Shard, source: SourceConfig, narrow: bool = False) -> Iterator[IO[bytes]]:
     """Open one shard; raise SourceError if it cannot be opened, read or decoded. `narrow`: see `Store.open_input`."""
     try:
-        with _locate(shard, source).open_input(narrow) as file, damage_explained(shard.uri):
+        with _open_input(shard, _locate(shard, source), narrow) as file, damage_explained(shard.uri):
             yield file
     except StorageError as error:
         raise SourceError(str(error)) from error
@@ -54,7 +54,7 @@ def open_each(shards: Sequence[Shard], source: SourceConfig) -> Iterator[tuple[S
                 yield shard, io.BytesIO(future.result())
             else:
                 store = _locate(shard, source)
-                with store.open_input() as file:
+                with _open_input(shard, store) as file:
                     yield shard, file
                 _check_unchanged(shard, store)
     finally:
@@ -65,9 +65,21 @@ def _locate(shard: Shard, source: SourceConfig) -> Store:
     return Location(shard.uri, source.storage_options).open()
 
 
+@contextmanager
+def _open_input(shard: Shard, store: Store, narrow: bool = False) -> Iterator[IO[bytes]]:
+    try:
+        with store.open_input(narrow) as file:
+            yield file
+    except StorageError as error:
+        if shard.is_logged and isinstance(error.__cause__, FileNotFoundError):
+            advice = "it was vacuumed or deleted; restore it, or read a version that does not need it"
+            raise SourceError(f"{shard.uri}: the table's log names this file, but it is gone: {advice}") from error
+        raise
+
+
 def _fetch(shard: Shard, source: SourceConfig) -> bytes:
     store = _locate(shard, source)
-    with store.open_input() as file:
+    with _open_input(shard, store) as file:
         data = file.read()
     _check_unchanged(shard, store)
     return data
@@ -75,6 +87,11 @@ def _fetch(shard: Shard, source: SourceConfig) -> bytes:
 
 def _check_unchanged(shard: Shard, store: Store) -> None:
     found = store.info()
+    if shard.is_logged:
+        if found is None or found.size_bytes != shard.size_bytes:
+            now = "gone" if found is None else f"{found.size_bytes} bytes"
+            raise SourceError(f"{shard.uri}: the table's log names {shard.size_bytes} bytes (now {now}); restore it, or run again")
+        return
     if found is None or found.version != shard.version:
         now = "gone" if found is None else f"version {found.version}"
         raise SourceError(f"{shard.uri}: changed while it was read (listed as version {shard.version}, now {now}); run again")

@@ -1,7 +1,8 @@
 """A task → its units: documents and quarantined records in source order, cut at positions that depend on content alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task
 from embedder.source.decompression import damage_explained, open_each, open_shard
 from embedder.source.formats.parquet import read_ids_before
-from embedder.source.formats.registry import find_encoding
+from embedder.source.formats.registry import FileFormat, encoding_of
 from embedder.source.formats.rows import Reading, Rows, Slice
+from embedder.source.selection import read_rows
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
 
 UNIT_TEXT_BYTES = 64 << 20
@@ -49,7 +51,7 @@ def read_units(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
 
 def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
     """Return the slices of a large shard; [] if its format, whatever its name, cannot be split."""
-    encoding = find_encoding(shard.uri, source.format)
+    encoding = encoding_of(shard, source.format)
     if encoding is None or encoding.format.slice is None:
         return []
     with open_shard(shard, source) as file:
@@ -58,7 +60,7 @@ def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
 
 def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterator[CheckedRows]:
     for shard, file in open_each(task.shards, source):
-        encoding = find_encoding(shard.uri, source.format)
+        encoding = encoding_of(shard, source.format)
         if encoding is None:
             raise SourceError(f"{shard.uri}: its suffix names no known format; set source.format")
         reading = Reading(shard, encoding.compression, source, metadata, task.row_groups, task.first_row if task.row_groups else 0)
@@ -66,10 +68,20 @@ def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterato
         if task.row_groups and task.row_groups[0] and source.id_column:
             narrow = task.row_groups[1] - task.row_groups[0] <= MOST_NARROW_GROUPS
             with open_shard(shard, source, narrow) as before:
-                for ids in read_ids_before(before, reading):
-                    seen.claim(ids)
-        for rows in _explained(encoding.format.read(file, reading), shard):
+                _claim_ids_before(encoding.format, before, reading, seen)
+        for rows in _explained(read_rows(encoding.format, file, reading), shard):
             yield check_rows(rows, reading, seen)
+
+
+def _claim_ids_before(format_: FileFormat, file: IO[bytes], reading: Reading, seen: SeenIds) -> None:
+    """Take the ids of the records before a slice; with a filter, only those of records that pass, which needs all of their columns."""
+    if not reading.shard.row_filter:
+        for ids in read_ids_before(file, reading):
+            seen.claim(ids)
+        return
+    assert reading.row_groups is not None
+    for rows in read_rows(format_, file, replace(reading, row_groups=(0, reading.row_groups[0]), first_row=0)):
+        check_rows(rows, reading, seen)
 
 
 def _explained(batches: Iterator[Rows], shard: Shard) -> Iterator[Rows]:

@@ -47,6 +47,14 @@ def parse_type(name: str) -> pa.DataType:
     return _NAMED[compact]
 
 
+def name_of(type_: pa.DataType) -> str | None:
+    """Return the name by which `parse_type` knows a type; None if it has none."""
+    if is_.is_list(type_):
+        inner = name_of(type_.value_type)
+        return f"list<{inner}>" if inner else None
+    return next((name for name, named in _NAMED.items() if named == type_), None)
+
+
 def name_refused(name: str) -> pa.DataType:
     """Return a stand-in for a parquet type that Arrow reads as bare bytes: no column can be made of it, and messages name it."""
     return pa.opaque(pa.null(), name, "parquet")

@@ -13,8 +13,9 @@ from embedder.core.errors import ConfigError, SourceError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
-from embedder.source.formats.registry import find_encoding
+from embedder.source.formats.registry import encoding_of
 from embedder.source.formats.rows import Reading
+from embedder.source.selection import read_rows
 from embedder.source.shards import Listing
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
 
@@ -99,21 +100,21 @@ def _sample_shard(shard: Shard, source: SourceConfig, metadata: pa.Schema, quota
 
 def _read_rows(shard: Shard, source: SourceConfig, metadata: pa.Schema, draw: np.random.Generator) -> Iterator[tuple[CheckedRows, int]]:
     """Yield checked rows and the bytes on storage read so far: slices in random order, or any other format from its start."""
-    encoding = find_encoding(shard.uri, source.format)
+    encoding = encoding_of(shard, source.format)
     assert encoding is not None, shard
     format_ = encoding.format
     with open_shard(shard, source, narrow=format_.slice is not None) as file:
         if format_.slice is None:
             seen = SeenIds()
             reading = Reading(shard, encoding.compression, source, metadata)
-            for rows in format_.read(file, reading):
+            for rows in read_rows(format_, file, reading):
                 yield check_rows(rows, reading, seen), min(file.tell(), shard.size_bytes)
             return
         slices = format_.slice(file, shard.size_bytes, 1)
         for number, chosen in enumerate(draw.permutation(len(slices)), 1):
             start, stop, first_row = slices[chosen]
             reading = Reading(shard, None, source, metadata, (start, stop), first_row)
-            for rows in format_.read(file, reading):
+            for rows in read_rows(format_, file, reading):
                 yield check_rows(rows, reading, SeenIds()), shard.size_bytes * number // len(slices)
 
 

@@ -2,18 +2,23 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+
+import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.listing import Kind, is_pattern, matches
-from embedder.core.storage import Found, Store
+from embedder.core.storage import Found, Location, Store
 from embedder.core.units import Shard
+from embedder.source.delta_source import list_delta_files
+from embedder.source.formats.parquet import find_field
 from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
-from embedder.source.table_formats import find_table_above, find_tables
+from embedder.source.partitions import find_keys, infer_types, parse_folders
+from embedder.source.table_formats import FoundTable, find_delta_table, find_table_above, find_tables
 
 HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
 _JOB_MARKER = re.compile(r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|\..*\.crc")
@@ -39,21 +44,35 @@ class Listing:
 
     shards: tuple[Shard, ...]
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Types of the wanted columns that folders or the log of a table give."""
+    table: str = ""
+    """The table that was listed and its version, in words; empty: the source is not a table."""
 
 
-def list_shards(source: SourceConfig) -> Listing:
+def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     """List the shards at the source's uri. Names below it that start with a dot or an underscore are hidden, as Spark has it.
 
-    A shard of no bytes is a shard: without records in jsonl, csv and text, damaged in parquet or compressed. Raise EmptySourceError
-    if there are no shards, ConfigError if the files belong to a table of another format, StorageError if a folder cannot be listed.
+    A shard of no bytes is a shard: without records in jsonl, csv and text, damaged in parquet or compressed. In a Delta table the log
+    is listed and not the folder; a table in one of the folders `own`, which the run writes, is refused. Raise EmptySourceError if there
+    are no shards, ConfigError if the files belong to a table of another format, StorageError if a folder or log cannot be listed.
     """
     store = source.location.open()
     _refuse_syntax(source, store)
-    entries = store.list_entries()
+    table = None if store.is_glob else find_delta_table(store.place, source.storage_options)
+    entries = [] if table else store.list_entries()
     found = [each for each in entries if each.kind != Kind.BESIDE]
     is_file = len(found) == 1 and found[0].uri == store.uri
     root = _root_of(store)
-    _refuse_table(source, store, root, entries)
+    table = table or _find_table(source, store, root, entries)
+    if table and Location(table.folder, source.storage_options).open().place in own:
+        problem = f"lies in the table that this run writes, {table.folder!r}, which would become its own source"
+        raise ConfigError(f"source.uri={source.uri!r}: {problem}; choose another folder")
+    if table:
+        return _list_table(source, store, root, table)
+    if source.format == "delta" or source.version is not None:
+        setting = "source.format='delta'" if source.format == "delta" else f"source.version={source.version!r}"
+        raise ConfigError(f"{setting}: no Delta table is at or above {source.uri!r}; name the folder that holds _delta_log")
     shards, ignored = _sort(found, "" if is_file else root, source)
     if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
         uri = ignored[UNKNOWN_SUFFIX].uris[0]
@@ -61,7 +80,37 @@ def list_shards(source: SourceConfig) -> Listing:
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(uri)!r}{where}; {KNOWN_SUFFIXES}")
     if not shards:
         raise _nothing_found(source, store, found, ignored)
-    return Listing(shards, ignored)
+    return Listing(shards, ignored, infer_types(shard.constants for shard in shards))
+
+
+def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable) -> Listing:
+    """List the files of a Delta table, or those of its files that the source names; ConfigError for any other table."""
+
+    def find_place(uri: str) -> str:
+        return Location(uri, source.storage_options).open().place
+
+    place, table_place = find_place(root), find_place(table.folder)
+    is_within = f"{place}/".startswith(f"{table_place}/")
+    if not (table.kind == "Delta" and is_within and source.format in ("auto", "delta")):
+        raise _refused_table(source, table, "is" if place == table_place and not store.is_glob else "lies in" if is_within else "holds")
+    # the name that the settings use, which may lead through links
+    above = [root.rsplit("/", levels)[0] if levels else root for levels in range(root.count("/"))]
+    folder = next((each for each in above if find_place(each) == table_place), table.folder)
+    found = list_delta_files(source, folder)
+    words = f"{folder}, Delta version {found.version} of {found.committed}"
+    pattern = store.path.split("/") if store.is_local else store.uri.split("/")
+    names_all = root == folder and not store.is_glob
+    shards = tuple(shard for shard in found.shards if names_all or _is_matched(shard.uri.split("/"), pattern, store.is_glob))
+    if not shards:
+        narrowed = f", and {len(found.shards)} elsewhere" if found.shards else ""
+        raise EmptySourceError(f"source.uri={source.uri!r}: version {found.version} of the table names no file there{narrowed}")
+    types = {key: _find_type(found.schema, key) for key in find_keys(source)}
+    return Listing(shards, types={key: type_ for key, type_ in types.items() if type_ is not None}, table=words)
+
+
+def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
+    found = find_field(schema, key)
+    return found[1] if found else None
 
 
 def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tuple[tuple[Shard, ...], dict[str, Ignored]]:
@@ -69,6 +118,7 @@ def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tup
     shards: list[Shard] = []
     ignored: dict[str, Ignored] = {}
     strange: list[str] = []
+    keys = find_keys(source)
     for each in found:
         reason = _reason(each, root, source)
         if reason:
@@ -76,7 +126,7 @@ def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tup
         elif each.kind == Kind.UNOPENABLE or not _is_utf8(each.uri):
             strange.append(each.uri)
         else:
-            shards.append(Shard(each.uri, each.version, each.size_bytes))
+            shards.append(Shard(each.uri, each.version, each.size_bytes, parse_folders(each.uri, keys)))
     if strange:
         names = ", ".join(map(repr, strange[:8]))
         raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, or hold ?versionId=; rename them: {names}")
@@ -117,21 +167,24 @@ def _refuse_syntax(source: SourceConfig, store: Store) -> None:
         raise ConfigError(f"source.uri={source.uri!r}: ** matches whole folders; write it between slashes, as in a/**/*.jsonl")
 
 
-def _refuse_table(source: SourceConfig, store: Store, root: str, entries: Sequence[Found]) -> None:
-    """Raise ConfigError if the source is, lies in or holds a table: the listing shows most, the folders above are looked into."""
+def _find_table(source: SourceConfig, store: Store, root: str, entries: Sequence[Found]) -> FoundTable | None:
+    """Find the table that the source holds, by its listing, or in which a pattern's matches lie, by the folders above them."""
     seen = (f"{each.uri}/" if each.kind in (Kind.FOLDER, Kind.BESIDE) else each.uri for each in entries)
     table = next((each for each in find_tables(seen) if not any(map(_is_hidden, each.folder.removeprefix(root).split("/")))), None)
     if table is None and entries:
         folders = {each.uri.rpartition("/")[0] + "/" for each in entries if each.kind == Kind.FILE} if store.is_glob else {store.place}
         table = find_table_above(sorted(folders), source.storage_options)
-    if table is None:
-        return
-    place = "is" if table.folder in (store.uri, store.place) else "holds" if table.folder.startswith(root) else "lies in"
+    return table
+
+
+def _refused_table(source: SourceConfig, table: FoundTable, place: str) -> ConfigError:
     folder = "" if place == "is" else f", {table.folder!r}"
-    raise ConfigError(
-        f"source.uri={source.uri!r}: {place} a table ({table.kind}{folder}), whose files also hold rows that were deleted or replaced; "
-        "export its current rows with the tool that wrote it, as parquet files in a folder of their own, and name that folder"
-    )
+    advice = "export its current rows with the tool that wrote it, as parquet files in a folder of their own, and name that folder"
+    if table.kind == "Delta":
+        named = "name the table's folder" if place == "holds" else f"leave out source.format={source.format!r}"
+        advice = f"{named} to read the rows of its newest version"
+    problem = f"{place} a table ({table.kind}{folder}), whose files also hold rows that were deleted or replaced"
+    return ConfigError(f"source.uri={source.uri!r}: {problem}; {advice}")
 
 
 def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], ignored: Mapping[str, Ignored]) -> EmptySourceError:

@@ -39,6 +39,11 @@ def find_tables(uris: Iterable[str]) -> Iterator[FoundTable]:
             yield FoundTable(str(found.lastgroup), uri[: found.start()])
 
 
+def find_delta_table(folder: str, options: Options) -> FoundTable | None:
+    """Return the Delta table in a folder, by one request in place of a listing; None if there is none."""
+    return FoundTable("Delta", folder) if _exists(Location(f"{folder}/{_LOGS['Delta']}", options)) else None
+
+
 def find_table_above(places: Sequence[str], options: Options) -> FoundTable | None:
     """Look for the log of a table in the folders above these files or folders: a few small requests for each, at once.
 
@@ -70,7 +75,7 @@ def _exists(location: Location) -> bool:
     try:
         return location.open().info() is not None
     except StorageError as error:
-        if isinstance(error.__cause__, PermissionError):
+        if isinstance(error.__cause__, PermissionError | NotADirectoryError):
             return False
         raise
 

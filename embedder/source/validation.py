@@ -100,7 +100,8 @@ def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:
     _refuse_texts(texts, refused)
     if rows.ids is not None:
         _refuse_ids(rows.ids, texts, refused, seen)
-    row_numbers = pa.array(np.arange(rows.first_row, rows.first_row + num_rows))
+    kept = np.arange(num_rows) if rows.kept is None else rows.kept
+    row_numbers = pa.array(rows.first_row + kept)
     uri = pa.repeat(reading.shard.uri, num_rows)
     ids = pc.binary_join_element_wise(uri, row_numbers.cast(pa.string()), "#") if rows.ids is None else rows.ids
     columns = [ids, texts, hash_texts(texts), uri, row_numbers, *rows.metadata]
@@ -109,7 +110,10 @@ def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:
     is_valid = np.ones(num_rows, bool)
     is_valid[positions] = False
     documents = records.filter(pa.array(is_valid)) if positions else records
-    return CheckedRows(rows.first_row, num_rows, documents, _quarantine(records, refused, positions), text_bytes)
+    num_read = num_rows if rows.kept is None else rows.num_read
+    bytes_read = np.zeros(num_read, np.int64)
+    bytes_read[kept] = text_bytes
+    return CheckedRows(rows.first_row, num_read, documents, _quarantine(records, refused, positions), bytes_read)
 
 
 def _without(texts: pa.Array, positions: Sequence[int] | npt.NDArray[np.int64]) -> pa.Array:

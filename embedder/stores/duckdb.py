@@ -11,7 +11,7 @@ from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
-from embedder.search.filter import Filter
+from embedder.source.filter import Filter
 from embedder.stores.config import DuckdbConfig
 from embedder.stores.filter_sql import Dialect, quote_name, render_sql
 from embedder.stores.fitting import Mask

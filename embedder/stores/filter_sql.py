@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
+from embedder.source.filter import Compare, Filter, Group, Has, IsNull, Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
 from embedder.core.storage import delta_options
 from embedder.search.exact import Hit
-from embedder.search.filter import Filter
+from embedder.source.filter import Filter
 from embedder.stores.config import LanceConfig
 from embedder.stores.filter_sql import Dialect, quote_text, render_sql
 from embedder.stores.fitting import Mask

@@ -15,7 +15,7 @@ from embedder.core.errors import ConfigError, StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
-from embedder.search.filter import Compare, Filter, Group, Has, IsNull, Value
+from embedder.source.filter import Compare, Filter, Group, Has, IsNull, Value
 from embedder.stores.config import MilvusConfig
 from embedder.stores.fitting import Mask, find_long, find_not_json, find_null_items
 from embedder.stores.rows import ROW_ID, store_schema, to_json_value, to_payloads, to_rfc3339, vectors_of

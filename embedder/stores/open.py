@@ -14,9 +14,9 @@ from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.core.storage import Location
 from embedder.search.exact import Hit, Target, open_table
-from embedder.search.filter import Filter
 from embedder.search.rescore import rescored
 from embedder.search.table_model import choose_model
+from embedder.source.filter import Filter
 from embedder.stores.config import LoadConfig
 from embedder.stores.vector_store import Vector, VectorStore
 

@@ -20,7 +20,7 @@ from embedder.core.redaction import mask_text
 from embedder.core.retry import one_line
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
-from embedder.search.filter import Filter
+from embedder.source.filter import Filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.filter_sql import Dialect, render_sql
 from embedder.stores.fitting import Mask, find_not_json, find_nul

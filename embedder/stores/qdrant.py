@@ -13,7 +13,7 @@ from embedder.core.errors import ConfigError, StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
 from embedder.search.exact import Hit
-from embedder.search.filter import Compare, Filter, Group, IsNull, OneOf, Value
+from embedder.source.filter import Compare, Filter, Group, IsNull, OneOf, Value
 from embedder.stores.config import QdrantConfig
 from embedder.stores.fitting import Mask, find_not_json
 from embedder.stores.rows import ROW_ID, to_payloads, to_rfc3339, vectors_of

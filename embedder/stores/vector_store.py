@@ -13,7 +13,7 @@ import pyarrow as pa
 from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec, Quantization
 from embedder.search.exact import Hit
-from embedder.search.filter import Filter
+from embedder.source.filter import Filter
 from embedder.stores.fitting import Mask
 
 Vector = npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8]

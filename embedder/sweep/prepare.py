@@ -14,8 +14,8 @@ from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import find_recipe
 from embedder.model.float8 import check_device
 from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
-from embedder.source.columns import inspect_source
 from embedder.source.sampling import Sample, sample_documents
+from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards
 from embedder.sweep.candidates import choose_machine
 from embedder.sweep.config import BaselineConfig, GridConfig, SweepConfig
@@ -148,7 +148,7 @@ def _draw_sample(config: SweepConfig) -> tuple[Sample, Listing] | None:
     update = {"metadata_columns": {QUERY_COLUMN: column} if column else {}, "metadata_types": {QUERY_COLUMN: "string"} if column else {}}
     source = config.source.model_copy(update=update)
     listing = list_shards(source)
-    metadata = inspect_source(source, listing.shards)
+    listing, metadata = select_shards(source, listing)
     return sample_documents(source, listing, config.sample.documents, config.sample.seed, metadata), listing
 
 

@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import groupby
 from typing import IO, Any
 
@@ -278,5 +277,5 @@ def split_batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) ->
 
 def footer_of(spec: EmbeddingSpec, stats: Stats, ranges: Ranges | None = None) -> dict[str, Any]:
     """Return a part's footer: enough to read the file without the table."""
-    footer = {"space_id": spec.space_id, "spec": spec.model_dump(), "stats": asdict(stats)}
+    footer = {"space_id": spec.space_id, "spec": spec.model_dump(), "stats": stats.record()}
     return footer | ({"ranges": ranges.record()} if ranges else {})

@@ -9,8 +9,8 @@ import pytest
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.storage import Location
 from embedder.search.exact import Hit, nearest_rows, open_dataset, open_table
-from embedder.search.filter import parse_filter
 from embedder.search.results import BOLD, PLAIN, SearchResult, excerpt, render, split_sentences
+from embedder.source.filter import parse_filter
 from jobs.search import main
 from tests.stores.conftest import RANGES, SCHEMA, TABLE_SPEC, TypedTable, corpus_of, key_of, vector_of
 

@@ -19,7 +19,7 @@ def test_the_suffix_names_format_and_compression(name, format_, suffix):
 
 
 def test_every_format_of_the_config_is_registered():
-    assert {"auto", *FORMATS} == set(get_args(Format))
+    assert {"auto", "delta", *FORMATS} == set(get_args(Format))
 
 
 def test_parquet_is_not_compressed_as_a_whole():

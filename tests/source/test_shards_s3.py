@@ -75,10 +75,10 @@ def test_a_table_around_a_large_source_costs_a_bounded_number_of_requests(proxy:
     def count_requests(uri: str) -> int:
         before = proxy.counts().requests
         with pytest.raises(ConfigError, match=f"(holds|lies in) a table .Delta, '{bucket}/deep/table'"):
-            listed(uri, storage_options={"endpoint_url": proxy.endpoint})
+            listed(uri, format="parquet", storage_options={"endpoint_url": proxy.endpoint})
         return proxy.counts().requests - before
 
     put(bucket, "deep/table/_delta_log/0.json")
-    assert count_requests(f"{bucket}/deep") == 1, "the listing shows it"
+    assert count_requests(f"{bucket}/deep") <= 3, "a look at its own log, and the listing shows it"
     assert count_requests(f"{bucket}/deep/table/y=1/x=11") <= 1 + 4 * 3 * 2
     assert count_requests(f"{bucket}/deep/table/*/*/*.parquet") <= 2 + 1 + 5 + 40

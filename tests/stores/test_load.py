@@ -14,7 +14,7 @@ import yaml
 from embedder.core.errors import ConfigError, StorageError, VersionGoneError
 from embedder.core.storage import Location
 from embedder.search.exact import nearest_rows, open_dataset, open_table
-from embedder.search.filter import parse_filter
+from embedder.source.filter import parse_filter
 from embedder.stores.load import read_version, sync
 from embedder.stores.open import open_loaded, open_store
 from embedder.stores.pgvector import PgvectorStore

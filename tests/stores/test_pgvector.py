@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.search.filter import parse_filter
+from embedder.source.filter import parse_filter
 from embedder.stores.config import PgvectorConfig
 from embedder.stores.pgvector import PgvectorStore
 from embedder.stores.rows import row_id_of, store_schema

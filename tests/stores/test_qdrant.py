@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from embedder.core.errors import ConfigError
-from embedder.search.filter import parse_filter
+from embedder.source.filter import parse_filter
 from embedder.stores.config import QdrantConfig
 from embedder.stores.qdrant import QdrantStore, payload_key
 from embedder.stores.rows import row_id_of, store_schema

@@ -10,7 +10,7 @@ import pyarrow.types as is_
 from embedder.core.errors import SourceError
 from embedder.source.decompression import read_blocks
 from embedder.source.formats.csv_records import CsvRecords, Refused
-from embedder.source.formats.records import Getter, Records, batch_by_size, refuse_broken, to_rows
+from embedder.source.formats.records import Getter, Records, batch_by_size, check_getter, refuse_broken, to_rows
 from embedder.source.formats.rows import Columns, Reading, ReadSamples, Rows, ShardColumns, name_some
 
 SAMPLE_RECORD_BYTES = 64 << 20
@@ -53,10 +53,12 @@ def _to_records(batch: list[list[str] | Refused], num_fields: int) -> Records:
 
 def _find_columns(header: list[str], reading: Reading) -> Columns[Getter]:
     def find(key: str, setting: str) -> Getter:
+        if key not in header and reading.has_constant(key):
+            return check_getter(lambda _: None, key, reading)
         if header.count(key) != 1:
             problem = "no column" if key not in header else f"{header.count(key)} columns"
             raise SourceError(f"{reading.shard.uri}: {problem} {key!r} (found: {name_some(header)}); {_advise(header, setting)}")
-        return itemgetter(header.index(key))
+        return check_getter(itemgetter(header.index(key)), key, reading)
 
     found: Columns[Getter] = reading.find_columns(find)
     typed = zip(found.metadata, reading.metadata, strict=True)

@@ -12,7 +12,7 @@ from embedder.core.schema import Reason
 from embedder.source.decompression import read_blocks
 from embedder.source.formats.json_stream import read_values, split_values
 from embedder.source.formats.json_values import RepeatedKeyError, parse_json
-from embedder.source.formats.records import Getter, Records, batch_by_size, refuse_broken, to_rows
+from embedder.source.formats.records import Getter, Records, batch_by_size, check_getter, refuse_broken, to_rows
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, name_some
 from embedder.source.lines import CutLine, LastLine
 from embedder.source.metadata_types import infer_type
@@ -88,15 +88,20 @@ def read_jsonl(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """
     values = read_values(read_blocks(file, reading.compression), reading.source.max_record_bytes)
     batches = map(_parse_values, batch_by_size((value, len(value)) for value in values))
-    columns = reading.find_columns(lambda key, _: _get_key(key))
+    columns = reading.find_columns(lambda key, _: _find(key, reading))
     yield from refuse_broken(to_rows(_require_keys(batches, reading), columns, reading), reading.shard.uri)
+
+
+def _find(key: str, reading: Reading) -> Getter:
+    return check_getter(_get_key(key, _MISSING), key, reading, _MISSING) if reading.has_constant(key) else _get_key(key)
 
 
 def _require_keys(batches: Iterable[Records], reading: Reading) -> Iterator[Records]:
     """Raise SourceError at the end if the shard has objects, and none has a text key or none has the id key."""
     source: SourceConfig = reading.source
     wanted = {"text_columns": source.text_columns} | ({"id_column": (source.id_column,)} if source.id_column else {})
-    missing = {setting: [_get_key(key, _MISSING) for key in keys] for setting, keys in wanted.items()}
+    own = {setting: [key for key in keys if not reading.has_constant(key)] for setting, keys in wanted.items()}
+    missing = {setting: [_get_key(key, _MISSING) for key in keys] for setting, keys in own.items() if keys}
     names: dict[str, None] = {}
     for batch in batches:
         objects = [record for position, record in enumerate(batch.records) if position not in batch.refused] if missing else []

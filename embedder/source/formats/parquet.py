@@ -52,6 +52,28 @@ class _Column:
         return _to_string(values) if is_.is_string(self.type) and is_.is_binary(values.type) else values
 
 
+@dataclass(frozen=True, slots=True)
+class _Constant(_Column):
+    """A column that the file does not have: one text, or null, in all rows."""
+
+    value: str | None = None
+
+    def take(self, batch: pa.RecordBatch) -> pa.Array:
+        return pa.repeat(pa.scalar(self.value, pa.string()), batch.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked(_Column):
+    """A column of the file that its folder or log names too."""
+
+    reading: Reading
+
+    def take(self, batch: pa.RecordBatch) -> pa.Array:
+        values = _Column.take(self, batch)
+        self.reading.check_constant(self.key, values.to_pylist())
+        return values
+
+
 def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns of each sampled shard."""
     schemas = read_samples(lambda file, _: find_schema(_open(file)))
@@ -59,11 +81,11 @@ def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
 
 
 def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
-    found = _find_field(schema, key)
+    found = find_field(schema, key)
     return found[1] if found else None
 
 
-def _find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
+def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
     """Find a column by name or by a dotted path into structs; a column whose name contains the dot takes precedence."""
     if schema.names.count(key) == 1:
         return (key,), schema.field(key).type
@@ -81,13 +103,14 @@ def _find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataTy
 def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
-    columns = _find_columns(find_schema(shard), reading)
+    schema = find_schema(shard)
+    columns = _find_columns(schema, reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
     buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
     if buffer_bytes:
         shard = _open(file, shard.metadata, buffer_bytes)
-    keys = [column.key for column in columns]
-    int96 = find_int96(shard, [column.key for column in columns.metadata])
+    keys = [column.key for column in columns if not isinstance(column, _Constant)] or schema.names[:1]
+    int96 = find_int96(shard, [column.key for column in columns.metadata if not isinstance(column, _Constant)])
     # one decoding cannot show that it overflowed
     others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
     first_row = reading.first_row
@@ -116,10 +139,11 @@ def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], column
 def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
-    column = _find_columns(find_schema(shard), reading).id
+    schema = find_schema(shard)
+    column = _find_columns(schema, reading).id
     if column is not None and reading.row_groups:
         for group in range(reading.row_groups[0]):
-            for batch in _read_group(shard, group, [column.key]):
+            for batch in _read_group(shard, group, schema.names[:1] if isinstance(column, _Constant) else [column.key]):
                 yield _ids(column.take(batch), {})
 
 
@@ -157,12 +181,14 @@ def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
     uri = reading.shard.uri
 
     def find(key: str, setting: str) -> _Column:
-        found = _find_field(schema, key)
+        found = find_field(schema, key)
+        if found is None and reading.is_absent(key) and key not in schema.names:
+            return _Constant(key, (), pa.string(), reading.constant(key))
         if found is None:
             count = schema.names.count(key)
             problem = f"{count} columns" if count else "no column"
             raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
-        return _Column(key, *found)
+        return _Checked(key, *found, reading) if reading.has_constant(key) else _Column(key, *found)
 
     columns = reading.find_columns(find)
     for column in columns.texts:

@@ -53,6 +53,22 @@ def batch_by_size(items: Iterable[tuple[Any, int]]) -> Iterator[list[Any]]:
         yield batch
 
 
+def check_getter(get: Getter, key: str, reading: Reading, missing: Any = None) -> Getter:
+    """Return a getter that takes a column from the shard's folder, or checks the record's own value against it."""
+    if not reading.has_constant(key):
+        return get
+    constant = reading.constant(key)
+
+    def get_checked(record: Any) -> Any:
+        value = get(record)
+        if value is missing:
+            return constant
+        reading.check_constant(key, [value])
+        return value
+
+    return get_checked
+
+
 def to_rows(batches: Iterable[Records], columns: Columns[Getter], reading: Reading) -> Iterator[Rows]:
     """Convert records to columns; refuse a record whose text, id or metadata has the wrong type."""
     first_row = 0
@@ -98,8 +114,12 @@ def refuse_broken(batches: Iterable[Rows], uri: str) -> Iterator[Rows]:
         raise SourceError(f"{uri}: {num_unread} of {num_records} records cannot be parsed ({example}); replace it and run again")
 
 
+def _constant_getter(value: str | None) -> Getter:
+    return lambda _: value
+
+
 def read_text(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    """Read a file as one document without an id; its metadata is null."""
+    """Read a file as one document. Its metadata is that of its folder, or null; so is its id, if it is wanted."""
     most_bytes = reading.source.max_record_bytes
     blocks: list[bytes] = []
     size_bytes = 0
@@ -116,5 +136,8 @@ def read_text(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
             records.records.append(data.decode())
         except UnicodeDecodeError:
             records.refuse(Reason.UNDECODABLE, data, None)
-    columns: Columns[Getter] = Columns([lambda text: text], None, [lambda _: None] * len(reading.metadata))
+    keys = reading.source.metadata_columns
+    metadata = [_constant_getter(reading.constant(keys[name]) if name in keys else None) for name in reading.metadata.names]
+    id_ = _constant_getter(reading.constant(reading.source.id_column)) if reading.source.id_column else None
+    columns: Columns[Getter] = Columns([lambda text: text], id_, metadata)
     yield from to_rows([records], columns, reading)

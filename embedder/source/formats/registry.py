@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from embedder.config.source import Format
+from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
 from embedder.source.formats.csv_rows import inspect_csv, read_csv
 from embedder.source.formats.jsonl import inspect_jsonl, read_jsonl
@@ -31,6 +32,7 @@ FORMATS: dict[Format, FileFormat] = {
     "csv": FileFormat((".csv",), read_csv, inspect_csv),
     "text": FileFormat((".txt",), read_text, None),
 }
+_OF_TABLES: dict[Format, Format] = {"delta": "parquet"}
 
 _BY_SUFFIX = {suffix[1:]: format_ for format_ in FORMATS.values() for suffix in format_.suffixes}
 _NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.slice for suffix in format_.suffixes]
@@ -47,12 +49,17 @@ class Encoding:
     compression: str | None = None
 
 
+def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
+    """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
+    return find_encoding(shard.uri, "delta" if shard.is_logged else wanted)
+
+
 def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
     """Return the encoding that a shard's suffixes name, or the wanted format; None if there is no such format."""
     # not PurePosixPath.suffixes, which took half of the time of listing a million files
     *_, before, last = ["", "", *uri.rpartition("/")[2].lstrip(".").lower().split(".")[1:]]
     compression = last if last in DECODERS else None
-    format_ = _BY_SUFFIX.get(before if compression else last) if wanted == "auto" else FORMATS[wanted]
+    format_ = _BY_SUFFIX.get(before if compression else last) if wanted == "auto" else FORMATS[_OF_TABLES.get(wanted, wanted)]
     if format_ is None or (format_.slice and compression and wanted == "auto"):
         return None
     return Encoding(format_, None if format_.slice else compression)

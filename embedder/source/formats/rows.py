@@ -3,15 +3,19 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import reduce
 from math import isfinite
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config.source import SourceConfig
+from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
 from embedder.core.units import Shard
 from embedder.source.metadata_values import MISFITS, Refuse, excerpt_value
@@ -51,6 +55,29 @@ class Reading:
     row_groups: tuple[int, int] | None = None
     first_row: int = 0
 
+    def has_constant(self, key: str) -> bool:
+        """Return whether a folder's name or a table's log gives this column."""
+        return any(key == name for name, _ in self.shard.constants)
+
+    def is_absent(self, key: str) -> bool:
+        """Return whether a column that the file does not have is known: its value is then that of `constant`."""
+        return key in self.shard.optional or self.has_constant(key)
+
+    def constant(self, key: str) -> str | None:
+        """Return the value that a column has in all records of the shard, as text."""
+        return dict(self.shard.constants).get(key)
+
+    def check_constant(self, key: str, values: Iterable[Any]) -> None:
+        """Raise SourceError if the file's own column has a value that is not the one of its folder or log."""
+        constant = self.constant(key)
+        for value in values:
+            if not is_same(value, constant):
+                named = "the table's log" if self.shard.is_logged else "its folder"
+                raise SourceError(
+                    f"{self.shard.uri}: column {key!r} holds {excerpt_value(value)}, and {named} names {excerpt_value(constant)}; "
+                    "move the file, or correct its column"
+                )
+
     def find_columns(self, find: Callable[[str, str], T]) -> Columns[T]:
         """Return the result of `find(key, setting)` for every column of the source."""
         return Columns(
@@ -70,6 +97,9 @@ class Rows:
     """None: a document's id is its shard's uri and row."""
     metadata: list[pa.Array]
     refused: Refusals = field(default_factory=dict)
+    kept: npt.NDArray[np.int64] | None = None
+    """Positions of these records among the `num_read` that were read; None: all of them."""
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +119,23 @@ class ReadSamples(Protocol):
 
     def __call__(self, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
         """Call `read` with the file and compression of each shard, and return its results by uri."""
+
+
+def is_same(value: Any, text: str | None) -> bool:
+    """Return whether a file's value is the one that a folder's name or a log gives as text."""
+    if value is None or text is None or value == text:
+        return value == text or (text is None and value == "")
+    with suppress(*MISFITS):
+        if isinstance(value, bool):
+            return text.lower() == str(value).lower()
+        if isinstance(value, int | float | Decimal):
+            return bool(Decimal(str(value)) == Decimal(text))
+        if isinstance(value, datetime):
+            moment = datetime.fromisoformat(text)
+            return value.replace(tzinfo=value.tzinfo or UTC) == moment.replace(tzinfo=moment.tzinfo or UTC)
+        if isinstance(value, date):
+            return value == date.fromisoformat(text)
+    return str(value) == text
 
 
 def excerpt(value: str | bytes) -> str:

@@ -79,6 +79,7 @@ class Group:
 
 Filter = Compare | OneOf | IsNull | Has | Group
 
+_KEYWORDS = frozenset({"and", "or", "not", "in", "is", "null", "has", "true", "false"})
 _TOKEN = re.compile(
     r"""\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"""
     r"""|(?P<quoted>"(?:[^"]|"")+")|(?P<name>[^\W\d]\w*)|(?P<sign><=|>=|!=|<>|==|[=<>(),]))"""
@@ -94,21 +95,34 @@ def negate(where: Filter) -> Filter:
     return replace(where, negated=not where.negated)
 
 
-def parse_filter(text: str, schema: pa.Schema) -> Filter:
-    """Parse a filter over these columns; ConfigError names the position and the valid columns."""
-    parser = _Parser(text, _tokenize(text), schema)
+def parse_filter(text: str, schema: pa.Schema, setting: str = "--filter ") -> Filter:
+    """Parse a filter over these columns; ConfigError names the position and the valid columns, and begins with `setting`."""
+    parser = _Parser(text, _tokenize(text, setting), schema, setting)
     found = parser.read_any()
     if parser.kind != "end":
         raise parser.wrong("and, or, or the end")
     return found
 
 
-def _tokenize(text: str) -> list[tuple[str, str, int]]:
+def names_in(text: str, setting: str) -> list[str]:
+    """Return the columns that a filter names, each once, before their types are known; a column named like a keyword is quoted."""
+    found = []
+    for kind, token, _ in _tokenize(text, setting):
+        if kind == "quoted" or (kind == "name" and token.lower() not in _KEYWORDS):
+            found.append(_unquote(token) if kind == "quoted" else token)
+    return list(dict.fromkeys(found))
+
+
+def _unquote(token: str) -> str:
+    return token[1:-1].replace('""', '"')
+
+
+def _tokenize(text: str, setting: str) -> list[tuple[str, str, int]]:
     tokens, place = [], 0
     while text[place:].strip():
         found = _TOKEN.match(text, place)
         if found is None:
-            raise ConfigError(f"--filter {text!r}: cannot read it from {text[place:].strip()[:20]!r} on; put texts in '…'")
+            raise ConfigError(f"{setting}{text!r}: cannot read it from {text[place:].strip()[:20]!r} on; put texts in '…'")
         assert found.lastgroup is not None
         tokens.append((found.lastgroup, found[found.lastgroup], found.start(found.lastgroup)))
         place = found.end()
@@ -118,8 +132,8 @@ def _tokenize(text: str) -> list[tuple[str, str, int]]:
 class _Parser:
     """Reads tokens from left to right."""
 
-    def __init__(self, text: str, tokens: list[tuple[str, str, int]], schema: pa.Schema) -> None:
-        self.text, self.tokens, self.schema, self.place = text, tokens, schema, 0
+    def __init__(self, text: str, tokens: list[tuple[str, str, int]], schema: pa.Schema, setting: str) -> None:
+        self.text, self.tokens, self.schema, self.setting, self.place = text, tokens, schema, setting, 0
 
     @property
     def kind(self) -> str:
@@ -134,7 +148,7 @@ class _Parser:
         return self.refuse(f"{expected} expected, found {found}; e.g. topic = 'x' and year > 2000")
 
     def refuse(self, problem: str) -> ConfigError:
-        return ConfigError(f"--filter {self.text!r}: {problem}")
+        return ConfigError(f"{self.setting}{self.text!r}: {problem}")
 
     def take(self, *words: str) -> str | None:
         """Return and pass a keyword or sign, if it is next."""
@@ -172,7 +186,7 @@ class _Parser:
     def read_column(self) -> pa.Field:
         if self.kind not in ("name", "quoted"):
             raise self.wrong("a column")
-        name = self.token[1:-1].replace('""', '"') if self.kind == "quoted" else self.token
+        name = _unquote(self.token) if self.kind == "quoted" else self.token
         known = [each for each in self.schema.names if each != "embedding"]
         if name not in known:
             raise self.refuse(f"no column {name!r}; there are {', '.join(known)}")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.core.errors import ConfigError
-from embedder.search.filter import Compare, Filter, Group, Has, IsNull, OneOf, negate, parse_filter, passes
+from embedder.source.filter import Compare, Filter, Group, Has, IsNull, OneOf, negate, parse_filter, passes
 from embedder.stores.filter_sql import Dialect, render_sql
 
 SCHEMA = pa.schema(

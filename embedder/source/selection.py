@@ -1,0 +1,121 @@
+"""A listing and `source.filter` → the shards that may hold wanted records, and, as a shard is read, its wanted records.
+
+Columns that folders or a table's log give decide whole shards, which are then neither read nor affected by another filter. What they
+leave open is decided by record, before a record is checked: an id of a record that is left out is not taken.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from embedder.config.source import SourceConfig
+from embedder.core.errors import ConfigError, EmptySourceError
+from embedder.source.columns import FILTER_PREFIX, choose_types, inspect_source
+from embedder.source.filter import Filter, Group, columns_of, names_in, parse_filter, passes
+from embedder.source.formats.registry import FileFormat
+from embedder.source.formats.rows import Reading, Rows
+from embedder.source.metadata_types import name_of, parse_type
+from embedder.source.metadata_values import MISFITS, converter
+from embedder.source.shards import Ignored, Listing
+
+FILTERED = "left out by source.filter"
+_SETTING = "source.filter="
+
+
+def select_shards(source: SourceConfig, listing: Listing, known: pa.Schema | None = None) -> tuple[Listing, pa.Schema]:
+    """Return the shards that may hold wanted records, each with the filter if its records must be tested, and the metadata's schema.
+
+    `known`: the columns of an existing table. Raise ConfigError for a wrong column or filter, EmptySourceError if no shard is left.
+    """
+    if source.filter is None or not listing.shards:
+        return listing, inspect_source(source, listing.shards, known, listing.types)
+    names = names_in(source.filter, _SETTING)
+    wanted = source.model_copy(update={"metadata_columns": {**source.metadata_columns, **{FILTER_PREFIX + name: name for name in names}}})
+    found = inspect_source(wanted, listing.shards, known, listing.types)
+    metadata = pa.schema([field for field in found if not field.name.startswith(FILTER_PREFIX)])
+    # a column that is also metadata is compared in the type that the table has
+    types = choose_types(source, metadata)
+    schema = pa.schema([(name, types.get(name, found.field(FILTER_PREFIX + name).type)) for name in names])
+    where = parse_filter(source.filter, schema, _SETTING)
+    row_filter = json.dumps({"filter": source.filter, "types": {field.name: _name_type(field) for field in schema}}, sort_keys=True)
+    verdicts: dict[tuple[tuple[str, str | None], ...], bool | None] = {}
+    shards, left_out = [], Ignored()
+    for shard in listing.shards:
+        if shard.constants not in verdicts:
+            verdicts[shard.constants] = _decide(where, _typed(dict(shard.constants), schema))
+        verdict = verdicts[shard.constants]
+        if verdict is False:
+            left_out = left_out.add(shard.uri)
+        else:
+            shards.append(shard if verdict else replace(shard, row_filter=row_filter))
+    if not shards:
+        raise EmptySourceError(f"{_SETTING}{source.filter!r}: no shard of {source.uri} passes ({left_out.count:,} are left out)")
+    ignored = {**listing.ignored, FILTERED: left_out} if left_out.count else listing.ignored
+    return replace(listing, shards=tuple(shards), ignored=ignored), metadata
+
+
+def _name_type(field: pa.Field) -> str:
+    name = name_of(field.type)
+    if name is None:
+        raise ConfigError(f"{_SETTING}: column {field.name!r} is {field.type}, which no filter can compare; leave it out")
+    return name
+
+
+def _typed(constants: dict[str, str | None], schema: pa.Schema) -> pa.RecordBatch:
+    """Return one row of the columns that are known; a value that does not fit its type is left for the reader to quarantine."""
+    columns = {}
+    for field in schema:
+        if field.name in constants:
+            value = constants[field.name]
+            try:
+                columns[field.name] = pa.array([None if value is None else converter(field.type)(value)], field.type)
+            except MISFITS:
+                continue
+    return pa.record_batch(columns) if columns else pa.record_batch({"": pa.nulls(1)})
+
+
+def _decide(where: Filter, row: pa.RecordBatch) -> bool | None:
+    """Return whether every record with these values passes, or none does; None: other columns decide."""
+    if not isinstance(where, Group):
+        return bool(passes(where, row)[0]) if where.column in row.schema.names else None
+    verdicts = {_decide(part, row) for part in where.parts}
+    if where.joined_by == "and":
+        return False if False in verdicts else None if None in verdicts else True
+    return True if True in verdicts else None if None in verdicts else False
+
+
+@cache
+def _parse(row_filter: str) -> tuple[Filter, pa.Schema]:
+    stored = json.loads(row_filter)
+    schema = pa.schema([(name, parse_type(type_)) for name, type_ in stored["types"].items()])
+    return parse_filter(stored["filter"], schema, _SETTING), schema
+
+
+def read_rows(format_: FileFormat, file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    """Read a shard's rows, without records that do not pass its filter. A record that cannot be read or tested is kept, as refused."""
+    if not reading.shard.row_filter:
+        yield from format_.read(file, reading)
+        return
+    where, schema = _parse(reading.shard.row_filter)
+    names = columns_of(where)
+    columns = {**reading.source.metadata_columns, **{FILTER_PREFIX + name: name for name in names}}
+    metadata = pa.schema([*reading.metadata, *(pa.field(FILTER_PREFIX + name, schema.field(name).type) for name in names)])
+    source = reading.source.model_copy(update={"metadata_columns": columns})
+    for rows in format_.read(file, replace(reading, source=source, metadata=metadata)):
+        tested = pa.record_batch(rows.metadata[len(reading.metadata) :], names)
+        is_kept = passes(where, tested)
+        is_kept[list(rows.refused)] = True
+        yield _keep(rows, np.flatnonzero(is_kept), len(reading.metadata))
+
+
+def _keep(rows: Rows, kept: np.ndarray, num_metadata: int) -> Rows:
+    taken = pa.array(kept)
+    refused = {position: rows.refused[row] for position, row in enumerate(kept.tolist()) if row in rows.refused}
+    ids = None if rows.ids is None else rows.ids.take(taken)
+    metadata = [column.take(taken) for column in rows.metadata[:num_metadata]]
+    return Rows(rows.first_row, rows.texts.take(taken), ids, metadata, refused, kept, len(rows.texts))
