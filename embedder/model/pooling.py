@@ -15,7 +15,9 @@ from torch.nn import functional
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch
+from embedder.model.files.checksum import list_weights
 from embedder.model.files.st_layout import Step, file_errors
+from embedder.model.pickled import read_pickled
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 
@@ -85,8 +87,9 @@ def _load_step(step: Step) -> nn.Module:
     modules: dict[str, nn.Module] = {"norm": nn.LayerNorm(step.in_features)}
     if step.kind == "dense":
         modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
-    path = step.folder / "model.safetensors"
+    path = list_weights(step.folder)[0]
     with file_errors(f"{step.folder.name}/{path.name}"):
-        nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        weights = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
+        nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     activation: nn.Module = getattr(nn, step.activation)()
     return nn.Sequential(*modules.values(), activation)
