@@ -183,6 +183,13 @@ def _refuse_misfits(recipe: ModelRecipe, depth: int, report: dict[str, Any]) -> 
         )
 
 
+def count_parameters(recipe: ModelRecipe, depth: int) -> int:
+    """Return the parameters of the transformer's first `depth` layers and its embeddings; none is allocated."""
+    with _quiet_transformers(), file_errors(recipe.folder.name):
+        model = _build_empty(recipe, _cut_config(recipe, depth))
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("pooler."))
+
+
 def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
     """Build the first `depth` layers as they will be, without weights."""
     with _quiet_transformers():

@@ -87,7 +87,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     problems += _check_calibration(spec, embedding, calibration)
     if problems:
         raise ConfigError("\n".join(problems))
-    guesses = defaults.list_guesses(embedding)
+    guesses = (*defaults.list_guesses(embedding), *_note_dim(spec, recipe))
     return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
 
 
@@ -171,6 +171,14 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
+
+
+def _note_dim(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
+    """Return the note that a model was trained for other dims; axes of a calibration are ordered for any dim."""
+    dims = {*recipe.matryoshka_dims, recipe.width}
+    if not recipe.matryoshka_dims or spec.dim in dims or spec.rotation is not None:
+        return []
+    return [f"embedding.dim={spec.dim}: the model's files name {', '.join(map(str, sorted(dims)))}; another dim may rank worse"]
 
 
 def _check_similarity(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:

@@ -74,7 +74,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | WINDOWED
         | {"use_bidirectional_attention": True, "sliding_window": 8, "query_pre_attn_scalar": 16, "max_position_embeddings": 128},
     ),
-    "qwen2": ("Qwen2Config", DECODER | {"vocab_size": 256, "is_causal": False}),
+    "qwen2": ("Qwen2Config", DECODER | {"is_causal": False}),
     "llama": ("LlamaConfig", DECODER | {"is_causal": False}),
     "ministral3": ("Ministral3Config", DECODER | {"rope_parameters": YARN, "is_causal": False}),
     "mistral": ("MistralConfig", DECODER | {"sliding_window": 8}),
@@ -150,7 +150,9 @@ def build_byte_level() -> Qwen2Tokenizer:
     """Build the one tokenizer that transformers rebuilds from its vocabulary; as gte-Qwen2's, it ends a text by a token."""
     words = sorted({*WORDS, *(f"Ġ{word}" for word in WORDS)})
     merges = list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word))))
-    tokens = [*SPECIAL["bert"], *sorted({*"".join(words)}), *("".join(merge) for merge in merges)]
+    characters = [*SPECIAL["bert"], *sorted({*"".join(words)})]
+    merges = merges[: SHAPE["vocab_size"] - len(characters)]
+    tokens = [*characters, *("".join(merge) for merge in merges)]
     first, last, pad = SPECIAL["bert"][1], SPECIAL["bert"][2], SPECIAL["bert"][0]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return Qwen2Tokenizer(

@@ -37,7 +37,7 @@ def list_weights(folder: Path) -> list[Path]:
         index = folder / f"{weights}.index.json"
         if index.is_file():
             return [index, *_list_shards(index)]
-    raise ModelError(f"no {WEIGHTS} and no {PICKLED} in {folder.name!r}; give a folder with weights, or a hub name")
+    raise ModelError(f"no {WEIGHTS} in {folder.name!r}, nor {PICKLED}; give a folder with weights, or a hub name")
 
 
 def _list_shards(index: Path) -> list[Path]:

@@ -51,11 +51,13 @@ class ModelRecipe(Layout):
     truncates_left: bool
     """Whether the tokenizer keeps the end of a text that is too long."""
     checksum: str
+    matryoshka_dims: tuple[int, ...]
+    """Dims that the files state the model was trained for, ascending; empty if they state none."""
     is_translated: bool
     """Whether config.json names remote code, of which transformers' own family computes the same."""
 
 
-def locate_model(model: str, revision: str | None) -> tuple[Path, str | None]:
+def locate_model(model: str, revision: str | None, with_weights: bool = True) -> tuple[Path, str | None]:
     """Return the model's folder, downloaded if the model is a hub name, and its hub commit if there is one."""
     folder = Path(model).expanduser()
     if revision is not None and (model.startswith(PACKAGE) or folder.is_dir()):
@@ -66,9 +68,10 @@ def locate_model(model: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     if model.startswith(_LOCAL):
         raise ModelError(f"embedding.model={model!r}: no such folder")
+    ignored = _HUB_IGNORED if with_weights else [*_HUB_IGNORED, "*.safetensors"]
     try:
-        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
-        pickled = _list_pickled(snapshot)
+        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=ignored))
+        pickled = _list_pickled(snapshot) if with_weights else []
         if pickled:
             snapshot_download(model, revision=snapshot.name, allow_patterns=pickled)
     except _HUB_ERRORS as error:
@@ -107,8 +110,11 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
     return num_layers, hidden_size and _check_widths(layout, hidden_size)
 
 
-def read_recipe(folder: Path) -> ModelRecipe:
-    """Read a folder in sentence-transformers layout, or of a bare transformer; ModelError names an unsupported setting."""
+def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
+    """Read a folder in sentence-transformers layout, or of a bare transformer; ModelError names an unsupported setting.
+
+    Without weights, the checksum is empty.
+    """
     layout = read_layout(folder)
     raw = read_config(layout.transformer_folder)
     if not raw:
@@ -121,7 +127,7 @@ def read_recipe(folder: Path) -> ModelRecipe:
     refuse_entries(raw, config, family)
     _check_pooling(raw, layout)
     for step in layout.steps:
-        if step.kind != "normalize":
+        if step.kind != "normalize" and with_weights:
             list_weights(step.folder)
     width = _check_widths(layout, config.hidden_size)
     if layout.truncate_dim and layout.truncate_dim > width:
@@ -140,7 +146,8 @@ def read_recipe(folder: Path) -> ModelRecipe:
         position_limit=limit,
         layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
         truncates_left=_truncates_left(layout.transformer_folder),
-        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders),
+        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders) if with_weights else "",
+        matryoshka_dims=_list_dims(raw, width) or _list_dims(read_json(folder / "config_sentence_transformers.json"), width),
         is_translated=is_translated(layout.transformer_folder),
     )
 
@@ -179,6 +186,13 @@ def _check_widths(layout: Layout, hidden_size: int) -> int:
             raise ModelError(f"{step.folder.name}/config.json: in_features={step.in_features}, but its input has {width} components")
         width = step.out_features
     return width
+
+
+def _list_dims(config: dict[str, Any], width: int) -> tuple[int, ...]:
+    """Return the dims that a config names, as vLLM and sentence-transformers' losses write them."""
+    named = config.get("matryoshka_dimensions") or config.get("matryoshka_dims") or []
+    found = named if isinstance(named, list) else []
+    return tuple(sorted({dim for dim in found if isinstance(dim, int) and 0 < dim <= width}))
 
 
 def _tokenizer_length(folder: Path) -> int | None:
