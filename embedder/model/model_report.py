@@ -61,7 +61,9 @@ def describe_model(model: str, revision: str | None) -> dict[str, Any]:
         "matryoshka_dims": list(recipe.matryoshka_dims),
         "final_norm": recipe.has_final_norm,
         "pooling": defaults.pooling,
-        "modules": [step.kind if step.kind == "normalize" else f"{step.kind} {step.in_features}→{step.out_features}" for step in recipe.steps],
+        "modules": [
+            step.kind if step.kind == "normalize" else f"{step.kind} {step.in_features}→{step.out_features}" for step in recipe.steps
+        ],
         "normalize": defaults.normalize,
         "max_tokens": recipe.max_tokens,
         "position_limit": recipe.position_limit,

@@ -12,6 +12,7 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.defaults import Defaults, choose_defaults
+from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
 
@@ -199,6 +200,8 @@ def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     """Return the problems of layers that cannot multiply in float8."""
     if not spec.float8 or spec.depth > recipe.num_layers:
         return []
+    if not find_family(recipe.family).float8:
+        return [f"embedding.float8=true: family {recipe.family!r} has no products in float8; leave it out"]
     from embedder.model.float8 import find_unfit  # imports torch: seconds
     from embedder.model.loading import sketch_layers
 

@@ -113,6 +113,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+DISTINCT = [family for family in CONFIGS if family not in ("camembert", "qwen2", "llama", "ministral3", "electra", "eurobert")]
+"""Families without those whose layers are another one's under another name, for the tests that take seconds a family."""
 POOLING = {"qwen2": "lasttoken", "qwen3": "lasttoken", "mistral": "lasttoken", "gemma2": "lasttoken", "bert": "cls"}
 ENDS_ONLY = ("qwen3", "mistral", "gemma2", "t5")
 """Families whose tokenizers add a token at the end of a text alone."""
@@ -155,9 +157,7 @@ def build_byte_level() -> Qwen2Tokenizer:
     tokens = [*characters, *("".join(merge) for merge in merges)]
     first, last, pad = SPECIAL["bert"][1], SPECIAL["bert"][2], SPECIAL["bert"][0]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return Qwen2Tokenizer(
-        vocabulary, merges, unk_token=first, eos_token=last, pad_token=pad, add_eos_token=True, model_max_length=128
-    )
+    return Qwen2Tokenizer(vocabulary, merges, unk_token=first, eos_token=last, pad_token=pad, add_eos_token=True, model_max_length=128)
 
 
 def build_tokenizer(family: str) -> PreTrainedTokenizerFast:

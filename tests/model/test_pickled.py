@@ -56,7 +56,9 @@ def test_pickled_weights_give_the_same_vectors(num_files: int, folder: Path, tin
     pickled, ids = TinyModel(folder, "bert"), tiny_model.tokenize(texts)
     assert pickled.resolve().spec.model_checksum != tiny_model.resolve().spec.model_checksum, "the pickled file is hashed"
     for depth in (2, 4):
-        np.testing.assert_array_equal(pickled.load(depth=depth).encode(ids, 512).vectors_ND, tiny_model.load(depth=depth).encode(ids, 512).vectors_ND)
+        np.testing.assert_array_equal(
+            pickled.load(depth=depth).encode(ids, 512).vectors_ND, tiny_model.load(depth=depth).encode(ids, 512).vectors_ND
+        )
 
 
 def test_a_pickled_dense_module_gives_the_same_vectors(save_model: Callable[..., TinyModel], texts: list[str]) -> None:

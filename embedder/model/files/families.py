@@ -34,6 +34,8 @@ class Family:
     """Whether layers have the shape that the fused kernels compute."""
     float16: bool = True
     """False: activations overflow float16 to NaN."""
+    float8: bool = True
+    """False: the layers read the dtype of their own weights, which float8 replaces."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Names in the original remote-code config, which transformers ignores, to transformers' names."""
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -131,6 +133,7 @@ FAMILIES: dict[str, Family] = {
         packed=False,
         intermediate_size="d_ff",
         float16=False,
+        float8=False,
         model_class="T5EncoderModel",
         heads=frozenset({"decoder", "lm_head"}),
     ),
