@@ -99,6 +99,8 @@ def mask_attention(model: PreTrainedModel, mask_BL: Tensor) -> Tensor | dict[str
     # padding follows the tokens, so a causal mask hides it
     seen = (ahead_LL <= 0)[None, None] if is_causal(config) else mask_BL[:, None, None, :]
     windows = {int(each.sliding_window) for each in model.modules() if getattr(each, "sliding_window", None)}  # type: ignore[arg-type]
+    if not family.layer_lists and getattr(config, "sliding_window", None):  # its layers read the config, and have no window of their own
+        windows = {int(config.sliding_window)}
     if not windows:
         return {"full_attention": seen} if family.layer_lists else seen
     (window,) = windows

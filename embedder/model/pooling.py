@@ -37,7 +37,30 @@ def pool_last(hidden: Tensor, batch: Batch) -> Tensor:
     return hidden.flatten(0, 1)[batch.first_B + batch.lengths_B - 1].float()
 
 
-POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
+def pool_max(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the largest value of each component over a sequence's tokens."""
+    return batch.max_tokens(hidden)
+
+
+def pool_weighted_mean(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the mean over a sequence's tokens, the first weighing 1, the second 2, and so on."""
+    weights = (batch.places + 1).unsqueeze(-1)
+    return batch.sum_tokens(hidden.float() * weights) / (batch.lengths_B * (batch.lengths_B + 1) / 2).unsqueeze(-1)
+
+
+def pool_mean_sqrt_len(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the sum over a sequence's tokens, divided by the square root of their number."""
+    return batch.sum_tokens(hidden) / batch.lengths_B.sqrt().unsqueeze(-1)
+
+
+POOLERS: dict[Pooling, Pooler] = {
+    "mean": pool_mean,
+    "cls": pool_cls,
+    "last": pool_last,
+    "max": pool_max,
+    "weightedmean": pool_weighted_mean,
+    "mean_sqrt_len": pool_mean_sqrt_len,
+}
 
 
 class Normalize(nn.Module):
