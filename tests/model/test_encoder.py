@@ -101,7 +101,7 @@ def test_every_pooling_is_that_of_sentence_transformers(mode: str, tiny_model: T
 
 
 def test_a_calibration_refuses_poolings_that_its_maps_do_not_read() -> None:
-    with pytest.raises(ConfigError, match="embedding.pooling='max': calibrations are for mean, cls, last only"):
+    with pytest.raises(ConfigError, match=r"embedding\.pooling='max': calibrations are for mean, cls, last only"):
         check_pooling("max")
 
 

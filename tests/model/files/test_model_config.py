@@ -99,3 +99,14 @@ def test_a_decoder_is_bidirectional_by_the_name_of_its_remote_code(
     edit(model.folder / "config.json", auto_map={"AutoModel": "modeling_other.OtherModel"})
     with pytest.raises(ModelError, match=r"auto_map\.AutoModel='modeling_other\.OtherModel'|'llama_bidirec' is not supported"):
         read_recipe(model.folder)
+
+
+def test_the_tokenizer_of_gte_qwen2_is_replaced_by_transformers_own_with_its_end_token(copy_model: Copy) -> None:
+    model = copy_model("qwen2")
+    before = model.tokenize(["the cat"]).to_pylist()
+    edit(
+        model.folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]},
+    )
+    assert model.tokenize(["the cat"]).to_pylist() == before
+    assert before[0][-1] == 2
