@@ -19,7 +19,7 @@ from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, fitted_for
-from embedder.model.exits import NUM_POOLINGS
+from embedder.model.exits import NUM_POOLINGS, check_pooling
 from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
@@ -84,6 +84,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
 def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
     """Resolve a model at its full width, even if its own files set a smaller dim."""
     model = resolve_model(embedding, chunking)
+    check_pooling(model.spec.pooling)
     return replace(model, spec=model.spec.model_copy(update={"dim": width_of(model.spec)}))
 
 

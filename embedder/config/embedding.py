@@ -55,7 +55,7 @@ class EmbeddingConfig(Section):
     """calibrated: documents at depth land in the full model's space, where queries run; default: calibrated if calibration has a map."""
     quantization: Quantization = "none"
     """How vectors are stored: none is float32, int8 a byte a component (needs calibration), binary a bit."""
-    pooling: Literal["mean", "cls", "last"] | None = None
+    pooling: Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len"] | None = None
     """mean, cls or last; default: the model's."""
     layer_norm: bool | None = None
     """LayerNorm without weights over the full width before truncation; default: true for nomic-embed-text-v1.5, else false."""

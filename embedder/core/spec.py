@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Pooling = Literal["mean", "cls", "last", "unknown"]
+Pooling = Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len", "unknown"]
 """unknown: a model behind an API."""
 FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]

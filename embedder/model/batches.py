@@ -58,6 +58,9 @@ class Batch(Protocol):
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
 
+    def max_tokens(self, hidden: Tensor) -> Tensor:
+        """Return the largest value of each component over a sequence's own tokens, in float32: (B, H)."""
+
     def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Average a sequence's states by softmax(query · state + bias), in float32: (B, P, H). The first P - Q poolings have no query.
 
@@ -129,6 +132,12 @@ class PaddedBatch:
             hidden = hidden * self.mask_BL.unsqueeze(-1)
         return hidden.sum(dim=1, dtype=torch.float32)
 
+    def max_tokens(self, hidden: Tensor) -> Tensor:
+        """Reduce each row, without padding."""
+        if self.mask_BL is not None:
+            hidden = hidden.masked_fill(~self.mask_BL.unsqueeze(-1), float("-inf"))
+        return hidden.amax(dim=1).float()
+
     def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend along each row, by all queries in one product."""
         states_BLH, queries_PH = hidden.float(), _pad_queries(queries_QH, bias)
@@ -182,6 +191,10 @@ class PackedBatch:
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up each segment."""
         return self._reduce(hidden[0].float(), "sum")
+
+    def max_tokens(self, hidden: Tensor) -> Tensor:
+        """Reduce each segment."""
+        return self._reduce(hidden[0].float(), "max")
 
     def attend(self, queries_QH: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
         """Attend within each segment: on a GPU by a kernel that reads the states once, else by one query after the other."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedder.core.errors import ConfigError
 from embedder.core.spec import Pooling
 from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, AttentionPooling
 from embedder.model.backends import has_kernels
@@ -20,9 +21,17 @@ from embedder.model.taps import LayerPooler, PoolLayer
 
 Floats = npt.NDArray[np.float32]
 
+EXIT_POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
+"""A model's own pooling is one of those that maps read, and the state of a native exit is taken from them."""
 NUM_POOLINGS = 2 + NUM_QUERIES
 NEVER = -1e9
 """Added to what a token counts the exponential of."""
+
+
+def check_pooling(pooling: Pooling) -> None:
+    """Raise ConfigError for a pooling whose states no exit map reads."""
+    if pooling not in EXIT_POOLINGS:
+        raise ConfigError(f"embedding.pooling={pooling!r}: calibrations are for {', '.join(EXIT_POOLINGS)} only; choose one of these")
 
 
 class ExitPooler(nn.Module):
@@ -34,6 +43,7 @@ class ExitPooler(nn.Module):
 
     def __init__(self, pooling: Pooling, weighing: AttentionPooling) -> None:
         super().__init__()
+        check_pooling(pooling)
         self.gathering: Pooling = "last" if pooling == "last" else "cls"
         self.own = 0 if pooling == "mean" else 1
         """Which of these is the model's own pooling."""

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from embedder.config.compute import Backend, Layout
@@ -23,10 +24,12 @@ from embedder.model.batches import LayoutName
 from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.checksum import list_weights
-from embedder.model.files.families import find_family
+from embedder.model.files.families import Family, find_family
+from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
+from embedder.model.pickled import read_pickled
 from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16
 
@@ -90,14 +93,15 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
     with _quiet_transformers(), file_errors(recipe.folder.name):
-        model, report = AutoModel.from_pretrained(
+        model, report = _model_class(family).from_pretrained(
             recipe.transformer_folder,
             config=_cut_config(recipe, depth),
             dtype=dtype,
             attn_implementation=family.attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused by name below
-            use_safetensors=True,
+            use_safetensors=list_weights(recipe.transformer_folder)[-1].suffix == ".safetensors",
+            weights_only=True,
             local_files_only=True,
             trust_remote_code=False,
             use_kernels=False,
@@ -118,9 +122,7 @@ def check_weights(recipe: ModelRecipe) -> None:
     """Raise ModelError if the names and shapes of the weights are not those of the whole model; reads only the files' headers."""
     with _quiet_transformers(), file_errors(recipe.folder.name):
         config = _cut_config(recipe, recipe.num_layers)
-        with torch.device("meta"):
-            model_class: Any = type(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
-        _, report = model_class.from_pretrained(
+        _, report = type(_build_empty(recipe, config)).from_pretrained(
             None,
             config=_cut_config(recipe, recipe.num_layers),
             state_dict=_sketch_weights(recipe),
@@ -132,14 +134,27 @@ def check_weights(recipe: ModelRecipe) -> None:
     _refuse_misfits(recipe, recipe.num_layers, report)
 
 
+def _model_class(family: Family) -> Any:
+    return getattr(transformers, family.model_class) if family.model_class else AutoModel
+
+
+def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
+    """Build a model without memory for its weights."""
+    family = find_family(recipe.family)
+    with torch.device("meta"):
+        return _model_class(family)(config) if family.model_class else AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+
+
 def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
     """Return a tensor of each weight's shape, all of one number's memory."""
-    found: dict[str, torch.Tensor] = {}
+    shapes: dict[str, Any] = {}
     for path in list_weights(recipe.transformer_folder):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                found |= {name: torch.zeros(()).expand(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return found
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        elif path.suffix != ".json":
+            shapes |= {name: tensor.shape for name, tensor in read_pickled(path).items()}
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
 def _pooler_arguments(recipe: ModelRecipe) -> dict[str, Any]:
@@ -168,10 +183,17 @@ def _refuse_misfits(recipe: ModelRecipe, depth: int, report: dict[str, Any]) -> 
         )
 
 
+def count_parameters(recipe: ModelRecipe, depth: int) -> int:
+    """Return the parameters of the transformer's first `depth` layers and its embeddings; none is allocated."""
+    with _quiet_transformers(), file_errors(recipe.folder.name):
+        model = _build_empty(recipe, _cut_config(recipe, depth))
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("pooler."))
+
+
 def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
     """Build the first `depth` layers as they will be, without weights."""
-    with torch.device("meta"), _quiet_transformers():
-        model = AutoModel.from_config(_cut_config(recipe, depth))  # type: ignore[no-untyped-call]
+    with _quiet_transformers():
+        model = _build_empty(recipe, _cut_config(recipe, depth))
     layers = model.get_submodule(find_family(recipe.family).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -186,7 +208,7 @@ def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:
 
 
 def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
-    config = copy.deepcopy(AutoConfig.from_pretrained(recipe.transformer_folder, trust_remote_code=False, local_files_only=True))
+    config = copy.deepcopy(load_config(recipe.transformer_folder))
     for name in find_family(recipe.family).layer_lists:
         setattr(config, name, list(getattr(config, name))[:depth])
     config.num_hidden_layers = depth

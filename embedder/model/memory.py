@@ -31,8 +31,8 @@ def bytes_per_token(config: Any, dtype_bytes: int) -> int:
     heads = int(config.num_attention_heads)
     attention_width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     states = 8 * max(int(config.hidden_size), attention_width) + 3 * int(getattr(config, family.intermediate_size))
-    # eager attention holds scores, softmax and mask with bias, each as wide as the sequence, per head
-    scores = 3 * heads * position_limit(config) if family.attention == "eager" else 0
+    # attention with a bias, or eager, holds scores, softmax and mask with bias, each as wide as the sequence, per head
+    scores = 0 if family.packed else 3 * heads * position_limit(config)
     return (states + scores) * dtype_bytes + 2 * 4 * int(config.hidden_size)
 
 

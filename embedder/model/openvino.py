@@ -86,7 +86,7 @@ def convert(module: Pass) -> ov.Model:
 def mask_attention(model: PreTrainedModel, mask_BL: Tensor) -> Tensor | dict[str, Tensor]:
     """Return the attention mask of padding, causality and windows, in which every row attends to some token.
 
-    Families that build their masks, in code that cannot be traced, accept finished masks by layer type.
+    Families that build their masks, in code that cannot be traced, accept finished masks: by layer type, or one if all layers are alike.
     """
     config: Any = model.config
     family = find_family(config.model_type)
@@ -99,9 +99,12 @@ def mask_attention(model: PreTrainedModel, mask_BL: Tensor) -> Tensor | dict[str
     # padding follows the tokens, so a causal mask hides it
     seen = (ahead_LL <= 0)[None, None] if is_causal(config) else mask_BL[:, None, None, :]
     windows = {int(each.sliding_window) for each in model.modules() if getattr(each, "sliding_window", None)}  # type: ignore[arg-type]
+    if not family.layer_lists and getattr(config, "sliding_window", None):  # its layers read the config, and have no window of their own
+        windows = {int(config.sliding_window)}
     if not windows:
-        return {"full_attention": seen}
+        return {"full_attention": seen} if family.layer_lists else seen
     (window,) = windows
     near_LL = (ahead_LL > -window) & (ahead_LL < window)
     # padding attends to itself: an empty row would be NaN, even with weight 0 in a mean
-    return {"full_attention": seen, "sliding_attention": (seen & near_LL) | (ahead_LL == 0)}
+    near = (seen & near_LL) | (ahead_LL == 0)
+    return {"full_attention": seen, "sliding_attention": near} if family.layer_lists else near

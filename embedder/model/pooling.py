@@ -15,7 +15,9 @@ from torch.nn import functional
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch
+from embedder.model.files.checksum import list_weights
 from embedder.model.files.st_layout import Step, file_errors
+from embedder.model.pickled import read_pickled
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 
@@ -35,7 +37,30 @@ def pool_last(hidden: Tensor, batch: Batch) -> Tensor:
     return hidden.flatten(0, 1)[batch.first_B + batch.lengths_B - 1].float()
 
 
-POOLERS: dict[Pooling, Pooler] = {"mean": pool_mean, "cls": pool_cls, "last": pool_last}
+def pool_max(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the largest value of each component over a sequence's tokens."""
+    return batch.max_tokens(hidden)
+
+
+def pool_weighted_mean(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the mean over a sequence's tokens, the first weighing 1, the second 2, and so on."""
+    weights = (batch.places + 1).unsqueeze(-1)
+    return batch.sum_tokens(hidden.float() * weights) / (batch.lengths_B * (batch.lengths_B + 1) / 2).unsqueeze(-1)
+
+
+def pool_mean_sqrt_len(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the sum over a sequence's tokens, divided by the square root of their number."""
+    return batch.sum_tokens(hidden) / batch.lengths_B.sqrt().unsqueeze(-1)
+
+
+POOLERS: dict[Pooling, Pooler] = {
+    "mean": pool_mean,
+    "cls": pool_cls,
+    "last": pool_last,
+    "max": pool_max,
+    "weightedmean": pool_weighted_mean,
+    "mean_sqrt_len": pool_mean_sqrt_len,
+}
 
 
 class Normalize(nn.Module):
@@ -85,8 +110,9 @@ def _load_step(step: Step) -> nn.Module:
     modules: dict[str, nn.Module] = {"norm": nn.LayerNorm(step.in_features)}
     if step.kind == "dense":
         modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
-    path = step.folder / "model.safetensors"
+    path = list_weights(step.folder)[0]
     with file_errors(f"{step.folder.name}/{path.name}"):
-        nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        weights = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
+        nn.ModuleDict(modules).load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     activation: nn.Module = getattr(nn, step.activation)()
     return nn.Sequential(*modules.values(), activation)

@@ -13,6 +13,7 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.defaults import Defaults, choose_defaults
+from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
 
@@ -93,7 +94,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     problems += _check_calibration(spec, embedding, calibration)
     if problems:
         raise ConfigError("\n".join(problems))
-    guesses = defaults.list_guesses(embedding)
+    guesses = (*defaults.list_guesses(embedding), *_note_dim(spec, recipe))
     return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
 
 
@@ -179,6 +180,14 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     return problems
 
 
+def _note_dim(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
+    """Return the note that a model was trained for other dims; axes of a calibration are ordered for any dim."""
+    dims = {*recipe.matryoshka_dims, recipe.width}
+    if not recipe.matryoshka_dims or spec.dim in dims or spec.rotation is not None:
+        return []
+    return [f"embedding.dim={spec.dim}: the model's files name {', '.join(map(str, sorted(dims)))}; another dim may rank worse"]
+
+
 def _check_similarity(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     """Return the problem of a model that was trained for distances, which searches do not compute."""
     if recipe.similarity not in ("euclidean", "manhattan") or recipe.ends_normalized or embedding.normalize is not None:
@@ -197,6 +206,8 @@ def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     """Return the problems of layers that cannot multiply in float8."""
     if not spec.float8 or spec.depth > recipe.num_layers:
         return []
+    if not find_family(recipe.family).float8:
+        return [f"embedding.float8=true: family {recipe.family!r} has no products in float8; leave it out"]
     from embedder.model.float8 import find_unfit  # imports torch: seconds
     from embedder.model.loading import sketch_layers
 

@@ -14,10 +14,11 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
+from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import ResolvedModel, resolve_model
 
 TEXT = "the cat sat on a mat while dogs ran far from home and birds sang in old trees by cold river stones under bright stars"
@@ -33,6 +34,15 @@ SHAPE: dict[str, Any] = {
 }
 WINDOWED = {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER = SHAPE | GROUPED | {"max_position_embeddings": 128}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 1.2}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.1,
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", SHAPE | {"max_position_embeddings": 128}),
     "roberta": ("RobertaConfig", SHAPE | {"max_position_embeddings": 130}),
@@ -64,8 +74,50 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | WINDOWED
         | {"use_bidirectional_attention": True, "sliding_window": 8, "query_pre_attn_scalar": 16, "max_position_embeddings": 128},
     ),
+    "qwen2": ("Qwen2Config", DECODER | {"is_causal": False}),
+    "llama": ("LlamaConfig", DECODER | {"is_causal": False}),
+    "ministral3": ("Ministral3Config", DECODER | {"rope_parameters": YARN, "is_causal": False}),
+    "mistral": ("MistralConfig", DECODER | {"sliding_window": 8}),
+    "gemma2": ("Gemma2Config", DECODER | WINDOWED | {"sliding_window": 8, "query_pre_attn_scalar": 16}),
+    "eurobert": ("EuroBertConfig", DECODER | {"mask_token_id": 3}),
+    "gte": ("GteConfig", SHAPE | {"max_position_embeddings": 128, "pad_token_id": 0, "rope_parameters": LINEAR}),
+    "t5": (
+        "T5Config",
+        {
+            "vocab_size": 64,
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 96,
+            "num_layers": 4,
+            "num_heads": 4,
+            "n_positions": 128,
+            "initializer_factor": 2.0,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 24,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
+    "electra": ("ElectraConfig", SHAPE | {"embedding_size": 32, "max_position_embeddings": 128}),
+    "deberta-v2": (
+        "DebertaV2Config",
+        SHAPE
+        | {
+            "max_position_embeddings": 128,
+            "relative_attention": True,
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
 }
-POOLING = {"qwen3": "lasttoken", "bert": "cls"}
+DISTINCT = [family for family in CONFIGS if family not in ("camembert", "qwen2", "llama", "ministral3", "electra", "eurobert")]
+"""Families without those whose layers are another one's under another name, for the tests that take seconds a family."""
+POOLING = {"qwen2": "lasttoken", "qwen3": "lasttoken", "mistral": "lasttoken", "gemma2": "lasttoken", "bert": "cls"}
+ENDS_ONLY = ("qwen3", "mistral", "gemma2", "t5")
+"""Families whose tokenizers add a token at the end of a text alone."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +148,21 @@ def tokenize(resolved: ResolvedModel, texts: list[str]) -> pa.ListArray:
     return pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))
 
 
+def build_byte_level() -> Qwen2Tokenizer:
+    """Build the one tokenizer that transformers rebuilds from its vocabulary; as gte-Qwen2's, it ends a text by a token."""
+    words = sorted({*WORDS, *(f"Ġ{word}" for word in WORDS)})
+    merges = list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, len(word))))
+    characters = [*SPECIAL["bert"], *sorted({*"".join(words)})]
+    merges = merges[: SHAPE["vocab_size"] - len(characters)]
+    tokens = [*characters, *("".join(merge) for merge in merges)]
+    first, last, pad = SPECIAL["bert"][1], SPECIAL["bert"][2], SPECIAL["bert"][0]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return Qwen2Tokenizer(vocabulary, merges, unk_token=first, eos_token=last, pad_token=pad, add_eos_token=True, model_max_length=128)
+
+
 def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    if family == "qwen2":
+        return build_byte_level()
     pad_is_one = family in ("roberta", "xlm-roberta", "camembert", "mpnet")
     special = SPECIAL["roberta" if pad_is_one else "bert"]
     first, last, pad, unknown = (special[i] for i in ((0, 2, 1, 3) if pad_is_one else (1, 2, 0, 3)))
@@ -104,7 +170,7 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    single = f"$A {last}" if family == "qwen3" else f"{first} $A {last}"
+    single = f"$A {last}" if family in ENDS_ONLY else f"{first} $A {last}"
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[(first, vocabulary[first]), (last, vocabulary[last])]
     )
@@ -116,10 +182,12 @@ def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
 def save_transformer(folder: Path, family: str) -> None:
     class_name, settings = CONFIGS[family]
     torch.manual_seed(0)
-    model = AutoModel.from_config(getattr(transformers, class_name)(**settings))
+    config = getattr(transformers, class_name)(**settings)
+    own = FAMILIES[family].model_class
+    model = getattr(transformers, own)(config) if own else AutoModel.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name.lower():
-            centre = 0.0 if name.endswith("bias") or family == "gemma3_text" else 1.0
+            centre = 0.0 if name.endswith("bias") or family.startswith("gemma") else 1.0
             torch.nn.init.normal_(parameter, mean=centre, std=0.1)
     model.save_pretrained(folder)
     build_tokenizer(family).save_pretrained(folder)

@@ -20,7 +20,7 @@ from embedder.model import compiling
 from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
 from embedder.model.loading import resolve_backend
-from tests.model.conftest import CONFIGS, TinyModel
+from tests.model.conftest import DISTINCT, TinyModel
 from tests.model.test_exits import calibrate
 
 pytestmark = [
@@ -46,7 +46,7 @@ IN_CI = ("bert", "modernbert", "qwen3")
 """A shape of layers each; compiling one takes 5 to 25 s on two cores."""
 
 
-@pytest.mark.parametrize("family", [each if each in IN_CI else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS])
+@pytest.mark.parametrize("family", [each if each in IN_CI else pytest.param(each, marks=pytest.mark.slow) for each in DISTINCT])
 def test_every_family_gives_the_same_compiled(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)

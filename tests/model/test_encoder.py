@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from embedder.benchmark.random_models import build_encoder, draw_rows
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.core.errors import ModelError
+from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import cut_vectors
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
+from embedder.model.exits import check_pooling
+from embedder.model.files.st_layout import POOLINGS
 from embedder.model.resolve import resolve_model
 from tests.model.conftest import TinyModel
 
@@ -82,6 +84,25 @@ def test_nomics_layer_norm_is_over_the_full_width_before_the_cut(tiny_models: Ca
     pooled = model.reference().encode(texts, convert_to_tensor=True)
     expected = functional.normalize(functional.layer_norm(pooled, (64,))[:, :16], dim=-1).numpy()
     np.testing.assert_allclose(model.load(dim=16).encode(model.tokenize(texts), 512).vectors_ND, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "weightedmean", "mean_sqrt_len_tokens"])
+def test_every_pooling_is_that_of_sentence_transformers(mode: str, tiny_model: TinyModel, texts: list[str]) -> None:
+    reference, ids, pooling = tiny_model.reference(), tiny_model.tokenize(texts), POOLINGS[mode]
+    reference[1].pooling_mode = mode
+    expected = reference.encode(texts)
+    spec = tiny_model.resolve(pooling=pooling, normalize=False).spec
+    layouts: tuple[LayoutName, ...] = ("padded", "packed")
+    for layout in layouts:
+        encoder = Encoder.load(spec, dtype="float32", layout=layout)
+        np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, rtol=1e-5, atol=1e-5)
+    tapped = tiny_model.load(pooling=pooling).tap(ids, 512, [4])
+    np.testing.assert_allclose(tapped[4], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_calibration_refuses_poolings_that_its_maps_do_not_read() -> None:
+    with pytest.raises(ConfigError, match=r"embedding\.pooling='max': calibrations are for mean, cls, last only"):
+        check_pooling("max")
 
 
 def test_prompts_are_pooled_like_any_other_token(tiny_model: Any, texts: list[str]) -> None:

@@ -23,7 +23,7 @@ from embedder.model.loading import resolve_backend
 from embedder.model.pooling import POOLERS
 from embedder.model.resolve import resolve_model
 from embedder.pipeline.pool import lay_out_pool
-from tests.model.conftest import CONFIGS, TinyModel, tokenize
+from tests.model.conftest import DISTINCT, TinyModel, tokenize
 from tests.model.test_exits import calibrate
 
 pytestmark = pytest.mark.real  # a compiler, seconds a model
@@ -43,7 +43,7 @@ def assert_equal(vectors_ND: np.ndarray, expected_ND: np.ndarray) -> None:
     assert (vectors_ND * expected_ND).sum(axis=1).min() >= 0.99999
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_every_family_converts(family: str, tiny_models: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)

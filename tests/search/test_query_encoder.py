@@ -18,6 +18,7 @@ from embedder.core.rotation import digest_array, keep_rotation
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
+from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import resolve_model
 from embedder.search.code_snippet import write_snippet
 from embedder.search.open_table import open_table
@@ -27,7 +28,7 @@ from embedder.table.delta import Change, commit_table, read_table
 from embedder.table.run_record import read_record
 from jobs.search import main as search_job
 from tests.core.test_spec import SPEC
-from tests.model.conftest import CONFIGS, TinyModel, save_model, tiny_model, tiny_models  # noqa: F401
+from tests.model.conftest import DISTINCT, TinyModel, save_model, tiny_model, tiny_models  # noqa: F401
 from tests.table.conftest import make_documents
 
 SCHEMA = table_schema(make_documents().schema.empty_table().drop_columns(["doc_id", "text", "content_hash", "shard", "row"]).schema, True)
@@ -140,10 +141,10 @@ def run_snippet(spec: EmbeddingSpec, queries: list[str], table: Location = NO_TA
     return np.asarray(names["vectors"])
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_the_snippet_makes_the_same_vectors_with_sentence_transformers(family: str, tiny_models: Callable[[str], TinyModel]) -> None:  # noqa: F811
     model, final_norms = str(tiny_models(family).folder), [None]
-    if family in ("modernbert", "qwen3", "gemma3_text"):
+    if FAMILIES[family].final_norm:
         final_norms = [None, "skip"]
     for final_norm in final_norms:
         spec = resolve(model, depth=2, dim=24, query_prompt="the ", layer_norm=False, final_norm=final_norm, max_tokens=64)

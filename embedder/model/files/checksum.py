@@ -11,6 +11,8 @@ from embedder.core.errors import ModelError
 from embedder.model.files.st_layout import file_errors, read_json
 
 WEIGHTS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+"""Loaded if a folder has no safetensors, and only by torch's loader that builds tensors and runs nothing else."""
 TOKENIZER_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,21 +30,27 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """Return the safetensors files that transformers will load; ModelError if there are none or some are missing."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        with file_errors(index.name):
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{index.name}: {missing[0]} not found ({len(missing)} of {len(shards)} files missing); download it again")
-        return [index, *(folder / name for name in shards)]
-    pickled = [path.name for path in sorted(folder.glob("*.bin"))]
-    if pickled:
-        raise ModelError(f"{pickled[0]}: pickled weights are not loaded; save the model once with save_pretrained() to get {WEIGHTS}")
-    raise ModelError(f"no {WEIGHTS} in {folder.name!r}; give a folder with weights, or a hub name")
+    """Return the files of weights that transformers will load, safetensors first; ModelError if there are none or some are missing."""
+    for weights in (WEIGHTS, PICKLED):
+        if (folder / weights).is_file():
+            return [folder / weights]
+        index = folder / f"{weights}.index.json"
+        if index.is_file():
+            return [index, *_list_shards(index)]
+    raise ModelError(f"no {WEIGHTS} in {folder.name!r}, nor {PICKLED}; give a folder with weights, or a hub name")
+
+
+def _list_shards(index: Path) -> list[Path]:
+    with file_errors(index.name):
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise ModelError(f"{index.name}: {missing[0]} not found ({len(missing)} of {len(shards)} files missing); download it again")
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    others = [name for name in shards if Path(name).suffix != suffix]
+    if others:
+        raise ModelError(f"{index.name}: {others[0]} is not a {suffix} file; save the model once with save_pretrained()")
+    return [index.parent / name for name in shards]
 
 
 def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tuple[Path, ...]) -> str:
@@ -55,6 +63,8 @@ def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tup
     files |= set(transformer_folder.glob("sentence_*_config.json"))
     for module_folder in module_folders:
         files |= {path for path in module_folder.iterdir() if path.suffix in (".json", ".safetensors")}
+        if not (module_folder / WEIGHTS).is_file():
+            files.add(module_folder / PICKLED)
     for path in files:
         if path.suffix == ".safetensors":
             with file_errors(path.relative_to(folder).as_posix()), safe_open(path, "np"):

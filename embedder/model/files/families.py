@@ -1,7 +1,7 @@
 """Differences between the supported transformer families, as transformers builds them: one entry per `model_type`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from embedder.core.errors import ModelError
@@ -21,7 +21,7 @@ class Family:
     """Whether transformers builds a pooler head by default."""
     attention: str = "sdpa"
     packed: bool = True
-    """Whether attention uses transformers' interface, which packed sequences need."""
+    """Whether attention uses transformers' interface without a bias, which packed sequences need."""
     is_causal: Callable[[Any], bool] = lambda _: False
     """Config → whether a token attends to earlier tokens only, so that padding on the right cannot affect it."""
     sliding: bool = False
@@ -34,10 +34,16 @@ class Family:
     """Whether layers have the shape that the fused kernels compute."""
     float16: bool = True
     """False: activations overflow float16 to NaN."""
+    float8: bool = True
+    """False: the layers read the dtype of their own weights, which float8 replaces."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Names in the original remote-code config, which transformers ignores, to transformers' names."""
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Entries of that config without a name in transformers, to the values that its implementation computes."""
+    applies: frozenset[str] = frozenset()
+    """Entries that transformers ignores for other families that have a field for them."""
+    model_class: str | None = None
+    """Class of transformers to build, if it is not AutoModel's."""
     remote_class: str | None = None
     """Class in `auto_map.AutoModel` that transformers' own implementation replaces."""
     heads: frozenset[str] = frozenset({"pooler", "cls", "lm_head", "classifier", "qa_outputs"})
@@ -47,6 +53,15 @@ class Family:
 _BERT = Family(layers="encoder.layer", pooler=True, fused=True)
 _ROBERTA = Family(layers="encoder.layer", pooler=True, positions_after_pad=True, fused=True)
 _GENERATION_HEADS = frozenset({"lm_head", "score", "classifier"})
+
+
+def _reads_backwards(config: Any) -> bool:
+    """Return whether a decoder is causal, which `is_causal` false in its config makes bidirectional."""
+    return getattr(config, "is_causal", True) is not False
+
+
+_DECODER = Family(layers="layers", final_norm="norm", is_causal=_reads_backwards, heads=_GENERATION_HEADS)
+_WINDOWED_DECODER = replace(_DECODER, layer_lists=("layer_types",), sliding=True)
 _NOMIC_NAMES = {
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
@@ -64,6 +79,11 @@ _NOMIC_NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), (False,)),
     **dict.fromkeys(("prenorm", "parallel_block", "use_rms_norm", "causal", "scale_attn_by_inverse_layer_idx"), (False,)),
     "scale_attn_weights": (True,),
+}
+_NEW_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "layer_norm_type": ("layer_norm",),
+    "pack_qkv": (True,),
+    **dict.fromkeys(("logn_attention_scale", "logn_attention_clip1"), (False,)),
 }
 
 FAMILIES: dict[str, Family] = {
@@ -88,14 +108,13 @@ FAMILIES: dict[str, Family] = {
     "nomic_bert": Family(
         layers="layers", pooler=True, other_names=_NOMIC_NAMES, neutral=_NOMIC_NEUTRAL, remote_class="modeling_hf_nomic_bert.NomicBertModel"
     ),
-    "qwen3": Family(
-        layers="layers",
-        final_norm="norm",
-        layer_lists=("layer_types",),
-        is_causal=lambda config: getattr(config, "is_causal", True) is not False,
-        sliding=True,
-        heads=_GENERATION_HEADS,
-    ),
+    "qwen2": _WINDOWED_DECODER,
+    "qwen3": _WINDOWED_DECODER,
+    "llama": _DECODER,
+    "ministral3": replace(_DECODER, sliding=True),
+    "mistral": replace(_DECODER, sliding=True),
+    # transformers refuses sdpa for it, which has no soft cap
+    "gemma2": replace(_WINDOWED_DECODER, attention="eager", packed=False, float16=False, applies=frozenset({"attn_logit_softcapping"})),
     "gemma3_text": Family(
         layers="layers",
         final_norm="norm",
@@ -105,7 +124,32 @@ FAMILIES: dict[str, Family] = {
         float16=False,
         heads=_GENERATION_HEADS,
     ),
+    "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
+    "gte": Family(layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"})),
+    # its attention adds the bias of relative positions, which the first layer has
+    "t5": Family(
+        layers="encoder.block",
+        final_norm="encoder.final_layer_norm",
+        packed=False,
+        intermediate_size="d_ff",
+        float16=False,
+        float8=False,
+        model_class="T5EncoderModel",
+        heads=frozenset({"decoder", "lm_head"}),
+    ),
+    "electra": Family(layers="encoder.layer", heads=frozenset({"discriminator_predictions", "generator_predictions", "generator_lm_head"})),
+    # the convolution after the first layer, which some have, is not part of that layer
+    "deberta-v2": Family(
+        layers="encoder.layer",
+        attention="eager",
+        packed=False,
+        neutral={"conv_kernel_size": (None, 0)},
+        heads=frozenset({"pooler", "cls", "lm_predictions", "mask_predictions", "classifier", "qa_outputs"}),
+    ),
 }
+
+RELATIVE_POSITIONS = 512
+"""Limit of a family with relative positions whose config states none: T5's, in training."""
 
 
 def find_family(model_type: str | None) -> Family:
@@ -128,4 +172,5 @@ def first_position(config: Any) -> int:
 
 def position_limit(config: Any) -> int:
     """Return the largest number of tokens in a sequence."""
-    return int(config.max_position_embeddings) - first_position(config)
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or RELATIVE_POSITIONS
+    return int(limit) - first_position(config)

@@ -34,7 +34,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _IGNORED_BY_ALL = frozenset({"attn_logit_softcapping"})
 """Entries that even the families with a field for them do not apply."""
 _ROTARY = ("rope", "rotary")
-_BY_BATCH = ("longrope",)
+_BY_BATCH = ("longrope", "dynamic")
 """Rotary scalings chosen by the longest sequence of a batch, so that a vector depends on its neighbors."""
 
 
@@ -78,7 +78,7 @@ def _refuse_other_names(raw: dict[str, Any], config: Any, family: Family) -> Non
 
 
 def _refuse_values(raw: dict[str, Any], config: Any, family: Family) -> None:
-    own = set(type(config)().to_dict()) - _IGNORED_BY_ALL
+    own = set(type(config)().to_dict()) - (_IGNORED_BY_ALL - family.applies)
     thetas = [each["rope_theta"] for each in _rope_parameters(config) if "rope_theta" in each]
     neutral = {name: values for name, values in _NEUTRAL.items() if name not in own} | dict(family.neutral)
     if thetas:  # a family with rotary positions

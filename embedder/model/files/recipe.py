@@ -4,6 +4,7 @@ import importlib
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -13,6 +14,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.files.families import find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
+from embedder.model.files.model_config import is_translated, load_config, read_config
 from embedder.model.files.st_layout import Layout, file_errors, read_json, read_layout
 
 PACKAGE = "package:"
@@ -22,6 +24,8 @@ _HUB_IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _TRUNCATION = re.compile(r'"truncation"\s*:\s*\{[^{}]*"direction"\s*:\s*"(\w+)"')
 _HEAD_CHARS = 2000
 """Start of tokenizer.json that holds its truncation; the vocabulary is at its end."""
+_CONFIG_POOLINGS: dict[str, dict[str, str]] = {"emb_pooler": {}, "pooling": {"avg": "mean"}}
+"""Entries of config.json that remote code reads, with the names of poolings that differ."""
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, OSError)  # OSError: offline, and not in the cache
 
 
@@ -47,9 +51,13 @@ class ModelRecipe(Layout):
     truncates_left: bool
     """Whether the tokenizer keeps the end of a text that is too long."""
     checksum: str
+    matryoshka_dims: tuple[int, ...]
+    """Dims that the files state the model was trained for, ascending; empty if they state none."""
+    is_translated: bool
+    """Whether config.json names remote code, of which transformers' own family computes the same."""
 
 
-def locate_model(model: str, revision: str | None) -> tuple[Path, str | None]:
+def locate_model(model: str, revision: str | None, with_weights: bool = True) -> tuple[Path, str | None]:
     """Return the model's folder, downloaded if the model is a hub name, and its hub commit if there is one."""
     folder = Path(model).expanduser()
     if revision is not None and (model.startswith(PACKAGE) or folder.is_dir()):
@@ -60,12 +68,27 @@ def locate_model(model: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     if model.startswith(_LOCAL):
         raise ModelError(f"embedding.model={model!r}: no such folder")
+    ignored = _HUB_IGNORED if with_weights else [*_HUB_IGNORED, "*.safetensors"]
     try:
-        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
+        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=ignored))
+        pickled = _list_pickled(snapshot) if with_weights else []
+        if pickled:
+            snapshot_download(model, revision=snapshot.name, allow_patterns=pickled)
     except _HUB_ERRORS as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise ModelError(f"embedding.model={model!r}: not a folder, and not available from the hub ({reason})") from error
     return snapshot, snapshot.name
+
+
+def _list_pickled(snapshot: Path) -> list[str]:
+    """Return patterns of the pickled weights in folders of a snapshot that need weights and have no safetensors."""
+    try:
+        layout = read_layout(snapshot)
+    except ModelError:  # raised again when the recipe is read
+        return []
+    folders = [layout.transformer_folder, *(step.folder for step in layout.steps if step.kind != "normalize")]
+    lacking = [folder.relative_to(snapshot) for folder in folders if not any(folder.glob("*.safetensors"))]
+    return [(folder / "pytorch_model*.bin").as_posix() for folder in lacking]
 
 
 def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None]:
@@ -81,30 +104,30 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
         except _HUB_ERRORS:
             return None, None
     layout = read_layout(folder)
-    raw = read_json(layout.transformer_folder / "config.json")
+    raw = read_config(layout.transformer_folder)
     find_family(raw.get("model_type"))
     num_layers, hidden_size = (raw[name] if isinstance(raw.get(name), int) else None for name in ("num_hidden_layers", "hidden_size"))
     return num_layers, hidden_size and _check_widths(layout, hidden_size)
 
 
-def read_recipe(folder: Path) -> ModelRecipe:
-    """Read a folder in sentence-transformers layout, or of a bare transformer; ModelError names an unsupported setting."""
+def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
+    """Read a folder in sentence-transformers layout, or of a bare transformer; ModelError names an unsupported setting.
+
+    Without weights, the checksum is empty.
+    """
     layout = read_layout(folder)
-    raw = read_json(layout.transformer_folder / "config.json")
+    raw = read_config(layout.transformer_folder)
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
     family = find_family(raw.get("model_type"))
     refuse_sources(raw, (folder, layout.transformer_folder))
-    from transformers import AutoConfig  # imports torch: seconds, after the cheap checks
-
+    config = load_config(layout.transformer_folder)  # imports torch: seconds, after the cheap checks
     with file_errors("config.json"):
-        config = AutoConfig.from_pretrained(layout.transformer_folder, trust_remote_code=False, local_files_only=True)
         limit = position_limit(config)
     refuse_entries(raw, config, family)
-    if raw.get("emb_pooler") not in (None, layout.pooling):
-        raise ModelError(f"config.json: emb_pooler={raw['emb_pooler']!r}, but the pooling is {layout.pooling!r}; mend modules.json")
+    _check_pooling(raw, layout)
     for step in layout.steps:
-        if step.kind != "normalize":
+        if step.kind != "normalize" and with_weights:
             list_weights(step.folder)
     width = _check_widths(layout, config.hidden_size)
     if layout.truncate_dim and layout.truncate_dim > width:
@@ -123,8 +146,17 @@ def read_recipe(folder: Path) -> ModelRecipe:
         position_limit=limit,
         layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
         truncates_left=_truncates_left(layout.transformer_folder),
-        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders),
+        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders) if with_weights else "",
+        matryoshka_dims=_list_dims(raw, width) or _list_dims(read_json(folder / "config_sentence_transformers.json"), width),
+        is_translated=is_translated(layout.transformer_folder),
     )
+
+
+def _check_pooling(raw: dict[str, Any], layout: Layout) -> None:
+    """Raise ModelError if config.json names another pooling than the module."""
+    for name, poolings in _CONFIG_POOLINGS.items():
+        if raw.get(name) is not None and poolings.get(str(raw[name]), str(raw[name])) != layout.pooling:
+            raise ModelError(f"config.json: {name}={raw[name]!r}, but the pooling is {layout.pooling!r}; mend modules.json")
 
 
 def find_recipe(spec: EmbeddingSpec) -> ModelRecipe:
@@ -154,6 +186,13 @@ def _check_widths(layout: Layout, hidden_size: int) -> int:
             raise ModelError(f"{step.folder.name}/config.json: in_features={step.in_features}, but its input has {width} components")
         width = step.out_features
     return width
+
+
+def _list_dims(config: dict[str, Any], width: int) -> tuple[int, ...]:
+    """Return the dims that a config names, as vLLM and sentence-transformers' losses write them."""
+    named = config.get("matryoshka_dimensions") or config.get("matryoshka_dims") or []
+    found = named if isinstance(named, list) else []
+    return tuple(sorted({dim for dim in found if isinstance(dim, int) and 0 < dim <= width}))
 
 
 def _tokenizer_length(folder: Path) -> int | None:

@@ -35,11 +35,16 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+_REMOTE_CLASSES = ("tokenization_qwen.Qwen2TokenizerFast",)
+"""Classes in model repositories that add only the end token of `add_eos_token`, as transformers' own class does."""
+
+
 def _refuse_entries(config: dict[str, Any]) -> None:
     """Raise ModelError for code of the model's repository, files that the checksum does not cover, and calls other than the plain one."""
     remote = config.get("auto_map") or {}
     code = remote.get("AutoTokenizer") if isinstance(remote, dict) else remote
-    if code:
+    codes = code if isinstance(code, list) else [code]
+    if code and not any(str(each).endswith(_REMOTE_CLASSES) for each in codes):
         raise ModelError(f"tokenizer_config.json: auto_map.AutoTokenizer={code!r} is not supported; remote code is not run")
     others = sorted({*(config.get("fast_tokenizer_files") or ())} - {"tokenizer.json"})
     if others:

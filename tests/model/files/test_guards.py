@@ -97,11 +97,14 @@ def test_an_entry_that_changes_nothing_is_let_through(family: str, entries: dict
     assert read_recipe(folder).family == family
 
 
-def test_rotary_positions_chosen_by_the_batch_are_refused(copy_family: Callable[[str], Path]) -> None:
+LONG = {"rope_type": "longrope", "long_factor": [1.0] * 8, "short_factor": [1.0] * 8, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("scaling", [LONG, {"rope_type": "dynamic", "factor": 2.0}])
+def test_rotary_positions_chosen_by_the_batch_are_refused(scaling: dict[str, Any], copy_family: Callable[[str], Path]) -> None:
     folder = copy_family("qwen3")
-    scaling = {"rope_type": "longrope", "long_factor": [1.0] * 8, "short_factor": [1.0] * 8, "original_max_position_embeddings": 64}
     edit(folder / "config.json", rope_parameters={"rope_theta": 10_000.0, **scaling})
-    with pytest.raises(ModelError, match="rope_type='longrope' is not supported"):
+    with pytest.raises(ModelError, match=f"rope_type='{scaling['rope_type']}' is not supported"):
         read_recipe(folder)
 
 

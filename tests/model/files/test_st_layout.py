@@ -30,6 +30,9 @@ def add_module(folder: Path, full_name: str, path: str, config: dict[str, Any] |
         ({"embedding_dimension": 64, "pooling_mode": "lasttoken", "include_prompt": True}, "last"),
         ({"embedding_dimension": 64, "pooling_mode": ["cls"]}, "cls"),
         ({"word_embedding_dimension": 64}, "mean"),
+        ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
     ],
 )
 def test_old_and_new_pooling_keys_are_read(folder: Path, config: dict[str, Any], pooling: str) -> None:
@@ -40,8 +43,7 @@ def test_old_and_new_pooling_keys_are_read(folder: Path, config: dict[str, Any],
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"pooling_mode": "max"}, "pooling max"),
-        ({"pooling_mode_weightedmean_tokens": True}, "pooling weightedmean"),
+        ({"pooling_mode": "attention"}, "pooling attention"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling cls \\+ mean"),
         ({"pooling_mode": ["mean", "lasttoken"]}, "pooling mean \\+ lasttoken"),
         ({"pooling_mode": "mean", "scale": 2}, "scale=2"),
