@@ -1,6 +1,7 @@
 """A reader retries a shard after its worker died, and reports one that kills its worker too often in one run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,10 +11,11 @@ from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
 from embedder.core.plan import Plan
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.units import Task
+from embedder.core.units import Stats, Task
 from embedder.pipeline import stages
 from embedder.pipeline.rows import StageContext
 from embedder.pipeline.stages import prepare_units, task_row
+from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
 from embedder.table.attempts import ATTEMPTS_FOLDER
 
@@ -80,3 +82,17 @@ def test_a_shard_that_kills_its_reader_too_often_in_one_run_is_reported(tmp_path
     assert error is not None
     assert "reading on from row 0 took its worker down 3 times" in error
     assert marks(tmp_path) == [], "the next run tries again"
+
+
+def test_a_filtered_shard_of_a_folder_reaches_its_reader_and_what_is_left_out_is_counted(tmp_path: Path, task: Task) -> None:
+    (tmp_path / "lang=de").mkdir()
+    (tmp_path / "a.jsonl").rename(tmp_path / "lang=de" / "a.jsonl")
+    source = SourceConfig(uri=str(tmp_path / "lang=de"), filter="text != 'document 1'", metadata_columns=["lang"])
+    listing, metadata = select_shards(source, list_shards(source))
+    filtered = replace(task, shards=listing.shards)
+    row = task_row(filtered, Plan((filtered,), {}, (), (), (), {}))
+    assert Task.from_fields(pa.Table.from_pylist([row["task"]]).to_pylist()[0]) == filtered, "as Ray may carry it"
+    context = replace(make_context(tmp_path, "run"), source=source, metadata=metadata)
+    units = [each["unit"] for each in prepare_units(row, context)]
+    counted = [Stats(**unit["stats"]) for unit in units if unit is not None]
+    assert (sum(each.documents for each in counted), sum(each.filtered for each in counted)) == (5, 1)
