@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedder.core.errors import ModelError
 from embedder.model.backends import has_kernels
 from embedder.model.files.families import find_family, first_position, is_causal
-from embedder.model.packing import plan_packed, plan_padded
+from embedder.model.packing import plan_packed, plan_padded, refuse_empty
 from embedder.model.varlen_attention import PACKED, Segments
 
 LayoutName = Literal["padded", "packed"]
@@ -237,7 +236,7 @@ class PaddedLayout:
 
     def collect(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> PaddedBatch:
         """Fill up with the model's pad id."""
-        _refuse_empty(lengths)
+        refuse_empty(lengths)
         columns_L = np.arange(lengths[0])
         is_token_BL = columns_L < lengths[:, None]
         ids_BL = np.full(is_token_BL.shape, self._pad_id, dtype=np.int64)
@@ -273,7 +272,7 @@ class PackedLayout:
 
     def collect(self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> PackedBatch:
         """Lay rows end to end."""
-        _refuse_empty(lengths)
+        refuse_empty(lengths)
         offsets_S = np.concatenate([[0], np.cumsum(lengths)])
         positions_T = np.arange(offsets_S[-1]) - np.repeat(offsets_S[:-1], lengths)
         ids_T = values[np.repeat(starts, lengths) + positions_T].astype(np.int64)
@@ -284,12 +283,6 @@ class PackedLayout:
             move(lengths.astype(np.int64), self._device),
             segments,
         )
-
-
-def _refuse_empty(lengths: np.ndarray) -> None:
-    """Raise ModelError for a sequence without a token, which is the last one if there is any."""
-    if lengths[-1] == 0:
-        raise ModelError("a text without any token has no vector (the tokenizer has no special tokens); leave the text out")
 
 
 def make_layout(name: LayoutName, config: Any, device: torch.device) -> BatchLayout:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from embedder.core.errors import ModelError
+
 
 def plan_padded(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """Return the rows of each batch; number of rows times longest row stays within the budget."""
@@ -33,3 +35,9 @@ def _split(order: np.ndarray, find_stop: Callable[[int], int]) -> list[np.ndarra
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def refuse_empty(lengths: np.ndarray) -> None:
+    """Raise ModelError for a row without a token, which is the last one of a batch, if there is any."""
+    if lengths[-1] == 0:
+        raise ModelError("a text without any token has no vector (the tokenizer has no special tokens); leave the text out")

@@ -78,7 +78,7 @@ def test_a_missing_setting_is_named_with_its_flag() -> None:
         (["--output.uri", "s3://b/a%20b"], "%20 in a table's address is read in different ways"),
         (["--output.uri", "run#1"], "# in a table's address"),
         (["--embedding.polling", "cls"], "did you mean 'pooling'?"),
-        (["--embedding.pooling", "max"], "input should be 'mean', 'cls' or 'last'"),
+        (["--embedding.pooling", "attention"], "input should be 'mean', 'cls', 'last', 'max', 'weightedmean' or 'mean_sqrt_len'"),
     ],
 )
 def test_an_impossible_setting_is_refused_by_name(flags: list[str], message: str) -> None:

@@ -141,6 +141,11 @@ class FailingFileSystem(AbstractFileSystem):
             raise FileNotFoundError(path)
         return {"a.jsonl": {"name": "a.jsonl", "type": "file", "size": 1, "ETag": "1"}}
 
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[dict[str, Any]]:
+        if path.startswith("unlistable"):
+            raise UnavailableError("SlowDown")
+        raise FileNotFoundError(path)
+
     def _open(self, path: str, *_: Any, **__: Any) -> Any:
         raise UnavailableError("SlowDown")
 
