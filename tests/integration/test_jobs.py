@@ -23,7 +23,7 @@ def corpus(tmp_path: Path) -> Corpus:
 def run(repository: str, *args: str, ray_address: str = "local") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_ADDRESS": ray_address}
     command = [sys.executable, "-m", *args]
-    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
 def flags(tmp_path: Path, minilm: str) -> list[str]:
