@@ -141,7 +141,7 @@ class Part:
     quarantine_bytes: int = 0
     """Size of the file of the same name in the quarantine table; 0: no row was quarantined."""
     checksum: str = ""
-    """sha256 of the file's bytes; empty only before the file was read."""
+    """Of the file, by `table/checksums.py`; empty only before the file was read."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Part":
