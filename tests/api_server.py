@@ -29,7 +29,7 @@ class ApiServer:
     most_requests: int | None = None
     """After so many the key is taken away."""
     before_refusing: threading.Event = field(default_factory=threading.Event)
-    """What the key is taken away after, however slow the machine; set unless a test clears it."""
+    """The key is taken away only after this event, however slow the machine; set unless a test clears it."""
     refused_word: str | None = None
     """A request with a text that holds it is refused, as one that is too long would be."""
     key: str = "secret"
