@@ -159,7 +159,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("uri", "kind", "message"),
     [
-        ("failing://unlistable", StorageError, r"^failing://unlistable: cannot list it \(SlowDown\)$"),
+        ("failing://unlistable", StorageError, r"^failing://unlistable/_delta_log: cannot look at it \(SlowDown\)$"),
         ("failing://unreadable", SourceError, r"^failing://a.jsonl: cannot read it \(SlowDown\)$"),
         ("failing://typo", ConfigError, r"^failing://typo: not found; check the path"),
     ],
