@@ -25,8 +25,9 @@ from embedder.pipeline.graph import embed_units
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
 from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
-from embedder.run.publish import check_removal, choose_change, missing_parts_explained, publish, refuse_moved_table
-from embedder.run.summary import Outcome, Summary, summarize
+from embedder.run.publish import missing_parts_explained, refuse_moved_table
+from embedder.run.publish_often import Publisher
+from embedder.run.summary import Outcome, Summary
 from embedder.source.documents import SLICE_BYTES, slice_shard
 from embedder.table.parts import read_part
 from embedder.table.quarantine import sync_quarantine
@@ -63,27 +64,30 @@ def run_embed(run_plan: RunPlan) -> Summary:
     if run_plan.model.rotation_WW is not None:
         keep_rotation(run_plan.model.rotation_WW, folder)
     environment = describe_environment()  # before hours of work, after which files it looks at may be gone
-    with missing_parts_explained(run_plan):
-        outcome = embed(run_plan, run_id)
+    publisher = Publisher(run_plan, run_id, started, environment)
+    with missing_parts_explained(run_plan, lambda: publisher.table):
+        outcome = embed(run_plan, run_id, publisher)
         retry = replan_without_broken_shards(run_plan, outcome.broken)
         if retry:
             run_plan, outcome = retry.whole, outcome.merge(embed(retry.work, run_id), retry.keys)
     if outcome.failures:
-        refuse_moved_table(run_plan)
-    add, remove = choose_change(run_plan, outcome)
-    summary = summarize(run_plan, outcome, add, remove, run_id, started)
-    check_removal(run_plan, summary.rows)
-    summary = publish(run_plan, outcome, add, remove, summary, environment)
+        refuse_moved_table(run_plan, publisher.table)
+    summary = publisher.publish_rest(run_plan, outcome)
     if summary.version is not None or run_plan.table:
         sync_quarantine(folder)
     return summary
 
 
-def embed(run_plan: RunPlan, run_id: str) -> Outcome:
-    """Adopt finished parts, and run the pipeline over the tasks to read; CommitError if a unit is missing at the end."""
+def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) -> Outcome:
+    """Adopt finished parts, and run the pipeline over the tasks to read; CommitError if a unit is missing at the end.
+
+    The publisher publishes finished shards meanwhile.
+    """
     config, plan = run_plan.config, run_plan.plan
     logger.info("run %s: %d tasks to read, %d parts kept, %d adopted", run_id, len(plan.read), len(plan.keep), len(plan.adopt))
     adopted = tuple(map_threads(lambda name: read_part(str(name), config.output.location), list(plan.adopt)))
+    if publisher:
+        publisher.adopt(adopted)
     if not plan.read:
         return Outcome(adopted=adopted)
     start_ray()
@@ -95,7 +99,7 @@ def embed(run_plan: RunPlan, run_id: str) -> Outcome:
     meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
     tasks = [each for sliced in map_threads(lambda task: slice_large(task, config.source), list(plan.read)) for each in sliced]
     landings = embed_units(tasks, plan, context, pool)
-    parts, failed, probe = collect(landings, meter, {"table": config.output.uri, "run_id": run_id})
+    parts, failed, probe = collect(landings, meter, {"table": config.output.uri, "run_id": run_id}, publisher)
     failures = {each["key"]: str(each["error"]) for each in failed}
     check_complete(plan.read, parts, failures)
     return Outcome(
@@ -155,7 +159,7 @@ def slice_large(task: Task, source: SourceConfig) -> list[Task]:
 
 
 def collect(
-    landings: Iterator[LandedRow], meter: Meter, labels: Mapping[str, str]
+    landings: Iterator[LandedRow], meter: Meter, labels: Mapping[str, str], publisher: Publisher | None = None
 ) -> tuple[list[Part], list[LandedRow], tuple[float, ...] | None]:
     """Show progress until all units have landed; return the parts, the failed tasks, and the encoder's probe vector."""
     reporter = Reporter(labels)
@@ -173,6 +177,8 @@ def collect(
                 parts.append(part)
                 meter.land(part, {each["reason"]: each["count"] for each in row["reasons"]}, row["attempt"], row["tokens"])
                 logger.debug("landed", extra=log_fields(unit=part.name))
+                if publisher:
+                    publisher.land(part, meter, probe)
             reporter.report(measure(meter))
             display.refresh(meter)
     return parts, failed, probe

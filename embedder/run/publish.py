@@ -1,7 +1,7 @@
 """Results of a run → the one commit that publishes them, or a refusal."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,8 @@ from embedder.core.redaction import mask_secrets
 from embedder.core.units import Part, shard_key
 from embedder.run.prepare import RunPlan
 from embedder.run.summary import Outcome, Summary
-from embedder.table.delta import Change, commit_table, read_table
+from embedder.table.delta import Change, TableState, commit_table, read_table
+from embedder.table.run_record import PARTIAL_KEY
 
 logger = logging.getLogger("embedder")
 
@@ -35,32 +36,37 @@ def choose_change(run_plan: RunPlan, outcome: Outcome) -> tuple[tuple[Part, ...]
     return add, remove
 
 
-def check_removal(run_plan: RunPlan, rows_left: int) -> None:
+def check_removal(run_plan: RunPlan, rows_left: int, published: str = "nothing was published") -> None:
     """Refuse to publish a table that lost most of its rows: the source is more likely emptied or mistyped than meant."""
-    table, most = run_plan.table, run_plan.config.output.max_removed_fraction
-    rows = sum(table.rows.values()) if table and run_plan.same_space else 0
-    if rows_left < rows * (1 - most):
+    if not allows_removal(run_plan, rows_left):
+        rows, most = sum(run_plan.table.rows.values()) if run_plan.table else 0, run_plan.config.output.max_removed_fraction
         raise CommitError(
-            f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, nothing was published; "
+            f"output.max_removed_fraction={most}: this run would leave {rows_left:,} of {rows:,} rows, {published}; "
             "check source.uri, or insist with --output.max_removed_fraction 1"
         )
 
 
+def allows_removal(run_plan: RunPlan, rows_left: int) -> bool:
+    """Return whether the settings allow to leave so many of the rows that the run began with."""
+    rows = sum(run_plan.table.rows.values()) if run_plan.table and run_plan.same_space else 0
+    return rows_left >= rows * (1 - run_plan.config.output.max_removed_fraction)
+
+
 @contextmanager
-def missing_parts_explained(run_plan: RunPlan) -> Iterator[None]:
+def missing_parts_explained(run_plan: RunPlan, newest: Callable[[], TableState | None]) -> Iterator[None]:
     """Raise the CommitError of `refuse_moved_table` for a part of the table that is gone, if the table moved on meanwhile."""
     try:
         yield
     except StorageError as error:
         uri = run_plan.config.output.location.open().uri
         if isinstance(error, TableDamagedError) and str(error).startswith(uri):
-            refuse_moved_table(run_plan)
+            refuse_moved_table(run_plan, newest())
         raise
 
 
-def refuse_moved_table(run_plan: RunPlan) -> None:
-    """Raise CommitError if the table is no longer the version that the run was planned on, whose parts may be gone."""
-    before, now = run_plan.table, read_table(run_plan.config.output.location)
+def refuse_moved_table(run_plan: RunPlan, before: TableState | None) -> None:
+    """Raise CommitError if the table is no longer the version that the run was planned on or published, whose parts may be gone."""
+    now = read_table(run_plan.config.output.location)
     if before and now and now.version != before.version:
         raise CommitError(
             f"{run_plan.config.output.location.uri}: maintenance or another run published version {now.version} while this run went by "
@@ -69,20 +75,25 @@ def refuse_moved_table(run_plan: RunPlan) -> None:
 
 
 def publish(
-    run_plan: RunPlan, outcome: Outcome, add: Sequence[Part], remove: Sequence[str], summary: Summary, environment: Mapping[str, Any]
+    run_plan: RunPlan,
+    outcome: Outcome,
+    change: tuple[Sequence[Part], Sequence[str]],
+    summary: Summary,
+    environment: Mapping[str, Any],
+    before: TableState | None,
+    is_partial: bool = False,
 ) -> Summary:
-    """Commit the change, if there is any, with the run's record; return the summary with the new version."""
-    table = run_plan.table
-    if not (add or remove or (table is None and not outcome.failures)):
-        return summary
+    """Commit the parts to add and to remove, with the run's record, on the version `before`; return the summary with the new version."""
     record = summary.record() | {
         "space_id": run_plan.spec.space_id,
         "spec": run_plan.spec.model_dump(),
         "ranges": run_plan.model.ranges.record() if run_plan.model.ranges else None,
         "bucket_bits": run_plan.bucket_bits,
-        "probe": outcome.probe or (table.info.get("probe") if table else None),
+        "probe": outcome.probe or (before.info.get("probe") if before else None),
         "config": mask_secrets(run_plan.config.model_dump(mode="json")),
         "environment": environment,
     }
-    change = Change(tuple(add), tuple(remove), run_plan.schema, record, run_plan.replaces)
-    return replace(summary, version=commit_table(run_plan.config.output.location, change, table))
+    record |= {PARTIAL_KEY: True} if is_partial else {}
+    add, remove = map(tuple, change)
+    version = commit_table(run_plan.config.output.location, Change(add, remove, run_plan.schema, record, run_plan.replaces), before)
+    return replace(summary, version=version)

@@ -10,9 +10,10 @@ from embedder.core.printable import printable
 from embedder.core.spec import digest
 from embedder.core.storage import Location
 from embedder.table.commits import MAINTENANCE_KEY, Commit, list_commits
+from embedder.table.run_record import PARTIAL_KEY
 from embedder.table.seal import parse_spec
 
-RUN, DESCRIBE, FOREIGN = "run", "describe", "foreign"
+RUN, PARTIAL, DESCRIBE, FOREIGN = "run", "run so far", "describe", "foreign"
 _FIGURES = (
     "run_id", "started", "stats", "reasons", "ignored", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
     "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd",
@@ -28,11 +29,12 @@ class Event:
     published: str
     """UTC."""
     kind: str
-    """run; compact, checkpoint or repair; describe: the second commit of a replacement; foreign: another tool's."""
+    """run; run so far: a commit before a run's end, by output.publish_every; compact, checkpoint or repair; describe: the second commit
+    of a replacement; foreign: another tool's."""
     operation: str
     """Delta's name for it."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The run's figures; empty unless it is a run."""
+    """The figures of the run, up to this commit; empty unless it is a run."""
     space_id: str | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     config_digest: str | None = None
@@ -55,7 +57,7 @@ def read_history(location: Location, most: int) -> list[Event]:
             f"{location.uri}: a Delta table that embedder did not write (no run record in its log); give one that jobs.embed made"
         )
     events = list(to_events(commits))
-    runs = [event for event in events if event.kind == RUN]
+    runs = [event for event in events if event.kind in (RUN, PARTIAL)]
     changes = {newer.version: tuple(_differences(older, newer)) for newer, older in pairwise(runs)}
     return [replace(event, changes=changes.get(event.version, ())) for event in events]
 
@@ -72,6 +74,7 @@ def to_events(commits: Iterable[Commit]) -> Iterator[Event]:
         if info is not None and kind == RUN:
             event = replace(
                 event,
+                kind=PARTIAL if info.get(PARTIAL_KEY) else RUN,
                 figures={name: info[name] for name in _FIGURES if name in info},
                 space_id=info.get("space_id"),
                 spec=info.get("spec") or {},
@@ -107,7 +110,7 @@ def lay_out(events: Sequence[Event]) -> str:
         lines.append("  ".join(cells).rstrip())
         if event:
             lines += [f"{'':{widths[0]}}  {printable(note)}" for note in _notes(event)]
-    oldest = next((event for event in reversed(events) if event.kind == RUN), None)
+    oldest = next((event for event in reversed(events) if event.kind in (RUN, PARTIAL)), None)
     if oldest:
         versions = ", ".join(f"{name} {value}" for name, value in oldest.environment.items())
         lines.append(f"version {oldest.version}: space {oldest.space_id}, config {oldest.config_digest}, {versions}")

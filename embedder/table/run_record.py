@@ -16,6 +16,9 @@ from embedder.table.seal import RESTORE, check_record, parse_spec
 INFO_KEY = "embedder"
 """Key of the run record in a commit's metadata."""
 
+PARTIAL_KEY = "is_partial"
+"""Key of the record of a commit that a run made before its end: its figures are those of the run so far."""
+
 LOG_FOLDER = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")
 

@@ -125,7 +125,10 @@ class Chaos:
         """Start the job behind the proxy, or on another site without it."""
         endpoint = self.server.endpoint if site else self.proxy.endpoint
         environment = self.server.environment | {"AWS_ENDPOINT_URL": endpoint, "RAY_TMPDIR": self.ray_folder}
-        self.runs.append(start_run(repository, flags_of(site or self.site), self.folder / f"{len(self.runs)}.log", environment))
+        often = [] if site else self.draw.choice([[], ["--output.publish_every=5 rows"], ["--output.publish_every=40 rows"]])
+        self.counts["runs that publish as they go"] += bool(often)
+        flags = [*flags_of(site or self.site), *often]
+        self.runs.append(start_run(repository, flags, self.folder / f"{len(self.runs)}.log", environment))
         return self.runs[-1]
 
     def wait_for_a_moment(self, run: Run) -> None:

@@ -23,7 +23,7 @@ from tests.tables import MadeTable
 def run_plan(tmp_path: Path) -> Any:
     table = MadeTable(str(tmp_path / "table"), rows_per_unit=1)
     table.follow(CORPUS)
-    output = SimpleNamespace(location=table.location)
+    output = SimpleNamespace(location=table.location, publish_every=None)
     return SimpleNamespace(table=read_table(table.location), config=SimpleNamespace(output=output), model=SimpleNamespace(rotation_WW=None))
 
 
@@ -35,16 +35,22 @@ def compact_and_vacuum(location: Location) -> None:
 def test_parts_that_maintenance_removed_meanwhile_are_named_as_such(run_plan: Any) -> None:
     location = run_plan.config.output.location
     compact_and_vacuum(location)
-    with pytest.raises(CommitError, match=r"version 1 while this run went by version 0.*run again"), missing_parts_explained(run_plan):
+    with (
+        pytest.raises(CommitError, match=r"version 1 while this run went by version 0.*run again"),
+        missing_parts_explained(run_plan, lambda: run_plan.table),
+    ):
         index_parts(list(run_plan.table.rows), location)
 
 
 def test_a_part_that_is_gone_from_a_table_that_stayed_names_the_repair(run_plan: Any) -> None:
     location, [name, *_] = run_plan.config.output.location, run_plan.table.rows
     Path(location.uri, name).unlink()
-    with pytest.raises(TableDamagedError, match=rf"{name}: not on storage; .*--check --deep --repair"), missing_parts_explained(run_plan):
+    with (
+        pytest.raises(TableDamagedError, match=rf"{name}: not on storage; .*--check --deep --repair"),
+        missing_parts_explained(run_plan, lambda: run_plan.table),
+    ):
         index_parts([name], location)
-    with pytest.raises(StorageError, match=r"^/nowhere/a: not on storage"), missing_parts_explained(run_plan):
+    with pytest.raises(StorageError, match=r"^/nowhere/a: not on storage"), missing_parts_explained(run_plan, lambda: run_plan.table):
         index_parts(["a"], Location("/nowhere"))
 
 
