@@ -9,6 +9,7 @@ import lzma
 import os
 import re
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,13 @@ def _process_as_it_was() -> Iterator[None]:
             signal.signal(number, handler)
     logger.handlers[:], logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _ray_only_where_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run take the Ray of this process only in tests that are marked ray; others run in this process, whichever ran before."""
+    if not request.node.get_closest_marker("ray") and "embedder.pipeline.in_process" in sys.modules:
+        monkeypatch.setattr("embedder.pipeline.in_process.is_ray_running", lambda: False)
 
 
 @pytest.fixture(scope="session")

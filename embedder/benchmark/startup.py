@@ -31,16 +31,20 @@ class Start:
     """Time of Ray's start and end, and of the job's imports on driver and workers."""
     ours_seconds: float
     """Median difference of the two, run in turn."""
-    rounds: tuple[tuple[float, float], ...]
-    """Job and floor, by round."""
+    here_seconds: float
+    """Of the job without Ray, in one process, as it runs where no cluster is named."""
+    rounds: tuple[tuple[float, float, float], ...]
+    """Job on Ray, floor, and job without Ray, by round."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures as named lines."""
-        low, high = min(job for job, _ in self.rounds), max(job for job, _ in self.rounds)
+        jobs = [job for job, _, _ in self.rounds]
+        low, high = min(jobs), max(jobs)
         return [
-            (f"{self.documents:,} documents", f"{self.seconds:5.1f} s, median of {len(self.rounds)} from {low:.1f} to {high:.1f}"),
+            (f"{self.documents:,} documents on Ray", f"{self.seconds:5.1f} s, median of {len(self.rounds)} from {low:.1f} to {high:.1f}"),
             ("Ray and imports alone", f"{self.floor_seconds:5.1f} s"),
             ("ours", f"{self.ours_seconds:5.1f} s, {self.ours_seconds / self.seconds:.0%} of the whole"),
+            ("in one process, without Ray", f"{self.here_seconds:5.1f} s"),
         ]
 
 
@@ -52,23 +56,25 @@ def measure_start(model: str, documents: Sequence[Document], rounds: int) -> Sta
         Path(folder, "corpus.jsonl").write_text("\n".join(lines))
         for number in range(rounds + 1):
             flags = [f"--source.uri={folder}/corpus.jsonl", "--source.id_column=id", f"--embedding.model={model}"]
-            job = time_module("jobs.embed", *flags, f"--output.uri={folder}/table-{number}")
-            floor = time_module("embedder.benchmark.startup")
+            job = time_module("jobs.embed", *flags, f"--output.uri={folder}/table-{number}", RAY_ADDRESS="local")
+            floor = time_module("embedder.benchmark.startup", RAY_ADDRESS="local")
+            here = time_module("jobs.embed", *flags, f"--output.uri={folder}/here-{number}", RAY_ADDRESS="")
             if number:
-                found.append((job, floor))
+                found.append((job, floor, here))
     return Start(
         len(documents),
-        statistics.median(job for job, _ in found),
-        statistics.median(floor for _, floor in found),
-        statistics.median(job - floor for job, floor in found),
+        statistics.median(job for job, _, _ in found),
+        statistics.median(floor for _, floor, _ in found),
+        statistics.median(job - floor for job, floor, _ in found),
+        statistics.median(here for _, _, here in found),
         tuple(found),
     )
 
 
-def time_module(module: str, *args: str) -> float:
+def time_module(module: str, *args: str, **environment: str) -> float:
     """Run a module in a process of its own and return its seconds."""
     started = time.perf_counter()
-    run_module(module, *args)
+    run_module(module, *args, **environment)
     return time.perf_counter() - started
 
 

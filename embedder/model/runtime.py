@@ -46,6 +46,11 @@ def ending_with_its_device() -> Iterator[None]:
         os._exit(DEVICE_FAILED)
 
 
+def has_gpu() -> bool:
+    """Return whether torch finds a GPU."""
+    return torch.cuda.is_available()
+
+
 @contextmanager
 def refusing_device_errors(device: str) -> Iterator[None]:
     """Raise ModelError for a device that cannot be used, is out of memory or fails while the block loads a model onto it.

@@ -3,25 +3,26 @@
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import import_module
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import CommitError, SourceError
-from embedder.core.plan import slice_task
+from embedder.core.plan import Plan, slice_task
 from embedder.core.rotation import keep_rotation
 from embedder.core.storage import map_threads
 from embedder.core.units import Part, PartName, Task, complete_parts
 from embedder.model.backends import EMULATED
 from embedder.observe.environment import describe_environment
 from embedder.observe.logs import add_log_fields, log_fields
-from embedder.observe.metrics import measure
+from embedder.observe.metrics import Sample, measure
 from embedder.observe.progress import Display, Meter
-from embedder.pipeline.cluster import Reporter, choose_pool, start_ray
-from embedder.pipeline.graph import embed_units
+from embedder.pipeline import in_process
+from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
 from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
@@ -36,6 +37,9 @@ from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
 MOST_INDEXED_ROWS = 5_000_000
 """Up to so many rows to be removed are indexed together, 20 bytes each; beyond, each task indexes its own previous parts."""
 
+EmbedUnits = Callable[[Sequence[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
+Report = Callable[[Iterable[Sample]], None]
+
 logger = logging.getLogger("embedder")
 
 
@@ -44,13 +48,16 @@ def warm_up(config: EmbedConfig) -> None:
     with ThreadPoolExecutor(1) as thread:
         if not config.embedding.is_api:
             thread.submit(import_module, "transformers.models.auto.tokenization_auto")  # a failed import is raised again at its use
-        start_ray()
+        from embedder.pipeline.cluster import own_data_context, start_ray
+
+        with own_data_context():
+            start_ray()
 
 
 def prepare_and_warm_up(config: EmbedConfig) -> RunPlan:
     """Check and plan a run; start Ray in between if the run is certain to need it."""
     inputs = inspect_inputs(config)
-    if inputs.will_embed:
+    if inputs.will_embed and inputs.listing and not in_process.suits(config, sum(shard.size_bytes for shard in inputs.listing.shards)):
         warm_up(config)
     return plan_run(inputs)
 
@@ -90,16 +97,15 @@ def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) ->
         publisher.adopt(adopted)
     if not plan.read:
         return Outcome(adopted=adopted)
-    start_ray()
-    pool = choose_pool(config.compute, run_plan.spec.is_api).suited_to(sum(task.size_bytes for task in plan.read))
-    if run_plan.spec.float8 and pool.device == "cpu":
-        logger.warning(EMULATED)  # here, since the logs of workers are not shown
-    context = make_context(run_plan, run_id)
-    price, actors = config.compute.price_per_device_hour_usd, pool.actors[1]
-    meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
-    tasks = [each for sliced in map_threads(lambda task: slice_large(task, config.source), list(plan.read)) for each in sliced]
-    landings = embed_units(tasks, plan, context, pool)
-    parts, failed, probe = collect(landings, meter, {"table": config.output.uri, "run_id": run_id}, publisher)
+    with ExitStack() as stack:
+        pool, embed_units, report = open_pipeline(run_plan, {"table": config.output.uri, "run_id": run_id}, stack)
+        if run_plan.spec.float8 and pool.device == "cpu":
+            logger.warning(EMULATED)  # here, since the logs of workers are not shown
+        context = make_context(run_plan, run_id)
+        price, actors = config.compute.price_per_device_hour_usd, pool.actors[1]
+        meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
+        tasks = [each for sliced in map_threads(lambda task: slice_large(task, config.source), list(plan.read)) for each in sliced]
+        parts, failed, probe = collect(embed_units(tasks, plan, context, pool), meter, report, publisher)
     failures = {each["key"]: str(each["error"]) for each in failed}
     check_complete(plan.read, parts, failures)
     return Outcome(
@@ -116,6 +122,22 @@ def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) ->
         encoder_busy_share=meter.encoder_busy_share,
         actors=actors,
     )
+
+
+def open_pipeline(run_plan: RunPlan, labels: Mapping[str, str], stack: ExitStack) -> tuple[Pool, EmbedUnits, Report]:
+    """Return the actors, the function that runs the stages, and the receiver of metrics: in this process if that suits, else on Ray.
+
+    Ray Data's settings are this run's own until the stack is closed.
+    """
+    config, source_bytes = run_plan.config, sum(task.size_bytes for task in run_plan.plan.read)
+    if in_process.suits(config, source_bytes):
+        return in_process.choose_pool(config.compute).suited_to(source_bytes), in_process.embed_units, lambda _: None
+    from embedder.pipeline import cluster, graph
+
+    stack.enter_context(cluster.own_data_context())
+    cluster.start_ray()
+    pool = cluster.choose_pool(config.compute, run_plan.spec.is_api).suited_to(source_bytes)
+    return pool, graph.embed_units, cluster.Reporter(labels).report
 
 
 def make_context(run_plan: RunPlan, run_id: str) -> StageContext:
@@ -159,10 +181,9 @@ def slice_large(task: Task, source: SourceConfig) -> list[Task]:
 
 
 def collect(
-    landings: Iterator[LandedRow], meter: Meter, labels: Mapping[str, str], publisher: Publisher | None = None
+    landings: Iterator[LandedRow], meter: Meter, report: Report, publisher: Publisher | None = None
 ) -> tuple[list[Part], list[LandedRow], tuple[float, ...] | None]:
     """Show progress until all units have landed; return the parts, the failed tasks, and the encoder's probe vector."""
-    reporter = Reporter(labels)
     parts: list[Part] = []
     failed: list[LandedRow] = []
     probe = None
@@ -179,7 +200,7 @@ def collect(
                 logger.debug("landed", extra=log_fields(unit=part.name))
                 if publisher:
                     publisher.land(part, meter, probe)
-            reporter.report(measure(meter))
+            report(measure(meter))
             display.refresh(meter)
     return parts, failed, probe
 

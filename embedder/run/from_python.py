@@ -7,7 +7,6 @@ from typing import Any
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.load import load_settings
-from embedder.pipeline.cluster import own_data_context
 from embedder.run.embed import prepare_and_warm_up, run_embed
 from embedder.run.recut import check_cuts, run_cuts
 from embedder.run.summary import Summary
@@ -22,13 +21,12 @@ def embed(config: EmbedConfig | str | Path | Mapping[str, Any], overrides: Mappi
         print(summary.text())
 
     Wrong settings raise ConfigError before any document is read. Shards that could not be read are in `summary.failures`; the
-    documents of all others are published. Ray is started if this process has none.
+    documents of all others are published. Ray is started if this process has none and there is much to read.
     """
     settings = load_settings(EmbedConfig, config, overrides)
-    with own_data_context():
-        run_plan = prepare_and_warm_up(settings)
-        check_cuts(settings, run_plan.spec)
-        summary = run_embed(run_plan)
-        if summary.version is not None or summary.did_nothing:
-            run_cuts(settings)
+    run_plan = prepare_and_warm_up(settings)
+    check_cuts(settings, run_plan.spec)
+    summary = run_embed(run_plan)
+    if summary.version is not None or summary.did_nothing:
+        run_cuts(settings)
     return summary

@@ -94,6 +94,6 @@ def publish(
         "environment": environment,
     }
     record |= {PARTIAL_KEY: True} if is_partial else {}
-    add, remove = map(tuple, change)
-    version = commit_table(run_plan.config.output.location, Change(add, remove, run_plan.schema, record, run_plan.replaces), before)
-    return replace(summary, version=version)
+    add, remove = change
+    made = Change(tuple(add), tuple(remove), run_plan.schema, record, run_plan.replaces)
+    return replace(summary, version=commit_table(run_plan.config.output.location, made, before))

@@ -1,5 +1,6 @@
 """Alternating runs → rates and ratios that hold on a machine whose speed drifts: runs are compared within a round."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -47,9 +48,10 @@ def _median_ratio(theirs: Sequence[float], mine: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
 
 
-def run_module(module: str, *args: str) -> str:
-    """Run a module in its own process and return its stdout."""
-    done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True, check=False)
+def run_module(module: str, *args: str, **environment: str) -> str:
+    """Run a module in its own process, with more environment variables, and return its stdout."""
+    command = [sys.executable, "-m", module, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     if done.returncode:
         raise EmbedderError(f"{module} ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout

@@ -35,6 +35,11 @@ class Attempts:
         """List the existing marks: attempts that failed, and those of other workers in progress."""
         return cls(table, Counter(name for name in map(_name_of, list_by_name(table.child(ATTEMPTS_FOLDER))) if name))
 
+    @property
+    def any(self) -> bool:
+        """Whether a mark was there."""
+        return bool(self._failed)
+
     def failed(self, name: str) -> int:
         """Return the number of attempts at `name` that started and did not end."""
         return self._failed.get(name, 0)

@@ -10,11 +10,12 @@ DOCUMENTS = [Document(id=f"m.f{n}", title=f"f{n}()", text=f"Do the {n}th thing."
 
 
 def test_figures_are_laid_out_with_their_range() -> None:
-    start = Start(200, 14.0, 11.5, 2.8, ((13.0, 11.0), (14.0, 11.2), (16.0, 12.0)))
+    start = Start(200, 14.0, 11.5, 2.8, 6.1, ((13.0, 11.0, 6.0), (14.0, 11.2, 6.1), (16.0, 12.0, 6.2)))
     assert start.rows() == [
-        ("200 documents", " 14.0 s, median of 3 from 13.0 to 16.0"),
+        ("200 documents on Ray", " 14.0 s, median of 3 from 13.0 to 16.0"),
         ("Ray and imports alone", " 11.5 s"),
         ("ours", "  2.8 s, 20% of the whole"),
+        ("in one process, without Ray", "  6.1 s"),
     ]
 
 
@@ -32,6 +33,7 @@ def test_the_floor_sends_a_row_through_a_graph_of_the_jobs_shape(ray_session: No
 @pytest.mark.slow
 def test_the_job_and_its_floor_are_both_run(minilm: str) -> None:
     start = measure_start(minilm, DOCUMENTS, 1)
-    ((job, floor),) = start.rounds
+    ((job, floor, here),) = start.rounds
     assert (start.documents, start.seconds, start.floor_seconds, start.ours_seconds) == (3, job, floor, job - floor)
+    assert start.here_seconds == here
     assert min(job, floor) > 1, "neither is less than Ray's start"

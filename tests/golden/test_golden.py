@@ -6,7 +6,6 @@ python -m tests.golden.scenario make
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
 
-def run_parts(folder: Path, *parts: str, **environment: str) -> dict[str, Any]:
+def run_parts(folder: Path, *parts: str) -> dict[str, Any]:
     """Run parts of the scenario in a process of their own, whose signals, log and warnings are not those of the tests."""
     out = folder / "found.json"
     command = [sys.executable, "-m", "tests.golden.scenario", *parts, str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
@@ -37,7 +36,7 @@ def assert_golden(part: str, found: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Values of the code as it is, but for those that need Ray."""
+    """Values of the code as it is, but for those of new tables."""
     return run_parts(tmp_path_factory.mktemp("golden"), "settings", "spaces", "stored")
 
 
@@ -56,9 +55,9 @@ def test_tables_of_earlier_code_are_up_to_date_and_can_be_read(found: dict[str, 
     assert_golden("stored", found)
 
 
-@pytest.mark.ray
-def test_a_run_and_a_refresh_write_what_they_wrote(tmp_path: Path, ray_address: str) -> None:
-    found = run_parts(tmp_path, "runs", RAY_ADDRESS=ray_address)
+@pytest.mark.real
+def test_a_run_and_a_refresh_write_what_they_wrote(tmp_path: Path) -> None:
+    found = run_parts(tmp_path, "runs")
     assert_golden("runs", found)
 
 

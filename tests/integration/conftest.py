@@ -131,15 +131,21 @@ def make_site(minilm: str) -> Callable[[str], Site]:
 
 
 @pytest.fixture
-def site(location: str, make_site: Callable[[str], Site], ray_session: None) -> Site:
-    """An empty site, with Ray running."""
+def site(location: str, make_site: Callable[[str], Site]) -> Site:
+    """An empty site."""
     return make_site(location)
 
 
 @pytest.fixture
-def local_site(tmp_path: Path, make_site: Callable[[str], Site], ray_session: None) -> Site:
-    """An empty site on local disk, with Ray running."""
+def local_site(tmp_path: Path, make_site: Callable[[str], Site]) -> Site:
+    """An empty site on local disk."""
     return make_site(str(tmp_path))
+
+
+@pytest.fixture
+def ray_site(local_site: Site, ray_session: None) -> Site:
+    """An empty site on local disk, with Ray running."""
+    return local_site
 
 
 @pytest.fixture

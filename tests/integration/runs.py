@@ -89,7 +89,7 @@ class Run:
 
 
 def start_run(repository: str, flags: Sequence[str], log: Path, environment: Mapping[str, str]) -> Run:
-    """Start the job as the leader of a process group, logging to a file."""
+    """Start the job with a Ray of its own as the leader of a process group, logging to a file."""
     return start_marked([sys.executable, "-m", "jobs.embed", *flags], repository, log, environment)
 
 
@@ -100,7 +100,7 @@ def start_marked(command: Sequence[str], folder: str, log: Path, environment: Ma
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **environment, "RUN_MARK": mark},
+            env={**os.environ, "RAY_ADDRESS": "local", **environment, "RUN_MARK": mark},
             stdout=output,
             stderr=output,
             text=True,

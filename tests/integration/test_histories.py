@@ -1,11 +1,7 @@
-"""Over random histories of edits, a refreshed table equals a fresh one, and only unseen texts are embedded.
-
-The stages run one after the other in this process, without Ray.
-"""
+"""Over random histories of edits, a refreshed table equals a fresh one, and only unseen texts are embedded."""
 
 import json
 import shutil
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +13,10 @@ from hypothesis import strategies as st
 
 import embedder.core.plan
 import embedder.model.encoder
-import embedder.run.embed
-from embedder.core.plan import Plan
 from embedder.core.storage import Location
-from embedder.core.units import Task
 from embedder.model.encoder import Encoder
-from embedder.pipeline.actors import EncoderActor
+from embedder.pipeline import in_process
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import LandedRow, StageContext
-from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.compact import compact_table
 from tests.integration.conftest import Corpus, Site, sentences
 
@@ -41,13 +32,6 @@ shards = st.lists(records, min_size=1, max_size=8, unique_by=lambda record: reco
 corpora = st.dictionaries(st.sampled_from(NAMES), shards, min_size=1)
 
 
-def embed_serially(tasks: list[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
-    actor = EncoderActor(context, POOL)
-    for task in tasks:
-        for row in prepare_units(task_row(task, plan), context):
-            yield write_unit(actor(row), context)
-
-
 def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, Any]]:
     """Return rows whose text depends on the document's number alone, so that it is the same in every shard."""
     texts = {number: "  " if number == BLANK else sentences(number, 3 + 25 * (number % 3)) for number, _ in content}
@@ -57,9 +41,7 @@ def rows_of_shard(name: str, content: list[tuple[int, str]]) -> list[dict[str, A
 @pytest.fixture
 def serial(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder.model.encoder.Encoder, "load", lru_cache(maxsize=1)(Encoder.load))
-    monkeypatch.setattr(embedder.run.embed, "embed_units", embed_serially)
-    monkeypatch.setattr(embedder.run.embed, "start_ray", lambda: None)
-    monkeypatch.setattr(embedder.run.embed, "choose_pool", lambda compute, is_api: POOL)
+    monkeypatch.setattr(in_process, "choose_pool", lambda compute: POOL)
     monkeypatch.setattr(embedder.core.plan, "SMALL_SHARD_BYTES", 600)
     monkeypatch.setattr(embedder.core.plan, "BUCKET_SHARDS", 2)
 

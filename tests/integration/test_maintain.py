@@ -7,7 +7,7 @@ from jobs.diff import main as diff
 from jobs.maintain import main as maintain
 from tests.integration.conftest import Site, documents
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_a_maintained_table_still_follows_its_source(local_site: Site, capsys: pytest.CaptureFixture[str]) -> None:

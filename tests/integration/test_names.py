@@ -3,12 +3,8 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.integration.conftest import Site, documents
 from tests.source.test_shards import NAMES
-
-pytestmark = pytest.mark.ray
 
 
 def test_shards_with_names_like_syntax_are_embedded_once_and_every_other_entry_is_counted(site: Site) -> None:

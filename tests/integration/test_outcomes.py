@@ -18,7 +18,7 @@ from embedder.table.delta import read_table
 from tests.integration.conftest import Site, documents
 from tests.integration.runs import start_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 DAY_SECONDS = 86_400
 
@@ -52,6 +52,7 @@ name=freed; run "$@"
 """
 
 
+@pytest.mark.ray
 def test_a_full_disk_ends_the_run_and_the_next_one_resumes(site_of_size: Site, small_disk: list[str], repository: str) -> None:
     logs = Path(site_of_size.table_uri).parent / "logs"
     logs.mkdir()
@@ -95,6 +96,7 @@ def test_a_disk_that_cannot_be_written_is_refused_by_name(tmp_path: Path, small_
     assert "Read-only file system" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", ["encoder", "reader"])
 def test_a_run_whose_worker_is_killed_succeeds(site_of_size: Site, repository: str, tmp_path: Path, kind: str) -> None:
     run = start_run(repository, flags_of(site_of_size), tmp_path / "log", {})

@@ -1,14 +1,11 @@
 """The table follows its source: new documents are embedded, gone ones removed, and a broken shard keeps its rows."""
 
 import numpy as np
-import pytest
 
 from embedder.core.storage import Store
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
-
-pytestmark = pytest.mark.ray
 
 
 def test_a_second_run_does_nothing(local_site: Site) -> None:

@@ -11,11 +11,11 @@ from embedder.demo.s3_server import S3Server
 from embedder.table.parts import read_footer
 from tests.integration.conftest import Site, documents
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = pytest.mark.s3
 
 
 def test_a_secret_in_storage_options_is_in_no_log_error_record_or_footer(
-    s3_server: S3Server, bucket: str, make_site, ray_session: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    s3_server: S3Server, bucket: str, make_site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG, "embedder")
     monkeypatch.setattr(logging.getLogger("embedder"), "propagate", True)

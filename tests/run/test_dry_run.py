@@ -80,9 +80,8 @@ def test_shards_are_chosen_by_bytes() -> None:
     assert len(choose_shards([replace(shard, size_bytes=5) for shard in shards], 3)) == 3
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_after_a_run_each_shard_is_named_with_its_state(site: Site, ray_session: None) -> None:
+def test_after_a_run_each_shard_is_named_with_its_state(site: Site) -> None:
     for name, first in (("same", 0), ("edited", 100), ("renamed", 200), ("left", 300)):
         site.corpus.put(f"{name}.jsonl", large(first, 20))
     site.corpus.put("small.jsonl", documents(400, 5))

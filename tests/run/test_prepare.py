@@ -105,6 +105,7 @@ def test_the_job_warms_up_before_it_reads_the_model(site: Site, flags: list[str]
 
         return stop
 
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr("embedder.run.embed.warm_up", record("warm up"))
     for module in ("embed", "prepare"):
         monkeypatch.setattr(f"embedder.run.{module}.plan_run", record("plan"))

@@ -1,0 +1,55 @@
+"""The same stages one after the other in this process: for a small corpus on one CPU machine, the start of Ray takes longer than the work.
+
+A document that kills the encoder kills the run. Its mark stays, and the next run takes Ray, whose workers isolate the document.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from embedder.config.compute import ComputeConfig
+from embedder.config.embed import EmbedConfig
+from embedder.core.plan import Plan
+from embedder.core.units import Task
+from embedder.pipeline.actors import EncoderActor
+from embedder.pipeline.pool import Pool, lay_out_pool
+from embedder.pipeline.rows import LandedRow, StageContext
+from embedder.pipeline.stages import prepare_units, task_row, write_unit
+from embedder.table.attempts import Attempts
+
+MOST_BYTES = 2 << 20
+"""Of stored shards to read: some thousand documents."""
+
+
+def suits(config: EmbedConfig, source_bytes: int) -> bool:
+    """Return whether a run needs no Ray: little to read, no cluster named or joined, no GPU, and settings for one local actor."""
+    compute, embedding = config.compute, config.embedding
+    is_plain = compute.actors in (None, (1, 1)) and not embedding.is_api
+    if source_bytes > MOST_BYTES or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
+        return False
+    return (compute.device == "cpu" or (compute.device == "auto" and not _has_gpu())) and not Attempts.listed(config.output.location).any
+
+
+def is_ray_running() -> bool:
+    """Return whether this process started Ray or joined a cluster."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _has_gpu() -> bool:
+    from embedder.model.runtime import has_gpu  # imports torch
+
+    return has_gpu()
+
+
+def choose_pool(compute: ComputeConfig) -> Pool:
+    """Return one actor with all CPUs of this process."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return lay_out_pool(compute, [{"CPU": float(cpus)}])
+
+
+def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
+    """Read, embed and write the units of all tasks, in their order; see `graph.embed_units`."""
+    actor = EncoderActor(context, pool)
+    for task in tasks:
+        for unit in prepare_units(task_row(task, plan), context):
+            yield write_unit(actor(unit), context)
