@@ -35,8 +35,8 @@ rehearse: $(VENV)/.server ## Run four nightly refreshes of a corpus that is edit
 	@$(BIN)/python -m jobs.rehearse
 
 test: lint ## Run the same as CI: lint, types, import contracts, all tests except slow and GPU ones
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=30 -m "not ray and not s3 and not gpu and not slow"
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=30 -m "(ray or s3) and not gpu and not slow"
+	@# in the order of the folders: by number of tests, the files with few and long tests would come last
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=30 -m "not gpu and not slow"
 
 test-slow: $(VENV)/.test ## Run the slow tests: killed workers and loads, chaos, edit histories, whole sweeps
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
