@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "jsonl", "csv", "text", "delta"]
+Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta"]
 
 
 class SourceConfig(Located):
@@ -17,7 +17,8 @@ class SourceConfig(Located):
     uri: Address
     """Location, glob or file: a local path, s3://, gs:// or az://."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .jsonl .ndjson .json .csv .txt, all but parquet also .gz .zst .bz2 .xz; in a Delta table, delta."""
+    """auto goes by suffix: .parquet .orc .arrow .feather .avro, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt, these also .gz .zst
+    .bz2 .xz; in a Delta table, delta. avro and warc need the extra of that name."""
     version: Annotated[int, Field(ge=0)] | str | None = None
     """Version of a Delta table to read: a number, or an ISO 8601 time for the version that was the newest then; default: the newest."""
     filter: NonEmpty | None = None

@@ -148,7 +148,11 @@ class Summary:
         rows = [
             *([("source", self.source_table)] if self.source_table else []),
             ("read", f"{stats.documents:,} documents, {self.shards:,} shards listed{empty}{ignored}"),
-            *([("filtered", f"{stats.filtered:,} documents, left out by source.filter")] if stats.filtered else []),
+            *(
+                [("filtered", f"{stats.filtered:,} records, left out by source.filter or as WARC records of other kinds")]
+                if stats.filtered
+                else []
+            ),
             ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
             ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
             ("quarantined", f"{stats.quarantined:,} documents{adopted}{where}"),

@@ -19,6 +19,7 @@ _FOREIGN = {
     "an ORC file": re.compile(rb"ORC[\x00-\x08\x0e-\x1f\x80-\xff]"),
     "an Avro file": re.compile(rb"Obj\x01"),
     "an Arrow file": re.compile(rb"ARROW1\0"),
+    "Feather of version 1, which is not read": re.compile(rb"FEA1"),
     "a PDF": re.compile(rb"%PDF-"),
     "an SQLite database": re.compile(rb"SQLite format 3\0"),
     "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
@@ -31,8 +32,8 @@ _FOREIGN = {
     "an image": re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a"),
     "a Git LFS pointer in place of the file": re.compile(rb"version https://git-lfs\.github\.com/spec/"),
 }
-_ENCODINGS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-_ENCODINGS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+ENCODINGS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """By byte order mark. UTF-32 precedes UTF-16: one of its marks begins with one of UTF-16."""
 
 
@@ -43,16 +44,33 @@ def find_compression(start: bytes) -> str | None:
 
 def to_utf8(start: bytes, others: Iterator[bytes]) -> Iterator[bytes]:
     """Yield text as UTF-8 without a byte order mark. Raise OSError if the start is not text or its encoding has no mark."""
-    if kind := next((kind for kind, mark in _FOREIGN.items() if mark.match(start)), None):
+    if kind := _find_kind(start):
         raise OSError(f"it is {kind}")
-    mark = next((mark for mark in _ENCODINGS if start.startswith(mark)), b"")
+    mark = find_byte_order_mark(start)
     if not mark and _is_wide(start[:START_BYTES]):
         raise OSError("it is UTF-16 or UTF-32 without a byte order mark; convert it to UTF-8")
     if len(mark) in (2, 4):
-        yield from _transcode(start, others, _ENCODINGS[mark])
+        yield from _transcode(start, others, ENCODINGS[mark])
     else:
         yield start.removeprefix(mark)
         yield from others
+
+
+def _find_kind(start: bytes) -> str | None:
+    return next((kind for kind, mark in _FOREIGN.items() if mark.match(start)), None)
+
+
+def find_byte_order_mark(start: bytes) -> bytes:
+    """Return the mark that a text begins with, empty if it has none."""
+    return next((mark for mark in ENCODINGS if start.startswith(mark)), b"")
+
+
+def require_mark(start: bytes, kind: str, *marks: bytes) -> bytes:
+    """Return the mark that a file of a kind begins with; OSError if it has none of them."""
+    found = next((mark for mark in marks if start.startswith(mark)), None)
+    if found is None:
+        raise OSError(f"it is {_find_kind(start)}" if _find_kind(start) else f"it does not begin as {kind} does")
+    return found
 
 
 def _is_wide(start: bytes) -> bool:

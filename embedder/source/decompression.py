@@ -117,9 +117,20 @@ def read_blocks(file: IO[bytes], compression: str | None) -> Iterator[bytes]:
     yield from to_utf8(*_peek(_decompress(file, compression)))
 
 
-def _decompress(file: IO[bytes], named: str | None) -> Iterator[bytes]:
+def open_decompressed(file: IO[bytes], compression: str | None) -> io.BufferedReader:
+    """Return the bytes of the file as a stream that cannot be rewound."""
+    return io.BufferedReader(_Blocks(_decompress(file, compression)), BLOCK_BYTES)
+
+
+def read_start(file: IO[bytes]) -> bytes:
+    """Return the first bytes of a file, and rewind it."""
     start = file.read(START_BYTES)
     file.seek(0)
+    return start
+
+
+def _decompress(file: IO[bytes], named: str | None) -> Iterator[bytes]:
+    start = read_start(file)
     codec = find_compression(start) or named
     if codec and not start:
         # compressors never write an empty file, but most decoders accept it

@@ -55,9 +55,9 @@ def name_of(type_: pa.DataType) -> str | None:
     return next((name for name, named in _NAMED.items() if named == type_), None)
 
 
-def name_refused(name: str) -> pa.DataType:
-    """Return a stand-in for a parquet type that Arrow reads as bare bytes: no column can be made of it, and messages name it."""
-    return pa.opaque(pa.null(), name, "parquet")
+def name_refused(name: str, format_: str = "parquet") -> pa.DataType:
+    """Return a stand-in for a format's type that Arrow does not have: no column can be made of it, and messages name it."""
+    return pa.opaque(pa.null(), name, format_)
 
 
 def find_refused(type_: pa.DataType) -> str | None:

@@ -118,4 +118,6 @@ def _keep(rows: Rows, kept: np.ndarray, num_metadata: int) -> Rows:
     refused = {position: rows.refused[row] for position, row in enumerate(kept.tolist()) if row in rows.refused}
     ids = None if rows.ids is None else rows.ids.take(taken)
     metadata = [column.take(taken) for column in rows.metadata[:num_metadata]]
-    return Rows(rows.first_row, rows.texts.take(taken), ids, metadata, refused, kept, len(rows.texts))
+    # a format may itself have left records out
+    read, num_read = (np.arange(len(rows.texts)), len(rows.texts)) if rows.kept is None else (rows.kept, rows.num_read)
+    return Rows(rows.first_row, rows.texts.take(taken), ids, metadata, refused, read[kept], num_read)

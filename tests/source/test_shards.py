@@ -96,7 +96,9 @@ def test_an_existing_path_is_not_a_glob(write_file, tmp_path):
 @pytest.mark.parametrize("uri", ["notes.docx", "*.docx"])
 def test_a_file_or_glob_of_unknown_format_is_refused(write_file, tmp_path, uri):
     write_file("notes.docx", "x")
-    with pytest.raises(ConfigError, match=r"^source.uri='.*docx': unknown format '.docx'.*known are .parquet .jsonl .* set source.format$"):
+    with pytest.raises(
+        ConfigError, match=r"^source.uri='.*docx': unknown format '.docx'.*known are .parquet .* .jsonl .* set source.format$"
+    ):
         list_shards(SourceConfig(uri=f"{tmp_path}/{uri}"))
 
 

@@ -28,11 +28,11 @@ class _TooLargeError(Exception):
 class CsvRecords:
     """Parses records; holds the lines of the current one."""
 
-    def __init__(self, blocks: Iterator[bytes], most_bytes: int) -> None:
+    def __init__(self, blocks: Iterator[bytes], most_bytes: int, delimiter: str) -> None:
         csv.field_size_limit(sys.maxsize)
         self._lines = read_lines(blocks, most_bytes)
         self._most_bytes = most_bytes
-        self._parser = csv.reader(self, strict=True)
+        self._parser = csv.reader(self, delimiter=delimiter, strict=True)
         self._again: list[bytes] = []
         """Lines to read again, in reverse."""
         self._held: list[bytes] = []

@@ -1,6 +1,7 @@
-"""CSV with a header → Rows. Values are text unless a metadata type is set; an empty field is then null."""
+"""CSV or TSV with a header → Rows. Values are text unless a metadata type is set; an empty field is then null."""
 
 from collections.abc import Iterator
+from functools import partial
 from operator import itemgetter
 from typing import IO
 
@@ -15,27 +16,28 @@ from embedder.source.formats.rows import Columns, Reading, ReadSamples, Rows, Sh
 
 SAMPLE_RECORD_BYTES = 64 << 20
 """A longer header is not sampled."""
-_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_NAMED = {",": "csv", "\t": "tsv"}
 
 
-def inspect_csv(read_samples: ReadSamples) -> list[ShardColumns]:
+def inspect_csv(delimiter: str, read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns of the sampled shards; empty shards are left out."""
-    headers = read_samples(_sample_header)
+    headers = read_samples(partial(_sample_header, delimiter))
     return [ShardColumns(uri, names, dict.fromkeys(names, pa.string()).get, "untyped") for uri, names in headers if names is not None]
 
 
-def _sample_header(file: IO[bytes], compression: str | None) -> list[str] | None:
-    return CsvRecords(read_blocks(file, compression), SAMPLE_RECORD_BYTES).read_header() or None
+def _sample_header(delimiter: str, file: IO[bytes], compression: str | None) -> list[str] | None:
+    return CsvRecords(read_blocks(file, compression), SAMPLE_RECORD_BYTES, delimiter).read_header() or None
 
 
-def read_csv(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+def read_csv(delimiter: str, file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read records below a header. A row is a record's number; blank lines are not counted.
 
     Raise SourceError if most records cannot be parsed, and EOFError if the last record is cut off.
     """
-    records = CsvRecords(read_blocks(file, reading.compression), reading.source.max_record_bytes)
+    records = CsvRecords(read_blocks(file, reading.compression), reading.source.max_record_bytes, delimiter)
     if header := records.read_header():
-        columns = _find_columns(header, reading)
+        columns = _find_columns(header, delimiter, reading)
         batches = batch_by_size(records.read(len(header)))
         yield from refuse_broken(to_rows((_to_records(batch, len(header)) for batch in batches), columns, reading), reading.shard.uri)
 
@@ -51,13 +53,13 @@ def _to_records(batch: list[list[str] | Refused], num_fields: int) -> Records:
     return records
 
 
-def _find_columns(header: list[str], reading: Reading) -> Columns[Getter]:
+def _find_columns(header: list[str], delimiter: str, reading: Reading) -> Columns[Getter]:
     def find(key: str, setting: str) -> Getter:
         if key not in header and reading.has_constant(key):
             return check_getter(lambda _: None, key, reading)
         if header.count(key) != 1:
             problem = "no column" if key not in header else f"{header.count(key)} columns"
-            raise SourceError(f"{reading.shard.uri}: {problem} {key!r} (found: {name_some(header)}); {_advise(header, setting)}")
+            raise SourceError(f"{reading.shard.uri}: {problem} {key!r} (found: {name_some(header)}); {_advise(header, delimiter, setting)}")
         return check_getter(itemgetter(header.index(key)), key, reading)
 
     found: Columns[Getter] = reading.find_columns(find)
@@ -65,9 +67,12 @@ def _find_columns(header: list[str], reading: Reading) -> Columns[Getter]:
     return Columns(found.texts, found.id, [get if is_.is_string(column.type) else _null_if_empty(get) for get, column in typed])
 
 
-def _advise(header: list[str], setting: str) -> str:
-    found = next((name for mark, name in _DELIMITERS.items() if len(header) == 1 and mark in header[0]), None)
-    return f"its columns are separated by {found}, and only commas are read: convert it" if found else f"set source.{setting}"
+def _advise(header: list[str], delimiter: str, setting: str) -> str:
+    found = next((mark for mark in _DELIMITERS if len(header) == 1 and mark != delimiter and mark in header[0]), None)
+    if found is None:
+        return f"set source.{setting}"
+    advice = f"set source.format={_NAMED[found]!r}" if found in _NAMED else "convert it"
+    return f"its columns are separated by {_DELIMITERS[found]}, and only {_DELIMITERS[delimiter]} are read: {advice}"
 
 
 def _null_if_empty(get: Getter) -> Getter:

@@ -1,36 +1,24 @@
-"""Parquet → Rows, by row group and as whole columns. Python handles single values only if one of them is invalid."""
+"""Parquet → Rows, by row group."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import pyarrow.types as is_
 
-from embedder.core.errors import SourceError
-from embedder.core.schema import Reason
-from embedder.source.formats.parquet_types import find_int96, find_schema, is_exact
-from embedder.source.formats.rows import (
-    Columns,
-    Reading,
-    ReadSamples,
-    Refusals,
-    Rows,
-    ShardColumns,
-    Slice,
-    convert_ids,
-    excerpt,
-    join_texts,
-    misfit_refuser,
+from embedder.source.formats.arrow_columns import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    ArrowColumn,
+    ConstantColumn,
+    decode,
+    find_columns,
+    take_ids,
+    to_rows,
 )
-from embedder.source.metadata_casts import cast_column
-from embedder.source.metadata_types import find_refused, is_id, is_text, name_type
+from embedder.source.formats.parquet_types import find_int96, find_schema, is_exact
+from embedder.source.formats.rows import Columns, Reading, Rows, Slice, misfit_refuser
 
-BATCH_ROWS = 4096
-BATCH_BYTES = 16 << 20
 STEP_ROWS = 64
 """Rows decoded at a time. A dictionary can repeat a value of megabytes in every row, which no size in the footer shows."""
 BUFFERED_BYTES = 512 << 20
@@ -38,79 +26,22 @@ BUFFERED_BYTES = 512 << 20
 _BUFFER_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column, or a field of a nested column, by its names from the top."""
-
-    key: str
-    path: tuple[str, ...]
-    type: pa.DataType
-
-    def take(self, batch: pa.RecordBatch) -> pa.Array:
-        top = batch.column(self.path[0])
-        values = pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
-        return _to_string(values) if is_.is_string(self.type) and is_.is_binary(values.type) else values
-
-
-@dataclass(frozen=True, slots=True)
-class _Constant(_Column):
-    """A column that the file does not have: one text, or null, in all rows."""
-
-    value: str | None = None
-
-    def take(self, batch: pa.RecordBatch) -> pa.Array:
-        return pa.repeat(pa.scalar(self.value, pa.string()), batch.num_rows)
-
-
-@dataclass(frozen=True, slots=True)
-class _Checked(_Column):
-    """A column of the file that its folder or log names too."""
-
-    reading: Reading
-
-    def take(self, batch: pa.RecordBatch) -> pa.Array:
-        values = _Column.take(self, batch)
-        self.reading.check_constant(self.key, values.to_pylist())
-        return values
-
-
-def inspect_parquet(read_samples: ReadSamples) -> list[ShardColumns]:
-    """Return the columns of each sampled shard."""
-    schemas = read_samples(lambda file, _: find_schema(_open(file)))
-    return [ShardColumns(uri, schema.names, partial(_find_type, schema), "declared") for uri, schema in schemas]
-
-
-def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
-    found = find_field(schema, key)
-    return found[1] if found else None
-
-
-def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataType] | None:
-    """Find a column by name or by a dotted path into structs; a column whose name contains the dot takes precedence."""
-    if schema.names.count(key) == 1:
-        return (key,), schema.field(key).type
-    first, *others = key.split(".")
-    if not others or schema.names.count(first) != 1:
-        return None
-    type_ = schema.field(first).type
-    for name in others:
-        if not is_.is_struct(type_) or type_.get_field_index(name) < 0:
-            return None
-        type_ = type_.field(name).type
-    return (first, *others), type_
+def parquet_schema(file: IO[bytes]) -> pa.Schema:
+    """Return the columns of a file."""
+    return find_schema(_open(file))
 
 
 def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
     schema = find_schema(shard)
-    columns = _find_columns(schema, reading)
+    columns = find_columns(schema, reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
     buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
     if buffer_bytes:
         shard = _open(file, shard.metadata, buffer_bytes)
-    keys = [column.key for column in columns if not isinstance(column, _Constant)] or schema.names[:1]
-    int96 = find_int96(shard, [column.key for column in columns.metadata if not isinstance(column, _Constant)])
+    keys = [column.key for column in columns if not isinstance(column, ConstantColumn)] or schema.names[:1]
+    int96 = find_int96(shard, [column.key for column in columns.metadata if not isinstance(column, ConstantColumn)])
     # one decoding cannot show that it overflowed
     others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
     first_row = reading.first_row
@@ -118,7 +49,7 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
         times = [each.read_row_group(group, int96, use_threads=False) for each in others]
         start_row = first_row
         for batch in _read_group(shard, group, keys):
-            rows = _to_rows(batch, columns, reading, first_row)
+            rows = to_rows(batch, columns, reading, first_row)
             if times:
                 same_rows = [each.slice(first_row - start_row, batch.num_rows).combine_chunks().to_batches()[0] for each in times]
                 _refuse_int96([batch, *same_rows], int96, columns, rows, reading)
@@ -126,7 +57,9 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
             first_row += batch.num_rows
 
 
-def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
+def _refuse_int96(
+    batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[ArrowColumn], rows: Rows, reading: Reading
+) -> None:
     for column, field in zip(columns.metadata, reading.metadata, strict=True):
         times = [column.take(batch) for batch in batches] if column.key in keys else []
         if times and not is_exact(*times):
@@ -140,11 +73,11 @@ def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
     schema = find_schema(shard)
-    column = _find_columns(schema, reading).id
+    column = find_columns(schema, reading).id
     if column is not None and reading.row_groups:
         for group in range(reading.row_groups[0]):
-            for batch in _read_group(shard, group, schema.names[:1] if isinstance(column, _Constant) else [column.key]):
-                yield _ids(column.take(batch), {})
+            for batch in _read_group(shard, group, schema.names[:1] if isinstance(column, ConstantColumn) else [column.key]):
+                yield take_ids(column.take(batch), {})
 
 
 def slice_row_groups(file: IO[bytes], size_bytes: int, least_bytes: int) -> list[Slice]:
@@ -177,31 +110,6 @@ def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes
     )
 
 
-def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
-    uri = reading.shard.uri
-
-    def find(key: str, setting: str) -> _Column:
-        found = find_field(schema, key)
-        if found is None and reading.is_absent(key) and key not in schema.names:
-            return _Constant(key, (), pa.string(), reading.constant(key))
-        if found is None:
-            count = schema.names.count(key)
-            problem = f"{count} columns" if count else "no column"
-            raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
-        return _Checked(key, *found, reading) if reading.has_constant(key) else _Column(key, *found)
-
-    columns = reading.find_columns(find)
-    for column in columns.texts:
-        if not is_text(column.type):
-            raise SourceError(f"{uri}: column {column.key!r} is {name_type(column.type)}, not text; set source.text_columns")
-    if columns.id is not None and not is_id(columns.id.type):
-        raise SourceError(f"{uri}: column {columns.id.key!r} is {name_type(columns.id.type)}, not text or a number; set source.id_column")
-    for column in columns.metadata:
-        if refused := find_refused(column.type):
-            raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
-    return columns
-
-
 def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[pa.RecordBatch]:
     """Read batches of bounded size; raise OSError if a row group has fewer rows than its footer states."""
     metadata, num_read = shard.metadata.row_group(group), 0
@@ -210,9 +118,7 @@ def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[
     held: list[pa.RecordBatch] = []
     size_bytes = num_rows = 0
     for step in shard.iter_batches(step_rows, row_groups=[group], columns=keys, use_threads=False):
-        # decoded, so that its bytes are those of its values
-        plain = [column.dictionary_decode() if is_.is_dictionary(column.type) else column for column in step.columns]
-        batch = pa.record_batch(plain, step.schema.names)
+        batch = decode(step)
         held.append(batch)
         size_bytes, num_rows = size_bytes + batch.nbytes, num_rows + batch.num_rows
         if num_rows >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
@@ -226,45 +132,3 @@ def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[
 
 def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading, first_row: int) -> Rows:
-    refused: Refusals = {}
-    texts = join_texts([_texts(column.take(batch), refused) for column in columns.texts])
-    ids = None if columns.id is None else _ids(columns.id.take(batch), refused)
-    metadata = [
-        cast_column(column.take(batch), field.type, misfit_refuser(refused, field))
-        for column, field in zip(columns.metadata, reading.metadata, strict=True)
-    ]
-    return Rows(first_row, texts, ids, metadata, refused)
-
-
-def _to_string(column: pa.Array) -> pa.Array:
-    """Cast to text without a check of its bytes."""
-    return pc.cast(column, options=pc.CastOptions(target_type=pa.string(), allow_invalid_utf8=True))
-
-
-def _texts(column: pa.Array, refused: Refusals) -> pa.Array:
-    texts = _to_string(column)
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        values = texts.cast(pa.binary()).to_pylist()
-        return pa.array([_decode(value, refused, position) for position, value in enumerate(values)], pa.string())
-    return texts
-
-
-def _decode(value: bytes | None, refused: Refusals, position: int) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        refused.setdefault(position, (Reason.UNDECODABLE, excerpt(value or b"")))
-        return None
-
-
-def _ids(column: pa.Array, refused: Refusals) -> pa.Array:
-    if is_text(column.type):
-        return _texts(column, refused)
-    if isinstance(column.type, pa.UuidType):
-        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-    return convert_ids(column.to_pylist(), refused) if is_.is_floating(column.type) else column.cast(pa.string())

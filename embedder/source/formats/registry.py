@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from functools import partial
+from importlib import import_module
+from typing import IO, Any
 
 from embedder.config.source import Format
+from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
+from embedder.source.formats.arrow_columns import inspect_declared
+from embedder.source.formats.arrow_ipc import arrow_schema, read_arrow
 from embedder.source.formats.csv_rows import inspect_csv, read_csv
 from embedder.source.formats.jsonl import inspect_jsonl, read_jsonl
-from embedder.source.formats.parquet import inspect_parquet, read_parquet, slice_row_groups
+from embedder.source.formats.orc import orc_schema, read_orc
+from embedder.source.formats.parquet import parquet_schema, read_parquet, slice_row_groups
 from embedder.source.formats.records import read_text
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, Slice
 
@@ -23,19 +29,40 @@ class FileFormat:
     inspect: Callable[[ReadSamples], list[ShardColumns]] | None
     """None: the format has no columns."""
     slice: Callable[[IO[bytes], int, int], list[Slice]] | None = None
-    """Splits a file into slices that can be read in any order. Such a file is never compressed as a whole."""
+    """Splits a file into slices that can be read in any order."""
+    is_binary: bool = False
+    """Whether the format compresses its own blocks: such a file is never compressed as a whole."""
+
+
+def _import(extra: str, function: str) -> Callable[..., Any]:
+    """Return a function of the module that is named like the extra it needs; it is imported by the first call."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            module = import_module(f"embedder.source.formats.{extra}")
+        except ModuleNotFoundError as error:
+            problem = f"the format {extra} needs the package {error.name!r}, which is not installed"
+            raise ConfigError(f"{problem}; pip install '.[{extra}]' from the checkout") from error
+        return getattr(module, function)(*arguments)
+
+    return call
 
 
 FORMATS: dict[Format, FileFormat] = {
-    "parquet": FileFormat((".parquet",), read_parquet, inspect_parquet, slice_row_groups),
+    "parquet": FileFormat((".parquet",), read_parquet, partial(inspect_declared, parquet_schema), slice_row_groups, is_binary=True),
+    "orc": FileFormat((".orc",), read_orc, partial(inspect_declared, orc_schema), is_binary=True),
+    "arrow": FileFormat((".arrow", ".feather"), read_arrow, partial(inspect_declared, arrow_schema), is_binary=True),
+    "avro": FileFormat((".avro",), _import("avro", "read_avro"), partial(inspect_declared, _import("avro", "avro_schema")), is_binary=True),
     "jsonl": FileFormat((".jsonl", ".ndjson", ".json"), read_jsonl, inspect_jsonl),
-    "csv": FileFormat((".csv",), read_csv, inspect_csv),
+    "csv": FileFormat((".csv",), partial(read_csv, ","), partial(inspect_csv, ",")),
+    "tsv": FileFormat((".tsv",), partial(read_csv, "\t"), partial(inspect_csv, "\t")),
+    "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet"}
 
 _BY_SUFFIX = {suffix[1:]: format_ for format_ in FORMATS.values() for suffix in format_.suffixes}
-_NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.slice for suffix in format_.suffixes]
+_NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.is_binary for suffix in format_.suffixes]
 KNOWN_SUFFIXES = (
     f"known are .{' .'.join(_BY_SUFFIX)}, each but {' '.join(_NEVER_COMPRESSED)} also with .{' .'.join(DECODERS)}; or set source.format"
 )
@@ -60,6 +87,6 @@ def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
     *_, before, last = ["", "", *uri.rpartition("/")[2].lstrip(".").lower().split(".")[1:]]
     compression = last if last in DECODERS else None
     format_ = _BY_SUFFIX.get(before if compression else last) if wanted == "auto" else FORMATS[_OF_TABLES.get(wanted, wanted)]
-    if format_ is None or (format_.slice and compression and wanted == "auto"):
+    if format_ is None or (format_.is_binary and compression and wanted == "auto"):
         return None
-    return Encoding(format_, None if format_.slice else compression)
+    return Encoding(format_, None if format_.is_binary else compression)

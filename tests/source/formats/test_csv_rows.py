@@ -126,6 +126,12 @@ def test_another_separator_is_named(write_file, read, mark, name):
         read(write_file("a.csv", f"id{mark}text\n1{mark}x\n"), pa.schema([]))
 
 
+def test_the_format_of_a_file_with_a_wrong_name_is_named(write_file, read):
+    with pytest.raises(SourceError, match=r"by tabs, and only commas are read: set source.format='tsv'"):
+        read(write_file("a.csv", "id\ttext\n1\tx\n"), pa.schema([]))
+    assert read(write_file("a.csv", "id\ttext\n1\tx, y\n"), format="tsv").texts == ["x, y"]
+
+
 def test_line_ends_of_old_macs_are_named(write_file, read):
     with pytest.raises(SourceError, match=r"its lines end in \\r"):
         read(write_file("a.csv", "id,text\r1,x\r"))
