@@ -24,7 +24,9 @@ def _without_password(uri: str) -> str:
 
 
 def _unambiguous(uri: str) -> str:
-    """Refuse characters that the Delta writer and fsspec decode differently: they would use two folders."""
+    """Refuse characters that the Delta writer and fsspec decode differently: they would use two folders; and the hub."""
+    if uri.startswith("hf://"):
+        raise ValueError("no Delta table can be on the Hugging Face hub; choose a local path, s3://, gs:// or az://")
     if found := is_ambiguous(uri):
         raise ValueError(f"{found} in a table's address is read in different ways; choose a name without it")
     return uri

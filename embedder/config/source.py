@@ -15,7 +15,7 @@ class SourceConfig(Located):
     """The documents' location, and how a record is read."""
 
     uri: Address
-    """Location, glob or file: a local path, s3://, gs:// or az://."""
+    """Location, glob or file: a local path, s3://, gs://, az://, hf://datasets/ORG/NAME[@REVISION]/ or hf://buckets/ORG/NAME/."""
     format: Format = "auto"
     """auto goes by suffix: .parquet .orc .arrow .feather .avro, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt, these also .gz .zst
     .bz2 .xz; in a Delta table, delta. avro and warc need the extra of that name."""

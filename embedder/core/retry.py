@@ -16,6 +16,8 @@ PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 20.0
 
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_OFFLINE = "OfflineModeIsEnabled"
+"""The hub's client raises it, a ConnectionError, if HF_HUB_OFFLINE is set."""
 _COULD_NOT_ASK = "LocalEntryNotFoundError"
 """The hub's client raises it, a FileNotFoundError, if it reached no server: the cause decides."""
 _BUSY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -57,7 +59,8 @@ def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed: the store is busy or the connection broke."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, _FINAL) and type(cause).__name__ != _COULD_NOT_ASK:
+        name = type(cause).__name__
+        if name == _OFFLINE or (isinstance(cause, _FINAL) and name != _COULD_NOT_ASK):
             return False
         if _code_of(cause) in _DAMAGED_IN_TRANSIT:
             return True

@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from embedder.core import hub
 from embedder.core.errors import StorageError
 from embedder.core.listing import WILDCARDS, Info, Kind, list_matches
 from embedder.core.local_files import find_entries, link_once, list_entries
@@ -47,6 +48,8 @@ _DELTA_RETRIES: Mapping[str, str] = {
 }
 """delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
 
+_TAGS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "xet_hash")
+"""Names under which filesystems report a hash or number that changes with the content; the last two are the hub's."""
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
@@ -87,7 +90,11 @@ class Store:
         found = _PROTOCOL.match(uri)
         protocol = found[1] if found else "file"
         given = _with_s3_retries(options or {}) if protocol in ("s3", "s3a") else options or {}
+        self.is_hub = protocol == "hf"
+        given = {**hub.OPTIONS, **given} if self.is_hub else given
         try:
+            if self.is_hub:
+                hub.check_uri(uri)
             # not url_to_fs, which takes :: in a name for a chain of filesystems
             kind = fsspec.get_filesystem_class(protocol)
             self.fs = fsspec.filesystem(protocol, use_listings_cache=False, **{**kind._get_kwargs_from_urls(uri), **given})
@@ -98,7 +105,10 @@ class Store:
                 f"{uri}: {protocol}:// needs a package that is not installed; pip install '.[{extra}]' from the checkout"
             ) from error
         except (ValueError, TypeError) as error:
-            raise StorageError(f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs:// or az://") from error
+            raise StorageError(
+                f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs://, az:// or hf://datasets/"
+            ) from error
+        self._listed = hub.LISTED if self.is_hub else {}
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local and not self.path.startswith("/"):  # ~name, where there is no such user
             self.path = f"{Path.cwd()}/{self.path}"
@@ -123,6 +133,11 @@ class Store:
         """The canonical name: on local disk, dots and links are resolved."""
         return os.path.realpath(self.path) if self.is_local else self.uri
 
+    def find_commit(self) -> str:
+        """Return, for a repository of the hub, the commit that its revision names, in words; empty for any other place."""
+        with explained(self.uri, "look at"):
+            return with_retries(lambda: hub.find_commit(self.fs, self.path), self.uri) if self.is_hub else ""
+
     def child(self, name: str) -> str:
         """Return the uri of a file in this folder."""
         return f"{self.uri.rstrip('/')}/{name}"
@@ -142,11 +157,11 @@ class Store:
             return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
 
     def _find(self, path: str) -> list[Info]:
-        return [self._marked(info) for info in with_retries(lambda: self.fs.find(path, detail=True), self.uri).values()]
+        return [self._marked(info) for info in with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values()]
 
     def _ls(self, path: str) -> list[Info]:
         try:
-            return [self._marked(info) for info in with_retries(lambda: self.fs.ls(path, detail=True), self.uri)]
+            return [self._marked(info) for info in with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri)]
         except FileNotFoundError:
             return []
 
@@ -164,7 +179,7 @@ class Store:
         """Return the files directly in the folder; [] if it does not exist."""
         with explained(self.uri, "list"):
             try:
-                infos = with_retries(lambda: self.fs.ls(self.path, detail=True), self.uri)
+                infos = with_retries(lambda: self.fs.ls(self.path, detail=True, **self._listed), self.uri)
             except FileNotFoundError:
                 return []
         return [self._found(info) for info in infos if info["type"] == "file"]
@@ -173,9 +188,12 @@ class Store:
         """Return one object's entry; None if it does not exist."""
         with explained(self.uri, "look at"):
             try:
-                return self._found(with_retries(lambda: self.fs.info(self.path), self.uri))
+                return self._found(with_retries(self._info, self.uri))
             except FileNotFoundError:
                 return None
+
+    def _info(self) -> Info:
+        return hub.find_info(self.fs, self.path) if self.is_hub else cast(Info, self.fs.info(self.path))
 
     @contextmanager
     def open_input(self, narrow: bool = False) -> Iterator[IO[bytes]]:
@@ -184,10 +202,15 @@ class Store:
         `narrow` turns off reading ahead, for a reader of a few columns: pyarrow requests each column chunk whole.
         """
         kwargs = {} if self.is_local else {"cache_type": "none" if narrow else "readahead", "block_size": READ_BLOCK_BYTES}
-        with explained(self.uri, "read"), with_retries(lambda: self.fs.open(self.path, "rb", **kwargs), self.uri) as file:
+        with explained(self.uri, "read"), with_retries(lambda: self._open(kwargs), self.uri) as file:
             if isinstance(file, AbstractBufferedFile):
                 file.cache.fetcher = _fetch_whole(file.cache.fetcher, file.size, self.uri)
             yield cast(IO[bytes], file)
+
+    def _open(self, kwargs: Options) -> Any:
+        if self.is_hub:
+            self._info()
+        return self.fs.open(self.path, "rb", **kwargs)
 
     def write_once(self, data: bytes) -> bool:
         """Create the object with all of its bytes; return False and leave it unchanged if it exists.
@@ -232,7 +255,7 @@ class Store:
 
     def _found(self, info: Mapping[str, Any]) -> Found:
         size = int(info["size"] or 0)
-        tag = next((info[name] for name in ("ETag", "etag", "generation", "md5Hash") if info.get(name)), None)
+        tag = next((info[name] for name in _TAGS if info.get(name)), None)
         changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
         version = str(tag).strip('"') if tag else f"{size}-{changed}"
         return Found(self._uri_of(info["name"]), version, size, to_seconds(changed), info["type"])

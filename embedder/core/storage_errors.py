@@ -16,7 +16,8 @@ def explained(uri: str, verb: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         problem = f"a link to {Path(uri).readlink()}, which does not exist" if Path(uri).is_symlink() else "not found"
-        raise StorageError(f"{uri}: {problem}; check the path, the bucket's name and the region") from error
+        advice = "the revision, and HF_TOKEN if it is private" if uri.startswith("hf://") else "the bucket's name and the region"
+        raise StorageError(f"{uri}: {problem}; check the path, {advice}") from error
     except PermissionError as error:
         raise StorageError(
             f"{uri}: not allowed to {verb} it ({one_line(error)}); check the credentials in the environment and their rights"
@@ -26,6 +27,16 @@ def explained(uri: str, verb: str) -> Iterator[None]:
             raise StorageError(f"{uri}: no space left on device; free some and run again, finished parts are kept") from error
         raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp", "gcsfs", "azure", "google"):
+        if type(error).__module__.split(".")[0] not in (
+            "botocore",
+            "aiobotocore",
+            "aiohttp",
+            "gcsfs",
+            "azure",
+            "google",
+            "httpx",
+            "httpx2",
+            "huggingface_hub",
+        ):
             raise
         raise StorageError(f"{uri}: cannot {verb} it ({one_line(error)})") from error

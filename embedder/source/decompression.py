@@ -80,7 +80,7 @@ def _open_input(shard: Shard, store: Store, narrow: bool = False) -> Iterator[IO
 def _fetch(shard: Shard, source: SourceConfig) -> bytes:
     store = _locate(shard, source)
     with _open_input(shard, store) as file:
-        data = file.read()
+        data = file.read(shard.size_bytes)  # not all: the hub's file would then be read around the retries
     _check_unchanged(shard, store)
     return data
 

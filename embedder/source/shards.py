@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
-from embedder.core.errors import ConfigError, EmptySourceError
+from embedder.core.errors import ConfigError, EmptySourceError, StorageError
 from embedder.core.listing import Kind, is_pattern, matches
 from embedder.core.storage import Found, Location, Store
 from embedder.core.units import Shard
@@ -47,7 +47,7 @@ class Listing:
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Types of the wanted columns that folders or the log of a table give."""
     table: str = ""
-    """The table that was listed and its version, in words; empty: the source is not a table."""
+    """The table that was listed and its version, or the repository and its commit, in words; empty: the source is neither."""
 
 
 def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
@@ -60,7 +60,10 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     store = source.location.open()
     _refuse_syntax(source, store)
     table = None if store.is_glob else find_delta_table(store.place, source.storage_options)
+    commit = store.find_commit()
     entries = [] if table else store.list_entries()
+    if store.find_commit() != commit:
+        raise StorageError(f"{store.uri}: a commit was pushed while it was listed; run again")
     found = [each for each in entries if each.kind != Kind.BESIDE]
     is_file = len(found) == 1 and found[0].uri == store.uri
     root = _root_of(store)
@@ -80,7 +83,7 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(uri)!r}{where}; {KNOWN_SUFFIXES}")
     if not shards:
         raise _nothing_found(source, store, found, ignored)
-    return Listing(shards, ignored, infer_types(shard.constants for shard in shards))
+    return Listing(shards, ignored, infer_types(shard.constants for shard in shards), table=commit)
 
 
 def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable) -> Listing:

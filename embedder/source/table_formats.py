@@ -63,7 +63,8 @@ def find_table_above(places: Sequence[str], options: Options) -> FoundTable | No
 
 def _list_parents(uri: str) -> list[str]:
     """Return the nearest folders above, without partitions such as year=2024."""
-    start = uri.index("://") + 3 if "://" in uri else 0
+    # a repository of the hub is hf://datasets/ORG/NAME: nothing can be looked for above it
+    start = len("/".join(uri.split("/")[:5])) - 1 if uri.startswith("hf://") else uri.index("://") + 3 if "://" in uri else 0
     found: list[str] = []
     while len(found) < PARENTS and len(uri := uri.rpartition("/")[0]) > start:
         if "=" not in uri.rpartition("/")[2]:

@@ -78,6 +78,7 @@ def test_a_missing_setting_is_named_with_its_flag() -> None:
         (["--source.metadata_columns", "Text"], "Text is a column of the table itself"),
         (["--source.metadata_columns", "kind", "Kind"], "kind and Kind are one column to a Delta table"),
         (["--source.metadata_columns", "a_b", "a.b"], "a_b and a.b would both be column a_b; name them apart, e.g. {a_b: a.b, a_b_2: a_b}"),
+        (["--output.uri", "hf://datasets/acme/table"], "no Delta table can be on the Hugging Face hub"),
         (["--output.uri", "s3://b/a%20b"], "%20 in a table's address is read in different ways"),
         (["--output.uri", "run#1"], "# in a table's address"),
         (["--embedding.polling", "cls"], "did you mean 'pooling'?"),
