@@ -7,13 +7,14 @@ from typing import Any, Literal
 from embedder.benchmark.corpus_size import measure_growth, plot_growth
 from embedder.benchmark.encoder_and_job import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.benchmark.exit_cost import benchmark_exits
+from embedder.benchmark.source_speed import lay_out_sources, measure_sources
 from embedder.benchmark.startup import measure_start
 from embedder.benchmark.sweep_cost import measure_grid_price
 from embedder.config.compute import CPU_TOKENS
 from embedder.demo.corpus import Document
 from embedder.observe.progress import align
 
-PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth"]
+PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth", "sources"]
 Figures = tuple[dict[str, Any], str]
 
 
@@ -29,7 +30,8 @@ class Benchmark:
     """Timed rounds after one warm-up round; medians are reported."""
     token_budget: int = CPU_TOKENS
     parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
-    """Parts to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size."""
+    """Parts to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size. sources reads a
+    file of each format."""
     peer_python: str | None = None
     """Python of an environment with torch and sentence-transformers[openvino,onnx], whose encoders are measured as peers."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -84,6 +86,12 @@ def measure_sizes(chosen: Benchmark, _documents: Sequence[Document]) -> Figures:
     return {"sizes": [asdict(each) for each in found]}, plot_growth(found)
 
 
+def measure_readers(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare the readers of all formats with their peers."""
+    speeds = measure_sources(documents, chosen.rounds)
+    return {"sources": [asdict(each) for each in speeds]}, lay_out_sources(speeds)
+
+
 PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "encoder": measure_encoder,
     "depths": measure_depths,
@@ -92,6 +100,7 @@ PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "job": measure_job,
     "start": measure_short,
     "growth": measure_sizes,
+    "sources": measure_readers,
 }
 
 

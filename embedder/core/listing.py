@@ -3,7 +3,8 @@
 fsspec's own glob and local find pass over a folder that cannot be listed: an outage would look like a source without those files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,6 +27,8 @@ class Kind(StrEnum):
     UNOPENABLE = "name that cannot be opened"
 
 
+_TAGS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "xet_hash")
+"""Names under which filesystems report a hash or number that changes with the content; the last two are the hub's."""
 Info = dict[str, Any]
 """fsspec's description of an entry."""
 List = Callable[[str], list[Info]]
@@ -79,3 +82,19 @@ def matches(file: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return len(pattern) == 1 or any(matches(file[first:], pattern[1:]) for first in range(len(file)))
     return (file[0] == pattern[0] or fnmatchcase(file[0], pattern[0])) and matches(file[1:], pattern[1:])
+
+
+def find_version(info: Mapping[str, Any], size_bytes: int) -> tuple[str, float | None]:
+    """Return an entry's version, which changes with its content, and when it was modified, in seconds since 1970."""
+    tag = next((info[name] for name in _TAGS if info.get(name)), None)
+    changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
+    return str(tag).strip('"') if tag else f"{size_bytes}-{changed}", to_seconds(changed)
+
+
+def to_seconds(moment: Any) -> float | None:
+    """Return a modification time in seconds since 1970; filesystems report seconds, a datetime, or ISO text."""
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, datetime):
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None if moment is None else float(moment)

@@ -55,6 +55,18 @@ def with_retries(call: Callable[[], T], uri: str, patience_seconds: float | None
     raise AssertionError
 
 
+def fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Callable[[int, int], bytes]:
+    """Return a fetcher of byte ranges that fetches a truncated range again."""
+
+    def fetch_once(start: int, stop: int) -> bytes:
+        data = fetch(start, stop)
+        if len(data) < min(stop, size) - start:
+            raise ConnectionError(f"received {len(data)} bytes of {start} to {min(stop, size)}")
+        return data
+
+    return lambda start, stop: with_retries(lambda: fetch_once(start, stop), uri)
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed: the store is busy or the connection broke."""
     cause: BaseException | None = error

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -20,9 +19,9 @@ from fsspec.spec import AbstractBufferedFile
 
 from embedder.core import hub
 from embedder.core.errors import StorageError
-from embedder.core.listing import WILDCARDS, Info, Kind, list_matches
+from embedder.core.listing import WILDCARDS, Info, Kind, find_version, list_matches
 from embedder.core.local_files import find_entries, link_once, list_entries
-from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, is_transient, with_retries
+from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, fetch_whole, is_transient, with_retries
 from embedder.core.storage_errors import explained
 
 Options = Mapping[str, Any]
@@ -48,8 +47,6 @@ _DELTA_RETRIES: Mapping[str, str] = {
 }
 """delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
 
-_TAGS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "xet_hash")
-"""Names under which filesystems report a hash or number that changes with the content; the last two are the hub's."""
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
@@ -204,7 +201,7 @@ class Store:
         kwargs = {} if self.is_local else {"cache_type": "none" if narrow else "readahead", "block_size": READ_BLOCK_BYTES}
         with explained(self.uri, "read"), with_retries(lambda: self._open(kwargs), self.uri) as file:
             if isinstance(file, AbstractBufferedFile):
-                file.cache.fetcher = _fetch_whole(file.cache.fetcher, file.size, self.uri)
+                file.cache.fetcher = fetch_whole(file.cache.fetcher, file.size, self.uri)
             yield cast(IO[bytes], file)
 
     def _open(self, kwargs: Options) -> Any:
@@ -255,19 +252,8 @@ class Store:
 
     def _found(self, info: Mapping[str, Any]) -> Found:
         size = int(info["size"] or 0)
-        tag = next((info[name] for name in _TAGS if info.get(name)), None)
-        changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
-        version = str(tag).strip('"') if tag else f"{size}-{changed}"
-        return Found(self._uri_of(info["name"]), version, size, to_seconds(changed), info["type"])
-
-
-def to_seconds(moment: Any) -> float | None:
-    """Return a modification time in seconds since 1970; filesystems report seconds, a datetime, or ISO text."""
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
-    if isinstance(moment, datetime):
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return None if moment is None else float(moment)
+        version, modified = find_version(info, size)
+        return Found(self._uri_of(info["name"]), version, size, modified, info["type"])
 
 
 def _with_s3_retries(options: Options) -> Options:
@@ -276,18 +262,6 @@ def _with_s3_retries(options: Options) -> Options:
 
     set_custom_error_handler(is_transient)
     return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
-
-
-def _fetch_whole(fetch: Callable[[int, int], bytes], size: int, uri: str) -> Callable[[int, int], bytes]:
-    """Return a fetcher of byte ranges that fetches a truncated range again."""
-
-    def fetch_once(start: int, stop: int) -> bytes:
-        data = fetch(start, stop)
-        if len(data) < min(stop, size) - start:
-            raise ConnectionError(f"received {len(data)} bytes of {start} to {min(stop, size)}")
-        return data
-
-    return lambda start, stop: with_retries(lambda: fetch_once(start, stop), uri)
 
 
 def delta_options(uri: str, options: Options) -> dict[str, str]:

@@ -196,7 +196,7 @@ def test_a_shard_replaced_between_two_blocks_is_refused(proxy: FaultyProxy, buck
 
 
 def test_truncated_responses_are_fetched_again(tmp_path: Path) -> None:
-    from embedder.core.storage import _fetch_whole
+    from embedder.core.retry import fetch_whole
 
     whole, given = b"0123456789", [b"012", b"", b"01234567"]
-    assert _fetch_whole(lambda start, stop: given.pop(0) if given else whole[start:stop], len(whole), "s3://docs/a")(0, 12) == whole
+    assert fetch_whole(lambda start, stop: given.pop(0) if given else whole[start:stop], len(whole), "s3://docs/a")(0, 12) == whole

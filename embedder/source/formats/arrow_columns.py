@@ -122,15 +122,28 @@ def find_columns(schema: pa.Schema, reading: Reading) -> Columns[ArrowColumn]:
 
 
 def read_batches(batches: Iterable[pa.RecordBatch], columns: Columns[ArrowColumn], reading: Reading) -> Iterator[Rows]:
-    """Convert batches of any size, a bounded part at a time."""
+    """Convert batches of any size: small ones are joined, and large ones are read a bounded part at a time."""
     first_row = 0
-    for batch in batches:
-        decoded = decode(batch)
-        step_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * decoded.num_rows // max(decoded.nbytes, 1)))
-        for start in range(0, decoded.num_rows, step_rows):
-            part = decoded.slice(start, step_rows)
+    for batch in join_batches(map(decode, batches)):
+        step_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+        for start in range(0, batch.num_rows, step_rows):
+            part = batch.slice(start, step_rows)
             yield to_rows(part, columns, reading, first_row)
             first_row += part.num_rows
+
+
+def join_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of at least BATCH_ROWS or BATCH_BYTES, except for the last."""
+    held: list[pa.RecordBatch] = []
+    num_rows = size_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        num_rows, size_bytes = num_rows + batch.num_rows, size_bytes + batch.nbytes
+        if num_rows >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
+            yield held[0] if len(held) == 1 else pa.concat_batches(held)
+            held, num_rows, size_bytes = [], 0, 0
+    if num_rows:
+        yield held[0] if len(held) == 1 else pa.concat_batches(held)
 
 
 def decode(batch: pa.RecordBatch) -> pa.RecordBatch:

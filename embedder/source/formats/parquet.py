@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 
 from embedder.source.formats.arrow_columns import (
     BATCH_BYTES,
-    BATCH_ROWS,
     ArrowColumn,
     ConstantColumn,
     decode,
     find_columns,
+    join_batches,
     take_ids,
     to_rows,
 )
@@ -115,20 +115,9 @@ def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[
     metadata, num_read = shard.metadata.row_group(group), 0
     row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1)
     step_rows = max(1, min(STEP_ROWS, BATCH_BYTES // max(row_bytes, 1)))
-    held: list[pa.RecordBatch] = []
-    size_bytes = num_rows = 0
-    for step in shard.iter_batches(step_rows, row_groups=[group], columns=keys, use_threads=False):
-        batch = decode(step)
-        held.append(batch)
-        size_bytes, num_rows = size_bytes + batch.nbytes, num_rows + batch.num_rows
-        if num_rows >= BATCH_ROWS or size_bytes >= BATCH_BYTES:
-            yield _join(held)
-            held, num_read, size_bytes, num_rows = [], num_read + num_rows, 0, 0
-    if num_rows:
-        yield _join(held)
-    if num_read + num_rows != metadata.num_rows:
-        raise OSError(f"row group {group} holds {num_read + num_rows} rows, its footer states {metadata.num_rows}")
-
-
-def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    steps = shard.iter_batches(step_rows, row_groups=[group], columns=keys, use_threads=False)
+    for batch in join_batches(map(decode, steps)):
+        num_read += batch.num_rows
+        yield batch
+    if num_read != metadata.num_rows:
+        raise OSError(f"row group {group} holds {num_read} rows, its footer states {metadata.num_rows}")
