@@ -80,7 +80,8 @@ def _open_input(shard: Shard, store: Store, narrow: bool = False) -> Iterator[IO
 def _fetch(shard: Shard, source: SourceConfig) -> bytes:
     store = _locate(shard, source)
     with _open_input(shard, store) as file:
-        data = file.read(shard.size_bytes)  # not all: the hub's file would then be read around the retries
+        # a size, if it is known: the hub's file is otherwise read around the retries
+        data = file.read(shard.size_bytes or -1)
     _check_unchanged(shard, store)
     return data
 

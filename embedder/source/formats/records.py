@@ -107,7 +107,8 @@ def refuse_broken(batches: Iterable[Rows], uri: str) -> Iterator[Rows]:
         unread = [position for position, (reason, _) in rows.refused.items() if reason in _UNREAD]
         num_records, num_unread = num_records + len(rows.texts), num_unread + len(unread)
         if unread and first is None:
-            first = rows.first_row + min(unread), rows.refused[min(unread)][1]
+            position = min(unread)
+            first = rows.first_row + (position if rows.kept is None else int(rows.kept[position])), rows.refused[position][1]
         yield rows
     if first and 2 * num_unread > num_records:
         example = f"the first is record {first[0]}: {first[1]!r}"

@@ -1,4 +1,5 @@
 import io
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from uuid import UUID
@@ -94,3 +95,10 @@ def test_a_block_with_fewer_records_than_it_holds_is_a_source_error(write_file, 
     assert data[at] == 10
     with pytest.raises(SourceError, match="a block holds more than the 4 records that it states"):
         read(write_file("a.avro", data[:at] + b"\x08" + data[at + 1 :]))
+
+
+def test_without_the_extra_the_format_is_refused_before_a_record_is_read(write_file, read, monkeypatch):
+    monkeypatch.delitem(sys.modules, "embedder.source.formats.avro", raising=False)
+    monkeypatch.setitem(sys.modules, "fastavro", None)
+    with pytest.raises(ConfigError, match=r"the format avro needs the package 'fastavro', .*pip install '.\[avro\]' from the checkout"):
+        read(write_file("a.avro", to_avro([TEXT], [{"text": "a"}])))

@@ -110,3 +110,8 @@ def test_a_damaged_record_is_a_source_error(write_file, read, change, problem):
     data = page(b"<p>good") * 3
     with pytest.raises(SourceError, match=problem):
         read(write_file("a.warc", change(data)))
+
+
+def test_a_file_of_pages_that_do_not_decode_is_a_source_error_that_names_the_first(write_file, read):
+    with pytest.raises(SourceError, match=r"2 of 3 records cannot be parsed \(the first is record 1: "):
+        read(write_file("a.warc", record("warcinfo") + page(b"\xff") * 2 + page(b"<p>good")))
