@@ -54,6 +54,15 @@ def test_a_folder_a_pattern_and_a_revision_are_read_with_their_folders(hub, path
     assert got["shard"][0].as_py() == f"hf://{NAME}{'@main' if '@' in path else ''}/data/lang=de/0.jsonl"
 
 
+@pytest.mark.parametrize("revision", ["refs/convert/parquet", "refs%2Fconvert%2Fparquet"])
+def test_odd_names_and_a_revision_with_slashes_are_read(hub, revision):
+    names = ["50%25.jsonl", "a b#1.jsonl", "a@b/c.jsonl", "ü/x[1].jsonl"]
+    hub.push(NAME, {name: lines(name) for name in names}, "refs/convert/parquet")
+    got = read(source_of(hub, f"{NAME}@{revision}"))
+    assert got["text"].to_pylist() == names
+    assert got["shard"].to_pylist() == [f"hf://{NAME}@{revision}/{name}" for name in names]
+
+
 def test_one_file_is_read_and_others_are_counted(hub):
     assert read(source_of(hub, f"{NAME}/data/lang=de/3.jsonl"))["text"].to_pylist() == ["text 3"]
     assert {reason: each.count for reason, each in list_shards(source_of(hub)).ignored.items()} == {"hidden": 1, "unknown suffix": 1}
