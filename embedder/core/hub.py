@@ -5,9 +5,8 @@ A file's version is the hash of its content, which the hub lists: an edit of the
 
 from typing import Any
 
-from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem, parse_hf_uri
 from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
-from huggingface_hub.utils import parse_hf_uri
 
 OPTIONS: dict[str, Any] = {"skip_instance_cache": True, "expand_info": True}
 """Instances share their listings otherwise. With `expand_info`, one file is asked for by itself, and not by a listing of its folder."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -17,7 +18,6 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from embedder.core import hub
 from embedder.core.errors import StorageError
 from embedder.core.listing import WILDCARDS, Info, Kind, find_version, list_matches
 from embedder.core.local_files import find_entries, link_once, list_entries
@@ -87,11 +87,12 @@ class Store:
         found = _PROTOCOL.match(uri)
         protocol = found[1] if found else "file"
         given = _with_s3_retries(options or {}) if protocol in ("s3", "s3a") else options or {}
-        self.is_hub = protocol == "hf"
-        given = {**hub.OPTIONS, **given} if self.is_hub else given
+        # not at the top: its client takes half a second to import
+        self._hub: Any = import_module("embedder.core.hub") if protocol == "hf" else None
+        given = {**self._hub.OPTIONS, **given} if self._hub else given
         try:
-            if self.is_hub:
-                hub.check_uri(uri)
+            if self._hub:
+                self._hub.check_uri(uri)
             # not url_to_fs, which takes :: in a name for a chain of filesystems
             kind = fsspec.get_filesystem_class(protocol)
             self.fs = fsspec.filesystem(protocol, use_listings_cache=False, **{**kind._get_kwargs_from_urls(uri), **given})
@@ -105,7 +106,7 @@ class Store:
             raise StorageError(
                 f"{uri}: not a uri that can be opened ({error}); use a local path, s3://, gs://, az:// or hf://datasets/"
             ) from error
-        self._listed = hub.LISTED if self.is_hub else {}
+        self._listed = self._hub.LISTED if self._hub else {}
         self.is_local = isinstance(self.fs, LocalFileSystem)
         if self.is_local and not self.path.startswith("/"):  # ~name, where there is no such user
             self.path = f"{Path.cwd()}/{self.path}"
@@ -133,7 +134,7 @@ class Store:
     def find_commit(self) -> str:
         """Return, for a repository of the hub, the commit that its revision names, in words; empty for any other place."""
         with explained(self.uri, "look at"):
-            return with_retries(lambda: hub.find_commit(self.fs, self.path), self.uri) if self.is_hub else ""
+            return "" if self._hub is None else with_retries(lambda: self._hub.find_commit(self.fs, self.path), self.uri)
 
     def child(self, name: str) -> str:
         """Return the uri of a file in this folder."""
@@ -190,7 +191,7 @@ class Store:
                 return None
 
     def _info(self) -> Info:
-        return hub.find_info(self.fs, self.path) if self.is_hub else cast(Info, self.fs.info(self.path))
+        return cast(Info, self._hub.find_info(self.fs, self.path) if self._hub else self.fs.info(self.path))
 
     @contextmanager
     def open_input(self, narrow: bool = False) -> Iterator[IO[bytes]]:
@@ -205,7 +206,7 @@ class Store:
             yield cast(IO[bytes], file)
 
     def _open(self, kwargs: Options) -> Any:
-        if self.is_hub:
+        if self._hub:
             self._info()
         return self.fs.open(self.path, "rb", **kwargs)
 
