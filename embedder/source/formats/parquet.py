@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
+from embedder.source.formats.parquet_bounds import can_pass, read_bounds
 from embedder.source.formats.parquet_types import find_int96, find_schema, is_exact
 from embedder.source.formats.rows import (
     Columns,
@@ -113,8 +115,14 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     int96 = find_int96(shard, [column.key for column in columns.metadata if not isinstance(column, _Constant)])
     # one decoding cannot show that it overflowed
     others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
+    left_out = _leave_out(file, columns, reading)
     first_row = reading.first_row
     for group in groups:
+        if group in left_out:
+            num_rows = shard.metadata.row_group(group).num_rows
+            yield _nothing(first_row, num_rows, reading)
+            first_row += num_rows
+            continue
         times = [each.read_row_group(group, int96, use_threads=False) for each in others]
         start_row = first_row
         for batch in _read_group(shard, group, keys):
@@ -124,6 +132,23 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
                 _refuse_int96([batch, *same_rows], int96, columns, rows, reading)
             yield rows
             first_row += batch.num_rows
+
+
+def _leave_out(file: IO[bytes], columns: Columns[_Column], reading: Reading) -> set[int]:
+    """Return the row groups of which no record can pass the filter."""
+    if reading.tested is None:
+        return set()
+    where, schema = reading.tested
+    flat = {column.key: column for column in columns.metadata if type(column) is _Column and len(column.path) == 1}
+    bounds = read_bounds(file, {key: (flat[key].type, schema.field(key).type) for key in schema.names if key in flat})
+    return {group for group, found in enumerate(bounds) if not can_pass(where, found)}
+
+
+def _nothing(first_row: int, num_rows: int, reading: Reading) -> Rows:
+    """Return records that are all left out."""
+    ids = pa.array([], pa.string()) if reading.source.id_column else None
+    metadata = [pa.array([], field.type) for field in reading.metadata]
+    return Rows(first_row, pa.array([], pa.string()), ids, metadata, kept=np.array([], np.int64), num_read=num_rows)
 
 
 def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
