@@ -5,7 +5,6 @@ The log says which files are in the table: its folder also holds rows that were 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
@@ -22,23 +21,13 @@ from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.storage import delta_options
 from embedder.core.units import Shard
 from embedder.source.partitions import find_keys
+from embedder.source.table_files import TableFiles, refuse_columns
 
 READ_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 """Reader features that change nothing for this reader, or that are refused only if the table uses them."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaFiles:
-    """The active files of one version of a table, and its columns."""
-
-    version: int
-    committed: str
-    """UTC, by the committer's clock."""
-    schema: pa.Schema
-    shards: tuple[Shard, ...]
-
-
-def list_delta_files(source: SourceConfig, root: str) -> DeltaFiles:
+def list_delta_files(source: SourceConfig, root: str) -> TableFiles:
     """List the files of the table at `root`, the newest version or that of the settings, as shards in order of uri.
 
     Raise ConfigError if the version does not exist or cannot be read exactly, StorageError if the log is unreachable or damaged.
@@ -51,9 +40,9 @@ def list_delta_files(source: SourceConfig, root: str) -> DeltaFiles:
     with _explained(root):
         schema = pa.schema(delta.schema().to_arrow())
         adds = pa.table(delta.get_add_actions())
-    _refuse_columns(source, schema, f"{where}: version {delta.version()}")
+    refuse_columns(source, schema, f"{where}: version {delta.version()}")
     shards = sorted(_list_shards(source, root, adds, schema), key=lambda each: each.uri)
-    return DeltaFiles(delta.version(), _to_text(time), schema, tuple(shards))
+    return TableFiles(f"Delta version {delta.version()} of {_to_text(time)}", schema, tuple(shards))
 
 
 def _open(source: SourceConfig, root: str) -> tuple[DeltaTable, int | None]:
@@ -124,13 +113,6 @@ def _refuse_features(delta: DeltaTable, root: str) -> None:
                 f"{version} has deletion vectors in {vectors.num_rows:,} files, which are not read; "
                 "rewrite these files first, with REORG TABLE … APPLY (PURGE), or read a version before them"
             )
-
-
-def _refuse_columns(source: SourceConfig, schema: pa.Schema, where: str) -> None:
-    """Raise ConfigError for columns that the table does not have, although its older files may."""
-    missing = sorted(key for key in find_keys(source) if key not in schema.names and key.split(".")[0] not in schema.names)
-    if missing:
-        raise ConfigError(f"{where} has no column {', '.join(map(repr, missing))} (found: {', '.join(schema.names)})")
 
 
 def _list_shards(source: SourceConfig, root: str, adds: pa.Table, schema: pa.Schema) -> Iterator[Shard]:

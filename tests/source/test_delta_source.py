@@ -131,7 +131,7 @@ def test_a_folder_file_or_pattern_in_a_table_is_that_part_of_its_newest_version(
     assert len(listed(table.parent / "link").shards) == len(everything)
     assert listed(table.parent / "link" / "lang=de").shards[0].uri.startswith(f"{table.parent}/link/")
     DeltaTable(table).delete("lang = 'en'")
-    with pytest.raises(EmptySourceError, match="version 3 of the table names no file there, and 3 elsewhere"):
+    with pytest.raises(EmptySourceError, match=r"Delta version 3 of .* names no file there, and 3 elsewhere"):
         listed(table / "lang=en")
 
 
@@ -143,7 +143,7 @@ def test_a_table_whose_own_folder_looks_like_a_partition_is_read_by_its_log(tmp_
 
 def test_a_table_without_files_is_an_empty_source(table: Path) -> None:
     DeltaTable(table).delete()
-    with pytest.raises(EmptySourceError, match=r"version 3 of the table names no file there$"):
+    with pytest.raises(EmptySourceError, match=r"Delta version 3 of \S+ names no file there$"):
         listed(table)
 
 
@@ -193,8 +193,8 @@ def test_a_version_that_cannot_be_is_refused_with_the_settings(version: Any) -> 
 
 def test_a_version_of_what_is_not_a_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
-    assert refused(tmp_path, version=1).startswith("source.version=1: no Delta table is at or above ")
-    assert refused(tmp_path, format="delta").startswith("source.format='delta': no Delta table is at or above ")
+    assert refused(tmp_path, version=1).startswith("source.version=1: no table is at or above ")
+    assert refused(tmp_path, format="delta").startswith("source.format='delta': no table is at or above ")
 
 
 @pytest.mark.parametrize(

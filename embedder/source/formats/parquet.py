@@ -30,6 +30,8 @@ from embedder.source.formats.rows import (
 )
 from embedder.source.metadata_casts import cast_column
 from embedder.source.metadata_types import find_refused, is_id, is_text, name_type
+from embedder.source.table_files import Rows as Deleted
+from embedder.source.table_files import find_column, unpack_rows
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
@@ -47,6 +49,11 @@ class _Column:
     key: str
     path: tuple[str, ...]
     type: pa.DataType
+
+    @property
+    def name(self) -> str:
+        """As pyarrow names it in a file."""
+        return ".".join(self.path)
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
         top = batch.column(self.path[0])
@@ -106,26 +113,25 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     """Read the columns of a shard, or of the row groups of a slice."""
     shard = _open(file)
     schema = find_schema(shard)
-    columns = _find_columns(schema, reading)
+    columns = _find_columns(schema, shard.schema_arrow, reading)
     groups = range(*reading.row_groups) if reading.row_groups else range(shard.num_row_groups)
     buffer_bytes = _BUFFER_BYTES if max(_share_bytes(shard.metadata, reading.shard.size_bytes), default=0) > BUFFERED_BYTES else 0
     if buffer_bytes:
         shard = _open(file, shard.metadata, buffer_bytes)
-    keys = [column.key for column in columns if not isinstance(column, _Constant)] or schema.names[:1]
-    int96 = find_int96(shard, [column.key for column in columns.metadata if not isinstance(column, _Constant)])
+    keys = [column.name for column in columns if not isinstance(column, _Constant)] or schema.names[:1]
+    int96 = find_int96(shard, [column.name for column in columns.metadata if not isinstance(column, _Constant)])
     # one decoding cannot show that it overflowed
     others = [_open(file, shard.metadata, buffer_bytes, unit) for unit in ("ms", "ns")] if int96 else []
     left_out = _leave_out(file, columns, reading)
     first_row = reading.first_row
-    for group in groups:
+    for group, num_rows, deleted in _find_deleted(shard, groups, reading):
         if group in left_out:
-            num_rows = shard.metadata.row_group(group).num_rows
-            yield _nothing(first_row, num_rows, reading)
-            first_row += num_rows
+            yield _nothing(first_row, num_rows - len(deleted), reading)
+            first_row += num_rows - len(deleted)
             continue
-        times = [each.read_row_group(group, int96, use_threads=False) for each in others]
+        times = [each.read_row_group(group, int96, use_threads=False).take(np.delete(np.arange(num_rows), deleted)) for each in others]
         start_row = first_row
-        for batch in _read_group(shard, group, keys):
+        for batch in _drop(_read_group(shard, group, keys), deleted):
             rows = _to_rows(batch, columns, reading, first_row)
             if times:
                 same_rows = [each.slice(first_row - start_row, batch.num_rows).combine_chunks().to_batches()[0] for each in times]
@@ -140,8 +146,31 @@ def _leave_out(file: IO[bytes], columns: Columns[_Column], reading: Reading) -> 
         return set()
     where, schema = reading.tested
     flat = {column.key: column for column in columns.metadata if type(column) is _Column and len(column.path) == 1}
-    bounds = read_bounds(file, {key: (flat[key].type, schema.field(key).type) for key in schema.names if key in flat})
-    return {group for group, found in enumerate(bounds) if not can_pass(where, found)}
+    flat = {key: column for key, column in flat.items() if key in schema.names}
+    bounds = read_bounds(file, {column.name: (column.type, schema.field(key).type) for key, column in flat.items()})
+    by_key = ({key: found[column.name] for key, column in flat.items() if column.name in found} for found in bounds)
+    return {group for group, found in enumerate(by_key) if not can_pass(where, found)}
+
+
+def _find_deleted(shard: pq.ParquetFile, groups: range, reading: Reading) -> Iterator[tuple[int, int, Deleted]]:
+    """Yield each row group, its number of rows and those of them that its table deleted."""
+    deleted = unpack_rows(reading.shard.deleted)
+    start_row = sum(shard.metadata.row_group(group).num_rows for group in range(groups.start)) if len(deleted) else 0
+    for group in groups:
+        num_rows = shard.metadata.row_group(group).num_rows
+        start, stop = np.searchsorted(deleted, [start_row, start_row + num_rows])
+        yield group, num_rows, deleted[start:stop] - start_row
+        start_row += num_rows
+
+
+def _drop(batches: Iterator[pa.RecordBatch], deleted: Deleted) -> Iterator[pa.RecordBatch]:
+    """Yield batches without deleted rows, which are counted from the first batch on."""
+    first_row = 0
+    for batch in batches:
+        is_kept = np.isin(np.arange(first_row, first_row + batch.num_rows), deleted, invert=True) if len(deleted) else np.array([True])
+        first_row += batch.num_rows
+        if is_kept.any():
+            yield batch if is_kept.all() else batch.filter(pa.array(is_kept))
 
 
 def _nothing(first_row: int, num_rows: int, reading: Reading) -> Rows:
@@ -153,7 +182,7 @@ def _nothing(first_row: int, num_rows: int, reading: Reading) -> Rows:
 
 def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
     for column, field in zip(columns.metadata, reading.metadata, strict=True):
-        times = [column.take(batch) for batch in batches] if column.key in keys else []
+        times = [column.take(batch) for batch in batches] if column.name in keys else []
         if times and not is_exact(*times):
             refuse = misfit_refuser(rows.refused, field)
             for position in range(len(times[0])):
@@ -165,10 +194,11 @@ def read_ids_before(file: IO[bytes], reading: Reading) -> Iterator[pa.Array]:
     """Read the ids of the row groups before a slice, and no other column."""
     shard = _open(file)
     schema = find_schema(shard)
-    column = _find_columns(schema, reading).id
+    column = _find_columns(schema, shard.schema_arrow, reading).id
     if column is not None and reading.row_groups:
-        for group in range(reading.row_groups[0]):
-            for batch in _read_group(shard, group, schema.names[:1] if isinstance(column, _Constant) else [column.key]):
+        keys = schema.names[:1] if isinstance(column, _Constant) else [column.name]
+        for group, _, deleted in _find_deleted(shard, range(reading.row_groups[0]), reading):
+            for batch in _drop(_read_group(shard, group, keys), deleted):
                 yield _ids(column.take(batch), {})
 
 
@@ -202,10 +232,14 @@ def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes
     )
 
 
-def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
-    uri = reading.shard.uri
+def _find_columns(schema: pa.Schema, stored: pa.Schema, reading: Reading) -> Columns[_Column]:
+    """Find columns by their types in `schema`, and those of a table with field ids by their fields in `stored`."""
+    shard, uri = reading.shard, reading.shard.uri
 
     def find(key: str, setting: str) -> _Column:
+        if shard.columns:
+            path = find_column(stored, key, shard)
+            return _Column(key, path, _type_at(schema, path)) if path else _Constant(key, (), pa.string(), reading.constant(key))
         found = find_field(schema, key)
         if found is None and reading.is_absent(key) and key not in schema.names:
             return _Constant(key, (), pa.string(), reading.constant(key))
@@ -225,6 +259,13 @@ def _find_columns(schema: pa.Schema, reading: Reading) -> Columns[_Column]:
         if refused := find_refused(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
     return columns
+
+
+def _type_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
+    type_ = schema.field(path[0]).type
+    for name in path[1:]:
+        type_ = type_.field(name).type
+    return type_
 
 
 def _read_group(shard: pq.ParquetFile, group: int, keys: list[str]) -> Iterator[pa.RecordBatch]:

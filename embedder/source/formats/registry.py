@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
+import numpy as np
+
 from embedder.config.source import Format
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
@@ -12,6 +14,7 @@ from embedder.source.formats.jsonl import inspect_jsonl, read_jsonl
 from embedder.source.formats.parquet import inspect_parquet, read_parquet, slice_row_groups
 from embedder.source.formats.records import read_text
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, Slice
+from embedder.source.table_files import unpack_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ FORMATS: dict[Format, FileFormat] = {
     "csv": FileFormat((".csv",), read_csv, inspect_csv),
     "text": FileFormat((".txt",), read_text, None),
 }
-_OF_TABLES: dict[Format, Format] = {"delta": "parquet"}
+_OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
 _BY_SUFFIX = {suffix[1:]: format_ for format_ in FORMATS.values() for suffix in format_.suffixes}
 _NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.slice for suffix in format_.suffixes]
@@ -52,6 +55,12 @@ class Encoding:
 def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
     """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
     return find_encoding(shard.uri, "delta" if shard.is_logged else wanted)
+
+
+def number_records(slices: list[Slice], shard: Shard) -> list[Slice]:
+    """Return slices whose first rows do not count those that the shard's table deleted."""
+    deleted = unpack_rows(shard.deleted)
+    return [(start, stop, row - int(np.searchsorted(deleted, row))) for start, stop, row in slices]
 
 
 def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
