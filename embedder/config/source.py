@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "jsonl", "csv", "text", "delta", "iceberg"]
+Format = Literal["auto", "parquet", "jsonl", "csv", "text", "delta", "iceberg", "lance"]
 
-TABLES: tuple[Format, ...] = ("delta", "iceberg")
+TABLES: tuple[Format, ...] = ("delta", "iceberg", "lance")
 
 
 class SourceConfig(Located):

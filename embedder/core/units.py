@@ -33,6 +33,8 @@ class Shard:
     """Where its file holds the columns of its table, by field id, as JSON; empty: under their own names."""
     deleted: str = ""
     """Rows of its file that its table deleted, as `source/table_files.py` packs them. They are not records, and are not numbered."""
+    fragment: str = ""
+    """The fragment of a Lance dataset that it stands for, as JSON; it is then not a file, and its uri is a name only."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Shard":

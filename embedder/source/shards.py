@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
-from embedder.config.source import Format, SourceConfig
+from embedder.config.source import TABLES, Format, SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.listing import Kind, is_pattern, matches
 from embedder.core.storage import Found, Location, Store
@@ -74,13 +74,9 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
         raise ConfigError(f"source.uri={source.uri!r}: {problem}; choose another folder")
     if table:
         return _list_table(source, store, root, table)
-    if source.format == "delta" or source.version is not None:
-        setting, log = (
-            (f"source.format={source.format!r}", "_delta_log")
-            if source.format == "delta"
-            else (f"source.version={source.version!r}", "its log")
-        )
-        raise ConfigError(f"{setting}: no table is at or above {source.uri!r}; name the folder that holds {log}")
+    if source.format in TABLES or source.version is not None:
+        setting = f"source.format={source.format!r}" if source.format in TABLES else f"source.version={source.version!r}"
+        raise ConfigError(f"{setting}: no table is at or above {source.uri!r}; name the folder that holds its log")
     shards, ignored = _sort(found, "" if is_file else root, source)
     if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
         uri = ignored[UNKNOWN_SUFFIX].uris[0]
@@ -118,7 +114,12 @@ def _list_files(source: SourceConfig, format_: Format, root: str | None) -> Tabl
     if format_ == "delta":
         assert root is not None
         return list_delta_files(source, root)
-    # its package is an extra
+    # their packages are extras
+    if format_ == "lance":
+        from embedder.source.lance_source import list_lance_fragments
+
+        assert root is not None
+        return list_lance_fragments(source, root)
     from embedder.source.iceberg_source import list_iceberg_files
 
     return list_iceberg_files(source, root)

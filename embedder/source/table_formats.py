@@ -18,7 +18,7 @@ _MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MA
 
 _LOGS = {"Delta": "_delta_log", "Hudi": ".hoodie", "Lance": "_versions"}
 
-FORMATS_BY_KIND: dict[str, Format] = {"Delta": "delta", "Iceberg": "iceberg"}
+FORMATS_BY_KIND: dict[str, Format] = {"Delta": "delta", "Iceberg": "iceberg", "Lance": "lance"}
 """Tables that are read, and the setting for it."""
 PARENTS = 4
 """Folders above a source that are looked into, besides partitions: a table's files lie at most so deep."""

@@ -43,7 +43,7 @@ _BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class Column:
     """A column, or a field of a nested column, by its names from the top."""
 
     key: str
@@ -56,13 +56,14 @@ class _Column:
         return ".".join(self.path)
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return its values."""
         top = batch.column(self.path[0])
         values = pc.struct_field(top, list(self.path[1:])) if len(self.path) > 1 else top
         return _to_string(values) if is_.is_string(self.type) and is_.is_binary(values.type) else values
 
 
 @dataclass(frozen=True, slots=True)
-class _Constant(_Column):
+class _Constant(Column):
     """A column that the file does not have: one text, or null, in all rows."""
 
     value: str | None = None
@@ -72,13 +73,13 @@ class _Constant(_Column):
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked(_Column):
+class _Checked(Column):
     """A column of the file that its folder or log names too."""
 
     reading: Reading
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
-        values = _Column.take(self, batch)
+        values = Column.take(self, batch)
         self.reading.check_constant(self.key, values.to_pylist())
         return values
 
@@ -132,7 +133,7 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
         times = [each.read_row_group(group, int96, use_threads=False).take(np.delete(np.arange(num_rows), deleted)) for each in others]
         start_row = first_row
         for batch in _drop(_read_group(shard, group, keys), deleted):
-            rows = _to_rows(batch, columns, reading, first_row)
+            rows = to_rows(batch, columns, reading, first_row)
             if times:
                 same_rows = [each.slice(first_row - start_row, batch.num_rows).combine_chunks().to_batches()[0] for each in times]
                 _refuse_int96([batch, *same_rows], int96, columns, rows, reading)
@@ -140,12 +141,12 @@ def read_parquet(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
             first_row += batch.num_rows
 
 
-def _leave_out(file: IO[bytes], columns: Columns[_Column], reading: Reading) -> set[int]:
+def _leave_out(file: IO[bytes], columns: Columns[Column], reading: Reading) -> set[int]:
     """Return the row groups of which no record can pass the filter."""
     if reading.tested is None:
         return set()
     where, schema = reading.tested
-    flat = {column.key: column for column in columns.metadata if type(column) is _Column and len(column.path) == 1}
+    flat = {column.key: column for column in columns.metadata if type(column) is Column and len(column.path) == 1}
     flat = {key: column for key, column in flat.items() if key in schema.names}
     bounds = read_bounds(file, {column.name: (column.type, schema.field(key).type) for key, column in flat.items()})
     by_key = ({key: found[column.name] for key, column in flat.items() if column.name in found} for found in bounds)
@@ -180,7 +181,7 @@ def _nothing(first_row: int, num_rows: int, reading: Reading) -> Rows:
     return Rows(first_row, pa.array([], pa.string()), ids, metadata, kept=np.array([], np.int64), num_read=num_rows)
 
 
-def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[_Column], rows: Rows, reading: Reading) -> None:
+def _refuse_int96(batches: Sequence[pa.RecordBatch], keys: Sequence[str], columns: Columns[Column], rows: Rows, reading: Reading) -> None:
     for column, field in zip(columns.metadata, reading.metadata, strict=True):
         times = [column.take(batch) for batch in batches] if column.name in keys else []
         if times and not is_exact(*times):
@@ -232,14 +233,14 @@ def _open(file: IO[bytes], metadata: pq.FileMetaData | None = None, buffer_bytes
     )
 
 
-def _find_columns(schema: pa.Schema, stored: pa.Schema, reading: Reading) -> Columns[_Column]:
+def _find_columns(schema: pa.Schema, stored: pa.Schema, reading: Reading) -> Columns[Column]:
     """Find columns by their types in `schema`, and those of a table with field ids by their fields in `stored`."""
     shard, uri = reading.shard, reading.shard.uri
 
-    def find(key: str, setting: str) -> _Column:
+    def find(key: str, setting: str) -> Column:
         if shard.columns:
             path = find_column(stored, key, shard)
-            return _Column(key, path, _type_at(schema, path)) if path else _Constant(key, (), pa.string(), reading.constant(key))
+            return Column(key, path, _type_at(schema, path)) if path else _Constant(key, (), pa.string(), reading.constant(key))
         found = find_field(schema, key)
         if found is None and reading.is_absent(key) and key not in schema.names:
             return _Constant(key, (), pa.string(), reading.constant(key))
@@ -247,9 +248,15 @@ def _find_columns(schema: pa.Schema, stored: pa.Schema, reading: Reading) -> Col
             count = schema.names.count(key)
             problem = f"{count} columns" if count else "no column"
             raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
-        return _Checked(key, *found, reading) if reading.has_constant(key) else _Column(key, *found)
+        return _Checked(key, *found, reading) if reading.has_constant(key) else Column(key, *found)
 
     columns = reading.find_columns(find)
+    check_types(columns, uri)
+    return columns
+
+
+def check_types(columns: Columns[Column], uri: str) -> None:
+    """Raise SourceError for a column of a type that it cannot have."""
     for column in columns.texts:
         if not is_text(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {name_type(column.type)}, not text; set source.text_columns")
@@ -258,7 +265,6 @@ def _find_columns(schema: pa.Schema, stored: pa.Schema, reading: Reading) -> Col
     for column in columns.metadata:
         if refused := find_refused(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
-    return columns
 
 
 def _type_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
@@ -294,7 +300,8 @@ def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _to_rows(batch: pa.RecordBatch, columns: Columns[_Column], reading: Reading, first_row: int) -> Rows:
+def to_rows(batch: pa.RecordBatch, columns: Columns[Column], reading: Reading, first_row: int) -> Rows:
+    """Convert the rows of a batch, quarantining those of a wrong text, id or metadata value."""
     refused: Refusals = {}
     texts = join_texts([_texts(column.take(batch), refused) for column in columns.texts])
     ids = None if columns.id is None else _ids(columns.id.take(batch), refused)

@@ -29,11 +29,19 @@ class FileFormat:
     """Splits a file into slices that can be read in any order. Such a file is never compressed as a whole."""
 
 
+def _read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    # its package is an extra
+    from embedder.source.lance_source import read_lance
+
+    return read_lance(file, reading)
+
+
 FORMATS: dict[Format, FileFormat] = {
     "parquet": FileFormat((".parquet",), read_parquet, inspect_parquet, slice_row_groups),
     "jsonl": FileFormat((".jsonl", ".ndjson", ".json"), read_jsonl, inspect_jsonl),
     "csv": FileFormat((".csv",), read_csv, inspect_csv),
     "text": FileFormat((".txt",), read_text, None),
+    "lance": FileFormat((), _read_lance, None),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
@@ -54,7 +62,7 @@ class Encoding:
 
 def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
     """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
-    return find_encoding(shard.uri, "delta" if shard.is_logged else wanted)
+    return find_encoding(shard.uri, "lance" if shard.fragment else "delta" if shard.is_logged else wanted)
 
 
 def number_records(slices: list[Slice], shard: Shard) -> list[Slice]:
