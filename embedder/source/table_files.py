@@ -17,8 +17,8 @@ from embedder.core.units import Shard
 from embedder.source.partitions import find_keys
 
 Rows = npt.NDArray[np.int64]
-Place = Sequence[tuple[int, Sequence[str]]]
-"""A column, from the top: a field id at each level, and the names that stand for it in a file without ids."""
+Place = Sequence[tuple[int | None, Sequence[str]]]
+"""A column, from the top: a field id at each level, and the names that stand for it in a file without ids, or, for None, in every file."""
 
 FIELD_ID = b"PARQUET:field_id"
 """Key in the metadata of a field of a file, as pyarrow names it."""
@@ -67,7 +67,7 @@ def find_column(file: pa.Schema, key: str, shard: Shard) -> tuple[str, ...] | No
     Raise SourceError if neither the file nor its table says which column is which.
     """
     place: Place = json.loads(shard.columns)[key]
-    has_ids = any(field.metadata and FIELD_ID in field.metadata for field in file)
+    has_ids = all(field_id is not None for field_id, _ in place) and any(field.metadata and FIELD_ID in field.metadata for field in file)
     if not has_ids and not all(names for _, names in place):
         raise SourceError(f"{shard.uri}: has no field ids, and its table does not map names to them; rewrite the file")
     path: list[str] = []
@@ -82,5 +82,5 @@ def find_column(file: pa.Schema, key: str, shard: Shard) -> tuple[str, ...] | No
     return tuple(path)
 
 
-def _has_id(field: pa.Field, field_id: int) -> bool:
+def _has_id(field: pa.Field, field_id: int | None) -> bool:
     return bool(field.metadata) and field.metadata.get(FIELD_ID) == str(field_id).encode()
