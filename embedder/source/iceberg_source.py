@@ -23,7 +23,7 @@ from embedder.core.retry import one_line
 from embedder.core.spec import digest
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard
-from embedder.source.formats.parquet import find_field
+from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import find_keys
 from embedder.source.table_files import FIELD_ID, Place, Rows, TableFiles, pack_columns, pack_rows, refuse_columns
 

@@ -7,15 +7,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import IO, Any
 
-import pyarrow as pa
-
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import digest
 from embedder.core.storage import Location, delta_options
 from embedder.core.units import Shard
-from embedder.source.formats.parquet import BATCH_BYTES, Column, check_types, find_field, to_rows
+from embedder.source.formats.arrow_columns import BATCH_BYTES, ArrowColumn, check_types, decode, find_field, to_rows
 from embedder.source.formats.rows import Reading, Rows
 from embedder.source.partitions import find_keys
 from embedder.source.table_files import TableFiles, refuse_columns
@@ -123,10 +121,10 @@ def read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     with _explained(place["root"]):
         dataset = _open(place["root"], place["version"], json.dumps(delta_options(place["root"], reading.source.storage_options)))
 
-    def find(key: str, _: str) -> Column:
+    def find(key: str, _: str) -> ArrowColumn:
         found = find_field(dataset.schema, key)
         assert found is not None, key
-        return Column(key, (".".join(found[0]),), found[1])
+        return ArrowColumn(key, (".".join(found[0]),), found[1])
 
     columns = reading.find_columns(find)
     check_types(columns, shard.uri)
@@ -134,9 +132,8 @@ def read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     first_row = 0
     fragment = dataset.get_fragment(place["id"])
     for batch in fragment.to_batches(columns=names, batch_size=_BATCH_ROWS, batch_size_bytes=BATCH_BYTES, batch_readahead=1):
-        plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns]
         file.seek(shard.size_bytes * (first_row + batch.num_rows) // max(shard.num_rows or 1, 1))
-        yield to_rows(pa.record_batch(plain, batch.schema.names), columns, reading, first_row)
+        yield to_rows(decode(batch), columns, reading, first_row)
         first_row += batch.num_rows
     if first_row != shard.num_rows:
         raise OSError(f"{first_row} rows, its manifest states {shard.num_rows}")

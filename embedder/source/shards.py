@@ -15,7 +15,7 @@ from embedder.core.listing import Kind, is_pattern, matches
 from embedder.core.storage import Found, Location, Store
 from embedder.core.units import Shard
 from embedder.source.delta_source import list_delta_files
-from embedder.source.formats.parquet import find_field
+from embedder.source.formats.arrow_columns import find_field
 from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
 from embedder.source.partitions import find_keys, infer_types, parse_folders
 from embedder.source.table_files import TableFiles

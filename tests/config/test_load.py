@@ -63,7 +63,10 @@ def test_a_missing_setting_is_named_with_its_flag() -> None:
     ("flags", "message"),
     [
         (["--embedding.depth", "0"], "embedding.depth='0': input should be greater than or equal to 1"),
-        (["--source.format", "docx"], "source.format='docx': input should be 'auto', 'parquet', 'jsonl', 'csv', 'text' or 'delta'"),
+        (
+            ["--source.format", "docx"],
+            "source.format='docx': input should be 'auto', 'parquet', 'jsonl', 'csv', 'text', 'delta', 'iceberg' or 'lance'",
+        ),
         (["--compute.actors", "3", "1"], "the fewest come first, e.g. [1, 3]"),
         (["--compute.device", "cpu", "--compute.num_gpus", "1"], "has no effect on device cpu"),
         (["--compute.device", "cuda", "--compute.dtype", "float32", "--compute.layout", "packed"], "layout=packed needs bfloat16"),
