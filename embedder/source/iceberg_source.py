@@ -7,7 +7,7 @@ positional deletes and deletion vectors are left out; equality deletes are refus
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +24,7 @@ from embedder.core.spec import digest
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import find_field
-from embedder.source.partitions import find_keys
+from embedder.source.partitions import Constants, find_keys
 from embedder.source.table_files import FIELD_ID, Place, Rows, TableFiles, pack_columns, pack_rows, refuse_columns
 
 try:
@@ -113,7 +113,11 @@ def list_iceberg_files(source: SourceConfig, root: str | None) -> TableFiles:
     where = f"source.uri={source.uri!r}: {words}"
     refuse_columns(source, schema, where)
     columns = pack_columns(_find_places(source, schema, metadata, table_schema, where))
-    shards = (_to_shard(source, task.file, metadata, columns, deleted, where) for task in tasks)
+    with _explained(source):
+        shards = []
+        for task in tasks:
+            constants = _partition_values(source, task.file, metadata, table_schema, where)
+            shards.append(_to_shard(task.file, columns, constants, deleted.get(task.file.file_path, np.array([], np.int64)), where))
     return TableFiles(words, schema, tuple(sorted(shards, key=lambda each: each.uri)))
 
 
@@ -229,23 +233,19 @@ def _flatten(fields: list[Any]) -> Iterator[Any]:
         yield from _flatten(field.fields or [])
 
 
-def _to_shard(
-    source: SourceConfig, file: DataFile, metadata: TableMetadata, columns: str, deleted: Mapping[str, Rows], where: str
-) -> Shard:
+def _to_shard(file: DataFile, columns: str, constants: Constants, rows: Rows, where: str) -> Shard:
     if file.file_format != FileFormat.PARQUET:
         raise ConfigError(f"{where} has files in {file.file_format}, which are not read; rewrite {file.file_path!r} as parquet")
-    rows = deleted.get(file.file_path, np.array([], np.int64))
     packed = pack_rows(rows)
-    constants = _partition_values(source, file, metadata, where)
     version = f"{file.file_size_in_bytes}-{file.file_path.rpartition('/')[2]}-{digest(columns, packed)}"
     num_rows = file.record_count - len(rows)
     uri = to_uri(file.file_path)
     return Shard(uri, version, file.file_size_in_bytes, constants, (), num_rows, is_logged=True, columns=columns, deleted=packed)
 
 
-def _partition_values(source: SourceConfig, file: DataFile, metadata: TableMetadata, where: str) -> tuple[tuple[str, str | None], ...]:
+def _partition_values(source: SourceConfig, file: DataFile, metadata: TableMetadata, schema: Schema, where: str) -> Constants:
     """Return the values of wanted columns that the file's partition spec holds as they are, as text."""
-    schema, spec = metadata.schema(), metadata.specs()[file.spec_id]
+    spec = metadata.specs()[file.spec_id]
     values: dict[str, str | None] = {}
     for position, field in enumerate(spec.fields):
         name = schema.find_column_name(field.source_id)

@@ -5,6 +5,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pyiceberg.manifest import (
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.table import StaticTable, Table
-from pyiceberg.transforms import BucketTransform, DayTransform, IdentityTransform
+from pyiceberg.transforms import BucketTransform, IdentityTransform
 from pyiceberg.typedef import Record
 from pyiceberg.types import DateType, LongType, NestedField, StringType, StructType
 from pyroaring import BitMap
@@ -113,11 +114,29 @@ def test_a_shard_is_a_file_with_size_and_rows_from_the_manifest(make: Callable[.
 
 
 def test_identity_partitions_decide_whole_shards_and_other_transforms_do_not(make: Callable[..., Table]) -> None:
-    days = PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "lang"), PartitionField(4, 1001, DayTransform(), "day_day"))
-    source = SourceConfig(uri=root_of(make(spec=days)), filter="lang = 'de' or day = '2024-01-02'")
+    days = PartitionSpec(PartitionField(4, 1000, IdentityTransform(), "day"), PartitionField(3, 1001, BucketTransform(2), "lang_bucket"))
+    source = SourceConfig(uri=root_of(make(spec=days)), filter="day = '2024-01-01' or lang = 'en'")
     listing, _ = select_shards(source, list_shards(source))
-    assert [dict(shard.constants)["lang"] for shard in listing.shards if not shard.row_filter] == ["de"]
+    assert [shard.constants for shard in listing.shards if not shard.row_filter] == [(("day", "2024-01-01"),)]
     assert len(listing.shards) == 4
+
+
+def test_a_partition_column_that_a_file_lacks_has_the_value_of_its_partition(make: Callable[..., Table]) -> None:
+    table = make(
+        spec=PartitionSpec(PartitionField(3, 1000, IdentityTransform(), "lang"), PartitionField(4, 1001, IdentityTransform(), "day"))
+    )
+    wanted, snapshot = rows_of(root_of(table)), table.current_snapshot().snapshot_id
+    for shard in listed(root_of(table)).shards:
+        whole = pq.ParquetFile(shard.uri).read()
+        pq.write_table(whole.drop_columns(["lang", "day"]), shard.uri)
+    with table.update_schema() as update:
+        update.rename_column("lang", "language")
+    source = SourceConfig(uri=root_of(table), version=snapshot, id_column="id", metadata_columns=["lang", "day"])
+    listing = list_shards(source)
+    shards = tuple(replace(shard, size_bytes=Path(shard.uri).stat().st_size) for shard in listing.shards)
+    units = read_units(Task("0" * 16, "0" * 32, shards), source, pa.schema([("lang", pa.string()), ("day", pa.date32())]))
+    found = pa.concat_tables([unit.documents for unit in units]).rename_columns({"doc_id": "id"})
+    assert sort_rows(found.select(["id", "text", "lang", "day"])) == wanted
 
 
 def test_a_column_is_found_by_its_field_id_through_renames_and_drops(make: Callable[..., Table]) -> None:
