@@ -3,14 +3,11 @@
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from embedder.core.storage import Store, delta_options
 from embedder.source.shards import list_shards
 from tests.integration.conftest import Site, documents, on_s3
-
-pytestmark = pytest.mark.ray
 
 
 def append(uri: str, first: int, count: int) -> None:
