@@ -6,6 +6,7 @@ positional deletes and deletion vectors are left out; equality deletes are refus
 
 import io
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from embedder.source.table_files import FIELD_ID, Place, Rows, TableFiles, pack_
 
 try:
     from pyiceberg.catalog import load_catalog
-    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError
+    from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError, RESTError, ValidationError
     from pyiceberg.io import FileIO, InputFile
     from pyiceberg.io.pyarrow import schema_to_pyarrow
     from pyiceberg.manifest import DataFile, FileFormat
@@ -51,8 +52,9 @@ _METADATA = re.compile(r"(?:v(?P<version>\d+)|(?P<number>\d+)-[0-9a-fA-F-]+)(?:\
 class _Input(InputFile):
     """A metadata file, read whole by the storage of the source, with its options and retries."""
 
-    def __init__(self, location: str, source: SourceConfig) -> None:
+    def __init__(self, location: str, source: SourceConfig, lengths: dict[str, int] | None = None) -> None:
         super().__init__(location)
+        self._lengths = {} if lengths is None else lengths
         self._place = Location(to_uri(location), source.storage_options)
 
     def __len__(self) -> int:
@@ -64,7 +66,9 @@ class _Input(InputFile):
 
     def open(self, seekable: bool = True) -> io.BytesIO:  # noqa: ARG002
         with self._place.open().open_input() as file:
-            return io.BytesIO(file.read())
+            data = file.read()
+        self._lengths[self.location] = len(data)
+        return io.BytesIO(data)
 
 
 class _Storage(FileIO):
@@ -73,9 +77,10 @@ class _Storage(FileIO):
     def __init__(self, source: SourceConfig) -> None:
         super().__init__()
         self._source = source
+        self.lengths: dict[str, int] = {}
 
     def new_input(self, location: str) -> _Input:
-        return _Input(location, self._source)
+        return _Input(location, self._source, self.lengths)
 
     def new_output(self, location: str) -> Any:
         raise NotImplementedError(location)
@@ -104,6 +109,7 @@ def list_iceberg_files(source: SourceConfig, root: str | None) -> TableFiles:
         snapshot = _find_snapshot(source, metadata)
         scan = DataScan(metadata, storage, snapshot_id=snapshot)
         table_schema, tasks = scan.projection(), list(scan.plan_files())
+        _check_manifests(storage, scan)
         deleted = _read_deletes(storage, tasks)
     newest = metadata.current_snapshot_id if snapshot is None else snapshot
     found = metadata.snapshot_by_id(newest) if newest is not None else None
@@ -127,19 +133,34 @@ def _explained(source: SourceConfig) -> Iterator[None]:
         yield
     except EmbedderError:
         raise
-    except (OSError, RESTError, pa.ArrowException) as error:
-        raise StorageError(f"{source.uri}: the table cannot be opened ({one_line(error)}); check the uri and the credentials") from error
     except (NoSuchNamespaceError, NoSuchTableError) as error:
         raise ConfigError(f"source.uri={source.uri!r}: {one_line(error)}; name catalog.namespace.table, or the table's folder") from error
-    except (ValueError, KeyError, NotImplementedError, EOFError) as error:
-        advice = "export its current rows as parquet files in a folder of their own, or restore the damaged metadata"
-        raise ConfigError(f"source.uri={source.uri!r}: the table cannot be read exactly ({one_line(error)}); {advice}") from error
+    except (
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        NotImplementedError,
+        RESTError,
+        ValidationError,
+        zlib.error,
+        pa.ArrowException,
+    ) as error:
+        if isinstance(error, NotImplementedError) or "does not yet support" in str(error):
+            advice = "export its current rows as parquet files in a folder of their own"
+            raise ConfigError(f"source.uri={source.uri!r}: the table cannot be read exactly ({one_line(error)}); {advice}") from error
+        advice = "check the uri and the credentials, or restore the damaged file of its metadata"
+        raise StorageError(f"{source.uri}: the table cannot be opened ({one_line(error)}); {advice}") from error
 
 
 def _ask_catalog(source: SourceConfig) -> str:
     """Return the metadata file of catalog.namespace.table by pyiceberg's own configuration."""
-    catalog, _, name = source.uri.partition(".")
-    return load_catalog(catalog).load_table(name).metadata_location
+    name, _, table = source.uri.partition(".")
+    try:
+        catalog = load_catalog(name)
+    except ValueError as error:
+        raise ConfigError(f"source.uri={source.uri!r}: {one_line(error)}; configure the catalog for pyiceberg") from error
+    return catalog.load_table(table).metadata_location
 
 
 def _find_metadata(source: SourceConfig, root: str) -> str:
@@ -205,6 +226,15 @@ def _read_delete_file(storage: _Storage, file: DataFile) -> dict[str, Rows]:
     rows = pq.read_table(content, columns=["file_path", "pos"])
     paths = pc.unique(rows["file_path"])
     return {path.as_py(): rows.filter(pc.equal(rows["file_path"], path))["pos"].to_numpy() for path in paths}
+
+
+def _check_manifests(storage: _Storage, scan: DataScan) -> None:
+    """Raise OSError for a manifest of another length than its list states: one cut after a block would name fewer files."""
+    snapshot = scan.snapshot()
+    for manifest in snapshot.manifests(storage) if snapshot else []:
+        found = storage.lengths.get(manifest.manifest_path, manifest.manifest_length)
+        if found != manifest.manifest_length:
+            raise OSError(f"{manifest.manifest_path}: {found} bytes, its list states {manifest.manifest_length}")
 
 
 def _find_places(source: SourceConfig, schema: pa.Schema, metadata: TableMetadata, table_schema: Schema, where: str) -> dict[str, Place]:

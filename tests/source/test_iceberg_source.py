@@ -33,7 +33,7 @@ from pyiceberg.types import DateType, LongType, NestedField, StringType, StructT
 from pyroaring import BitMap
 
 from embedder.config.source import SourceConfig
-from embedder.core.errors import ConfigError, EmptySourceError, SourceError
+from embedder.core.errors import ConfigError, EmptySourceError, SourceError, StorageError
 from embedder.core.units import Task
 from embedder.demo.s3_server import S3Server
 from embedder.source.documents import read_units, slice_shard
@@ -362,6 +362,24 @@ def test_a_table_without_rows_is_an_empty_source_and_a_lost_file_cannot_be_read(
     Path(listed(root_of(table)).shards[0].uri).unlink()
     with pytest.raises(SourceError, match="the table's log names this file, but it is gone"):
         rows_of(root_of(table))
+
+
+def test_damaged_metadata_is_an_error_and_not_fewer_files(make: Callable[..., Table]) -> None:
+    table = make()
+    newest, manifest = Path(table.metadata_location.removeprefix("file://")), next(Path(root_of(table), "metadata").glob("*-m0.avro"))
+    for path, damaged in ((newest, newest.read_bytes()[:-40]), (manifest, manifest.read_bytes()[:-40]), (manifest, avro_header(manifest))):
+        whole = path.read_bytes()
+        path.write_bytes(damaged)
+        with pytest.raises(StorageError, match="the table cannot be opened"):
+            listed(root_of(table))
+        path.write_bytes(whole)
+    assert len(listed(root_of(table)).shards) == 1
+
+
+def avro_header(path: Path) -> bytes:
+    """Return the start of a file, up to its first block."""
+    data = path.read_bytes()
+    return data[: data.index(data[-16:]) + 16]
 
 
 def test_part_of_a_table_is_refused(make: Callable[..., Table]) -> None:
