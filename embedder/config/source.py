@@ -8,19 +8,22 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta"]
+Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta", "iceberg", "lance"]
+
+TABLES: tuple[Format, ...] = ("delta", "iceberg", "lance")
 
 
 class SourceConfig(Located):
     """The documents' location, and how a record is read."""
 
     uri: Address
-    """Location, glob or file: a local path, s3://, gs://, az://, hf://datasets/ORG/NAME[@REVISION]/ or hf://buckets/ORG/NAME/."""
+    """Location, glob or file: a local path, s3://, gs://, az://, hf://datasets/ORG/NAME[@REVISION]/ or hf://buckets/ORG/NAME/; for
+    iceberg also a metadata.json, or catalog.namespace.table."""
     format: Format = "auto"
     """auto goes by suffix: .parquet .orc .arrow .feather .avro, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt, these also .gz .zst
-    .bz2 .xz; in a Delta table, delta. avro and warc need the extra of that name."""
+    .bz2 .xz; in a table, its format. avro and warc need the extra of that name."""
     version: Annotated[int, Field(ge=0)] | str | None = None
-    """Version of a Delta table to read: a number, or an ISO 8601 time for the version that was the newest then; default: the newest."""
+    """Version of a table (Iceberg: id of a snapshot), or an ISO 8601 time for the version that was the newest then; default: the newest."""
     filter: NonEmpty | None = None
     """Records to embed, such as "lang = 'de' and year >= 2020", with columns of the source; rows of others leave the table."""
     text_columns: tuple[NonEmpty, ...] = ("text",)
@@ -85,8 +88,8 @@ class SourceConfig(Located):
 
     @model_validator(mode="after")
     def _versions_are_of_tables(self) -> Self:
-        if self.version is not None and self.format not in ("auto", "delta"):
-            raise ValueError(f"version is for Delta tables, not for format {self.format}")
+        if self.version is not None and self.format not in ("auto", *TABLES):
+            raise ValueError(f"version is for tables ({', '.join(TABLES)}), not for format {self.format}")
         return self
 
     @model_validator(mode="after")

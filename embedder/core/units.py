@@ -29,6 +29,12 @@ class Shard:
     """A filter that its records must pass and the types of its columns, as JSON; empty: all records are wanted."""
     is_logged: bool = False
     """Whether the log of a table names it. `version` is then the log's, and must not be compared with that of its storage."""
+    columns: str = ""
+    """Where its file holds the columns of its table, by field id, as JSON; empty: under their own names."""
+    deleted: str = ""
+    """Rows of its file that its table deleted, as `source/table_files.py` packs them. They are not records, and are not numbered."""
+    fragment: str = ""
+    """The fragment of a Lance dataset that it stands for, as JSON; it is then not a file, and its uri is a name only."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Shard":

@@ -58,6 +58,9 @@ def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.Data
 def _inspect_formats(
     source: SourceConfig, shards: Sequence[Shard], types: Mapping[str, pa.DataType]
 ) -> tuple[list[list[ShardColumns]], list[str]]:
+    if shards and (shards[0].columns or shards[0].fragment):
+        # the table declares its columns, and a file may hold another one under the same name
+        return [[ShardColumns(source.uri, list(types), types.get, "declared")]], []
     by_format: dict[FileFormat, list[tuple[Shard, Encoding]]] = {}
     for shard in shards:
         if encoding := encoding_of(shard, source.format):

@@ -34,6 +34,10 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, Uni
 @contextmanager
 def open_shard(shard: Shard, source: SourceConfig, narrow: bool = False) -> Iterator[IO[bytes]]:
     """Open one shard; raise SourceError if it cannot be opened, read or decoded. `narrow`: see `Store.open_input`."""
+    if shard.fragment:
+        with damage_explained(shard.uri):
+            yield io.BytesIO()
+        return
     try:
         with _open_input(shard, _locate(shard, source), narrow) as file, damage_explained(shard.uri):
             yield file
@@ -48,9 +52,13 @@ def open_each(shards: Sequence[Shard], source: SourceConfig) -> Iterator[tuple[S
     try:
         for number, shard in enumerate(shards):
             ahead = shards[len(fetched) : number + NUM_AHEAD]
-            fetched += [pool.submit(_fetch, each, source) if each.size_bytes <= SMALL_SHARD_BYTES else None for each in ahead]
+            fetched += [
+                pool.submit(_fetch, each, source) if each.size_bytes <= SMALL_SHARD_BYTES and not each.fragment else None for each in ahead
+            ]
             future, fetched[number] = fetched[number], None
-            if future:
+            if shard.fragment:
+                yield shard, io.BytesIO()
+            elif future:
                 yield shard, io.BytesIO(future.result())
             else:
                 store = _locate(shard, source)

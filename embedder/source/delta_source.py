@@ -5,11 +5,12 @@ The log says which files are in the table: its folder also holds rows that were 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
@@ -19,26 +20,18 @@ from embedder.config.section import is_ambiguous
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import is_transient, one_line, with_retries
+from embedder.core.spec import digest
 from embedder.core.storage import delta_options
 from embedder.core.units import Shard
+from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import find_keys
+from embedder.source.table_files import Place, Rows, TableFiles, pack_columns, pack_rows, refuse_columns
 
 READ_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
-"""Reader features that change nothing for this reader, or that are refused only if the table uses them."""
+"""Reader features that this reader follows, or that change nothing for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaFiles:
-    """The active files of one version of a table, and its columns."""
-
-    version: int
-    committed: str
-    """UTC, by the committer's clock."""
-    schema: pa.Schema
-    shards: tuple[Shard, ...]
-
-
-def list_delta_files(source: SourceConfig, root: str) -> DeltaFiles:
+def list_delta_files(source: SourceConfig, root: str) -> TableFiles:
     """List the files of the table at `root`, the newest version or that of the settings, as shards in order of uri.
 
     Raise ConfigError if the version does not exist or cannot be read exactly, StorageError if the log is unreachable or damaged.
@@ -51,9 +44,9 @@ def list_delta_files(source: SourceConfig, root: str) -> DeltaFiles:
     with _explained(root):
         schema = pa.schema(delta.schema().to_arrow())
         adds = pa.table(delta.get_add_actions())
-    _refuse_columns(source, schema, f"{where}: version {delta.version()}")
-    shards = sorted(_list_shards(source, root, adds, schema), key=lambda each: each.uri)
-    return DeltaFiles(delta.version(), _to_text(time), schema, tuple(shards))
+    refuse_columns(source, schema, f"{where}: version {delta.version()}")
+    shards = sorted(_list_shards(source, root, adds, schema, delta), key=lambda each: each.uri)
+    return TableFiles(f"Delta version {delta.version()} of {_to_text(time)}", schema, tuple(shards))
 
 
 def _open(source: SourceConfig, root: str) -> tuple[DeltaTable, int | None]:
@@ -108,40 +101,75 @@ def _explained(root: str) -> Iterator[None]:
 
 
 def _refuse_features(delta: DeltaTable, root: str) -> None:
-    """Raise ConfigError for a table whose files alone do not show its rows."""
-    protocol, settings = delta.protocol(), delta.metadata().configuration
+    """Raise ConfigError for a table whose rows cannot be read exactly."""
     version = f"{root}: version {delta.version()} of the table"
-    features = set(protocol.reader_features or [])
-    if unknown := sorted(features - READ_FEATURES):
+    unknown = sorted(set(delta.protocol().reader_features or []) - READ_FEATURES)
+    if (mode := _mapping_of(delta)) not in ("none", "id", "name"):
+        unknown.append(f"column mapping by {mode}")
+    if unknown:
         raise ConfigError(f"{version} needs {', '.join(unknown)}, which is not read; export its rows as parquet files")
-    if settings.get("delta.columnMapping.mode", "none") != "none":
-        raise ConfigError(f"{version} uses column mapping, which is not read; export its rows as parquet files")
-    if "deletionVectors" in features:
-        with _explained(root):
-            vectors = pa.table(delta.deletion_vectors())
-        if vectors.num_rows:
-            raise ConfigError(
-                f"{version} has deletion vectors in {vectors.num_rows:,} files, which are not read; "
-                "rewrite these files first, with REORG TABLE … APPLY (PURGE), or read a version before them"
-            )
 
 
-def _refuse_columns(source: SourceConfig, schema: pa.Schema, where: str) -> None:
-    """Raise ConfigError for columns that the table does not have, although its older files may."""
-    missing = sorted(key for key in find_keys(source) if key not in schema.names and key.split(".")[0] not in schema.names)
-    if missing:
-        raise ConfigError(f"{where} has no column {', '.join(map(repr, missing))} (found: {', '.join(schema.names)})")
+def _mapping_of(delta: DeltaTable) -> str:
+    return delta.metadata().configuration.get("delta.columnMapping.mode") or "none"
 
 
-def _list_shards(source: SourceConfig, root: str, adds: pa.Table, schema: pa.Schema) -> Iterator[Shard]:
+def _read_vectors(delta: DeltaTable, paths: list[str]) -> dict[str, Rows]:
+    """Return the rows that deletion vectors delete, by path in the log."""
+    if "deletionVectors" not in (delta.protocol().reader_features or []):
+        return {}
+    root = unquote(delta.table_uri).rstrip("/")
+    by_uri = {_comparable(_uri_of(root, path)): path for path in paths}
+    deleted = {}
+    for batch in delta.deletion_vectors():
+        for uri, kept in zip(*map(pa.array, batch.columns), strict=True):
+            path = by_uri.get(_comparable(unquote(uri.as_py())))
+            if path is None:
+                raise StorageError(f"{root}: a deletion vector is of {uri}, which is not a file of the table; restore its log")
+            deleted[path] = np.flatnonzero(~kept.values.to_numpy(zero_copy_only=False))
+    return deleted
+
+
+def _comparable(uri: str) -> str:
+    return "/" + uri.removeprefix("file:").lstrip("/")
+
+
+def _find_places(source: SourceConfig, delta: DeltaTable, schema: pa.Schema) -> str:
+    """Return where files hold the wanted columns, if the table maps their names; empty if it does not."""
+    mode = _mapping_of(delta)
+    places: dict[str, Place] = {}
+    for key in sorted(find_keys(source)) if mode != "none" else []:
+        found = find_field(schema, key)
+        if found is None:
+            raise ConfigError(f"source.uri={source.uri!r}: column {key!r} is within a list or map, which is not read; leave it out")
+        fields, place = list(schema), []
+        for name in found[0]:
+            field = next(each for each in fields if each.name == name)
+            physical = field.metadata[b"delta.columnMapping.physicalName"].decode()
+            place.append((None, [physical]) if mode == "name" else (int(field.metadata[b"delta.columnMapping.id"]), []))
+            fields = list(field.type) if pa.types.is_struct(field.type) else []
+        places[key] = place
+    return pack_columns(places) if places else ""
+
+
+def _list_shards(source: SourceConfig, root: str, adds: pa.Table, schema: pa.Schema, delta: DeltaTable) -> Iterator[Shard]:
     keys = sorted(find_keys(source))
     values = _partition_values(adds, keys, schema)
     optional = tuple(key for key in keys if key not in values)
-    columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "modification_time", "num_records"))
-    for number, (path, size_bytes, modified, num_rows) in enumerate(zip(*columns, strict=True)):
+    places = _find_places(source, delta, schema)
+    names, *columns = (adds[name].to_pylist() for name in ("path", "size_bytes", "modification_time", "num_records"))
+    with _explained(root):
+        deleted = _read_vectors(delta, names)
+    for number, (path, size_bytes, modified, num_rows) in enumerate(zip(names, *columns, strict=True)):
         constants = tuple((key, column[number]) for key, column in values.items())
         version = f"{size_bytes}-{modified}-{path.rpartition('/')[2]}"
-        yield Shard(_uri_of(root, path), version, size_bytes, constants, optional, num_rows, is_logged=True)
+        shard = Shard(_uri_of(root, path), version, size_bytes, constants, optional, num_rows, is_logged=True)
+        if places or path in deleted:
+            rows = deleted.get(path, np.array([], np.int64))
+            packed = pack_rows(rows)
+            live = None if num_rows is None else num_rows - len(rows)
+            shard = replace(shard, version=f"{version}-{digest(places, packed)}", num_rows=live, columns=places, deleted=packed)
+        yield shard
 
 
 def _partition_values(adds: pa.Table, keys: list[str], schema: pa.Schema) -> dict[str, list[str | None]]:

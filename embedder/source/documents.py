@@ -13,7 +13,7 @@ from embedder.core.schema import DOCUMENTS, QUARANTINE
 from embedder.core.units import Shard, Task
 from embedder.source.decompression import damage_explained, open_each, open_shard
 from embedder.source.formats.parquet import read_ids_before
-from embedder.source.formats.registry import FileFormat, encoding_of
+from embedder.source.formats.registry import FileFormat, encoding_of, number_records
 from embedder.source.formats.rows import Reading, Rows, Slice
 from embedder.source.selection import read_rows
 from embedder.source.validation import CheckedRows, SeenIds, check_rows
@@ -55,7 +55,7 @@ def slice_shard(shard: Shard, source: SourceConfig) -> list[Slice]:
     if encoding is None or encoding.format.slice is None:
         return []
     with open_shard(shard, source) as file:
-        return encoding.format.slice(file, shard.size_bytes, SLICE_BYTES)
+        return number_records(encoding.format.slice(file, shard.size_bytes, SLICE_BYTES), shard)
 
 
 def _read_task(task: Task, source: SourceConfig, metadata: pa.Schema) -> Iterator[CheckedRows]:

@@ -13,7 +13,7 @@ from embedder.core.errors import ConfigError, SourceError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
-from embedder.source.formats.registry import encoding_of
+from embedder.source.formats.registry import encoding_of, number_records
 from embedder.source.formats.rows import Reading
 from embedder.source.selection import read_rows
 from embedder.source.shards import Listing
@@ -110,7 +110,7 @@ def _read_rows(shard: Shard, source: SourceConfig, metadata: pa.Schema, draw: np
             for rows in read_rows(format_, file, reading):
                 yield check_rows(rows, reading, seen), min(file.tell(), shard.size_bytes)
             return
-        slices = format_.slice(file, shard.size_bytes, 1)
+        slices = number_records(format_.slice(file, shard.size_bytes, 1), shard)
         for number, chosen in enumerate(draw.permutation(len(slices)), 1):
             start, stop, first_row = slices[chosen]
             reading = Reading(shard, None, source, metadata, (start, stop), first_row)

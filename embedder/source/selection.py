@@ -1,7 +1,8 @@
 """A listing and `source.filter` → the shards that may hold wanted records, and, as a shard is read, its wanted records.
 
 Columns that folders or a table's log give decide whole shards, which are then neither read nor affected by another filter. What they
-leave open is decided by record, before a record is checked: an id of a record that is left out is not taken.
+leave open is decided by record, before a record is checked: an id of a record that is left out is not taken. A row group of parquet whose
+statistics exclude the filter is left out unread, and its records are counted as left out.
 """
 
 import json
@@ -97,7 +98,7 @@ def _parse(row_filter: str) -> tuple[Filter, pa.Schema]:
 
 
 def read_rows(format_: FileFormat, file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    """Read a shard's rows, without records that do not pass its filter. A record that cannot be read or tested is kept, as refused."""
+    """Read a shard's rows, without records that do not pass its filter. A record that was read and cannot be tested is kept, as refused."""
     if not reading.shard.row_filter:
         yield from format_.read(file, reading)
         return
@@ -106,7 +107,7 @@ def read_rows(format_: FileFormat, file: IO[bytes], reading: Reading) -> Iterato
     columns = {**reading.source.metadata_columns, **{FILTER_PREFIX + name: name for name in names}}
     metadata = pa.schema([*reading.metadata, *(pa.field(FILTER_PREFIX + name, schema.field(name).type) for name in names)])
     source = reading.source.model_copy(update={"metadata_columns": columns})
-    for rows in format_.read(file, replace(reading, source=source, metadata=metadata)):
+    for rows in format_.read(file, replace(reading, source=source, metadata=metadata, tested=(where, schema))):
         tested = pa.record_batch(rows.metadata[len(reading.metadata) :], names)
         is_kept = passes(where, tested)
         is_kept[list(rows.refused)] = True

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
-from embedder.config.source import SourceConfig
+from embedder.config.source import TABLES, Format, SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError, StorageError
 from embedder.core.listing import Kind, is_pattern, matches
 from embedder.core.storage import Found, Location, Store
@@ -18,7 +18,8 @@ from embedder.source.delta_source import list_delta_files
 from embedder.source.formats.arrow_columns import find_field
 from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
 from embedder.source.partitions import find_keys, infer_types, parse_folders
-from embedder.source.table_formats import FoundTable, find_delta_table, find_table_above, find_tables
+from embedder.source.table_files import TableFiles
+from embedder.source.table_formats import FORMATS_BY_KIND, FoundTable, find_delta_table, find_table_above, find_tables
 
 HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
 _JOB_MARKER = re.compile(r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|\..*\.crc")
@@ -59,6 +60,9 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     """
     store = source.location.open()
     _refuse_syntax(source, store)
+    if source.format == "iceberg" or store.path.endswith((".metadata.json", ".metadata.json.gz")):
+        # a metadata file, a folder or a table of a catalog, none of which is listed
+        return _to_listing(source, _list_files(source, "iceberg", None if _names_catalog(source, store) else store.uri), source.uri)
     table = None if store.is_glob else find_delta_table(store.place, source.storage_options)
     commit = store.find_commit()
     entries = [] if table else store.list_entries()
@@ -73,9 +77,9 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
         raise ConfigError(f"source.uri={source.uri!r}: {problem}; choose another folder")
     if table:
         return _list_table(source, store, root, table)
-    if source.format == "delta" or source.version is not None:
-        setting = "source.format='delta'" if source.format == "delta" else f"source.version={source.version!r}"
-        raise ConfigError(f"{setting}: no Delta table is at or above {source.uri!r}; name the folder that holds _delta_log")
+    if source.format in TABLES or source.version is not None:
+        setting = f"source.format={source.format!r}" if source.format in TABLES else f"source.version={source.version!r}"
+        raise ConfigError(f"{setting}: no table is at or above {source.uri!r}; name the folder that holds its log")
     shards, ignored = _sort(found, "" if is_file else root, source)
     if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
         uri = ignored[UNKNOWN_SUFFIX].uris[0]
@@ -87,28 +91,53 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
 
 
 def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable) -> Listing:
-    """List the files of a Delta table, or those of its files that the source names; ConfigError for any other table."""
+    """List the files of a table, of Delta also those that the source names; ConfigError for a table that is not read."""
 
     def find_place(uri: str) -> str:
         return Location(uri, source.storage_options).open().place
 
     place, table_place = find_place(root), find_place(table.folder)
     is_within = f"{place}/".startswith(f"{table_place}/")
-    if not (table.kind == "Delta" and is_within and source.format in ("auto", "delta")):
-        raise _refused_table(source, table, "is" if place == table_place and not store.is_glob else "lies in" if is_within else "holds")
+    format_ = FORMATS_BY_KIND.get(table.kind)
+    is_whole = place == table_place and not store.is_glob
+    if format_ is None or source.format not in ("auto", format_) or not (is_whole or (is_within and table.kind == "Delta")):
+        raise _refused_table(source, table, "is" if is_whole else "lies in" if is_within else "holds")
     # the name that the settings use, which may lead through links
     above = [root.rsplit("/", levels)[0] if levels else root for levels in range(root.count("/"))]
     folder = next((each for each in above if find_place(each) == table_place), table.folder)
-    found = list_delta_files(source, folder)
-    words = f"{folder}, Delta version {found.version} of {found.committed}"
+    found = _list_files(source, format_, folder)
+    if root == folder and not store.is_glob:
+        return _to_listing(source, found, folder)
     pattern = store.path.split("/") if store.is_local else store.uri.split("/")
-    names_all = root == folder and not store.is_glob
-    shards = tuple(shard for shard in found.shards if names_all or _is_matched(shard.uri.split("/"), pattern, store.is_glob))
-    if not shards:
-        narrowed = f", and {len(found.shards)} elsewhere" if found.shards else ""
-        raise EmptySourceError(f"source.uri={source.uri!r}: version {found.version} of the table names no file there{narrowed}")
+    named = tuple(shard for shard in found.shards if _is_matched(shard.uri.split("/"), pattern, store.is_glob))
+    return _to_listing(source, replace(found, shards=named), folder, len(found.shards) - len(named))
+
+
+def _list_files(source: SourceConfig, format_: Format, root: str | None) -> TableFiles:
+    if format_ == "delta":
+        assert root is not None
+        return list_delta_files(source, root)
+    # their packages are extras
+    if format_ == "lance":
+        from embedder.source.lance_source import list_lance_fragments
+
+        assert root is not None
+        return list_lance_fragments(source, root)
+    from embedder.source.iceberg_source import list_iceberg_files
+
+    return list_iceberg_files(source, root)
+
+
+def _names_catalog(source: SourceConfig, store: Store) -> bool:
+    return "/" not in source.uri and source.uri.count(".") >= 2 and store.info() is None
+
+
+def _to_listing(source: SourceConfig, found: TableFiles, folder: str, num_others: int = 0) -> Listing:
+    if not found.shards:
+        narrowed = f", and {num_others} elsewhere" if num_others else ""
+        raise EmptySourceError(f"source.uri={source.uri!r}: {found.words} names no file there{narrowed}")
     types = {key: _find_type(found.schema, key) for key in find_keys(source)}
-    return Listing(shards, types={key: type_ for key, type_ in types.items() if type_ is not None}, table=words)
+    return Listing(found.shards, types={key: type_ for key, type_ in types.items() if type_ is not None}, table=f"{folder}, {found.words}")
 
 
 def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
@@ -183,8 +212,9 @@ def _find_table(source: SourceConfig, store: Store, root: str, entries: Sequence
 def _refused_table(source: SourceConfig, table: FoundTable, place: str) -> ConfigError:
     folder = "" if place == "is" else f", {table.folder!r}"
     advice = "export its current rows with the tool that wrote it, as parquet files in a folder of their own, and name that folder"
-    if table.kind == "Delta":
-        named = "name the table's folder" if place == "holds" else f"leave out source.format={source.format!r}"
+    if table.kind in FORMATS_BY_KIND:
+        named = f"leave out source.format={source.format!r}" if source.format not in ("auto", FORMATS_BY_KIND[table.kind]) else ""
+        named = named if place != "holds" and named else "name the table's folder"
         advice = f"{named} to read the rows of its newest version"
     problem = f"{place} a table ({table.kind}{folder}), whose files also hold rows that were deleted or replaced"
     return ConfigError(f"source.uri={source.uri!r}: {problem}; {advice}")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from embedder.config.source import Format
 from embedder.core.errors import StorageError
 from embedder.core.storage import Location, Options, map_threads
 
@@ -17,6 +18,8 @@ _MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MA
 
 _LOGS = {"Delta": "_delta_log", "Hudi": ".hoodie", "Lance": "_versions"}
 
+FORMATS_BY_KIND: dict[str, Format] = {"Delta": "delta", "Iceberg": "iceberg", "Lance": "lance"}
+"""Tables that are read, and the setting for it."""
 PARENTS = 4
 """Folders above a source that are looked into, besides partitions: a table's files lie at most so deep."""
 MOST_PLACES = 8

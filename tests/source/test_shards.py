@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from embedder.config.source import Format, SourceConfig
+from embedder.config.source import TABLES, Format, SourceConfig
 from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Store
 from embedder.source.formats.registry import FORMATS, Encoding, find_encoding
@@ -19,7 +19,7 @@ def test_the_suffix_names_format_and_compression(name, format_, suffix):
 
 
 def test_every_format_of_the_config_is_registered():
-    assert {"auto", "delta", *FORMATS} == set(get_args(Format))
+    assert {"auto", *TABLES, *FORMATS} == set(get_args(Format))
 
 
 def test_parquet_is_not_compressed_as_a_whole():

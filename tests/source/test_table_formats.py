@@ -1,5 +1,6 @@
 """A source that is a table, and is not read as one, is refused by name, wherever its uri lies in it."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def test_folders_that_only_look_like_a_table_are_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"{}")
     assert len(list_shards(SourceConfig(uri=str(tmp_path))).shards) == 5
     assert len(list_shards(SourceConfig(uri=f"{tmp_path}/data")).shards) == 1
+
+
+@pytest.mark.parametrize(("module", "package", "extra"), [("iceberg", "pyiceberg.catalog", "iceberg"), ("lance", "lance", "lance-source")])
+def test_a_table_whose_package_is_not_installed_names_the_extra(
+    module: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name == f"embedder.source.{module}_source" or name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    log, _ = LOGS[module.capitalize()]
+    (tmp_path / log).parent.mkdir()
+    (tmp_path / log).write_bytes(b"{}")
+    assert f"pip install '.[{extra}]'" in refused(tmp_path)

@@ -25,6 +25,7 @@ from embedder.source.formats.rows import (
 )
 from embedder.source.metadata_casts import cast_column
 from embedder.source.metadata_types import find_refused, is_id, is_text, name_type
+from embedder.source.table_files import find_column
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 16 << 20
@@ -37,6 +38,11 @@ class ArrowColumn:
     key: str
     path: tuple[str, ...]
     type: pa.DataType
+
+    @property
+    def name(self) -> str:
+        """As pyarrow names it in a file."""
+        return ".".join(self.path)
 
     def take(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the column's values in a batch."""
@@ -95,11 +101,17 @@ def find_field(schema: pa.Schema, key: str) -> tuple[tuple[str, ...], pa.DataTyp
     return (first, *others), type_
 
 
-def find_columns(schema: pa.Schema, reading: Reading) -> Columns[ArrowColumn]:
-    """Return the columns to read; SourceError if one is missing, or has a type that cannot be what it is wanted for."""
-    uri = reading.shard.uri
+def find_columns(schema: pa.Schema, reading: Reading, stored: pa.Schema | None = None) -> Columns[ArrowColumn]:
+    """Return the columns to read; SourceError if one is missing, or has a type that cannot be what it is wanted for.
+
+    `stored`: the fields as the file has them, if the shard's table may say which of them a column is.
+    """
+    shard, uri = reading.shard, reading.shard.uri
 
     def find(key: str, setting: str) -> ArrowColumn:
+        if shard.columns and stored is not None:
+            path = find_column(stored, key, shard)
+            return ArrowColumn(key, path, _type_at(schema, path)) if path else ConstantColumn(key, (), pa.string(), reading.constant(key))
         found = find_field(schema, key)
         if found is None and reading.is_absent(key) and key not in schema.names:
             return ConstantColumn(key, (), pa.string(), reading.constant(key))
@@ -110,6 +122,19 @@ def find_columns(schema: pa.Schema, reading: Reading) -> Columns[ArrowColumn]:
         return CheckedColumn(key, *found, reading) if reading.has_constant(key) else ArrowColumn(key, *found)
 
     columns = reading.find_columns(find)
+    check_types(columns, uri)
+    return columns
+
+
+def _type_at(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
+    type_ = schema.field(path[0]).type
+    for name in path[1:]:
+        type_ = type_.field(name).type
+    return type_
+
+
+def check_types(columns: Columns[ArrowColumn], uri: str) -> None:
+    """Raise SourceError for a column of a type that cannot be what it is wanted for."""
     for column in columns.texts:
         if not is_text(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {name_type(column.type)}, not text; set source.text_columns")
@@ -118,7 +143,6 @@ def find_columns(schema: pa.Schema, reading: Reading) -> Columns[ArrowColumn]:
     for column in columns.metadata:
         if refused := find_refused(column.type):
             raise SourceError(f"{uri}: column {column.key!r} is {refused}, which no metadata can hold; set source.metadata_columns")
-    return columns
 
 
 def read_batches(batches: Iterable[pa.RecordBatch], columns: Columns[ArrowColumn], reading: Reading) -> Iterator[Rows]:

@@ -6,6 +6,8 @@ from functools import partial
 from importlib import import_module
 from typing import IO, Any
 
+import numpy as np
+
 from embedder.config.source import Format
 from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
@@ -18,6 +20,7 @@ from embedder.source.formats.orc import orc_schema, read_orc
 from embedder.source.formats.parquet import parquet_schema, read_parquet, slice_row_groups
 from embedder.source.formats.records import read_text
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, Slice
+from embedder.source.table_files import unpack_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,13 @@ def _import(extra: str, function: str) -> Callable[..., Any]:
     return call
 
 
+def _read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    # its package is an extra
+    from embedder.source.lance_source import read_lance
+
+    return read_lance(file, reading)
+
+
 FORMATS: dict[Format, FileFormat] = {
     "parquet": FileFormat((".parquet",), read_parquet, partial(inspect_declared, parquet_schema), slice_row_groups, is_binary=True),
     "orc": FileFormat((".orc",), read_orc, partial(inspect_declared, orc_schema), is_binary=True),
@@ -58,8 +68,9 @@ FORMATS: dict[Format, FileFormat] = {
     "tsv": FileFormat((".tsv",), partial(read_csv, "\t"), partial(inspect_csv, "\t")),
     "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
+    "lance": FileFormat((), _read_lance, None),
 }
-_OF_TABLES: dict[Format, Format] = {"delta": "parquet"}
+_OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
 _BY_SUFFIX = {suffix[1:]: format_ for format_ in FORMATS.values() for suffix in format_.suffixes}
 _NEVER_COMPRESSED = [suffix for format_ in FORMATS.values() if format_.is_binary for suffix in format_.suffixes]
@@ -78,7 +89,13 @@ class Encoding:
 
 def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
     """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
-    return find_encoding(shard.uri, "delta" if shard.is_logged else wanted)
+    return find_encoding(shard.uri, "lance" if shard.fragment else "delta" if shard.is_logged else wanted)
+
+
+def number_records(slices: list[Slice], shard: Shard) -> list[Slice]:
+    """Return slices whose first rows do not count those that the shard's table deleted."""
+    deleted = unpack_rows(shard.deleted)
+    return [(start, stop, row - int(np.searchsorted(deleted, row))) for start, stop, row in slices]
 
 
 def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:

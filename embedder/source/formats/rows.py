@@ -18,6 +18,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
 from embedder.core.units import Shard
+from embedder.source.filter import Filter
 from embedder.source.metadata_values import MISFITS, Refuse, excerpt_value
 
 T = TypeVar("T")
@@ -54,6 +55,8 @@ class Reading:
     metadata: pa.Schema
     row_groups: tuple[int, int] | None = None
     first_row: int = 0
+    tested: tuple[Filter, pa.Schema] | None = None
+    """The filter that the records will be tested by, and its columns: a format may leave out records that cannot pass."""
 
     def has_constant(self, key: str) -> bool:
         """Return whether a folder's name or a table's log gives this column."""

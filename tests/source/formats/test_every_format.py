@@ -71,7 +71,9 @@ def read(folder: Path, **settings) -> Result:
 
 
 def test_every_format_is_tested():
-    assert {find_encoding(name).format for name in EVERY} == set(FORMATS.values())
+    assert {find_encoding(name).format for name in EVERY} == set(FORMATS.values()) - {FORMATS["lance"]}, (
+        "a fragment of a data set of Lance is no file"
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
