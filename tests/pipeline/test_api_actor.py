@@ -71,6 +71,22 @@ def test_a_refused_document_is_dropped_with_all_its_chunks(server: ApiServer, tm
     assert encoded["stats"]["tokens"] > 40, "as the API bills them"
 
 
+def test_equal_texts_are_sent_once_and_refused_alike(server: ApiServer, tmp_path: Path) -> None:
+    context = make_context(server, tmp_path)
+    server.reset()
+    server.refused_word = "forbidden"
+    actor = ApiActor(context)
+    sent = len(server.requests)
+    encoded = actor(make_row(["one text", "forbidden", "another", "one text", "forbidden"], context))["unit"]
+    assert encoded is not None
+    assert all(len(request["input"]) == len(set(request["input"])) for request in server.requests[sent:])
+    vectors = np.frombuffer(encoded["codes"], np.float32).reshape(-1, 16)
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.array_equal(vectors[0], vectors[1])
+    assert encoded["rejected"] == [1, 4]
+    assert encoded["stats"]["chunks_reused"] == 2
+
+
 def test_an_api_that_refuses_every_document_ends_the_run(server: ApiServer, tmp_path: Path) -> None:
     context = make_context(server, tmp_path)
     row = make_row(["forbidden"] * MOST_REFUSED, context)
