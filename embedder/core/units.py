@@ -73,6 +73,9 @@ class Task:
         return Task(**{**fields, "shards": shards, "row_groups": tuple(fields["row_groups"]) if fields["row_groups"] else None})
 
 
+_LATER = frozenset({"filtered", "chunks_reused", "tokens_reused"})
+"""Counts of `Stats` that older tables lack."""
+
 _PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\d{12})-(?P<stop>\d{12})(?P<last>-last)?\.parquet")
 
 
@@ -110,8 +113,9 @@ class Stats:
     """Source records read, quarantined ones included."""
     quarantined: int = 0
     chunks: int = 0
+    """Chunks whose vectors were computed."""
     tokens: int = 0
-    """Tokens of the chunks, special tokens and prompt included, padding excluded."""
+    """Tokens of these chunks, special tokens and prompt included, padding excluded."""
     padded_tokens: int = 0
     """Tokens computed, padding included."""
     truncated: int = 0
@@ -126,11 +130,14 @@ class Stats:
     """Parts written in this run only: a part's footer is made before its write is timed."""
     filtered: int = 0
     """Records that source.filter leaves out."""
+    chunks_reused: int = 0
+    """Chunks whose vectors came from a previous part, or from an equal chunk of the unit."""
+    tokens_reused: int = 0
+    """Tokens of these chunks."""
 
     def record(self) -> dict[str, Any]:
-        """Return the counts for a record or footer; without a filter, they are those of earlier versions of this code."""
-        counts = asdict(self)
-        return counts if self.filtered else {name: value for name, value in counts.items() if name != "filtered"}
+        """Return the counts for a record or footer; later ones only if they are not 0, as earlier versions of this code write none."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(*(getattr(self, name) + getattr(other, name) for name in Stats.__slots__))

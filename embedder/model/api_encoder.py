@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats, cut_vectors
@@ -61,6 +62,11 @@ class ApiEncoded:
         tokens = None if self.tokens is None or other.tokens is None else self.tokens + other.tokens
         refused = self.refused | {row + len(self.vectors_ND): reason for row, reason in other.refused.items()}
         return ApiEncoded(np.concatenate([self.vectors_ND, other.vectors_ND]), tokens, refused)
+
+    def spread(self, place_N: npt.NDArray[np.int64]) -> "ApiEncoded":
+        """Return the rows at these places, each as often as it is named."""
+        refused = {row: self.refused[place] for row, place in enumerate(place_N.tolist()) if place in self.refused}
+        return ApiEncoded(self.vectors_ND[place_N], self.tokens, refused)
 
 
 class ApiClient:

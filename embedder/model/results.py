@@ -15,6 +15,10 @@ class Encoded:
     """Tokens computed, padding included; packed batches have none."""
     token_budget: int
     """The requested budget, or less if the device ran out of memory."""
+    copies: int = 0
+    """Rows with the token ids of an earlier row, whose vector they share."""
+    copied_tokens: int = 0
+    """Tokens of these rows, which were not computed."""
 
 
 @dataclass(frozen=True, slots=True)

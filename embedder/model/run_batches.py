@@ -1,6 +1,6 @@
 """Rows of token ids → batches queued on the device, and their vectors copied to the host; half the token budget where memory runs out.
 
-N = rows, W = components of a row.
+N = rows, U = distinct rows, W = components of a row.
 """
 
 import logging
@@ -28,8 +28,9 @@ Forward = Callable[[Batch], Tensor]
 class Queued:
     """Batches queued on a device, which may still run them."""
 
-    rows_NW: Tensor  # noqa: N815
-    """On the host, in the order of the rows given; complete once the copy is done."""
+    rows_UW: Tensor  # noqa: N815
+    """On the host, in the order of the distinct rows; complete once the copy is done."""
+    distinct: "Distinct"
     num_batches: int
     padded_tokens: int
     token_budget: int
@@ -39,20 +40,49 @@ class Queued:
         """Wait for the device, and return the vectors. Nothing else waits."""
         if self.copied is not None:
             self.copied.synchronize()
-        return Encoded(self.rows_NW.numpy(), self.padded_tokens, self.token_budget)
+        rows_UW, distinct = self.rows_UW.numpy(), self.distinct
+        rows_NW = rows_UW if distinct.place_N is None else rows_UW[distinct.place_N]
+        return Encoded(rows_NW, self.padded_tokens, self.token_budget, len(rows_NW) - len(rows_UW), distinct.copied_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Distinct:
+    """Rows of token ids, equal ones once."""
+
+    values: np.ndarray
+    starts_U: np.ndarray  # noqa: N815
+    lengths_U: np.ndarray  # noqa: N815
+    place_N: np.ndarray | None  # noqa: N815
+    """Each given row's place among the distinct ones; None: all differ."""
+    copied_tokens: int
+
+
+def find_distinct(token_ids: pa.ListArray) -> Distinct:
+    """Find the first of equal rows. Ids are compared as bytes, in place: 3 ms for 8,192 rows of 80 tokens."""
+    values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
+    lengths = np.diff(offsets)
+    bounds = pa.py_buffer(offsets.astype(np.int64) * values.itemsize)
+    rows = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), [None, bounds, pa.py_buffer(values)])
+    encoded = rows.dictionary_encode()
+    if len(encoded.dictionary) == len(lengths):
+        return Distinct(values, offsets[:-1], lengths, None, 0)
+    place_N = encoded.indices.to_numpy()
+    first_U = np.unique(place_N, return_index=True)[1]
+    return Distinct(values, offsets[first_U], lengths[first_U], place_N, int(lengths.sum() - lengths[first_U].sum()))
 
 
 def queue_rows(
     layout: BatchLayout, device: torch.device, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward
 ) -> Queued:
-    """Queue all rows on the device. If a batch does not fit into memory, halve the budget and repeat, down to one row a batch."""
+    """Queue the distinct rows on the device. If a batch does not fit into memory, halve the budget, down to one row a batch."""
     assert token_ids.null_count == 0
-    longest = int(np.diff(token_ids.offsets.to_numpy()).max(initial=1))
+    rows = find_distinct(token_ids)
+    longest = int(rows.lengths_U.max(initial=1))
     # allocated once and outside of the retries: a smaller budget does not make it smaller
-    vectors_NW = _allocate(len(token_ids), width, device)
+    vectors_UW = _allocate(len(rows.lengths_U), width, device)
     while True:
         try:
-            tokens_of_batches = _run_batches(layout, device, token_ids, token_budget, vectors_NW, forward)
+            tokens_of_batches = _run_batches(layout, device, rows, token_budget, vectors_UW, forward)
             break
         except torch.OutOfMemoryError as error:
             if token_budget <= longest:
@@ -64,7 +94,8 @@ def queue_rows(
         token_budget = max(longest, token_budget // 2)
         logger.warning("out of memory on %s; token budget lowered to %d", device.type, token_budget)
         torch.cuda.empty_cache()
-    return _queue_copy(vectors_NW, len(tokens_of_batches), sum(tokens_of_batches), token_budget)
+    rows_UW, copied = _queue_copy(vectors_UW)
+    return Queued(rows_UW, rows, len(tokens_of_batches), sum(tokens_of_batches), token_budget, copied)
 
 
 def _allocate(num_rows: int, width: int, device: torch.device) -> Tensor:
@@ -78,20 +109,18 @@ def _allocate(num_rows: int, width: int, device: torch.device) -> Tensor:
 
 
 def _run_batches(
-    layout: BatchLayout, device: torch.device, token_ids: pa.ListArray, token_budget: int, vectors_NW: Tensor, forward: Forward
+    layout: BatchLayout, device: torch.device, distinct: Distinct, token_budget: int, vectors_UW: Tensor, forward: Forward
 ) -> list[int]:
     """Run all batches, write their vectors in the order of the rows, and return the tokens of each."""
-    values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
-    lengths = np.diff(offsets)
-    batches = layout.plan(lengths, token_budget)
+    batches = layout.plan(distinct.lengths_U, token_budget)
     stops = np.cumsum([len(rows) for rows in batches])
-    order_N = move(np.concatenate([*batches, np.zeros(0, np.int64)]), device)
+    order_U = move(np.concatenate([*batches, np.zeros(0, np.int64)]), device)
 
     def run_batch(number: int) -> int:
         rows = batches[number]
         with torch.inference_mode():
-            batch = layout.collect(values, offsets[rows], lengths[rows])
-            vectors_NW.index_copy_(0, order_N[stops[number] - len(rows) : stops[number]], forward(batch))
+            batch = layout.collect(distinct.values, distinct.starts_U[rows], distinct.lengths_U[rows])
+            vectors_UW.index_copy_(0, order_U[stops[number] - len(rows) : stops[number]], forward(batch))
         return batch.num_tokens
 
     return list(_map_batches(run_batch, len(batches), device))
@@ -106,12 +135,12 @@ def _map_batches(run_batch: Callable[[int], int], num_batches: int, device: torc
         return list(pool.map(run_batch, range(num_batches)))
 
 
-def _queue_copy(vectors_NW: Tensor, num_batches: int, padded_tokens: int, token_budget: int) -> Queued:
+def _queue_copy(vectors_UW: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """Queue the copy to the host behind the last batch. If fetch queued it, it would wait for batches of other threads too."""
-    if not vectors_NW.is_cuda:
-        return Queued(vectors_NW, num_batches, padded_tokens, token_budget, None)
-    rows_NW = torch.empty(vectors_NW.shape, dtype=torch.float32, pin_memory=True)
-    rows_NW.copy_(vectors_NW, non_blocking=True)
+    if not vectors_UW.is_cuda:
+        return vectors_UW, None
+    rows_UW = torch.empty(vectors_UW.shape, dtype=torch.float32, pin_memory=True)
+    rows_UW.copy_(vectors_UW, non_blocking=True)
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record()
-    return Queued(rows_NW, num_batches, padded_tokens, token_budget, copied)
+    return rows_UW, copied

@@ -37,7 +37,9 @@ METRICS = (
     Metric("embedder_documents_reused", "Documents whose vectors came from a previous part."),
     Metric("embedder_documents_quarantined", "Quarantined records, by reason.", labels=("reason",)),
     Metric("embedder_chunks", "Chunks embedded."),
+    Metric("embedder_chunks_reused", "Chunks whose vectors came from a previous part, or from an equal chunk of their unit."),
     Metric("embedder_tokens", "Tokens embedded, padding excluded."),
+    Metric("embedder_tokens_reused", "Tokens of the reused chunks."),
     Metric("embedder_stage_seconds", "Seconds in a stage, summed over all workers: read, encode, write.", labels=("stage",)),
     Metric("embedder_units_landed", "Units whose part is on storage."),
     Metric("embedder_units_retried", "Retries of units whose worker died, in this run or an earlier one."),
@@ -58,7 +60,9 @@ def measure(meter: Meter) -> Iterator[Sample]:
     for reason, count in sorted(meter.reasons.items()):
         yield Sample("embedder_documents_quarantined", count, {"reason": reason})
     yield Sample("embedder_chunks", total.chunks)
+    yield Sample("embedder_chunks_reused", total.chunks_reused)
     yield Sample("embedder_tokens", total.tokens)
+    yield Sample("embedder_tokens_reused", total.tokens_reused)
     for stage, seconds in (("read", total.read_seconds), ("encode", total.encode_seconds), ("write", total.write_seconds)):
         yield Sample("embedder_stage_seconds", seconds, {"stage": stage})
     yield Sample("embedder_units_landed", meter.units)

@@ -124,7 +124,8 @@ class EncoderActor(UnitActor):
             with self.concurrency.exclusive():
                 chunks, result, poison_documents = self.encode_carefully(name, chunks)
         seconds = self.clock.count(started)
-        stats = replace(Stats(**unit["stats"]), padded_tokens=result.padded_tokens, encode_seconds=seconds)
+        stats = count_copies(Stats(**unit["stats"]), result.copies, result.copied_tokens)
+        stats = replace(stats, padded_tokens=result.padded_tokens, encode_seconds=seconds)
         chunks, vectors_ND, broken = drop_non_finite(name, chunks, result.vectors_ND)
         rejected = {Reason.NO_TOKENS: tokenless, Reason.KILLS_ENCODER: poison_documents, Reason.NOT_FINITE: broken}
         return {
@@ -180,10 +181,17 @@ class EncoderActor(UnitActor):
                 "the machine or its software is at fault rather than the documents; mend it and run again"
             )
         done = [encoded[start] for start in sorted(encoded)]
-        padded_tokens = sum(result.padded_tokens for _, result in done)
+        padded_tokens, copies, copied_tokens = (
+            sum(getattr(result, name) for _, result in done) for name in ("padded_tokens", "copies", "copied_tokens")
+        )
         vectors_ND = np.concatenate([np.zeros((0, self.encoder.dim), np.float32), *(result.vectors_ND for _, result in done)])
         kept = pa.concat_tables([chunks.slice(0, 0), *(part for part, _ in done)])
-        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget), poison_documents
+        return kept, Encoded(vectors_ND, padded_tokens, self.token_budget, copies, copied_tokens), poison_documents
+
+
+def count_copies(stats: Stats, copies: int, copied_tokens: int) -> Stats:
+    """Count as reused the chunks that share an equal chunk's vector."""
+    return stats + Stats(chunks=-copies, tokens=-copied_tokens, chunks_reused=copies, tokens_reused=copied_tokens)
 
 
 def drop_non_finite(name: str, chunks: pa.Table, vectors_ND: Floats) -> tuple[pa.Table, Floats, list[int]]:

@@ -12,7 +12,7 @@ from embedder.core.quantization import quantize
 from embedder.core.schema import Reason
 from embedder.core.units import Stats
 from embedder.model.api_encoder import ApiEncoded, ApiEncoder
-from embedder.pipeline.actors import UnitActor
+from embedder.pipeline.actors import UnitActor, count_copies
 from embedder.pipeline.rows import EncodedUnit, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.text.byte_estimate import slice_chunks
@@ -39,10 +39,14 @@ class ApiActor(UnitActor):
         started = time.perf_counter()
         chunks = from_ipc(unit["chunks"])
         texts = slice_chunks(from_ipc(unit["documents"])["text"].to_pylist(), chunks, self.spec.prompt)
-        result = self.encoder.encode(texts)
+        first = {text: row for row, text in reversed([*enumerate(texts)])}
+        distinct = sorted(first.values())
+        place_N = np.searchsorted(distinct, [first[text] for text in texts])
+        result = self.encoder.encode([texts[row] for row in distinct]).spread(place_N)
         refused = find_refused(name, chunks, result)
         keep_N = ~np.isin(chunks["document"].to_numpy(), refused)
-        stats = Stats(**unit["stats"])
+        num_tokens = chunks["num_tokens"].to_numpy()
+        stats = count_copies(Stats(**unit["stats"]), len(texts) - len(distinct), (num_tokens.sum() - num_tokens[distinct].sum()).item())
         tokens = stats.tokens if result.tokens is None else result.tokens
         stats = replace(stats, tokens=tokens, padded_tokens=tokens, encode_seconds=time.perf_counter() - started)
         return {

@@ -7,6 +7,7 @@ size. The first stage is a generator, so a unit is encoded while the next one is
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import LandedRow, Row, StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
+from embedder.table.hash_index import NO_INDEX
 
 Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function or an actor's class, and its arguments besides rows."""
@@ -34,12 +36,14 @@ def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: 
     Units whose part is already on storage (`plan.done`) are skipped by the reader, and yielded like the others.
     """
     rows = [task_row(task, plan) for task in tasks]
+    read: Stage = (prepare_units, (context,))
+    context = replace(context, index=NO_INDEX)  # up to a gigabyte
     embed: Stage = (EncoderActor, (context, pool))
     if context.spec.is_api:
         from embedder.pipeline.api_actor import ApiActor  # extra openai
 
         embed = (ApiActor, (context,))
-    yield from iterate(connect(rows, (prepare_units, (context,)), embed, (write_unit, (context,)), pool))
+    yield from iterate(connect(rows, read, embed, (write_unit, (context,)), pool))
 
 
 def iterate(graph: Dataset) -> Iterator[Any]:

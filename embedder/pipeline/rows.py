@@ -11,7 +11,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.storage import Location
-from embedder.table.reuse import PreviousParts
+from embedder.table.hash_index import NO_INDEX, HashIndex
 
 Row = Mapping[str, Any]
 """A row of any stage."""
@@ -34,8 +34,8 @@ class StageContext:
     probe: tuple[float, ...] | None
     """The table's probe vector, if it has one. An encoder that computes another vector is refused."""
     run_id: str
-    previous: PreviousParts | None = None
-    """Vectors of parts that this run removes, for any task with their texts; None: each task indexes its own parts."""
+    index: HashIndex = NO_INDEX
+    """Finds the parts with vectors of a text, wherever it was; only the first stage has it."""
 
     @property
     def folder(self) -> Location:

@@ -24,7 +24,7 @@ from embedder.source.documents import SourceUnit, read_units
 from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
 from embedder.table.parts import assemble_rows, footer_of, quarantine_file, read_batches, read_part, write_part
-from embedder.table.reuse import index_parts, take_reusable
+from embedder.table.reuse import open_known, take_known
 from embedder.table.vectors import Codes, column_codes, from_bytes
 from embedder.text.byte_estimate import chunk_counted
 from embedder.text.chunking import CHUNKS
@@ -93,13 +93,13 @@ def find_broken(task: Task, context: StageContext) -> dict[str, str]:
 
 def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], context: StageContext) -> Iterator[tuple[int, PreparedRow]]:
     """Yield a task's prepared units, each with the first row of the next one."""
-    known = context.previous if context.previous is not None else index_parts(previous, context.folder)
+    known = open_known(previous, context.index, context.folder)
     started = time.perf_counter()
     for unit in read_units(task, context.source, context.metadata):
         name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
         prepared: PreparedRow = {"key": task.key, "name": name, "error": None, "broken": [], "unit": None}
         if name not in done:
-            reused = take_reusable(unit.documents["content_hash"], known, context.folder, context.spec.quantization)
+            reused = take_known(unit.documents["content_hash"], known, context.folder, context.spec.quantization)
             chunks = chunk_fresh(unit.documents, reused, context)
             stats = replace(count_unit(unit, chunks, reused), read_seconds=time.perf_counter() - started)
             prepared["unit"] = {
@@ -150,6 +150,8 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
         tokens=chunks["num_tokens"].to_numpy().sum().item(),
         truncated=chunks["truncated"].to_numpy().sum().item(),
         reused=len(np.unique(reused["document"].to_numpy())),
+        chunks_reused=reused.num_rows,
+        tokens_reused=reused["num_tokens"].to_numpy().sum().item(),
         text_bytes=unit.documents["text"].nbytes,
     )
 

@@ -112,7 +112,8 @@ def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
     count = stats["documents"] - stats["quarantined"] - stats.get("filtered", 0)
     bytes_per_component = {"none": 4, "int8": 1, "binary": 1 / 8}[spec["quantization"]]
     return Document(
-        **{name: stats[name] / count for name in ("tokens", "chunks", "text_bytes", "read_seconds", "write_seconds")},
+        **{name: stats[name] / count for name in ("tokens", "text_bytes", "read_seconds", "write_seconds")},
+        chunks=(stats["chunks"] + stats.get("chunks_reused", 0)) / count,
         source_bytes=run["source_bytes"] / count,
         part_bytes=run["bytes_added"] / count,
         vector_bytes=spec["dim"] * bytes_per_component,

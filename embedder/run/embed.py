@@ -30,12 +30,9 @@ from embedder.run.publish import missing_parts_explained, refuse_moved_table
 from embedder.run.publish_often import Publisher
 from embedder.run.summary import Outcome, Summary
 from embedder.source.documents import SLICE_BYTES, slice_shard
+from embedder.table.hash_index import LEAST_BYTES, MOST_BYTES, NO_INDEX, HashIndex, open_index
 from embedder.table.parts import read_part
 from embedder.table.quarantine import sync_quarantine
-from embedder.table.reuse import NO_PREVIOUS, PreviousParts, index_parts
-
-MOST_INDEXED_ROWS = 5_000_000
-"""Up to so many rows to be removed are indexed together, 20 bytes each; beyond, each task indexes its own previous parts."""
 
 EmbedUnits = Callable[[Sequence[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
 Report = Callable[[Iterable[Sample]], None]
@@ -155,18 +152,17 @@ def make_context(run_plan: RunPlan, run_id: str) -> StageContext:
         ranges=run_plan.model.ranges,
         probe=tuple(probe) if probe else None,
         run_id=run_id,
-        previous=index_reusable(run_plan),
+        index=index_documents(run_plan),
     )
 
 
-def index_reusable(run_plan: RunPlan) -> PreviousParts | None:
-    """Index the vectors that this run removes, so that a document is recognized wherever it moved; None if there are too many."""
-    plan, table = run_plan.plan, run_plan.table
+def index_documents(run_plan: RunPlan) -> HashIndex:
+    """Open the index of the table's vectors; of a large table, only as many bytes as the run reads from its source."""
+    table = run_plan.table
     if table is None or not run_plan.same_space:
-        return NO_PREVIOUS
-    if sum(table.rows[str(name)] for name in plan.remove) > MOST_INDEXED_ROWS:
-        return None
-    return index_parts([str(name) for name in plan.remove], run_plan.config.output.location)
+        return NO_INDEX
+    size = sum(task.size_bytes for task in run_plan.plan.read)
+    return open_index(run_plan.config.output.location, table.rows, max(LEAST_BYTES, min(size, MOST_BYTES)))
 
 
 def slice_large(task: Task, source: SourceConfig) -> list[Task]:

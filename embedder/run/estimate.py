@@ -91,7 +91,7 @@ def estimate_work(plan: Plan, rates: Rates, same_space: bool, speed: float | Non
 def estimate_documents(plan: Plan, documents_per_byte: float, same_space: bool) -> tuple[float, Range]:
     """Estimate the documents to read and to embed: at most those that are not yet on storage, at least those that the task gained.
 
-    A shard that only moved embeds none.
+    A shard that only moved embeds none. Copies of documents of other shards, which are reused too, are not foreseen.
     """
     known: Counter[str] = Counter()
     moved: set[str] = set()

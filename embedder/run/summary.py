@@ -153,16 +153,20 @@ class Summary:
                 if stats.filtered
                 else []
             ),
-            ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{truncated}"),
+            ("embedded", f"{embedded:,} documents, {stats.chunks:,} chunks{_add_reused(stats.chunks_reused)}{truncated}"),
             ("reused", f"{reused:,} documents ({self.parts_kept:,} parts kept, {self.parts_adopted:,} adopted)"),
             ("quarantined", f"{stats.quarantined:,} documents{adopted}{where}"),
-            ("tokens", f"{stats.tokens:,} in {self.seconds:.1f} s, {speed}"),
+            ("tokens", f"{stats.tokens:,}{_add_reused(stats.tokens_reused)} in {self.seconds:.1f} s, {speed}"),
             ("table", f"{self.uri}, {version}: {self.rows:,} rows, {parts}"),
         ]
         if self.cost_usd is not None:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
         rows += [("failed", line) for why in self.failures.values() for line in why.split("\n")]
         return align(rows)
+
+
+def _add_reused(count: int) -> str:
+    return f" (and {count:,} reused)" if count else ""
 
 
 def summarize(

