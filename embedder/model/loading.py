@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import transformers
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -25,13 +24,14 @@ from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.checksum import list_weights
 from embedder.model.files.families import Family, find_family
-from embedder.model.files.model_config import load_config
+from embedder.model.files.model_config import find_class, load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
 from embedder.model.pickled import read_pickled
 from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16
+from embedder.model.static_embedding import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,9 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
     family = find_family(recipe.family)
     with _quiet_transformers(), file_errors(recipe.folder.name):
         model, report = _model_class(family).from_pretrained(
-            recipe.transformer_folder,
+            None if recipe.is_static else recipe.transformer_folder,
             config=_cut_config(recipe, depth),
+            state_dict=read_table(recipe.transformer_folder) if recipe.is_static else None,
             dtype=dtype,
             attn_implementation=family.attention,
             output_loading_info=True,
@@ -108,6 +109,8 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
             **_pooler_arguments(recipe),
         )
     _refuse_misfits(recipe, depth, report)
+    if family.shared_layers:
+        _unshare(model, recipe, depth)
     assert_depth(model, recipe, depth)
     if final_norm == "skip" and family.final_norm is not None:
         model.set_submodule(family.final_norm, nn.Identity())
@@ -135,7 +138,17 @@ def check_weights(recipe: ModelRecipe) -> None:
 
 
 def _model_class(family: Family) -> Any:
-    return getattr(transformers, family.model_class) if family.model_class else AutoModel
+    return find_class(family.model_class) if family.model_class else AutoModel
+
+
+def _unshare(model: Any, recipe: ModelRecipe, depth: int) -> None:
+    """Give each run of a shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
+    path = find_family(recipe.family).layers
+    groups = model.get_submodule(path)
+    runs = [groups[number * len(groups) // recipe.num_layers] for number in range(depth)]
+    kept = {id(each): each for each in (model.config, *model.parameters())}
+    model.set_submodule(path, nn.ModuleList(copy.deepcopy(run, dict(kept)) for run in runs))
+    model.config.num_hidden_groups = depth
 
 
 def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
@@ -147,6 +160,8 @@ def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
 
 def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
     """Return a tensor of each weight's shape, all of one number's memory."""
+    if recipe.is_static:
+        return {name: tensor[:1, :1].expand(tensor.shape) for name, tensor in read_table(recipe.transformer_folder).items()}
     shapes: dict[str, Any] = {}
     for path in list_weights(recipe.transformer_folder):
         if path.suffix == ".safetensors":
@@ -194,6 +209,8 @@ def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
     """Build the first `depth` layers as they will be, without weights."""
     with _quiet_transformers():
         model = _build_empty(recipe, _cut_config(recipe, depth))
+    if find_family(recipe.family).shared_layers:
+        _unshare(model, recipe, depth)
     layers = model.get_submodule(find_family(recipe.family).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -208,7 +225,7 @@ def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:
 
 
 def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
-    config = copy.deepcopy(load_config(recipe.transformer_folder))
+    config = copy.deepcopy(load_config(recipe))
     for name in find_family(recipe.family).layer_lists:
         setattr(config, name, list(getattr(config, name))[:depth])
     config.num_hidden_layers = depth

@@ -171,7 +171,9 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
 
 def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     problems, name = [], repr(embedding.model)
-    if embedding.depth is not None and embedding.depth > recipe.num_layers:
+    if embedding.depth is not None and recipe.is_static:
+        problems.append(f"embedding.depth={embedding.depth}: {name} is a table of token vectors, without layers; leave it out")
+    elif embedding.depth is not None and embedding.depth > recipe.num_layers:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")

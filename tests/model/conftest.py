@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Tokenizer
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
+from embedder.model.files.model_config import find_class
 from embedder.model.resolve import ResolvedModel, resolve_model
 
 TEXT = "the cat sat on a mat while dogs ran far from home and birds sang in old trees by cold river stones under bright stars"
@@ -97,6 +98,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "feed_forward_proj": "gated-gelu",
         },
     ),
+    "albert": ("AlbertConfig", SHAPE | {"embedding_size": 32, "max_position_embeddings": 128}),
     "electra": ("ElectraConfig", SHAPE | {"embedding_size": 32, "max_position_embeddings": 128}),
     "deberta-v2": (
         "DebertaV2Config",
@@ -184,7 +186,7 @@ def save_transformer(folder: Path, family: str) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, class_name)(**settings)
     own = FAMILIES[family].model_class
-    model = getattr(transformers, own)(config) if own else AutoModel.from_config(config)
+    model = find_class(own)(config) if own else AutoModel.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name.lower():
             centre = 0.0 if name.endswith("bias") or family.startswith("gemma") else 1.0

