@@ -100,12 +100,12 @@ class Encoder:
         head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
         chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
         if chosen_backend == "openvino":
-            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
+            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32, spec.adapter)
             exact = cls(model, head, exit_map, spec.pooling, torch.device(device))
             converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
-        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
+        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype, spec.adapter)
         build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device))
         is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -28,10 +27,9 @@ from embedder.model.files.model_config import find_class, load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
-from embedder.model.pickled import read_pickled
 from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16
-from embedder.model.static_embedding import read_table
+from embedder.model.weights import read_combined, sketch_weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +85,20 @@ def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: L
     return "openvino" if fits and has_openvino() else "torch"
 
 
-def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> PreTrainedModel:
+def load_transformer(
+    recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype, adapter: str | None = None
+) -> PreTrainedModel:
     """Build and load the first `depth` layers; those above are neither built nor read."""
     if not 1 <= depth <= recipe.num_layers:
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
     with _quiet_transformers(), file_errors(recipe.folder.name):
-        model, report = _model_class(family).from_pretrained(
-            None if recipe.is_static else recipe.transformer_folder,
-            config=_cut_config(recipe, depth),
-            state_dict=read_table(recipe.transformer_folder) if recipe.is_static else None,
+        config, combined = _cut_config(recipe, depth), read_combined(recipe, adapter)
+        model_class = _model_class(family) if combined is None else type(_build_empty(recipe, config))
+        model, report = model_class.from_pretrained(
+            recipe.transformer_folder if combined is None else None,
+            config=config,
+            state_dict=combined,
             dtype=dtype,
             attn_implementation=family.attention,
             output_loading_info=True,
@@ -128,7 +130,7 @@ def check_weights(recipe: ModelRecipe) -> None:
         _, report = type(_build_empty(recipe, config)).from_pretrained(
             None,
             config=_cut_config(recipe, recipe.num_layers),
-            state_dict=_sketch_weights(recipe),
+            state_dict=sketch_weights(recipe),
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -156,20 +158,6 @@ def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
     family = find_family(recipe.family)
     with torch.device("meta"):
         return _model_class(family)(config) if family.model_class else AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-
-
-def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
-    """Return a tensor of each weight's shape, all of one number's memory."""
-    if recipe.is_static:
-        return {name: tensor[:1, :1].expand(tensor.shape) for name, tensor in read_table(recipe.transformer_folder).items()}
-    shapes: dict[str, Any] = {}
-    for path in list_weights(recipe.transformer_folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        elif path.suffix != ".json":
-            shapes |= {name: tensor.shape for name, tensor in read_pickled(path).items()}
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
 def _pooler_arguments(recipe: ModelRecipe) -> dict[str, Any]:

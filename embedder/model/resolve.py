@@ -124,6 +124,8 @@ def _fill_defaults(
         normalize=defaults.normalize if embedding.normalize is None else embedding.normalize,
         float8=embedding.float8,
         quantization=embedding.quantization,
+        adapter=recipe.adapters.document if recipe.adapters else None,
+        query_adapter=recipe.adapters.query if recipe.adapters else None,
     )
 
 

@@ -1,22 +1,13 @@
 """A table of token vectors as a model of one layer, which passes the rows on: their mean is the vector of a text.
 
-V = token ids, H = components, R = rows of a table that several ids share.
+B = texts, L = tokens of the longest, H = components.
 """
 
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-
-from embedder.core.errors import ModelError
-from embedder.model.files.checksum import list_weights
-from embedder.model.pickled import read_pickled
-
-_TABLES = ({"embedding.weight"}, {"embeddings"}, {"embeddings", "mapping"}, {"embeddings", "weights"}, {"embeddings", "mapping", "weights"})
-"""Names of the weights as sentence-transformers and model2vec save them."""
 
 
 class StaticEmbeddingConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -51,18 +42,3 @@ class StaticEmbeddingModel(PreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden)
         return BaseModelOutput(last_hidden_state=hidden)
-
-
-def read_table(folder: Path) -> dict[str, Tensor]:
-    """Read the rows by token id: model2vec's rows are shared by `mapping` (V → R) and scaled by `weights` (V)."""
-    path = list_weights(folder)[-1]
-    found = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
-    if set(found) not in _TABLES:
-        raise ModelError(f"{path.name}: holds {', '.join(sorted(found))}; a static embedding has embedding.weight, or model2vec's names")
-    rows = found.get("embedding.weight", found.get("embeddings"))
-    assert rows is not None
-    if "mapping" in found:
-        rows = rows[found["mapping"].long()]
-    if "weights" in found:
-        rows = rows.float() * found["weights"].float().unsqueeze(-1)
-    return {"embedding.weight": rows.contiguous()}

@@ -55,6 +55,8 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
         problems.append(f"pooling {spec.pooling!r} where the model's files say {recipe.pooling!r}")
     if recipe.is_translated:
         problems.append("a model that names remote code, without running it")
+    elif recipe.adapters:
+        problems.append("an adapter, without peft")
     if not spec.normalize:
         problems.append("a truncation without L2")
     if problems:

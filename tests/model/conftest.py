@@ -81,6 +81,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", DECODER | {"sliding_window": 8}),
     "gemma2": ("Gemma2Config", DECODER | WINDOWED | {"sliding_window": 8, "query_pre_attn_scalar": 16}),
     "eurobert": ("EuroBertConfig", DECODER | {"mask_token_id": 3}),
+    "jina_embeddings_v3": ("JinaEmbeddingsV3Config", SHAPE | {"max_position_embeddings": 128, "pad_token_id": 0}),
     "gte": ("GteConfig", SHAPE | {"max_position_embeddings": 128, "pad_token_id": 0, "rope_parameters": LINEAR}),
     "t5": (
         "T5Config",
@@ -116,6 +117,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 DISTINCT = [family for family in CONFIGS if family not in ("camembert", "qwen2", "llama", "ministral3", "electra", "eurobert")]
+DISTINCT.remove("jina_embeddings_v3")
 """Families without those whose layers are another one's under another name, for the tests that take seconds a family."""
 POOLING = {"qwen2": "lasttoken", "qwen3": "lasttoken", "mistral": "lasttoken", "gemma2": "lasttoken", "bert": "cls"}
 ENDS_ONLY = ("qwen3", "mistral", "gemma2", "t5")

@@ -127,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         heads=_GENERATION_HEADS,
     ),
     "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
+    "jina_embeddings_v3": Family(layers="layers", pooler=True),
     "gte": Family(layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"})),
     # its attention adds the bias of relative positions, which the first layer has
     "t5": Family(

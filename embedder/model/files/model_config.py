@@ -25,7 +25,7 @@ class RemoteCode:
     remote_class: str
     """End of `auto_map.AutoModel`."""
     family: str
-    """transformers' model_type of the same architecture."""
+    """transformers' model_type of the same architecture, unless the translation names another."""
     translate: Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -49,12 +49,29 @@ def _translate_bidirectional(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"is_causal": False}
 
 
+def _translate_jina_v3(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of XLM-R with rotary positions, whose adapters are merged when it is loaded."""
+    if raw.get("position_embedding_type") != "rotary":
+        raise ModelError(f"config.json: position_embedding_type={raw.get('position_embedding_type')!r} is not supported; only rotary is")
+    left_out = ("position_embedding_type", "rotary_emb_base", "lora_adaptations", "lora_rank")
+    kept = {name: value for name, value in raw.items() if name not in left_out}
+    return kept | {"rope_parameters": {"rope_type": "default", "rope_theta": float(raw.get("rotary_emb_base", 10_000.0))}}
+
+
+def _translate_jina_v5(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of Qwen 3 (small) or EuroBERT (nano); their weights tell if it is the wrong one."""
+    return raw | {"model_type": "qwen3" if "use_sliding_window" in raw else "eurobert"}
+
+
 REMOTE_CODE = (
     RemoteCode("new", "modeling.NewModel", "gte", _translate_new),
     RemoteCode("llama_bidirec", "llama_bidirectional_model.LlamaBidirectionalModel", "llama", _translate_bidirectional),
     RemoteCode("qwen2", "modeling_qwen.Qwen2Model", "qwen2", _translate_bidirectional),
+    RemoteCode("xlm-roberta", "modeling_lora.XLMRobertaLoRA", "jina_embeddings_v3", _translate_jina_v3),
+    RemoteCode("jina_embeddings_v5", "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model", "qwen3", _translate_jina_v5),
 )
-"""Alibaba-NLP gte-v1.5 and gte-multilingual, stella_en_400M; NVIDIA's llama embedding models; gte-Qwen2 and the models tuned from it."""
+"""Alibaba-NLP gte-v1.5 and gte-multilingual, stella_en_400M; NVIDIA's llama embedding models; gte-Qwen2 and the models tuned from it;
+jina-embeddings-v3; jina-embeddings-v5-text."""
 
 
 def read_config(layout: Layout) -> dict[str, Any]:
@@ -66,7 +83,8 @@ def read_config(layout: Layout) -> dict[str, Any]:
     if known is None:
         return raw
     with file_errors("config.json"):
-        return known.translate({name: value for name, value in raw.items() if name != "auto_map"}) | {"model_type": known.family}
+        kept = {name: value for name, value in raw.items() if name != "auto_map"}
+        return known.translate(kept | {"model_type": known.family})
 
 
 def is_translated(layout: Layout) -> bool:

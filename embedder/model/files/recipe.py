@@ -11,11 +11,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec
+from embedder.model.files.adapters import Adapters, find_adapters
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.files.families import find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
 from embedder.model.files.model_config import is_translated, load_config, read_config
-from embedder.model.files.st_layout import Layout, file_errors, read_json, read_layout
+from embedder.model.files.st_layout import REMOTE_MODULE, Layout, file_errors, read_json, read_layout
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -53,6 +54,7 @@ class ModelRecipe(Layout):
     checksum: str
     matryoshka_dims: tuple[int, ...]
     """Dims that the files state the model was trained for, ascending; empty if they state none."""
+    adapters: Adapters | None
     is_translated: bool
     """Whether config.json names remote code, of which transformers' own family computes the same."""
 
@@ -123,11 +125,14 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
     family = find_family(raw.get("model_type"))
-    refuse_sources(raw, (folder, layout.transformer_folder))
+    refuse_sources(raw, folder, layout.transformer_folder)
     config = load_config(layout)  # imports torch: seconds, after the cheap checks
     with file_errors("config.json"):
         limit = position_limit(config)
     refuse_entries(raw, config, family)
+    adapters = find_adapters(read_json(layout.transformer_folder / "config.json"), layout.transformer_folder)
+    if layout.has_remote_module and (adapters is None or not is_translated(layout)):
+        raise ModelError(f"modules.json: module {REMOTE_MODULE!r} is not part of sentence_transformers; remote code is not run")
     _check_pooling(raw, layout)
     for step in layout.steps:
         if step.kind != "normalize" and with_weights:
@@ -149,8 +154,9 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
         position_limit=limit,
         layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
         truncates_left=_truncates_left(layout.transformer_folder),
-        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders) if with_weights else "",
+        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders, adapters) if with_weights else "",
         matryoshka_dims=_list_dims(raw, width) or _list_dims(read_json(folder / "config_sentence_transformers.json"), width),
+        adapters=adapters,
         is_translated=is_translated(layout),
     )
 
