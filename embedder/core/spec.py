@@ -24,7 +24,7 @@ query's prompt, depth and adapter."""
 
 _LATER: dict[str, Any] = {
     "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False,
-    "adapter": None,
+    "adapter": None, "include_prompt": True,
 }  # fmt: skip
 """Fields added after version 1, with the value that earlier specs imply: at that value they do not change the fingerprint."""
 
@@ -56,7 +56,7 @@ class EmbeddingSpec(BaseModel):
     layer_norm: bool
     """LayerNorm without weights over the full width, before truncation (nomic-embed-text-v1.5)."""
     prompt: str
-    """Prepended to every chunk, its tokens pooled like any others."""
+    """Prepended to every chunk."""
     query_prompt: str
     max_tokens: int
     """Tokens per chunk, prompt and special tokens included."""
@@ -79,6 +79,8 @@ class EmbeddingSpec(BaseModel):
     """Digest of the orthogonal matrix that rotates vectors before truncation."""
     float8: bool = False
     """Whether the layers' linear modules multiply in float8, which changes a vector many times as much as bfloat16."""
+    include_prompt: bool = True
+    """Whether the prompt's tokens are pooled like any others; False has an effect only with a prompt."""
     adapter: str | None = None
     """Low-rank update of the weights that is merged for documents, of those that the model's files name for tasks."""
     query_adapter: str | None = None

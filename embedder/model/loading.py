@@ -112,7 +112,7 @@ def load_transformer(
         )
     _refuse_misfits(recipe, depth, report)
     if family.shared_layers:
-        _unshare(model, recipe, depth)
+        _unshare(model, family.layers, depth)
     assert_depth(model, recipe, depth)
     if final_norm == "skip" and family.final_norm is not None:
         model.set_submodule(family.final_norm, nn.Identity())
@@ -143,13 +143,11 @@ def _model_class(family: Family) -> Any:
     return find_class(family.model_class) if family.model_class else AutoModel
 
 
-def _unshare(model: Any, recipe: ModelRecipe, depth: int) -> None:
-    """Give each run of a shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
-    path = find_family(recipe.family).layers
-    groups = model.get_submodule(path)
-    runs = [groups[number * len(groups) // recipe.num_layers] for number in range(depth)]
+def _unshare(model: Any, path: str, depth: int) -> None:
+    """Give each run of the shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
+    (layer,) = model.get_submodule(path)
     kept = {id(each): each for each in (model.config, *model.parameters())}
-    model.set_submodule(path, nn.ModuleList(copy.deepcopy(run, dict(kept)) for run in runs))
+    model.set_submodule(path, nn.ModuleList(copy.deepcopy(layer, dict(kept)) for _ in range(depth)))
     model.config.num_hidden_groups = depth
 
 
@@ -197,8 +195,6 @@ def sketch_layers(recipe: ModelRecipe, depth: int) -> nn.ModuleList:
     """Build the first `depth` layers as they will be, without weights."""
     with _quiet_transformers():
         model = _build_empty(recipe, _cut_config(recipe, depth))
-    if find_family(recipe.family).shared_layers:
-        _unshare(model, recipe, depth)
     layers = model.get_submodule(find_family(recipe.family).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers

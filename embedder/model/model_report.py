@@ -68,6 +68,7 @@ def describe_model(model: str, revision: str | None) -> dict[str, Any]:
         "max_tokens": recipe.max_tokens,
         "position_limit": recipe.position_limit,
         "special_tokens": tokenizer.num_special_tokens_to_add(False),
+        "prompt_is_pooled": defaults.include_prompt,
         "prompt": defaults.prompt,
         "query_prompt": defaults.query_prompt,
         "prompt_names": list(recipe.prompts.names),

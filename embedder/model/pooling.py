@@ -63,6 +63,16 @@ POOLERS: dict[Pooling, Pooler] = {
 }
 
 
+def pool_without_first(pool: Pooler, count: int) -> Pooler:
+    """Return a pooling that leaves out the first tokens of each sequence; NaN if a sequence has no others."""
+
+    def pool_others(hidden: Tensor, batch: Batch) -> Tensor:
+        pooled_BH = pool(*batch.drop_first(hidden, count))
+        return pooled_BH.masked_fill((batch.lengths_B <= count).unsqueeze(-1), float("nan"))
+
+    return pool_others
+
+
 class Normalize(nn.Module):
     """L2 over the last dimension."""
 

@@ -67,9 +67,13 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
 
 def _model_changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     family, lines = find_family(recipe.family), []
-    if spec.depth < recipe.num_layers:
+    if spec.depth < recipe.num_layers and family.shared_layers:
+        lines.append(f"model[0].auto_model.config.num_hidden_layers = {spec.depth}")
+    elif spec.depth < recipe.num_layers:
         layers = f"model[0].auto_model.{family.layers}"
         lines.append(f"{layers} = {layers}[:{spec.depth}]")
+    if not spec.include_prompt:
+        lines.append("model.set_pooling_include_prompt(False)")
     if spec.final_norm == "skip":
         lines.append(f"model[0].auto_model.{family.final_norm} = torch.nn.Identity()")
     if spec.max_tokens != recipe.max_tokens:

@@ -39,7 +39,8 @@ class QueryEncoder:
         load = partial(_load_encoder, device=device, dtype=dtype, rotation_WW=rotation_WW)
         self._embed, tokenizer_json = _load_api(queries) if spec.is_api else load(queries)
         sides = (queries, queries.model_copy(update={"prompt": spec.prompt, "adapter": spec.adapter}))
-        self._load_passages: Callable[[], Embed] = cache(lambda: self._embed if spec.adapter == queries.adapter else load(sides[1])[0])
+        is_shared = spec.adapter == queries.adapter and (spec.include_prompt or spec.prompt == queries.prompt)
+        self._load_passages: Callable[[], Embed] = cache(lambda: self._embed if is_shared else load(sides[1])[0])
         self._queries, self._passages = ((make_chunker(tokenizer_json, side), side.prompt) for side in sides)
 
     @classmethod

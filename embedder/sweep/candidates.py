@@ -137,9 +137,9 @@ class Transformer:
         other.query_model = self
         return other
 
-    def _load_encoder(self, adapter: str | None) -> Encoder:
+    def _load_encoder(self, adapter: str | None, unpooled: str) -> Encoder:
         """Return the deepest depth tapped, loaded only if a text is not cached."""
-        spec = self.spec.model_copy(update={"depth": max(self.tapped), "adapter": adapter})
+        spec = self.spec.model_copy(update={"depth": max(self.tapped), "adapter": adapter, "prompt": unpooled})
         return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout)
 
     def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
@@ -164,11 +164,12 @@ class Transformer:
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.pooling is None else digest_pooling(self.pooling)
-        computing = (self.machine.device, self.machine.dtype, *(["float8"] if spec.float8 else []), *filter(None, [spec.adapter]))
+        differing = [*(["float8"] if spec.float8 else []), spec.adapter, None if spec.include_prompt else "without prompt"]
+        computing = (self.machine.device, self.machine.dtype, *filter(None, differing))
         key = digest(spec.model_dump(include=same), pooled, *computing, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{layer}" for layer in self.tapped} <= names:
-            self._tap(key, names, tokenize(texts, self.resolved, spec), spec.adapter)
+            self._tap(key, names, tokenize(texts, self.resolved, spec), spec)
         return partial(self._read, key)
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
@@ -176,14 +177,15 @@ class Transformer:
         prompt, adapter = (spec.prompt, spec.adapter) if side == "document" else (spec.query_prompt, spec.query_adapter)
         return spec.model_copy(update={"prompt": prompt, "adapter": adapter, "chunking": False, "overlap_tokens": 0})
 
-    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, adapter: str | None) -> None:
+    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, spec: EmbeddingSpec) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
         name = self.name + (", layers in float8" if self.spec.float8 else "")
         self._report(name, 0, len(token_ids))
         for start, stop in blocks:
             missing = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if missing:
-                states = self._encoder(adapter).tap(token_ids.slice(start, stop - start), self.machine.token_budget, missing, self.pooling)
+                encoder = self._encoder(spec.adapter, "" if spec.include_prompt else spec.prompt)
+                states = encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, missing, self.pooling)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
             self._report(name, stop, len(token_ids))

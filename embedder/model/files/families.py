@@ -145,8 +145,15 @@ FAMILIES: dict[str, Family] = {
         pooler=True,
         shared_layers=True,
         float8=False,
-        neutral={"inner_group_num": (1,)},
+        neutral=dict.fromkeys(("inner_group_num", "num_hidden_groups"), (1,)),
         heads=frozenset({"pooler", "predictions", "sop_classifier", "classifier", "qa_outputs"}),
+    ),
+    # attention adds the bias of distances
+    "jina_bert": Family(
+        layers="encoder.layer",
+        packed=False,
+        neutral={"feed_forward_type": ("geglu",)},
+        model_class="embedder.model.jina_bert.JinaBertModel",
     ),
     "static_embedding": Family(layers="layers", float8=False, model_class="embedder.model.static_embedding.StaticEmbeddingModel"),
     "electra": Family(layers="encoder.layer", heads=frozenset({"discriminator_predictions", "generator_predictions", "generator_lm_head"})),

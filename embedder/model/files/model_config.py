@@ -5,6 +5,7 @@ The names are those of the repositories' own code, read beside their config.json
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,25 @@ def _translate_jina_v5(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"model_type": "qwen3" if "use_sliding_window" in raw else "eurobert"}
 
 
+def _translate_jina_v2(has_more_norms: bool, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of BERT with ALiBi and gated feed-forward blocks."""
+    if raw.get("position_embedding_type") != "alibi":
+        raise ModelError(f"config.json: position_embedding_type={raw.get('position_embedding_type')!r} is not supported; only alibi is")
+    kept = {name: value for name, value in raw.items() if name != "position_embedding_type"}
+    return {"feed_forward_type": "original"} | kept | {"has_more_norms": has_more_norms}
+
+
 REMOTE_CODE = (
     RemoteCode("new", "modeling.NewModel", "gte", _translate_new),
     RemoteCode("llama_bidirec", "llama_bidirectional_model.LlamaBidirectionalModel", "llama", _translate_bidirectional),
     RemoteCode("qwen2", "modeling_qwen.Qwen2Model", "qwen2", _translate_bidirectional),
+    RemoteCode("bert", "jina-bert-implementation--modeling_bert.JinaBertModel", "jina_bert", partial(_translate_jina_v2, False)),
+    RemoteCode("bert", "jina-bert-v2-qk-post-norm--modeling_bert.JinaBertModel", "jina_bert", partial(_translate_jina_v2, True)),
     RemoteCode("xlm-roberta", "modeling_lora.XLMRobertaLoRA", "jina_embeddings_v3", _translate_jina_v3),
     RemoteCode("jina_embeddings_v5", "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model", "qwen3", _translate_jina_v5),
 )
 """Alibaba-NLP gte-v1.5 and gte-multilingual, stella_en_400M; NVIDIA's llama embedding models; gte-Qwen2 and the models tuned from it;
-jina-embeddings-v3; jina-embeddings-v5-text."""
+jina-embeddings-v2, two kinds; jina-embeddings-v3; jina-embeddings-v5-text."""
 
 
 def read_config(layout: Layout) -> dict[str, Any]:

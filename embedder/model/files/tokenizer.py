@@ -21,6 +21,12 @@ def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
     return tokenizer
 
 
+def count_prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
+    """Return how many first tokens of a sequence sentence-transformers counts as the prompt's, special tokens before it included."""
+    encoding = tokenizer.encode(prompt)
+    return len(encoding.ids) - encoding.special_tokens_mask[-1] if prompt else 0
+
+
 def _open_static(folder: Path) -> Tokenizer:
     """Load the tokenizer of a static embedding, which adds no special tokens to a text."""
     with file_errors("tokenizer.json"):
