@@ -86,9 +86,7 @@ def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     model = resolve_model(embedding, chunking)
     check_pooling(model.spec.pooling)
     if not model.spec.include_prompt:
-        raise ConfigError(
-            f"embedding.model={embedding.model!r}: leaves the prompt out of pooling, but exit maps read it; set both prompts to ''"
-        )
+        raise ConfigError(f"embedding.model={embedding.model!r}: pools without the prompt, which exit maps read; set both prompts to ''")
     return replace(model, spec=model.spec.model_copy(update={"dim": width_of(model.spec)}))
 
 

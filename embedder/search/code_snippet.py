@@ -76,6 +76,6 @@ def _model_changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
         lines.append("model.set_pooling_include_prompt(False)")
     if spec.final_norm == "skip":
         lines.append(f"model[0].auto_model.{family.final_norm} = torch.nn.Identity()")
-    if spec.max_tokens != recipe.max_tokens:
+    if spec.max_tokens != recipe.max_tokens and not recipe.is_static:  # a table takes queries of any length
         lines.append(f"model.max_seq_length = {spec.max_tokens}")
     return lines

@@ -210,6 +210,11 @@ def test_jina_v5_merges_the_adapter_of_retrieval(family: str, more: dict[str, An
     assert_same(model, merged, texts, "the ")
 
 
+def test_tasks_in_the_config_of_another_model_are_not_adapters(folder: Path) -> None:
+    edit(folder / "config.json", task_names=["sts"])
+    assert read_recipe(folder).adapters is None
+
+
 def test_a_module_of_other_remote_code_is_refused(folder: Path) -> None:
     use_remote_module(folder, {})
     with pytest.raises(ConfigError, match=r"module 'custom_st\.Transformer' is not part of sentence_transformers; remote code is not run"):

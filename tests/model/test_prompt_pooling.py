@@ -84,5 +84,5 @@ def test_what_would_read_the_prompt_is_refused(without_prompt: Callable[[str, st
     with pytest.raises(ConfigError, match=r"embedding\.pooling='weightedmean': .* leaves the prompt out of pooling"):
         without_prompt("bert", "weightedmean").resolve(prompt="the ")
     settings = EmbeddingConfig(model=str(without_prompt("bert", "mean").folder), prompt="the ")
-    with pytest.raises(ConfigError, match="leaves the prompt out of pooling, but exit maps read it"):
+    with pytest.raises(ConfigError, match="pools without the prompt, which exit maps read"):
         resolve_whole(settings, ChunkingConfig())

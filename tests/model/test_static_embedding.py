@@ -1,6 +1,7 @@
 """A table of token vectors equals sentence-transformers' StaticEmbedding, in its own layout and in model2vec's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
+import embedder.model.files.recipe as recipe_files
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
+from embedder.core.storage import Location
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import read_recipe
 from embedder.model.model_report import describe_model
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.search.code_snippet import write_snippet
 from embedder.search.query_encoder import QueryEncoder
 from tests.model.conftest import build_tokenizer, tokenize
 
@@ -139,3 +143,24 @@ def test_a_transformer_beside_a_table_is_refused(static: Path, tiny_models: Call
     (static / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Transformer", "path": "1_T"}]))
     with pytest.raises(ConfigError, match="start with one Transformer and one Pooling, or with a StaticEmbedding"):
         resolve(static)
+
+
+def test_a_hub_model_is_measured_by_its_table_even_where_no_weights_are_asked_for(static: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, asked = static.rename(static.with_name("stored")), []
+
+    def download(_name: str, allow_patterns: list[str], ignore_patterns: list[str] | None = None, **_: Any) -> str:
+        asked.append(allow_patterns)
+        is_ignored = shutil.ignore_patterns(*(ignore_patterns or []))
+        return str(shutil.copytree(stored, static, ignore=is_ignored, dirs_exist_ok=True))
+
+    monkeypatch.setattr(recipe_files, "snapshot_download", download)
+    report = describe_model("acme/static", None)
+    assert (report["runs"], report["components"]) == (True, 64)
+    assert asked[1] == ["pytorch_model*.bin", "model.safetensors"]
+
+
+def test_the_snippet_makes_the_same_vectors_with_sentence_transformers(static: Path) -> None:
+    spec = resolve_model(EmbeddingConfig(model=str(static), dim=32), ChunkingConfig(max_tokens=100)).spec
+    found: dict[str, Any] = {"queries": ["the cat", "stars"]}
+    exec(write_snippet(spec, Location("table")), found)
+    np.testing.assert_allclose(found["vectors"], QueryEncoder(spec).encode(["the cat", "stars"]), atol=2e-6)

@@ -130,8 +130,9 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
     with file_errors("config.json"):
         limit = position_limit(config)
     refuse_entries(raw, config, family)
-    adapters = find_adapters(read_json(layout.transformer_folder / "config.json"), layout.transformer_folder)
-    if layout.has_remote_module and (adapters is None or not is_translated(layout)):
+    original = read_json(layout.transformer_folder / "config.json") if is_translated(layout) else {}
+    adapters = find_adapters(original, layout.transformer_folder)
+    if layout.has_remote_module and adapters is None:
         raise ModelError(f"modules.json: module {REMOTE_MODULE!r} is not part of sentence_transformers; remote code is not run")
     _check_pooling(raw, layout)
     for step in layout.steps:
