@@ -64,14 +64,14 @@ class JinaBertLayer(nn.Module):
         query, key, value = (mixing[name](hidden_BLH) for name in ("query", "key", "value"))
         if self.has_more_norms:
             query, key = mixing["layer_norm_q"](query), mixing["layer_norm_k"](key)
-        heads = (states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value))
-        mixed_BALE = functional.scaled_dot_product_attention(*heads, attn_mask=bias)
+        query, key, value = (states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for states in (query, key, value))
+        mixed_BALE = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         output: Any = self.attention["output"]
         normed: Tensor = output["LayerNorm"](hidden_BLH + output["dense"](mixed_BALE.transpose(1, 2).flatten(2)))
         return normed
 
 
-class JinaBertModel(PreTrainedModel):
+class JinaBertModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Token and type embeddings, and the layers."""
 
     config_class = JinaBertConfig
@@ -84,16 +84,18 @@ class JinaBertModel(PreTrainedModel):
         norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.embeddings = nn.ModuleDict({"word_embeddings": words, "token_type_embeddings": types, "LayerNorm": norm})
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(JinaBertLayer(config) for _ in range(config.num_hidden_layers))})
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Run (B, L) ids; the mask, (B, 1, 1, L), is true where a token may be attended to."""
-        types = self.embeddings["token_type_embeddings"].weight[0]
-        hidden = self.embeddings["LayerNorm"](self.embeddings["word_embeddings"](input_ids) + types)
+        embeddings: Any = self.embeddings
+        types = embeddings["token_type_embeddings"].weight[0]
+        hidden = embeddings["LayerNorm"](embeddings["word_embeddings"](input_ids) + types)
         bias = bias_distances(self.config.num_attention_heads, input_ids.shape[1], hidden)
         if attention_mask is not None:
             bias = bias.masked_fill(~attention_mask, torch.finfo(bias.dtype).min)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        layers: Any = self.encoder["layer"]
+        for layer in layers:
             hidden = layer(hidden, bias)
         return BaseModelOutput(last_hidden_state=hidden)
 

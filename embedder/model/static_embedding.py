@@ -24,7 +24,7 @@ class StaticEmbeddingConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Nothing depends on a position; a limit that no chunk reaches."""
 
 
-class StaticEmbeddingModel(PreTrainedModel):
+class StaticEmbeddingModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """The rows of a text's tokens as their states."""
 
     config_class = StaticEmbeddingConfig
@@ -34,7 +34,7 @@ class StaticEmbeddingModel(PreTrainedModel):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(nn.Identity() for _ in range(config.num_hidden_layers))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
         """Look up (B, L) ids: states (B, L, H)."""

@@ -3,6 +3,7 @@
 N = texts, H = hidden size, W = width before the cut.
 """
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +124,7 @@ class Transformer:
         self.exits = {depth: each for depth, each in calibration.maps.items() if depth in depths} if calibration else {}
         self.pooling = calibration.attention_pooling if calibration and self.exits else None
         self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() for layer in each.layers)}))
-        self._encoder = cache(self._load_encoder)
+        self._encoder = functools.cache(self._load_encoder)
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})
         self.width = wide.dim

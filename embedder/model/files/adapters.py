@@ -13,7 +13,7 @@ from embedder.core.errors import ModelError
 from embedder.model.files.st_layout import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_OFF = (None, False, "none", [], {})
+_OFF: tuple[Any, ...] = (None, False, "none", [], {})
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "init_lora_weights": (None, True, False, "gaussian"),

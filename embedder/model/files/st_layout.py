@@ -137,7 +137,10 @@ def read_layout(folder: Path) -> Layout:
             "or with a StaticEmbedding"
         )
     transformer_folder = modules[0][1]
-    pooling, include_prompt = ("mean", True) if is_static else _read_pooling(modules[1][1])
+    pooling: Pooling = "mean"
+    include_prompt = True
+    if not is_static:
+        pooling, include_prompt = _read_pooling(modules[1][1])
     if modules[1:] and modules[1][1].name == REMOTE_MODULE:
         pooling = "last"
     with file_errors("sentence_*_config.json"):
