@@ -4,7 +4,7 @@ B = sequences of a batch, L = tokens of its longest, T = tokens of all of them, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -53,9 +53,6 @@ class Batch(Protocol):
 
     def inputs(self) -> Mapping[str, Any]:
         """Return the model's keyword arguments."""
-
-    def drop_first(self, hidden: Tensor, count: int) -> tuple[Tensor, "Batch"]:
-        """Return the states without those of each sequence's first tokens, and a batch to pool them by."""
 
     def sum_tokens(self, hidden: Tensor) -> Tensor:
         """Add up the states of each sequence's own tokens, in float32: (B, H)."""
@@ -124,11 +121,6 @@ class PaddedBatch:
         """Token id that pads rows."""
         return torch.zeros_like(self.ids_BL, dtype=torch.bool) if self.mask_BL is None else ~self.mask_BL
 
-    def drop_first(self, hidden: Tensor, count: int) -> tuple[Tensor, "PaddedBatch"]:
-        """Cut the first columns off."""
-        mask_BL = None if self.mask_BL is None else self.mask_BL[:, count:]
-        return hidden[:, count:], PaddedBatch(self.ids_BL[:, count:], self.lengths_B - count, mask_BL, None)
-
     def inputs(self) -> Mapping[str, Any]:
         """Return token ids and mask."""
         return {"input_ids": self.ids_BL, "attention_mask": self.attention_mask}
@@ -190,14 +182,6 @@ class PackedBatch:
     def padding(self) -> Tensor:
         """Nothing."""
         return torch.zeros_like(self.ids_1T, dtype=torch.bool)
-
-    def drop_first(self, hidden: Tensor, count: int) -> tuple[Tensor, "PackedBatch"]:
-        """Select the other tokens of each segment."""
-        kept_T = (self.places[0] >= count).nonzero().squeeze(-1)
-        lengths_B = (self.lengths_B - count).clamp_min(0)
-        offsets_S = functional.pad(lengths_B.cumsum(0), (1, 0)).int()
-        segments = replace(self.segments, offsets_S=offsets_S, longest=self.segments.longest - count)
-        return hidden[:, kept_T], PackedBatch(self.ids_1T[:, kept_T], self.positions_1T[:, kept_T], lengths_B, segments)
 
     def inputs(self) -> Mapping[str, Any]:
         """Return token ids, positions that restart with each sequence, and the bounds of attention."""

@@ -34,15 +34,7 @@ from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
 from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
-from embedder.model.parity_check import (
-    FLOAT8_COSINE,
-    LAYOUT_COSINE,
-    LAYOUT_PROBE_TOKENS,
-    PROBE_TOKENS,
-    agree_on_backend,
-    agree_on_layout,
-    make_probe,
-)
+from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import POOLERS, Head, pool_without_first
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.run_batches import Forward, Queued, queue_rows
@@ -76,10 +68,7 @@ class Encoder:
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
         self._exit = exit_map.place(device) if exit_map else None
-        self._num_unpooled = num_unpooled
-        self._pooling, self._pool = pooling, POOLERS[pooling]
-        if num_unpooled:
-            self._pool = pool_without_first(self._pool, num_unpooled)
+        self._pooling, self._pool, self._num_unpooled = pooling, pool_without_first(POOLERS[pooling], num_unpooled), num_unpooled
         self._device = device
         self._graph: Forward | None = None
         self._turn = Lock()
@@ -202,14 +191,14 @@ class Encoder:
 
     def probe(self) -> np.ndarray:
         """Return the vector of a fixed sequence of token ids; equal models, settings and dtypes give equal vectors."""
-        token_ids = make_probe(self._config, (PROBE_TOKENS + self._num_unpooled,))
+        token_ids = make_probe(self._config, longer=self._num_unpooled)
         vector: np.ndarray = self.encode(token_ids, len(token_ids.values)).vectors_ND[0]
         return vector
 
     def probe_rows(self) -> np.ndarray:
         """Return the vectors of fixed sequences of several lengths in one batch; equal layouts give equal vectors."""
-        lengths = [each + self._num_unpooled for each in LAYOUT_PROBE_TOKENS]
-        vectors_ND: np.ndarray = self.encode(make_probe(self._config, lengths), len(lengths) * max(lengths)).vectors_ND
+        token_ids = make_probe(self._config, LAYOUT_PROBE_TOKENS, self._num_unpooled)
+        vectors_ND: np.ndarray = self.encode(token_ids, len(token_ids) * len(token_ids[0])).vectors_ND
         return vectors_ND
 
     def find_token_budget(self, share: float = 1.0) -> int:

@@ -63,6 +63,7 @@ def write_peft(folder: Path, weights: dict[str, Tensor], pattern: str, seed: int
 
 
 def assert_same(model: TinyModel, expected: TinyModel, texts: list[str], prompt: str = "") -> None:
+    texts = texts[:10]
     ids, theirs = model.tokenize(texts), expected.reference().encode(texts, prompt=prompt, normalize_embeddings=True)
     for layout in ("padded", "packed"):
         spec = model.resolve().spec
@@ -72,8 +73,9 @@ def assert_same(model: TinyModel, expected: TinyModel, texts: list[str], prompt:
     np.testing.assert_allclose(shallow.encode(ids, 512).vectors_ND, cut.encode(ids, 512).vectors_ND, atol=2e-5)
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize(("family", "pattern"), [("bert", r"(query|output\.dense)\.weight"), ("qwen3", r"_proj\.weight")])
+@pytest.mark.parametrize(
+    ("family", "pattern", "use_rslora"), [("bert", r"(query|output\.dense)\.weight", False), ("qwen3", r"_proj\.weight", True)]
+)
 def test_an_adapter_of_peft_beside_the_weights_is_merged(
     family: str, pattern: str, use_rslora: bool, copy_model: Copy, texts: list[str]
 ) -> None:

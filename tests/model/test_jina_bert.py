@@ -137,6 +137,7 @@ def test_neighbors_and_padding_do_not_change_a_vector(model: TinyModel, texts: l
     np.testing.assert_allclose(encoder.encode(ids, 4096).vectors_ND, encoder.encode(ids, 1).vectors_ND, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", [next(iter(KINDS))], indirect=True)
 def test_openvino_and_calibrated_exits_follow(model: TinyModel, texts: list[str]) -> None:
     ids, calibration = model.tokenize(texts), calibrate(model)
     spec = model.resolve().spec
