@@ -70,7 +70,7 @@ def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
     recipe = find_recipe(spec)
     head, exit_map = load_head_and_exit(spec, recipe, calibration, None)
     assert exit_map is not None
-    layers = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype("auto", "cpu", recipe.family))
+    layers = load_transformer(recipe, spec.depth, spec.final_norm, resolve_dtype("auto", "cpu", recipe.family), spec.adapter)
     taps = TapsAlone(calibration.maps[spec.depth], exit_map.pool, exit_map.hidden_size)
     return Encoder(layers, head, taps, spec.pooling, torch.device("cpu"))
 

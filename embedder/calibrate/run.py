@@ -85,6 +85,8 @@ def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     """Resolve a model at its full width, even if its own files set a smaller dim."""
     model = resolve_model(embedding, chunking)
     check_pooling(model.spec.pooling)
+    if not model.spec.include_prompt:
+        raise ConfigError(f"embedding.model={embedding.model!r}: pools without the prompt, which exit maps read; set both prompts to ''")
     return replace(model, spec=model.spec.model_copy(update={"dim": width_of(model.spec)}))
 
 

@@ -119,7 +119,7 @@ class TappedModel(nn.Module):
         super().__init__()
         recipe = find_recipe(spec)
         dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
-        self.model = load_transformer(recipe, max(layers), spec.final_norm, dtype)
+        self.model = load_transformer(recipe, max(layers), spec.final_norm, dtype, spec.adapter)
         self.family = find_family(recipe.family)
         self.layout = make_layout("padded", self.model.config, torch.device(pool.device))
         self.model.set_attn_implementation(self.layout.attention)

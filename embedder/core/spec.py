@@ -18,12 +18,13 @@ API = "openai:"
 RECIPE_VERSION = 1
 """Incremented when this code changes the vector of a text under an unchanged spec."""
 
-_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "tokenizer"})
+_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "query_adapter", "tokenizer"})
 """Fields that do not change a document's vector: `model_checksum` identifies the model wherever it lies, and only searches use the
-query's prompt and depth."""
+query's prompt, depth and adapter."""
 
 _LATER: dict[str, Any] = {
-    "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False
+    "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False,
+    "adapter": None, "include_prompt": True,
 }  # fmt: skip
 """Fields added after version 1, with the value that earlier specs imply: at that value they do not change the fingerprint."""
 
@@ -55,7 +56,7 @@ class EmbeddingSpec(BaseModel):
     layer_norm: bool
     """LayerNorm without weights over the full width, before truncation (nomic-embed-text-v1.5)."""
     prompt: str
-    """Prepended to every chunk, its tokens pooled like any others."""
+    """Prepended to every chunk."""
     query_prompt: str
     max_tokens: int
     """Tokens per chunk, prompt and special tokens included."""
@@ -78,6 +79,12 @@ class EmbeddingSpec(BaseModel):
     """Digest of the orthogonal matrix that rotates vectors before truncation."""
     float8: bool = False
     """Whether the layers' linear modules multiply in float8, which changes a vector many times as much as bfloat16."""
+    include_prompt: bool = True
+    """Whether the prompt's tokens are pooled like any others; False has an effect only with a prompt."""
+    adapter: str | None = None
+    """Low-rank update of the weights that is merged for documents, of those that the model's files name for tasks."""
+    query_adapter: str | None = None
+    """Likewise for queries."""
     base_url: str | None = None
     """The API's address: the same name on another server may be another model."""
     tokenizer: str | None = None
@@ -95,8 +102,9 @@ class EmbeddingSpec(BaseModel):
         return digest(self._vector_fields())
 
     def for_queries(self) -> "EmbeddingSpec":
-        """Return the spec of matching query vectors: the query's prompt and depth, one chunk, the same rotation, unquantized, exact."""
+        """Return the spec of matching query vectors: the query's prompt, depth and adapter, one chunk, same rotation, not quantized."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
+        asked |= {"adapter": self.query_adapter}
         plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
         return self.model_copy(update=asked | plain)
 

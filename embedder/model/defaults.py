@@ -22,6 +22,7 @@ class Defaults:
     pooling: Pooling
     normalize: bool
     layer_norm: bool
+    include_prompt: bool
     reasons: Mapping[str, str]
     """By setting: where its value is from, if not from the model's files."""
 
@@ -55,7 +56,8 @@ def choose_defaults(model: str, recipe: ModelRecipe) -> Defaults:
     layer_norm = recipe.layer_norm if known.layer_norm is None else known.layer_norm
     if known.layer_norm is None and layer_norm:
         reasons["layer_norm"] = "guessed, as nomic-embed-text-v1.5 needs it and v1 does not; set it to be sure"
-    return Defaults(prompt, query_prompt, pooling, normalize, layer_norm, reasons)
+    include_prompt = recipe.include_prompt if known.include_prompt is None else known.include_prompt
+    return Defaults(prompt, query_prompt, pooling, normalize, layer_norm, include_prompt, reasons)
 
 
 def _show(value: Any) -> str:

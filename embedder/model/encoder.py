@@ -29,12 +29,13 @@ from embedder.model.compiling import compile_forward
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import find_recipe
+from embedder.model.files.tokenizer import count_prompt_tokens, load_tokenizer
 from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
 from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
-from embedder.model.pooling import POOLERS, Head
+from embedder.model.pooling import POOLERS, Head, pool_without_first
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.run_batches import Forward, Queued, queue_rows
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
@@ -57,6 +58,7 @@ class Encoder:
         pooling: Pooling,
         device: torch.device,
         layout: LayoutName = "padded",
+        num_unpooled: int = 0,
     ) -> None:
         self._config: Any = model.config
         self._config.use_cache = False  # a causal model would keep the keys and values of all layers
@@ -66,7 +68,7 @@ class Encoder:
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
         self._exit = exit_map.place(device) if exit_map else None
-        self._pooling, self._pool = pooling, POOLERS[pooling]
+        self._pooling, self._pool, self._num_unpooled = pooling, pool_without_first(POOLERS[pooling], num_unpooled), num_unpooled
         self._device = device
         self._graph: Forward | None = None
         self._turn = Lock()
@@ -98,15 +100,16 @@ class Encoder:
         chosen_dtype = resolve_dtype(dtype, device, recipe.family, spec.float8)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
+        num_unpooled = 0 if spec.include_prompt else count_prompt_tokens(load_tokenizer(recipe), spec.prompt)
         chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
         if chosen_backend == "openvino":
-            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32)
-            exact = cls(model, head, exit_map, spec.pooling, torch.device(device))
+            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32, spec.adapter)
+            exact = cls(model, head, exit_map, spec.pooling, torch.device(device), num_unpooled=num_unpooled)
             converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
-        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype)
-        build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device))
+        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype, spec.adapter)
+        build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device), num_unpooled=num_unpooled)
         is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
         if spec.float8:  # after layouts agreed: it makes more of a last bit than the two may differ by
@@ -188,14 +191,14 @@ class Encoder:
 
     def probe(self) -> np.ndarray:
         """Return the vector of a fixed sequence of token ids; equal models, settings and dtypes give equal vectors."""
-        token_ids = make_probe(self._config)
+        token_ids = make_probe(self._config, longer=self._num_unpooled)
         vector: np.ndarray = self.encode(token_ids, len(token_ids.values)).vectors_ND[0]
         return vector
 
     def probe_rows(self) -> np.ndarray:
         """Return the vectors of fixed sequences of several lengths in one batch; equal layouts give equal vectors."""
-        token_ids = make_probe(self._config, LAYOUT_PROBE_TOKENS)
-        vectors_ND: np.ndarray = self.encode(token_ids, len(LAYOUT_PROBE_TOKENS) * max(LAYOUT_PROBE_TOKENS)).vectors_ND
+        token_ids = make_probe(self._config, LAYOUT_PROBE_TOKENS, self._num_unpooled)
+        vectors_ND: np.ndarray = self.encode(token_ids, len(token_ids) * len(token_ids[0])).vectors_ND
         return vectors_ND
 
     def find_token_budget(self, share: float = 1.0) -> int:

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import transformers
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -25,13 +23,13 @@ from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.checksum import list_weights
 from embedder.model.files.families import Family, find_family
-from embedder.model.files.model_config import load_config
+from embedder.model.files.model_config import find_class, load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
-from embedder.model.pickled import read_pickled
 from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16
+from embedder.model.weights import read_combined, sketch_weights
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +85,20 @@ def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: L
     return "openvino" if fits and has_openvino() else "torch"
 
 
-def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype) -> PreTrainedModel:
+def load_transformer(
+    recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dtype: torch.dtype, adapter: str | None = None
+) -> PreTrainedModel:
     """Build and load the first `depth` layers; those above are neither built nor read."""
     if not 1 <= depth <= recipe.num_layers:
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
     with _quiet_transformers(), file_errors(recipe.folder.name):
-        model, report = _model_class(family).from_pretrained(
-            recipe.transformer_folder,
-            config=_cut_config(recipe, depth),
+        config, combined = _cut_config(recipe, depth), read_combined(recipe, adapter)
+        model_class = _model_class(family) if combined is None else type(_build_empty(recipe, config))
+        model, report = model_class.from_pretrained(
+            recipe.transformer_folder if combined is None else None,
+            config=config,
+            state_dict=combined,
             dtype=dtype,
             attn_implementation=family.attention,
             output_loading_info=True,
@@ -108,6 +111,8 @@ def load_transformer(recipe: ModelRecipe, depth: int, final_norm: FinalNorm, dty
             **_pooler_arguments(recipe),
         )
     _refuse_misfits(recipe, depth, report)
+    if family.shared_layers:
+        _unshare(model, family.layers, depth)
     assert_depth(model, recipe, depth)
     if final_norm == "skip" and family.final_norm is not None:
         model.set_submodule(family.final_norm, nn.Identity())
@@ -125,7 +130,7 @@ def check_weights(recipe: ModelRecipe) -> None:
         _, report = type(_build_empty(recipe, config)).from_pretrained(
             None,
             config=_cut_config(recipe, recipe.num_layers),
-            state_dict=_sketch_weights(recipe),
+            state_dict=sketch_weights(recipe),
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -135,7 +140,15 @@ def check_weights(recipe: ModelRecipe) -> None:
 
 
 def _model_class(family: Family) -> Any:
-    return getattr(transformers, family.model_class) if family.model_class else AutoModel
+    return find_class(family.model_class) if family.model_class else AutoModel
+
+
+def _unshare(model: Any, path: str, depth: int) -> None:
+    """Give each run of the shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
+    (layer,) = model.get_submodule(path)
+    kept = {id(each): each for each in (model.config, *model.parameters())}
+    model.set_submodule(path, nn.ModuleList(copy.deepcopy(layer, dict(kept)) for _ in range(depth)))
+    model.config.num_hidden_groups = depth
 
 
 def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
@@ -143,18 +156,6 @@ def _build_empty(recipe: ModelRecipe, config: Any) -> Any:
     family = find_family(recipe.family)
     with torch.device("meta"):
         return _model_class(family)(config) if family.model_class else AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-
-
-def _sketch_weights(recipe: ModelRecipe) -> dict[str, torch.Tensor]:
-    """Return a tensor of each weight's shape, all of one number's memory."""
-    shapes: dict[str, Any] = {}
-    for path in list_weights(recipe.transformer_folder):
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        elif path.suffix != ".json":
-            shapes |= {name: tensor.shape for name, tensor in read_pickled(path).items()}
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
 def _pooler_arguments(recipe: ModelRecipe) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def assert_depth(model: nn.Module, recipe: ModelRecipe, depth: int) -> None:
 
 
 def _cut_config(recipe: ModelRecipe, depth: int) -> Any:
-    config = copy.deepcopy(load_config(recipe.transformer_folder))
+    config = copy.deepcopy(load_config(recipe))
     for name in find_family(recipe.family).layer_lists:
         setattr(config, name, list(getattr(config, name))[:depth])
     config.num_hidden_layers = depth

@@ -37,9 +37,9 @@ class Probed(Protocol):
 Encoding = TypeVar("Encoding", bound=Probed)
 
 
-def make_probe(config: Any, lengths: Sequence[int] = (PROBE_TOKENS,)) -> pa.ListArray:
-    """Make fixed sequences of these lengths, none longer than the model allows, from tokens of its own that are not padding."""
-    offsets = np.cumsum([0, *(min(length, position_limit(config)) for length in lengths)], dtype=np.int32)
+def make_probe(config: Any, lengths: Sequence[int] = (PROBE_TOKENS,), longer: int = 0) -> pa.ListArray:
+    """Make fixed sequences of these lengths and more, none longer than the model allows, from tokens of its own that are not padding."""
+    offsets = np.cumsum([0, *(min(length + longer, position_limit(config)) for length in lengths)], dtype=np.int32)
     token_ids = (np.arange(1, offsets[-1] + 1) * 97 % config.vocab_size).astype(np.int32)
     token_ids[token_ids == (config.pad_token_id or 0)] += 1
     return pa.ListArray.from_arrays(offsets, token_ids)

@@ -5,6 +5,7 @@ and (1, T, H) in packed ones.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
-from embedder.model.batches import Batch
+from embedder.model.batches import Batch, PackedBatch, PaddedBatch
 from embedder.model.files.checksum import list_weights
 from embedder.model.files.st_layout import Step, file_errors
 from embedder.model.pickled import read_pickled
@@ -61,6 +62,29 @@ POOLERS: dict[Pooling, Pooler] = {
     "weightedmean": pool_weighted_mean,
     "mean_sqrt_len": pool_mean_sqrt_len,
 }
+
+
+def pool_without_first(pool: Pooler, count: int) -> Pooler:
+    """Return a pooling that leaves out the first tokens of each sequence; NaN if a sequence has no others."""
+
+    def pool_others(hidden: Tensor, batch: Batch) -> Tensor:
+        pooled_BH = pool(*_drop_first(hidden, batch, count))
+        return pooled_BH.masked_fill((batch.lengths_B <= count).unsqueeze(-1), float("nan"))
+
+    return pool_others if count else pool
+
+
+def _drop_first(hidden: Tensor, batch: Batch, count: int) -> tuple[Tensor, Batch]:
+    """Return the states without those of each sequence's first tokens, and a batch to pool them by."""
+    lengths_B = (batch.lengths_B - count).clamp_min(0)
+    if isinstance(batch, PaddedBatch):
+        mask_BL = None if batch.mask_BL is None else batch.mask_BL[:, count:]
+        return hidden[:, count:], PaddedBatch(batch.ids_BL[:, count:], lengths_B, mask_BL, None)
+    assert isinstance(batch, PackedBatch)
+    kept_T = (batch.places[0] >= count).nonzero().squeeze(-1)
+    offsets_S = functional.pad(lengths_B.cumsum(0), (1, 0)).int()
+    segments = replace(batch.segments, offsets_S=offsets_S, longest=batch.segments.longest - count)
+    return hidden[:, kept_T], PackedBatch(batch.ids_1T[:, kept_T], batch.positions_1T[:, kept_T], lengths_B, segments)
 
 
 class Normalize(nn.Module):

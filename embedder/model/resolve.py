@@ -86,7 +86,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         *_check_truncation(chunking, recipe),
         *check_float8(spec, recipe),
         *_check_lengths(spec, chunking, recipe, tokenizer),
-        *_check_prompts(spec, recipe),
+        *_check_prompts(spec),
     ]
     calibration = load_calibration(embedding.calibration) if embedding.calibration else None
     if calibration and not problems:
@@ -107,6 +107,8 @@ def _check_weights(recipe: ModelRecipe) -> None:
 def _fill_defaults(
     embedding: EmbeddingConfig, chunking: ChunkingConfig, recipe: ModelRecipe, commit: str | None, defaults: Defaults
 ) -> EmbeddingSpec:
+    prompt = defaults.prompt if embedding.prompt is None else embedding.prompt
+    query_prompt = defaults.query_prompt if embedding.query_prompt is None else embedding.query_prompt
     return EmbeddingSpec(
         model=embedding.model,
         revision=commit,
@@ -115,8 +117,9 @@ def _fill_defaults(
         final_norm=(embedding.final_norm or "apply") if recipe.has_final_norm else "none",
         pooling=embedding.pooling or defaults.pooling,
         layer_norm=defaults.layer_norm if embedding.layer_norm is None else embedding.layer_norm,
-        prompt=defaults.prompt if embedding.prompt is None else embedding.prompt,
-        query_prompt=defaults.query_prompt if embedding.query_prompt is None else embedding.query_prompt,
+        prompt=prompt,
+        query_prompt=query_prompt,
+        include_prompt=defaults.include_prompt or not (prompt or query_prompt),
         max_tokens=chunking.max_tokens or recipe.max_tokens,
         chunking=chunking.enabled,
         overlap_tokens=chunking.overlap_tokens,
@@ -124,6 +127,8 @@ def _fill_defaults(
         normalize=defaults.normalize if embedding.normalize is None else embedding.normalize,
         float8=embedding.float8,
         quantization=embedding.quantization,
+        adapter=recipe.adapters.document if recipe.adapters else None,
+        query_adapter=recipe.adapters.query if recipe.adapters else None,
     )
 
 
@@ -171,7 +176,9 @@ def _check_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibrat
 
 def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     problems, name = [], repr(embedding.model)
-    if embedding.depth is not None and embedding.depth > recipe.num_layers:
+    if embedding.depth is not None and recipe.is_static:
+        problems.append(f"embedding.depth={embedding.depth}: {name} is a table of token vectors, without layers; leave it out")
+    elif embedding.depth is not None and embedding.depth > recipe.num_layers:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
@@ -242,13 +249,8 @@ def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokeniz
     return []
 
 
-def _check_prompts(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
-    """Return the problems of prompts for a model that excludes them from pooling, which the encoder does not."""
-    if recipe.include_prompt:
+def _check_prompts(spec: EmbeddingSpec) -> list[str]:
+    """Return the problem of a pooling whose weights would begin after the prompt."""
+    if spec.include_prompt or spec.pooling != "weightedmean":
         return []
-    prompts = {"prompt": spec.prompt, "query_prompt": spec.query_prompt}
-    return [
-        f"embedding.{name}={prompt!r}: {spec.model!r} has include_prompt=false, which is not supported; set the prompt to ''"
-        for name, prompt in prompts.items()
-        if prompt
-    ]
+    return [f"embedding.pooling='weightedmean': {spec.model!r} leaves the prompt out of pooling; choose another, or set both prompts to ''"]

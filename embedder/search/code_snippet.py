@@ -55,6 +55,8 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
         problems.append(f"pooling {spec.pooling!r} where the model's files say {recipe.pooling!r}")
     if recipe.is_translated:
         problems.append("a model that names remote code, without running it")
+    elif recipe.adapters:
+        problems.append("an adapter, without peft")
     if not spec.normalize:
         problems.append("a truncation without L2")
     if problems:
@@ -65,11 +67,15 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
 
 def _model_changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     family, lines = find_family(recipe.family), []
-    if spec.depth < recipe.num_layers:
+    if spec.depth < recipe.num_layers and family.shared_layers:
+        lines.append(f"model[0].auto_model.config.num_hidden_layers = {spec.depth}")
+    elif spec.depth < recipe.num_layers:
         layers = f"model[0].auto_model.{family.layers}"
         lines.append(f"{layers} = {layers}[:{spec.depth}]")
+    if not spec.include_prompt:
+        lines.append("model.set_pooling_include_prompt(False)")
     if spec.final_norm == "skip":
         lines.append(f"model[0].auto_model.{family.final_norm} = torch.nn.Identity()")
-    if spec.max_tokens != recipe.max_tokens:
+    if spec.max_tokens != recipe.max_tokens and not recipe.is_static:  # a table takes queries of any length
         lines.append(f"model.max_seq_length = {spec.max_tokens}")
     return lines

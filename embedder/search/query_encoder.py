@@ -5,6 +5,7 @@ vectors = encoder.encode(["split a path into folder and file"])
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,8 +36,11 @@ class QueryEncoder:
     def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32", rotation_WW: Floats | None = None) -> None:
         self.spec, queries = spec, spec.for_queries()
         self._truncates_left = False if spec.is_api else find_recipe(spec).truncates_left
-        self._embed, tokenizer_json = _load_api(queries) if spec.is_api else _load_encoder(queries, device, dtype, rotation_WW)
-        sides = (queries, queries.model_copy(update={"prompt": spec.prompt}))
+        load = partial(_load_encoder, device=device, dtype=dtype, rotation_WW=rotation_WW)
+        self._embed, tokenizer_json = _load_api(queries) if spec.is_api else load(queries)
+        sides = (queries, queries.model_copy(update={"prompt": spec.prompt, "adapter": spec.adapter}))
+        is_shared = spec.adapter == queries.adapter and (spec.include_prompt or spec.prompt == queries.prompt)
+        self._load_passages: Callable[[], Embed] = cache(lambda: self._embed if is_shared else load(sides[1])[0])
         self._queries, self._passages = ((make_chunker(tokenizer_json, side), side.prompt) for side in sides)
 
     @classmethod
@@ -50,20 +54,20 @@ class QueryEncoder:
 
     def encode(self, queries: Sequence[str]) -> Floats:
         """Return the vectors of queries, each truncated at max_tokens: (N, dim)."""
-        return self._encode(*self._queries, queries)
+        return self._encode(self._embed, *self._queries, queries)
 
     def encode_passages(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of texts, each as one chunk, with the document's prompt and the query's depth (the same space): (N, dim)."""
-        return self._encode(*self._passages, texts)
+        return self._encode(self._load_passages(), *self._passages, texts)
 
-    def _encode(self, chunker: Chunker | EstimatingChunker, prompt: str, texts: Sequence[str]) -> Floats:
+    def _encode(self, embed: Embed, chunker: Chunker | EstimatingChunker, prompt: str, texts: Sequence[str]) -> Floats:
         if isinstance(texts, str):
             raise TypeError("texts must be a list, also for a single text: encode([text])")
         chunks = chunker.chunk(list(texts))
         if self._truncates_left and pc.any(chunks["truncated"]).as_py():
             most = self.spec.max_tokens
             raise ModelError(f"a text of more than {most} tokens: the tokenizer truncates on the left, which is not supported; shorten it")
-        return self._embed(chunks, slice_chunks(texts, chunks, prompt))
+        return embed(chunks, slice_chunks(texts, chunks, prompt))
 
 
 def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:

@@ -3,10 +3,11 @@
 N = texts, H = hidden size, W = width before the cut.
 """
 
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -123,6 +124,7 @@ class Transformer:
         self.exits = {depth: each for depth, each in calibration.maps.items() if depth in depths} if calibration else {}
         self.pooling = calibration.attention_pooling if calibration and self.exits else None
         self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() for layer in each.layers)}))
+        self._encoder = functools.cache(self._load_encoder)
         self._depths, self._cache, self._report, self._calibration = depths, cache, report, calibration
         wide = self.spec.model_copy(update={"dim": width_of(self.spec), "normalize": False})
         self.width = wide.dim
@@ -136,10 +138,9 @@ class Transformer:
         other.query_model = self
         return other
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        """The deepest depth tapped, loaded only if a text is not cached."""
-        spec = self.spec.model_copy(update={"depth": max(self.tapped)})
+    def _load_encoder(self, adapter: str | None, unpooled: str) -> Encoder:
+        """Return the deepest depth tapped, loaded only if a text is not cached."""
+        spec = self.spec.model_copy(update={"depth": max(self.tapped), "adapter": adapter, "prompt": unpooled})
         return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout)
 
     def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
@@ -164,25 +165,28 @@ class Transformer:
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.pooling is None else digest_pooling(self.pooling)
-        computing = (self.machine.device, self.machine.dtype, *(["float8"] if spec.float8 else []))
+        differing = [*(["float8"] if spec.float8 else []), spec.adapter, None if spec.include_prompt else "without prompt"]
+        computing = (self.machine.device, self.machine.dtype, *filter(None, differing))
         key = digest(spec.model_dump(include=same), pooled, *computing, digest_texts(texts))
         names = self._cache.names(key)
         if not {f"all-{layer}" for layer in self.tapped} <= names:
-            self._tap(key, names, tokenize(texts, self.resolved, spec))
+            self._tap(key, names, tokenize(texts, self.resolved, spec), spec)
         return partial(self._read, key)
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
-        prompt = self.spec.prompt if side == "document" else self.spec.query_prompt
-        return self.spec.model_copy(update={"prompt": prompt, "chunking": False, "overlap_tokens": 0})
+        spec = self.spec
+        prompt, adapter = (spec.prompt, spec.adapter) if side == "document" else (spec.query_prompt, spec.query_adapter)
+        return spec.model_copy(update={"prompt": prompt, "adapter": adapter, "chunking": False, "overlap_tokens": 0})
 
-    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray) -> None:
+    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, spec: EmbeddingSpec) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
         name = self.name + (", layers in float8" if self.spec.float8 else "")
         self._report(name, 0, len(token_ids))
         for start, stop in blocks:
             missing = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if missing:
-                states = self._encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, missing, self.pooling)
+                encoder = self._encoder(spec.adapter, "" if spec.include_prompt else spec.prompt)
+                states = encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, missing, self.pooling)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
             self._report(name, stop, len(token_ids))

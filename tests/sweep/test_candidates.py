@@ -49,6 +49,16 @@ def test_every_depth_equals_an_encoder_cut_there(resolved: ResolvedModel, tmp_pa
     np.testing.assert_allclose(unit(model.embed(TEXTS, "query", 2)), encode(resolved, 2, TEXTS, "query: "), atol=1e-5)
 
 
+def test_each_side_leaves_its_own_prompt_out_of_pooling(resolved: ResolvedModel, tmp_path: Path) -> None:
+    asked = {"include_prompt": False, "prompt": "a text: ", "query_prompt": "a question about a city: "}
+    apart = replace(resolved, spec=resolved.spec.model_copy(update=asked))
+    model = open_model(apart, tmp_path)
+    for side, prompt in (("document", asked["prompt"]), ("query", asked["query_prompt"])):
+        expected = encode(apart, 2, TEXTS[:20], str(prompt))
+        np.testing.assert_allclose(unit(model.embed(TEXTS[:20], side, 2)), expected, atol=1e-5)  # type: ignore[arg-type]
+        assert np.abs(encode(resolved, 2, TEXTS[:20], str(prompt)) - expected).max() > 1e-3
+
+
 def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_model(resolved, tmp_path).embed(TEXTS, "document", 6)
     tapped: list[list[int]] = []

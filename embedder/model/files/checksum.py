@@ -8,6 +8,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from embedder.core.errors import ModelError
+from embedder.model.files.adapters import CONFIG as ADAPTER_CONFIG
+from embedder.model.files.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from embedder.model.files.adapters import Adapters, read_scale
 from embedder.model.files.st_layout import file_errors, read_json
 
 WEIGHTS = "model.safetensors"
@@ -53,14 +56,17 @@ def _list_shards(index: Path) -> list[Path]:
     return [index.parent / name for name in shards]
 
 
-def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tuple[Path, ...]) -> str:
-    """Return a hash of the weights, config, tokenizer and every module's files; ModelError if a weights file is truncated.
+def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tuple[Path, ...], adapters: Adapters | None = None) -> str:
+    """Return a hash of the weights, config, tokenizer and every module's and adapter's files; ModelError if a weights file is truncated.
 
     Prompts and lengths are fields of the spec and are not hashed.
     """
     files = {transformer_folder / "config.json", folder / "modules.json", *list_weights(transformer_folder)}
     files |= {transformer_folder / name for name in TOKENIZER_FILES}
     files |= set(transformer_folder.glob("sentence_*_config.json"))
+    for adapter_folder in adapters.folders.values() if adapters else ():
+        read_scale(adapter_folder)
+        files |= {adapter_folder / ADAPTER_CONFIG, adapter_folder / ADAPTER_WEIGHTS}
     for module_folder in module_folders:
         files |= {path for path in module_folder.iterdir() if path.suffix in (".json", ".safetensors")}
         if not (module_folder / WEIGHTS).is_file():

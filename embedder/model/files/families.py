@@ -35,7 +35,7 @@ class Family:
     float16: bool = True
     """False: activations overflow float16 to NaN."""
     float8: bool = True
-    """False: the layers read the dtype of their own weights, which float8 replaces."""
+    """False: the layers share weights, or read the dtype of their own, which float8 replaces."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Names in the original remote-code config, which transformers ignores, to transformers' names."""
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -43,7 +43,9 @@ class Family:
     applies: frozenset[str] = frozenset()
     """Entries that transformers ignores for other families that have a field for them."""
     model_class: str | None = None
-    """Class of transformers to build, if it is not AutoModel's."""
+    """Module and class to build, if it is not AutoModel's."""
+    shared_layers: bool = False
+    """Whether one layer is run `num_hidden_layers` times."""
     remote_class: str | None = None
     """Class in `auto_map.AutoModel` that transformers' own implementation replaces."""
     heads: frozenset[str] = frozenset({"pooler", "cls", "lm_head", "classifier", "qa_outputs"})
@@ -125,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         heads=_GENERATION_HEADS,
     ),
     "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
+    "jina_embeddings_v3": Family(layers="layers", pooler=True),
     "gte": Family(layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"})),
     # its attention adds the bias of relative positions, which the first layer has
     "t5": Family(
@@ -134,9 +137,25 @@ FAMILIES: dict[str, Family] = {
         intermediate_size="d_ff",
         float16=False,
         float8=False,
-        model_class="T5EncoderModel",
+        model_class="transformers.T5EncoderModel",
         heads=frozenset({"decoder", "lm_head"}),
     ),
+    "albert": Family(
+        layers="encoder.albert_layer_groups",
+        pooler=True,
+        shared_layers=True,
+        float8=False,
+        neutral=dict.fromkeys(("inner_group_num", "num_hidden_groups"), (1,)),
+        heads=frozenset({"pooler", "predictions", "sop_classifier", "classifier", "qa_outputs"}),
+    ),
+    # attention adds the bias of distances
+    "jina_bert": Family(
+        layers="encoder.layer",
+        packed=False,
+        neutral={"feed_forward_type": ("geglu",)},
+        model_class="embedder.model.jina_bert.JinaBertModel",
+    ),
+    "static_embedding": Family(layers="layers", float8=False, model_class="embedder.model.static_embedding.StaticEmbeddingModel"),
     "electra": Family(layers="encoder.layer", heads=frozenset({"discriminator_predictions", "generator_predictions", "generator_lm_head"})),
     # the convolution after the first layer, which some have, is not part of that layer
     "deberta-v2": Family(

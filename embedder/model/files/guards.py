@@ -5,15 +5,15 @@ precision of float32 products. An encoder's probe vector shows a difference that
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from embedder.core.errors import ModelError
+from embedder.model.files.adapters import CONFIG, WEIGHTS
 from embedder.model.files.families import Family, is_causal
 
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""transformers merges them if, and only if, the package peft can be imported."""
+_ADAPTERS = (CONFIG, WEIGHTS, "adapter_model.bin")
+"""transformers merges them if, and only if, the package peft can be imported. Those in one safetensors file are merged here."""
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """transformers prefers a distributed checkpoint to model.safetensors."""
 _ELSEWHERE = ("transformers_weights", "configuration_files", "fusion_config", "quantization_config", "compression_config")
@@ -38,16 +38,17 @@ _BY_BATCH = ("longrope", "dynamic")
 """Rotary scalings chosen by the longest sequence of a batch, so that a vector depends on its neighbors."""
 
 
-def refuse_sources(raw: dict[str, Any], folders: Iterable[Path]) -> None:
+def refuse_sources(raw: dict[str, Any], folder: Path, transformer_folder: Path) -> None:
     """Raise ModelError if transformers may load files that the checksum does not cover: named in config.json, or found in a folder."""
     for name in _ELSEWHERE:
         if raw.get(name):
             raise ModelError(f"config.json: {name} is not supported; save the model once, unquantized, with save_pretrained()")
-    for folder in dict.fromkeys(folders):
-        for name in sorted(path.name for path in folder.iterdir()):
-            if name in _ADAPTERS:
+    for each in dict.fromkeys((folder, transformer_folder)):
+        merged = (CONFIG, WEIGHTS) if each == transformer_folder and (each / CONFIG).is_file() else ()
+        for name in sorted(path.name for path in each.iterdir()):
+            if name in _ADAPTERS and name not in merged:
                 raise ModelError(
-                    f"{name}: adapters are not supported; merge it into the weights (peft: merge_and_unload), save the model again"
+                    f"{name}: such an adapter is not supported; merge it into the weights (peft: merge_and_unload), save the model again"
                 )
             if _DISTRIBUTED.fullmatch(name):
                 raise ModelError(f"{name}: distributed checkpoints are not supported; save the model once with save_pretrained()")

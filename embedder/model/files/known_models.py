@@ -18,6 +18,7 @@ class KnownModel:
     pooling: Pooling | None = None
     normalize: bool | None = None
     layer_norm: bool | None = None
+    include_prompt: bool | None = None
 
 
 _PASSAGES = KnownModel(query_prompt="Represent this sentence for searching relevant passages: ")
@@ -37,6 +38,7 @@ KNOWN_MODELS = MappingProxyType(
         "nomic-ai/nomic-embed-text-v1": KnownModel(*_NOMIC, layer_norm=False),
         "nomic-ai/nomic-embed-text-v1.5": KnownModel(*_NOMIC, layer_norm=True),
         "cambridgeltl/SapBERT-from-PubMedBERT-fulltext": KnownModel(pooling="cls"),
+        **{f"hkunlp/instructor-{size}": KnownModel(include_prompt=False) for size in ("base", "large", "xl")},
         "facebook/contriever-msmarco": KnownModel(pooling="mean", normalize=False),
         "sentence-transformers/multi-qa-mpnet-base-dot-v1": _DOT,
         "sentence-transformers/msmarco-distilbert-base-tas-b": _DOT,

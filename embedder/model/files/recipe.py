@@ -11,11 +11,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec
+from embedder.model.files.adapters import Adapters, find_adapters
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
 from embedder.model.files.families import find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
 from embedder.model.files.model_config import is_translated, load_config, read_config
-from embedder.model.files.st_layout import Layout, file_errors, read_json, read_layout
+from embedder.model.files.st_layout import REMOTE_MODULE, Layout, file_errors, read_json, read_layout
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -53,6 +54,7 @@ class ModelRecipe(Layout):
     checksum: str
     matryoshka_dims: tuple[int, ...]
     """Dims that the files state the model was trained for, ascending; empty if they state none."""
+    adapters: Adapters | None
     is_translated: bool
     """Whether config.json names remote code, of which transformers' own family computes the same."""
 
@@ -71,24 +73,27 @@ def locate_model(model: str, revision: str | None, with_weights: bool = True) ->
     ignored = _HUB_IGNORED if with_weights else [*_HUB_IGNORED, "*.safetensors"]
     try:
         snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=ignored))
-        pickled = _list_pickled(snapshot) if with_weights else []
-        if pickled:
-            snapshot_download(model, revision=snapshot.name, allow_patterns=pickled)
+        more = _list_more(snapshot, with_weights)
+        if more:
+            snapshot_download(model, revision=snapshot.name, allow_patterns=more)
     except _HUB_ERRORS as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise ModelError(f"embedding.model={model!r}: not a folder, and not available from the hub ({reason})") from error
     return snapshot, snapshot.name
 
 
-def _list_pickled(snapshot: Path) -> list[str]:
-    """Return patterns of the pickled weights in folders of a snapshot that need weights and have no safetensors."""
+def _list_more(snapshot: Path, with_weights: bool) -> list[str]:
+    """Return patterns of further files: pickled weights where folders have no safetensors, and tables, which hold a model's sizes."""
     try:
         layout = read_layout(snapshot)
     except ModelError:  # raised again when the recipe is read
         return []
+    if not with_weights and not layout.is_static:
+        return []
     folders = [layout.transformer_folder, *(step.folder for step in layout.steps if step.kind != "normalize")]
     lacking = [folder.relative_to(snapshot) for folder in folders if not any(folder.glob("*.safetensors"))]
-    return [(folder / "pytorch_model*.bin").as_posix() for folder in lacking]
+    kinds = ("pytorch_model*.bin", "model.safetensors") if layout.is_static else ("pytorch_model*.bin",)
+    return [(folder / kind).as_posix() for folder in lacking for kind in kinds]
 
 
 def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None]:
@@ -104,7 +109,7 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
         except _HUB_ERRORS:
             return None, None
     layout = read_layout(folder)
-    raw = read_config(layout.transformer_folder)
+    raw = read_config(layout)
     find_family(raw.get("model_type"))
     num_layers, hidden_size = (raw[name] if isinstance(raw.get(name), int) else None for name in ("num_hidden_layers", "hidden_size"))
     return num_layers, hidden_size and _check_widths(layout, hidden_size)
@@ -116,15 +121,19 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
     Without weights, the checksum is empty.
     """
     layout = read_layout(folder)
-    raw = read_config(layout.transformer_folder)
+    raw = read_config(layout)
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
     family = find_family(raw.get("model_type"))
-    refuse_sources(raw, (folder, layout.transformer_folder))
-    config = load_config(layout.transformer_folder)  # imports torch: seconds, after the cheap checks
+    refuse_sources(raw, folder, layout.transformer_folder)
+    config = load_config(layout)  # imports torch: seconds, after the cheap checks
     with file_errors("config.json"):
         limit = position_limit(config)
     refuse_entries(raw, config, family)
+    original = read_json(layout.transformer_folder / "config.json") if is_translated(layout) else {}
+    adapters = find_adapters(original, layout.transformer_folder)
+    if layout.has_remote_module and adapters is None:
+        raise ModelError(f"modules.json: module {REMOTE_MODULE!r} is not part of sentence_transformers; remote code is not run")
     _check_pooling(raw, layout)
     for step in layout.steps:
         if step.kind != "normalize" and with_weights:
@@ -146,9 +155,10 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
         position_limit=limit,
         layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
         truncates_left=_truncates_left(layout.transformer_folder),
-        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders) if with_weights else "",
+        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders, adapters) if with_weights else "",
         matryoshka_dims=_list_dims(raw, width) or _list_dims(read_json(folder / "config_sentence_transformers.json"), width),
-        is_translated=is_translated(layout.transformer_folder),
+        adapters=adapters,
+        is_translated=is_translated(layout),
     )
 
 

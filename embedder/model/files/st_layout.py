@@ -33,12 +33,18 @@ _OLD_POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+DOCUMENT_PROMPTS = ("document", "passage", "corpus", "retrieval.passage")
+_QUERY_PROMPTS = ("query", "retrieval.query")
 _WIDTH_KEYS = {"embedding_dimension", "word_embedding_dimension"}
 _CONFIG_FAMILIES = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _TRANSFORMER_CONFIGS = [f"sentence_{name}_config.json" for name in _CONFIG_FAMILIES]
 _HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "padding_side", "use_fast", "trust_remote_code", "use_cache"}
 _HARMLESS_ARGUMENTS |= {"safe_serialization", "add_pooling_layer"}
+REMOTE_MODULE = "custom_st.Transformer"
+"""Module of jina-embeddings, a Transformer that merges an adapter; without others, it pools the last token and normalizes."""
+_FIRST = {"Transformer", "Pooling", "StaticEmbedding"}
+STATIC_TOKENS = 512
+"""Default length of a chunk for a static embedding, which has no limit."""
 _PLAIN_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
@@ -71,6 +77,10 @@ class Layout:
     transformer_folder: Path
     """Folder of config, tokenizer and weights; the model's own folder without modules.json."""
     pooling: Pooling
+    is_static: bool = False
+    """Whether a table of token vectors takes the transformer's place."""
+    has_remote_module: bool = False
+    """Whether the transformer's module is jina's own."""
     include_prompt: bool = True
     max_seq_length: int | None = None
     lower_case: bool = False
@@ -117,15 +127,25 @@ def read_layout(folder: Path) -> Layout:
     """Read modules.json and the files it names; without it, return sentence-transformers' defaults for a bare transformer."""
     if not (folder / "modules.json").is_file():
         return Layout(folder, _bare_pooling(read_json(folder / "config.json")), is_bare=True)
-    modules = _list_modules(folder)
+    modules, has_remote_module = _list_modules(folder)
     kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds.count("Transformer") != 1 or kinds.count("Pooling") != 1:
-        raise ModelError(f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling")
-    transformer_folder, pooling_folder = modules[0][1], modules[1][1]
-    pooling, include_prompt = _read_pooling(pooling_folder)
+    is_static = kinds[:1] == ["StaticEmbedding"]
+    own = 1 if is_static else 2
+    if kinds[:own] != (["StaticEmbedding"] if is_static else ["Transformer", "Pooling"]) or not _FIRST.isdisjoint(kinds[own:]):
+        raise ModelError(
+            f"modules.json: {' → '.join(kinds) or 'no module'} is not supported; start with one Transformer and one Pooling, "
+            "or with a StaticEmbedding"
+        )
+    transformer_folder = modules[0][1]
+    pooling: Pooling = "mean"
+    include_prompt = True
+    if not is_static:
+        pooling, include_prompt = _read_pooling(modules[1][1])
+    if modules[1:] and modules[1][1].name == REMOTE_MODULE:
+        pooling = "last"
     with file_errors("sentence_*_config.json"):
-        max_seq_length, lower_case = _read_transformer(transformer_folder)
-    steps = [_read_step(kind, path) for kind, path in modules[2:] if kind != "Dropout"]
+        max_seq_length, lower_case = (STATIC_TOKENS, False) if is_static else _read_transformer(transformer_folder)
+    steps = [_read_step(kind, path) for kind, path in modules[own:] if kind != "Dropout"]
     # a final Normalize is the spec's `normalize`, which follows truncation
     ends_normalized = bool(steps) and steps[-1].kind == "normalize"
     while steps and steps[-1].kind == "normalize":
@@ -135,6 +155,8 @@ def read_layout(folder: Path) -> Layout:
     return Layout(
         transformer_folder=transformer_folder,
         pooling=pooling,
+        is_static=is_static,
+        has_remote_module=has_remote_module,
         include_prompt=include_prompt,
         max_seq_length=max_seq_length,
         lower_case=lower_case,
@@ -152,18 +174,22 @@ def _bare_pooling(config: dict[str, Any]) -> Pooling:
     return "last" if architectures[0].endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
 
 
-def _list_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Return each module's kind and folder, in order."""
+def _list_modules(folder: Path) -> tuple[list[tuple[str, Path]], bool]:
+    """Return each module's kind and folder, in order, and whether the first is jina's own."""
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"modules.json: expected a list of modules with type and path ({error!r})") from error
+    has_remote_module = [full_name for full_name, _ in entries[:1]] == [REMOTE_MODULE]
     for full_name, path in entries:
-        if not full_name.startswith("sentence_transformers."):
+        if not full_name.startswith("sentence_transformers.") and not (has_remote_module and full_name == REMOTE_MODULE):
             raise ModelError(f"modules.json: module {full_name!r} is not part of sentence_transformers; remote code is not run")
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
             raise ModelError(f"modules.json: path {path!r} is outside the model's folder")
-    return [(full_name.rpartition(".")[2], folder / path) for full_name, path in entries]
+    modules = [(full_name.rpartition(".")[2], folder / path) for full_name, path in entries]
+    if has_remote_module and len(modules) == 1:
+        modules += [("Pooling", folder / REMOTE_MODULE), ("Normalize", folder / REMOTE_MODULE)]
+    return modules, has_remote_module
 
 
 def _refuse_unknown(name: str, config: dict[str, Any], known: Iterable[str]) -> None:
@@ -256,7 +282,7 @@ def choose_prompts(prompts: dict[str, str | None], default_name: str | None) -> 
         known = ", ".join(prompts) or "none"
         raise ModelError(f"config_sentence_transformers.json: default_prompt_name={default_name!r}: no such prompt (found: {known})")
     default = prompts.get(default_name or "") if default_name != "query" else None
-    of_documents = [prompts[name] for name in DOCUMENT_PROMPTS if name in prompts]
+    of_documents, of_queries = ([prompts[name] for name in names if name in prompts] for names in (DOCUMENT_PROMPTS, _QUERY_PROMPTS))
     document = of_documents[0] if of_documents else default
-    query = prompts.get("query") if "query" in prompts or of_documents else default
+    query = of_queries[0] if of_queries else None if of_documents else default
     return Prompts(document or "", query or "", tuple(name for name, prompt in prompts.items() if prompt))

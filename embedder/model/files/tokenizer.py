@@ -14,10 +14,24 @@ from embedder.model.files.st_layout import file_errors, read_json
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:
     """Load a model's tokenizer, lower-casing if its files request it; every id it returns has an embedding."""
-    tokenizer = _fit_vocabulary(open_tokenizer(recipe.transformer_folder), recipe.vocab_size)
+    opened = _open_static(recipe.transformer_folder) if recipe.is_static else open_tokenizer(recipe.transformer_folder)
+    tokenizer = _fit_vocabulary(opened, recipe.vocab_size)
     if recipe.lower_case:
         tokenizer.normalizer = Sequence([Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])])
     return tokenizer
+
+
+def count_prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
+    """Return how many first tokens of a sequence sentence-transformers counts as the prompt's, special tokens before it included."""
+    encoding = tokenizer.encode(prompt)
+    return len(encoding.ids) - encoding.special_tokens_mask[-1] if prompt else 0
+
+
+def _open_static(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a static embedding, which adds no special tokens to a text."""
+    with file_errors("tokenizer.json"):
+        written = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        return Tokenizer.from_str(json.dumps(written | {"post_processor": None, "truncation": None, "padding": None}))
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

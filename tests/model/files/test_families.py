@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import transformers
 from torch.nn import functional
 from transformers import AutoModel
 
 from embedder.model.files.families import FAMILIES
+from embedder.model.files.model_config import find_class
+from tests.model.conftest import CONFIGS
 
 COSINE = 0.99999
 
@@ -42,10 +43,10 @@ def pad_by_hand(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch
 
 def load_full(model: Any, **settings: Any) -> Any:
     own = FAMILIES[model.family].model_class
-    return (getattr(transformers, own) if own else AutoModel).from_pretrained(model.folder, **settings).eval()
+    return (find_class(own) if own else AutoModel).from_pretrained(model.folder, **settings).eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_full_depth_equals_sentence_transformers(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     expected = model.reference().encode(texts)
@@ -57,7 +58,7 @@ def test_full_depth_equals_sentence_transformers(family: str, tiny_models: Calla
     assert cosines(encoded[:1].repeat(len(texts) - 1, 0), encoded[1:]).max() < 0.999, "vectors are too similar to detect a fault"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_depth_equals_the_hidden_states_of_the_full_model(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     spec, ids = model.resolve().spec, model.tokenize(texts)
@@ -75,7 +76,7 @@ def test_depth_equals_the_hidden_states_of_the_full_model(family: str, tiny_mode
         np.testing.assert_allclose(encoded, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_an_unpadded_batch_equals_the_hidden_states_bit_for_bit(family: str, tiny_models: Callable[[str], Any]) -> None:
     model = tiny_models(family)
     encoder = model.load(depth=2, pooling="cls", layer_norm=False, normalize=False, **skip_final_norm(family))
@@ -87,7 +88,7 @@ def test_an_unpadded_batch_equals_the_hidden_states_bit_for_bit(family: str, tin
     np.testing.assert_array_equal(encoder.encode(ids, 512).vectors_ND, states[2][:, 0].numpy())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_padding_and_batch_composition_do_not_change_a_vector(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     encoder, ids = model.load(), model.tokenize(texts[:12])
@@ -96,7 +97,7 @@ def test_padding_and_batch_composition_do_not_change_a_vector(family: str, tiny_
         assert np.abs(encoder.encode(ids, token_budget).vectors_ND - alone).max() <= 1e-5
 
 
-@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.final_norm])
+@pytest.mark.parametrize("family", [name for name in CONFIGS if FAMILIES[name].final_norm])
 def test_the_final_norm_is_applied_unless_skipped(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)
@@ -105,7 +106,7 @@ def test_the_final_norm_is_applied_unless_skipped(family: str, tiny_models: Call
     assert cosines(applied, skipped).max() < 0.9999
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_bfloat16_stays_close_to_float32(family: str, tiny_models: Callable[[str], Any], texts: list[str]) -> None:
     model = tiny_models(family)
     ids = model.tokenize(texts)

