@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from embedder.core.spec import TextFormat
-from embedder.text.boundaries import NO_HEADINGS, find_boundaries, find_headings
+from embedder.text.boundaries import NO_HEADINGS, find_boundaries, find_ends, find_headings
 from tests.text.texts import texts
 
 ROOT = Path(__file__).parents[2]
@@ -102,3 +103,12 @@ def test_a_boundary_is_a_visible_character(text: str, text_format: TextFormat) -
     assert all(not text[place].isspace() for place in found.places)
     assert list(found.places) == sorted(set(found.places))
     assert find_boundaries(text, text_format, ["word"], NO_HEADINGS).places == []
+
+
+@pytest.mark.parametrize("part", [".", "\n", " ", "# ", "```\n", "=\n", "!)", "a\n=", "x. ", "\n \n", "def ", 'a."', "---\n"])
+def test_no_text_takes_quadratic_time(part: str) -> None:
+    text, started = (part * 400_000)[:400_000], time.process_time()
+    for text_format in ("markdown", "code"):
+        found = find_boundaries(text, text_format, ALL, find_headings(text, text_format))  # type: ignore[arg-type]
+        find_ends(text, found.places)
+    assert time.process_time() - started < 5
