@@ -1,6 +1,7 @@
 """The table follows its source: new documents are embedded, gone ones removed, and a broken shard keeps its rows."""
 
 import numpy as np
+import pytest
 
 from embedder.core.errors import ConfigError
 from embedder.core.storage import Location, Store
