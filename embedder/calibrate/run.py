@@ -15,6 +15,7 @@ from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cut
 from embedder.calibrate.ridge import Features, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.context import keep_context
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
@@ -28,7 +29,8 @@ from embedder.pipeline.calibration_graph import count_units, run_steps, tap_unit
 from embedder.pipeline.cluster import choose_pool, start_ray
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
-from embedder.source.sampling import sample_documents
+from embedder.source.columns import with_context
+from embedder.source.sampling import NO_METADATA, sample_documents
 from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
 from embedder.text.token_idf import weigh_tokens
@@ -57,10 +59,11 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     settings = config.calibrate
     model = resolve_whole(config.embedding, config.chunking)
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
-    listing = list_shards(config.source)
-    if config.source.filter:
-        listing, _ = select_shards(config.source, listing)
-    documents = sample_documents(config.source, listing, settings.num_documents, settings.seed).documents
+    source = with_context(config.source, config.chunking.template)
+    listing, metadata = list_shards(source), NO_METADATA
+    if source.filter or config.chunking.template:
+        listing, metadata = select_shards(source, listing)
+    documents = sample_documents(source, listing, settings.num_documents, settings.seed, keep_context(metadata)).documents
     split = split_documents(documents, settings)
     features = choose_features(depths, model)
     check_memory(features, host_memory_bytes())

@@ -2,13 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from embedder.config.section import Address, NonEmpty, Positive, Section
-from embedder.core.spec import API, Exit, Quantization
+from embedder.config.section import Address, NonEmpty, OneOrMore, Positive, Section
+from embedder.core.spec import API, AUTO, Boundary, Exit, Quantization, TextFormat
+from embedder.core.template import HEADINGS, parse_template
 
 _OF_WEIGHTS = ("revision", "depth", "final_norm", "calibration", "rotate", "float8", "exit", "pooling", "layer_norm")
 """Settings that need the model's weights."""
+
+
+_BOUNDARIES: tuple[Boundary, ...] = ("heading", "paragraph", "sentence", "word")
 
 
 class ChunkingConfig(Section):
@@ -20,6 +24,16 @@ class ChunkingConfig(Section):
     """Tokens per chunk, prompt and special tokens included; default: the model's."""
     overlap_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens that a chunk repeats from the end of the one before."""
+    template: NonEmpty | None = None
+    """Text around every chunk, such as "{title|none}\\n{headings}\\n{chunk}": columns, their defaults after |; default: the prompt."""
+    context_tokens: Positive | None = None
+    """Most tokens of the template's text in a chunk, its longest value being cut first; default: a third of max_tokens."""
+    boundaries: Annotated[tuple[Boundary, ...], OneOrMore] = ("word",)
+    """Where a chunk may end, the preferred first: of heading, paragraph, sentence, word. All but word count within its last third."""
+    text_format: TextFormat = AUTO
+    """Marks of headings, paragraphs and sentences: plain, markdown or code; auto goes by the suffix of the shard, such as .md or .py."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """Fewest tokens of a document's last chunk, beside its context; a shorter one takes some from the chunk before."""
     tokenizer: NonEmpty | None = None
     """For openai:NAME: hub name, folder or package:NAME of the tokenizer that counts; default: a token is taken for 3 bytes of UTF-8."""
 
@@ -27,6 +41,48 @@ class ChunkingConfig(Section):
     def _overlap_leaves_room(self) -> Self:
         if self.max_tokens is not None and self.overlap_tokens >= self.max_tokens:
             raise ValueError(f"overlap_tokens={self.overlap_tokens}: must be smaller than max_tokens={self.max_tokens}")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _well_formed(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_template(value)
+        return value
+
+    @field_validator("boundaries")
+    @classmethod
+    def _from_coarse_to_fine(cls, value: tuple[Boundary, ...]) -> tuple[Boundary, ...]:
+        if value != tuple(each for each in _BOUNDARIES if each in value) or value[-1:] != ("word",):
+            raise ValueError(f"name some of {', '.join(_BOUNDARIES)}, each once, in this order, word last")
+        return value
+
+    @property
+    def has_headings(self) -> bool:
+        """Whether the template asks for a chunk's headings."""
+        return self.template is not None and HEADINGS in parse_template(self.template).names
+
+    @property
+    def reads_format(self) -> bool:
+        """Whether chunks depend on the format of the text."""
+        return self.has_headings or self.boundaries != ("word",)
+
+    @model_validator(mode="after")
+    def _refuse_settings_without_effect(self) -> Self:
+        problem = ""
+        if self.template is None and self.context_tokens is not None:
+            problem = f"context_tokens={self.context_tokens}: has no effect without a template; set one, or leave it out"
+        elif not self.enabled and (self.boundaries != ("word",) or self.min_tokens):
+            given = f"min_tokens={self.min_tokens}" if self.min_tokens else f"boundaries={list(self.boundaries)}"
+            problem = f"{given}: has no effect with enabled=false; leave one of the two out"
+        elif not self.enabled and self.has_headings:
+            problem = "template: with enabled=false all chunks start their document, before any {headings}; leave one of the two out"
+        elif self.text_format == "plain" and (self.has_headings or "heading" in self.boundaries):
+            problem = "text_format='plain': has no headings, which boundaries or the template ask for; leave one of the two out"
+        elif self.text_format != AUTO and not self.reads_format:
+            problem = f"text_format={self.text_format!r}: has no effect without boundaries or {{headings}} in the template; leave it out"
+        if problem:
+            raise ValueError(problem)
         return self
 
 

@@ -11,6 +11,9 @@ Pooling = Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len",
 FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]
+Boundary = Literal["heading", "paragraph", "sentence", "word"]
+TextFormat = Literal["auto", "plain", "markdown", "code"]
+AUTO: TextFormat = "auto"
 
 API = "openai:"
 """Prefix of a model behind an OpenAI-compatible /v1/embeddings."""
@@ -25,6 +28,7 @@ query's prompt, depth and adapter."""
 _LATER: dict[str, Any] = {
     "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False,
     "adapter": None, "include_prompt": True,
+    "template": None, "context_tokens": None, "boundaries": ("word",), "text_format": None, "min_tokens": 0,
 }  # fmt: skip
 """Fields added after version 1, with the value that earlier specs imply: at that value they do not change the fingerprint."""
 
@@ -63,6 +67,16 @@ class EmbeddingSpec(BaseModel):
     chunking: bool
     """False: one chunk a document, truncated at `max_tokens`."""
     overlap_tokens: int
+    template: str | None = None
+    """Text around every chunk, the prompt included; None: the prompt, then the chunk."""
+    context_tokens: int | None = None
+    """Most tokens of the template's text in a chunk."""
+    boundaries: tuple[Boundary, ...] = ("word",)
+    """Places at which a window may end, the preferred first."""
+    text_format: TextFormat | None = None
+    """What headings, paragraphs and sentences are; None: nothing depends on it."""
+    min_tokens: int = 0
+    """Fewest tokens of a document's last window."""
     dim: int
     """Leading components kept."""
     normalize: bool
@@ -97,6 +111,11 @@ class EmbeddingSpec(BaseModel):
         return self.model.startswith(API)
 
     @property
+    def has_context(self) -> bool:
+        """Whether a document's chunks depend on more than its text, which its content hash then covers too."""
+        return self.template is not None or self.text_format == AUTO
+
+    @property
     def space_id(self) -> str:
         """Digest of every field that can change a vector."""
         return digest(self._vector_fields())
@@ -105,6 +124,7 @@ class EmbeddingSpec(BaseModel):
         """Return the spec of matching query vectors: the query's prompt, depth and adapter, one chunk, same rotation, not quantized."""
         asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
         asked |= {"adapter": self.query_adapter}
+        asked |= {name: _LATER[name] for name in ("template", "context_tokens", "boundaries", "text_format", "min_tokens")}
         plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
         return self.model_copy(update=asked | plain)
 

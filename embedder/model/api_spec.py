@@ -14,7 +14,7 @@ from embedder.model.api_encoder import PROBE_TEXT, ApiClient, ApiEncoder, Refuse
 from embedder.model.files.checksum import TOKENIZER_FILES
 from embedder.model.files.recipe import PACKAGE, locate_model
 from embedder.model.files.tokenizer import open_tokenizer
-from embedder.model.resolve import ResolvedModel, check_room
+from embedder.model.resolve import ResolvedModel, check_room, choose_chunking
 
 MAX_TOKENS = {"text-embedding-3-small": 8191, "text-embedding-3-large": 8191, "text-embedding-ada-002": 8191}
 """OpenAI's models; the API does not report it."""
@@ -65,9 +65,7 @@ def _fill_defaults(embedding: EmbeddingConfig, chunking: ChunkingConfig, max_tok
         layer_norm=False,
         prompt=embedding.prompt or "",
         query_prompt=embedding.query_prompt or "",
-        max_tokens=max_tokens,
-        chunking=chunking.enabled,
-        overlap_tokens=chunking.overlap_tokens,
+        **choose_chunking(chunking, embedding.prompt or "", max_tokens),
         dim=embedding.dim or 1,
         normalize=embedding.normalize is not False,
         quantization=embedding.quantization,

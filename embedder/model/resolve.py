@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -11,6 +12,7 @@ from embedder.core.quantization import Floats, Ranges
 from embedder.core.retry import is_transient
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
+from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
@@ -120,9 +122,7 @@ def _fill_defaults(
         prompt=prompt,
         query_prompt=query_prompt,
         include_prompt=defaults.include_prompt or not (prompt or query_prompt),
-        max_tokens=chunking.max_tokens or recipe.max_tokens,
-        chunking=chunking.enabled,
-        overlap_tokens=chunking.overlap_tokens,
+        **choose_chunking(chunking, prompt, recipe.max_tokens),
         dim=embedding.dim or recipe.dim,
         normalize=defaults.normalize if embedding.normalize is None else embedding.normalize,
         float8=embedding.float8,
@@ -130,6 +130,23 @@ def _fill_defaults(
         adapter=recipe.adapters.document if recipe.adapters else None,
         query_adapter=recipe.adapters.query if recipe.adapters else None,
     )
+
+
+def choose_chunking(chunking: ChunkingConfig, prompt: str, most_tokens: int) -> dict[str, Any]:
+    """Return the fields of the spec that the chunking sets. The prompt precedes a template, unless the template begins with it."""
+    max_tokens, template = chunking.max_tokens or most_tokens, chunking.template
+    if template is not None and not parse_template(template).render({})[0].startswith(prompt):
+        template = escape(prompt) + template
+    return {
+        "max_tokens": max_tokens,
+        "chunking": chunking.enabled,
+        "overlap_tokens": chunking.overlap_tokens,
+        "template": template,
+        "context_tokens": None if template is None else chunking.context_tokens or max_tokens // 3,
+        "boundaries": chunking.boundaries,
+        "text_format": chunking.text_format if chunking.reads_format else None,
+        "min_tokens": chunking.min_tokens,
+    }
 
 
 def _apply_calibration(spec: EmbeddingSpec, embedding: EmbeddingConfig, calibration: Calibration) -> EmbeddingSpec:
@@ -232,15 +249,24 @@ def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelR
 def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokenizer | None) -> list[str]:
     """Return the problems of a prompt or an overlap that leaves no room for text; without a tokenizer, 3 bytes are a token."""
     where = f"chunking.max_tokens={spec.max_tokens}"
-    if tokenizer is None:
-        special_tokens, prompt_tokens = 0, -(-len(spec.prompt.encode()) // 3)
-    else:
+    setting, fixed = f"embedding.prompt={spec.prompt!r}", spec.prompt
+    if spec.template is not None:
+        setting, fixed = f"chunking.template={spec.template!r}", "".join(parse_template(spec.template).render({}))
+    special_tokens, fixed_tokens = 0, -(-len(fixed.encode()) // 3)
+    if tokenizer is not None:
         special_tokens = tokenizer.num_special_tokens_to_add(False)
-        prompt_tokens = len(tokenizer.encode(spec.prompt, add_special_tokens=False).ids)
-    room = spec.max_tokens - special_tokens - prompt_tokens
-    taken = f"the prompt takes {prompt_tokens} and special tokens {special_tokens}"
+        fixed_tokens = len(tokenizer.encode(fixed, add_special_tokens=False).ids)
+    if spec.context_tokens is not None and fixed_tokens > spec.context_tokens:
+        return [
+            f"{setting}: its own text takes {fixed_tokens} tokens, context_tokens allows {spec.context_tokens}; shorten it or raise that"
+        ]
+    context_tokens = spec.context_tokens or fixed_tokens
+    room = spec.max_tokens - special_tokens - context_tokens
+    taken = f"the {'prompt' if spec.template is None else 'context'} takes {context_tokens} and special tokens {special_tokens}"
     if room < 1:
-        return [f"embedding.prompt={spec.prompt!r}: {where} leaves no room for text ({taken}); shorten it or raise max_tokens"]
+        return [f"{setting}: {where} leaves no room for text ({taken}); shorten it or raise max_tokens"]
+    if spec.min_tokens > room // 2:
+        return [f"chunking.min_tokens={spec.min_tokens}: {where} leaves {room} tokens of text a chunk ({taken}); choose 0 to {room // 2}"]
     overlap = f"chunking.overlap_tokens={spec.overlap_tokens}"
     if not chunking.enabled and spec.overlap_tokens:
         return [f"{overlap}: has no effect with chunking.enabled=false; remove one of the two"]
@@ -251,6 +277,12 @@ def check_room(spec: EmbeddingSpec, chunking: ChunkingConfig, tokenizer: Tokeniz
 
 def _check_prompts(spec: EmbeddingSpec) -> list[str]:
     """Return the problem of a pooling whose weights would begin after the prompt."""
-    if spec.include_prompt or spec.pooling != "weightedmean":
+    if spec.include_prompt:
         return []
-    return [f"embedding.pooling='weightedmean': {spec.model!r} leaves the prompt out of pooling; choose another, or set both prompts to ''"]
+    where, advice = f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
+    refused = []
+    if spec.pooling == "weightedmean":
+        refused.append(f"embedding.pooling='weightedmean': {where}; choose another, {advice}")
+    if spec.template is not None:
+        refused.append(f"chunking.template={spec.template!r}: {where}, and a template begins with the prompt; leave it out, {advice}")
+    return refused

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pyarrow as pa
 
+from embedder.core.context import read_contexts
 from embedder.core.errors import ModelError
 from embedder.core.quantization import quantize
 from embedder.core.schema import Reason
@@ -15,7 +16,7 @@ from embedder.model.api_encoder import ApiEncoded, ApiEncoder
 from embedder.pipeline.actors import UnitActor, count_copies
 from embedder.pipeline.rows import EncodedUnit, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
-from embedder.text.byte_estimate import slice_chunks
+from embedder.text.byte_estimate import make_chunker
 
 MOST_SHOWN = 3
 """Refusals of a unit that are logged; the quarantine holds all."""
@@ -31,6 +32,7 @@ class ApiActor(UnitActor):
     def setup(self, context: StageContext) -> None:
         """Request the probe vector, and check that it is the table's."""
         self.spec, self.encoder = context.spec, ApiEncoder(context.spec)
+        self.chunker = make_chunker(context.tokenizer_json, context.spec)
         self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "the model behind the API is another one than before")
 
@@ -38,7 +40,8 @@ class ApiActor(UnitActor):
         """Return the unit with its vectors. If the API refuses a chunk, its document is quarantined."""
         started = time.perf_counter()
         chunks = from_ipc(unit["chunks"])
-        texts = slice_chunks(from_ipc(unit["documents"])["text"].to_pylist(), chunks, self.spec.prompt)
+        documents = from_ipc(unit["documents"])
+        texts = self.chunker.write_chunks(documents["text"].to_pylist(), chunks, read_contexts(documents, self.spec))
         first = {text: row for row, text in reversed([*enumerate(texts)])}
         distinct = sorted(first.values())
         place_N = np.searchsorted(distinct, [first[text] for text in texts])

@@ -12,8 +12,11 @@ import ray
 from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.load import load_settings
+from embedder.core.context import CONTEXT_PREFIX
 from embedder.core.errors import ConfigError, ModelError, SourceError
 from embedder.core.quantization import quantize
+from embedder.core.spec import AUTO
+from embedder.core.template import parse_template
 from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import lay_out_pool
@@ -65,6 +68,8 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
 
             set_threads(pool.threads)
             self.model, self.column = resolve_model(config, load_settings(ChunkingConfig, chunking)), column
+            if self.model.spec.text_format == AUTO:
+                raise ConfigError("chunking.text_format=auto: a batch has no shard whose suffix names it; set plain, markdown or code")
             with refusing_device_errors(pool.device):
                 spec, calibration = self.model.spec, self.model.calibration
                 self.encoder = Encoder.load(spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
@@ -75,7 +80,7 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
         from embedder.model.runtime import ending_with_its_device
 
         texts, spec = self.read_texts(row), self.model.spec
-        chunks = chunk_documents(pa.table({"text": texts}), load_tokenizer(self.model.tokenizer_json), spec)
+        chunks = chunk_documents(pa.table({"text": texts, **self.read_context(row)}), load_tokenizer(self.model.tokenizer_json), spec)
         with ending_with_its_device():
             result = self.encoder.encode(chunks["token_ids"].combine_chunks(), self.token_budget)
         self.token_budget = min(self.token_budget, result.token_budget)
@@ -99,6 +104,18 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
         if without:
             raise SourceError(f"{self.column}={texts[without[0]]!r}: {len(without)} rows of a batch have no text; filter them out first")
         return pa.array(texts, pa.string())
+
+    def read_context(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the columns of the chunk's template, as text, under the names by which chunks read them."""
+        names = () if self.model.spec.template is None else parse_template(self.model.spec.template).columns
+        absent = [name for name in names if name not in batch]
+        if absent:
+            raise ConfigError(f"chunking.template: {{{absent[0]}}} is not in the batch (found: {', '.join(batch)})")
+        columns = {name: batch[name].tolist() for name in names}
+        return {
+            CONTEXT_PREFIX + name: ["" if value is None or value != value else str(value) for value in values]  # NaN differs from itself
+            for name, values in columns.items()
+        }
 
 
 def assigned_resources() -> Mapping[str, float]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedder.core.context import cover_context, drop_context
 from embedder.core.errors import EmbedderError, ModelError, SourceError
 from embedder.core.plan import Plan
 from embedder.core.schema import QUARANTINE
@@ -95,7 +96,8 @@ def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], cont
     """Yield a task's prepared units, each with the first row of the next one."""
     known = open_known(previous, context.index, context.folder)
     started = time.perf_counter()
-    for unit in read_units(task, context.source, context.metadata):
+    for read in read_units(task, context.source, context.metadata):
+        unit = replace(read, documents=cover_context(read.documents, context.spec))
         name = str(PartName(task.key, task.version, unit.first_row, unit.stop_row, unit.last))
         prepared: PreparedRow = {"key": task.key, "name": name, "error": None, "broken": [], "unit": None}
         if name not in done:
@@ -188,7 +190,7 @@ def read_reasons(part: Part, folder: Location) -> Counter[str]:
 
 def _write_encoded(name: str, unit: EncodedUnit, context: StageContext) -> tuple[Part, Counter[str]]:
     started = time.perf_counter()
-    documents, quarantined = from_ipc(unit["documents"]), from_ipc(unit["quarantined"])
+    documents, quarantined = drop_context(from_ipc(unit["documents"])), from_ipc(unit["quarantined"])
     chunks, codes_NX = merge_reused(unit, context)
     stats = Stats(**unit["stats"])
     if unit["rejected"]:

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embedder.core.context import keep_context
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard, bucket_key, shard_key
 from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
 from embedder.run.prepare import RunPlan
+from embedder.source.columns import with_context
 from embedder.source.sampling import sample_documents
 from embedder.source.shards import Ignored, Listing, count_ignored, describe_ignored
 from embedder.table.commits import list_records
@@ -177,7 +179,8 @@ def estimate_run(run_plan: RunPlan) -> Estimate:
 def sample_rates(run_plan: RunPlan) -> Rates:
     """Read and tokenize some documents of a few shards."""
     shards = choose_shards([shard for task in run_plan.plan.read for shard in task.shards], SAMPLE_SHARDS)
-    sample = sample_documents(run_plan.config.source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0)
+    source = with_context(run_plan.config.source, run_plan.config.chunking.template)
+    sample = sample_documents(source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0, metadata=keep_context(run_plan.metadata))
     chunks = chunk_counted(sample.documents, run_plan.model.tokenizer_json, run_plan.spec)
     num_tokens = int(chunks["num_tokens"].to_numpy().sum())
     basis = f"a sample of {sample.documents.num_rows:,} documents of {len(shards)} shard{'s' * (len(shards) > 1)}"

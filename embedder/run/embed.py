@@ -29,6 +29,7 @@ from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
 from embedder.run.publish import missing_parts_explained, refuse_moved_table
 from embedder.run.publish_often import Publisher
 from embedder.run.summary import Outcome, Summary
+from embedder.source.columns import with_context
 from embedder.source.documents import SLICE_BYTES, slice_shard
 from embedder.table.hash_index import LEAST_BYTES, MOST_BYTES, NO_INDEX, HashIndex, open_index
 from embedder.table.parts import read_part
@@ -142,7 +143,7 @@ def make_context(run_plan: RunPlan, run_id: str) -> StageContext:
     config, table = run_plan.config, run_plan.table
     probe = table.info.get("probe") if table and run_plan.same_space else None
     return StageContext(
-        source=config.source,
+        source=with_context(config.source, config.chunking.template),
         output=config.output,
         spec=run_plan.spec,
         tokenizer_json=run_plan.model.tokenizer_json,

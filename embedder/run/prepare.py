@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
+from embedder.core.context import drop_context
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.core.problems import Problems
@@ -14,6 +15,7 @@ from embedder.core.units import PartName
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.run.quality_gate import check_quality_gate
+from embedder.source.columns import with_context
 from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
@@ -47,6 +49,7 @@ class RunPlan:
     model: ResolvedModel
     listing: Listing
     metadata: pa.Schema
+    """Columns of the template included."""
     table: TableState | None
     bucket_bits: int
     plan: Plan
@@ -59,7 +62,7 @@ class RunPlan:
     @property
     def schema(self) -> pa.Schema:
         """The table's columns after this run."""
-        return table_schema(self.metadata, self.config.output.store_text, self.spec.quantization)
+        return table_schema(drop_context(self.metadata.empty_table()).schema, self.config.output.store_text, self.spec.quantization)
 
     @property
     def same_space(self) -> bool:
@@ -135,9 +138,9 @@ def select_source(config: EmbedConfig, table: TableState | None) -> tuple[Listin
     """Return the shards to read and the metadata's schema; a source without any is refused unless the settings let it empty the table."""
     tables = [config.output.location, *(cut.location for cut in config.output.cuts)]
     own = {each.open().place for location in tables for each in (location, location.child(QUARANTINE_FOLDER))}
-    known = table.schema if table else None
+    known, source = table.schema if table else None, with_context(config.source, config.chunking.template)
     try:
-        return select_shards(config.source, list_shards(config.source, own), known)
+        return select_shards(source, list_shards(source, own), known)
     except EmptySourceError as error:
         if table is None:
             raise
@@ -145,7 +148,7 @@ def select_source(config: EmbedConfig, table: TableState | None) -> tuple[Listin
             raise ConfigError(
                 f"{error}; the table keeps its {sum(table.rows.values()):,} rows, to empty it insist with --output.max_removed_fraction 1"
             ) from error
-        return select_shards(config.source, Listing(()), known)
+        return select_shards(source, Listing(()), known)
 
 
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:

@@ -15,7 +15,11 @@ def write_snippet(spec: EmbeddingSpec, table: Location) -> str:
 
     Rotated vectors use the matrix in the table's folder.
     """
-    spec = spec.for_queries()
+    note = [] if spec.template is None else [f"# a document's chunk was embedded as {spec.template!r}; a query has no such context"]
+    return "\n".join([*note, _write_code(spec.for_queries(), table)])
+
+
+def _write_code(spec: EmbeddingSpec, table: Location) -> str:
     if spec.is_api:
         return _write_api_snippet(spec)
     recipe = find_recipe(spec)

@@ -20,7 +20,7 @@ from embedder.model.files.recipe import find_recipe
 from embedder.model.files.tokenizer import load_tokenizer
 from embedder.search.table_model import choose_model
 from embedder.table.run_record import read_record
-from embedder.text.byte_estimate import EstimatingChunker, make_chunker, slice_chunks
+from embedder.text.byte_estimate import EstimatingChunker, make_chunker
 from embedder.text.chunking import Chunker
 
 Embed = Callable[[pa.Table, Sequence[str]], Floats]
@@ -41,7 +41,7 @@ class QueryEncoder:
         sides = (queries, queries.model_copy(update={"prompt": spec.prompt, "adapter": spec.adapter}))
         is_shared = spec.adapter == queries.adapter and (spec.include_prompt or spec.prompt == queries.prompt)
         self._load_passages: Callable[[], Embed] = cache(lambda: self._embed if is_shared else load(sides[1])[0])
-        self._queries, self._passages = ((make_chunker(tokenizer_json, side), side.prompt) for side in sides)
+        self._queries, self._passages = (make_chunker(tokenizer_json, side) for side in sides)
 
     @classmethod
     def from_table(
@@ -54,20 +54,20 @@ class QueryEncoder:
 
     def encode(self, queries: Sequence[str]) -> Floats:
         """Return the vectors of queries, each truncated at max_tokens: (N, dim)."""
-        return self._encode(self._embed, *self._queries, queries)
+        return self._encode(self._embed, self._queries, queries)
 
     def encode_passages(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of texts, each as one chunk, with the document's prompt and the query's depth (the same space): (N, dim)."""
-        return self._encode(self._load_passages(), *self._passages, texts)
+        return self._encode(self._load_passages(), self._passages, texts)
 
-    def _encode(self, embed: Embed, chunker: Chunker | EstimatingChunker, prompt: str, texts: Sequence[str]) -> Floats:
+    def _encode(self, embed: Embed, chunker: Chunker | EstimatingChunker, texts: Sequence[str]) -> Floats:
         if isinstance(texts, str):
             raise TypeError("texts must be a list, also for a single text: encode([text])")
         chunks = chunker.chunk(list(texts))
         if self._truncates_left and pc.any(chunks["truncated"]).as_py():
             most = self.spec.max_tokens
             raise ModelError(f"a text of more than {most} tokens: the tokenizer truncates on the left, which is not supported; shorten it")
-        return embed(chunks, slice_chunks(texts, chunks, prompt))
+        return embed(chunks, chunker.write_chunks(texts, chunks))
 
 
 def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import pyarrow as pa
 
 from embedder.config.source import SourceConfig
+from embedder.core.context import CONTEXT_PREFIX
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import map_threads
+from embedder.core.template import parse_template
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import Encoding, FileFormat, encoding_of
@@ -50,9 +52,18 @@ def inspect_source(
     return pa.schema(fields)
 
 
+def with_context(source: SourceConfig, template: str | None) -> SourceConfig:
+    """Return a source that also reads the columns of a chunk's template, as text, each by its name in the metadata or by its key."""
+    if template is None:
+        return source
+    keys = {CONTEXT_PREFIX + name: source.metadata_columns.get(name, name) for name in parse_template(template).columns}
+    columns, types = source.metadata_columns | keys, source.metadata_types | dict.fromkeys(keys, "string")
+    return source.model_copy(update={"metadata_columns": columns, "metadata_types": types})
+
+
 def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.DataType]:
     """Return the types of the source's columns that are metadata, by their names in the source."""
-    return {key: metadata.field(name).type for name, key in source.metadata_columns.items()}
+    return {key: metadata.field(name).type for name, key in source.metadata_columns.items() if not name.startswith(CONTEXT_PREFIX)}
 
 
 def _inspect_formats(
@@ -89,10 +100,10 @@ def _inspect(
     if format_.inspect:
         with _located(f"source.uri={source.uri!r}"):
             return format_.inspect(read_samples)
-    metadata = [key for key in source.metadata_columns.values() if key not in types]
-    if metadata or (source.id_column and source.id_column not in types):
-        wanted = f"metadata_columns={metadata}" if metadata else f"id_column={source.id_column!r}"
-        raise ConfigError(f"source.{wanted}: {found[0][0].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
+    absent = {name: key for name, key in source.metadata_columns.items() if key not in types}
+    if absent or (source.id_column and source.id_column not in types):
+        wanted = _name_setting(*next(iter(absent.items()))) if absent else f"source.id_column={source.id_column!r}"
+        raise ConfigError(f"{wanted}: {found[0][0].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
     return []
 
 
@@ -130,23 +141,30 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Map
         return
     uri, names = sampled[0].uri, sampled[0].names
     shown = ", ".join([*names[:_SHOWN], *(["…"] if len(names) > _SHOWN else [])])
-    wanted: list[tuple[str, Any, str, Callable[[pa.DataType], bool], str]] = []
-    wanted += [("text_columns", list(source.text_columns), key, is_text, "text") for key in source.text_columns]
+    wanted: list[tuple[str, str, Callable[[pa.DataType], bool], str]] = []
+    wanted += [(f"source.text_columns={list(source.text_columns)!r}", key, is_text, "text") for key in source.text_columns]
     if source.id_column:
-        wanted.append(("id_column", source.id_column, source.id_column, is_id, "text or a number"))
+        wanted.append((f"source.id_column={source.id_column!r}", source.id_column, is_id, "text or a number"))
     for name, key in source.metadata_columns.items():
-        setting, given = ("filter", source.filter) if name.startswith(FILTER_PREFIX) else ("metadata_columns", [key])
-        wanted.append((setting, given, key, lambda _: True, ""))
-    for setting, given, key, allows, expected in wanted:
+        setting = f"source.filter={source.filter!r}" if name.startswith(FILTER_PREFIX) else _name_setting(name, key)
+        wanted.append((setting, key, lambda _: True, ""))
+    for setting, key, allows, expected in wanted:
         types = {each.uri: type_ for each in sampled if (type_ := each.find_type(key)) is not None}
         if not types and key in known:
             continue
         if not types:
             count = names.count(key)
-            yield f"source.{setting}={given!r}: {uri} has {f'{count} columns' if count else 'no column'} {key!r} (found: {shown})"
+            yield f"{setting}: {uri} has {f'{count} columns' if count else 'no column'} {key!r} (found: {shown})"
         elif not any(map(allows, types.values())):
             first, type_ = next(iter(types.items()))
-            yield f"source.{setting}={given!r}: {first}: {key!r} is {name_type(type_)}, not {expected}"
+            yield f"{setting}: {first}: {key!r} is {name_type(type_)}, not {expected}"
+
+
+def _name_setting(name: str, key: str) -> str:
+    """Return the setting that asks for a column of the metadata."""
+    if name.startswith(CONTEXT_PREFIX):
+        return f"chunking.template: {{{name.removeprefix(CONTEXT_PREFIX)}}}"
+    return f"source.metadata_columns={[key]!r}"
 
 
 def _choose_type(
@@ -164,7 +182,8 @@ def _choose_type(
     declared = [(each.uri, type_) for each in sampled if each.types == "declared" and (type_ := each.find_type(key)) is not None]
     if declared and not any(can_cast(type_, chosen) for _, type_ in declared):
         problem = f"{declared[0][0]}: {key!r} is {name_type(declared[0][1])}, which cannot become {chosen} ({origin})"
-        raise ConfigError(f"source.metadata_columns={[key]!r}: {problem}; set source.metadata_types")
+        remedy = "name another column" if name.startswith(CONTEXT_PREFIX) else "set source.metadata_types"
+        raise ConfigError(f"{_name_setting(name, key)}: {problem}; {remedy}")
     return chosen
 
 

@@ -124,7 +124,7 @@ def describe_faults(rows: pa.Table, spec: EmbeddingSpec) -> Iterator[str]:
     yield from _count(f"chunks with 0 tokens or more than {spec.max_tokens}", (tokens < 1) | (tokens > spec.max_tokens))
     if "text" in rows.schema.names:
         yield from _count("texts that are not as long as their span", pc.utf8_length(rows["text"]).to_numpy() != ends - starts)
-        if spec.chunking:
+        if spec.chunking and not spec.has_context:
             yield from _count("texts that do not have their content hash", find_changed_texts(rows))
     nulls = sum(rows[name].null_count for name in ("doc_id", "content_hash", "shard", "row"))
     if nulls:

@@ -14,11 +14,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from embedder.core.context import Context, read_contexts
 from embedder.core.spec import EmbeddingSpec
-from embedder.text.chunking import CHUNKS, Chunker
+from embedder.text.chunking import CHUNKS, NO_CONTEXT, Chunker
 from embedder.text.tokenizing import load_tokenizer
 
 BYTES_PER_TOKEN = 3
+_IN_TOKENS = ("max_tokens", "overlap_tokens", "context_tokens", "min_tokens")
 
 
 def make_chunker(tokenizer_json: str, spec: EmbeddingSpec) -> "Chunker | EstimatingChunker":
@@ -28,13 +30,7 @@ def make_chunker(tokenizer_json: str, spec: EmbeddingSpec) -> "Chunker | Estimat
 
 def chunk_counted(documents: pa.Table, tokenizer_json: str, spec: EmbeddingSpec) -> pa.Table:
     """Turn schema.DOCUMENTS into CHUNKS by a tokenizer, or by bytes if there is none."""
-    return make_chunker(tokenizer_json, spec).chunk(documents["text"].to_pylist())
-
-
-def slice_chunks(texts: Sequence[str], chunks: pa.Table, prompt: str) -> list[str]:
-    """Return the text of each of these CHUNKS after the prompt; `document` is a text's position."""
-    columns = (chunks[name].to_pylist() for name in ("document", "start_char", "end_char"))
-    return [prompt + texts[document][start:end] for document, start, end in zip(*columns, strict=True)]
+    return make_chunker(tokenizer_json, spec).chunk(documents["text"].to_pylist(), read_contexts(documents, spec))
 
 
 @lru_cache(maxsize=1)
@@ -49,26 +45,29 @@ class EstimatingChunker:
     """Cuts documents by bytes."""
 
     def __init__(self, spec: EmbeddingSpec) -> None:
-        in_bytes = {name: BYTES_PER_TOKEN * getattr(spec, name) for name in ("max_tokens", "overlap_tokens")}
-        self._most_bytes, self._prompt_bytes = in_bytes["max_tokens"], len(spec.prompt.encode())
+        in_bytes = {name: BYTES_PER_TOKEN * (getattr(spec, name) or 0) for name in _IN_TOKENS}
+        self._most_bytes = in_bytes["max_tokens"]
         self._chunker = Chunker(make_byte_tokenizer(), spec.model_copy(update=in_bytes))
+        self.write_chunks = self._chunker.write_chunks
 
-    def chunk(self, texts: list[str]) -> pa.Table:
+    def chunk(self, texts: Sequence[str], contexts: Sequence[Context] | None = None) -> pa.Table:
         """Turn texts into CHUNKS without token ids, since there is no vocabulary; `num_tokens` is the estimate."""
-        sizes = np.array([self._prompt_bytes + len(text.encode()) for text in texts], np.int32)
+        contexts = contexts or [NO_CONTEXT] * len(texts)
+        arounds = [self._chunker.contexts.render(each.values) for each in contexts]
+        sizes = np.array([len((each.before + text + each.after).encode()) for each, text in zip(arounds, texts, strict=True)], np.int32)
         long = np.flatnonzero(sizes > self._most_bytes)
-        cut = self._chunker.chunk([texts[number] for number in long])
+        cut = self._chunker.chunk([texts[number] for number in long.tolist()], [contexts[number] for number in long.tolist()])
         cut = cut.set_column(0, CHUNKS.field("document"), pa.array(long[cut["document"].to_numpy()].astype(np.int32)))
         chunks = pa.concat_tables([cut, self._whole(texts, sizes)]).sort_by([("document", "ascending"), ("chunk", "ascending")])
         estimated = -(-chunks["num_tokens"].to_numpy() // BYTES_PER_TOKEN)
         columns = {**{name: chunks[name] for name in CHUNKS.names}, "num_tokens": estimated, "token_ids": _no_ids(len(estimated))}
         return pa.table(columns, schema=CHUNKS)
 
-    def _whole(self, texts: list[str], sizes: npt.NDArray[np.int32]) -> pa.Table:
+    def _whole(self, texts: Sequence[str], sizes: npt.NDArray[np.int32]) -> pa.Table:
         """Return CHUNKS of the texts that fit, which need no tokenizer."""
         fits = np.flatnonzero(sizes <= self._most_bytes)
         zeros = np.zeros(len(fits), np.int32)
-        ends = np.array([len(texts[number]) for number in fits], np.int32)
+        ends = np.array([len(texts[number]) for number in fits.tolist()], np.int32)
         columns = {"document": fits.astype(np.int32), "chunk": zeros, "num_chunks": zeros + 1, "start_char": zeros, "end_char": ends}
         columns |= {"num_tokens": sizes[fits], "truncated": zeros.astype(np.bool_), "token_ids": _no_ids(len(fits))}
         return pa.table(columns, schema=CHUNKS)

@@ -1,26 +1,32 @@
-"""Documents → chunks: prompt and text are tokenized together, cut into windows, and framed by special tokens.
+"""Documents → chunks: context and text are tokenized together, cut into windows, and framed by special tokens.
 
-A chunk is  frame before · prompt tokens · a window of the document's tokens · frame after,  at most `max_tokens` long.
+A chunk is  frame before · context before · a window of the document's tokens · context after · frame after,  at most `max_tokens` long.
+The context before is the prompt, or what a template makes of the document's columns and of the headings above the window. If headings
+are among it, all windows of a document leave room for its longest context.
 
 Spans (`start_char`, `end_char`) count characters of the source text. If a document is one chunk, it spans the whole text. Otherwise a
 chunk spans the first to the last token of its window: whitespace around chunks belongs to none. A document without tokens is one chunk
-of frame and prompt, which has no token if there is neither.
+of frame and context, which has no token if there is neither.
 
 Raise `spec.RECIPE_VERSION` if the columns below, the windows or the spans change: a table reuses the chunks of an equal version.
 """
 
 import re
-from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from tokenizers import Encoding, Tokenizer
 
+from embedder.core.context import NO_VALUES, Context, read_contexts
 from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
+from embedder.text.boundaries import NO_HEADINGS, Headings, find_boundaries, find_headings
+from embedder.text.contexts import Around, Contexts
 from embedder.text.safe_splits import encode_texts, find_cut, find_safe_splits
-from embedder.text.tokenizing import Bools, Int32s, Tokens, find_frame, read_ids, read_tokens
+from embedder.text.tokenizing import Int32s, Tokens, find_frame, read_ids, read_tokens
+from embedder.text.windows import find_cuts, plan_windows
 
 CHUNKS = pa.schema(
     [
@@ -40,16 +46,18 @@ input, and its offsets the cu_seqlens of variable-length attention."""
 HEAD_CHARS_PER_TOKEN = 8
 """Without chunking, this many characters per token of `max_tokens` are tokenized first; English has 4 to 5."""
 
+NO_CONTEXT = Context(NO_VALUES, "plain")
+
 _VISIBLE = re.compile(r"\S")
 
 
 def chunk_documents(documents: pa.Table, tokenizer: Tokenizer, spec: EmbeddingSpec) -> pa.Table:
     """Turn schema.DOCUMENTS into CHUNKS, in the order of the documents and then of their chunks.
 
-    Reads `text`. The chunks of a document do not depend on other documents. If `spec.chunking` is off, each document is one chunk,
-    truncated at `max_tokens` as its own library does, and `truncated` is set if anything was cut.
+    Reads `text` and the document's context. The chunks of a document do not depend on other documents. If `spec.chunking` is off, each
+    document is one chunk, truncated at `max_tokens` as its own library does, and `truncated` is set if anything was cut.
     """
-    return Chunker(tokenizer, spec).chunk(documents["text"].to_pylist())
+    return Chunker(tokenizer, spec).chunk(documents["text"].to_pylist(), read_contexts(documents, spec))
 
 
 def drop_tokenless(chunks: pa.Table) -> tuple[pa.Table, list[int]]:
@@ -63,67 +71,133 @@ def drop_tokenless(chunks: pa.Table) -> tuple[pa.Table, list[int]]:
     return chunks.filter(pa.array(has_tokens_N)), chunks["document"].to_numpy()[~has_tokens_N].tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A text to be chunked, and the text around its first chunk."""
+
+    number: int
+    text: str
+    context: Context
+    around: Around
+
+
 class Chunker:
     """Cuts documents for one tokenizer and one spec."""
 
     def __init__(self, tokenizer: Tokenizer, spec: EmbeddingSpec) -> None:
         frame = find_frame(tokenizer)
         self.tokenizer, self.spec, self.splits = tokenizer, spec, find_safe_splits(tokenizer)
+        self.contexts = Contexts(tokenizer, spec)
         self.before, self.after = np.array(frame.before, dtype=np.int32), np.array(frame.after, dtype=np.int32)
         self.room = spec.max_tokens - len(frame)
-        """Tokens of prompt and text that fit."""
-        self.prompt_stop = len(spec.prompt.rstrip())
-        """A token that starts before it belongs to the prompt; a space after the prompt may belong to the text's first token."""
-        self._check_room(len(tokenizer.encode(spec.prompt, add_special_tokens=False)), len(frame))
+        """Tokens of context and text that fit."""
+        self._check_room(len(frame))
 
-    def _check_room(self, num_prompt_tokens: int, num_frame_tokens: int) -> None:
-        window = self.room - num_prompt_tokens
-        taken = f"{num_frame_tokens} special tokens and {num_prompt_tokens} of the prompt"
+    def _check_room(self, num_frame_tokens: int) -> None:
+        num_context_tokens = self.spec.context_tokens or self.contexts.count(self.contexts.render())
+        window = self.room - num_context_tokens
+        taken = f"{num_frame_tokens} special tokens and {num_context_tokens} of the {'prompt' if self.spec.template is None else 'context'}"
         if window < 1:
-            least = num_prompt_tokens + num_frame_tokens + 1
+            least = num_context_tokens + num_frame_tokens + 1
             raise ConfigError(f"chunking.max_tokens={self.spec.max_tokens}: no room for text beside {taken}; choose at least {least}")
         if self.spec.chunking and self.spec.overlap_tokens >= window:
             overlap = f"chunking.overlap_tokens={self.spec.overlap_tokens}"
             raise ConfigError(f"{overlap}: max_tokens={self.spec.max_tokens} leaves {window} beside {taken}; choose 0 to {window - 1}")
 
-    def chunk(self, texts: list[str]) -> pa.Table:
+    def chunk(self, texts: Sequence[str], contexts: Sequence[Context] | None = None) -> pa.Table:
         """Turn texts into CHUNKS; `document` is a text's position."""
         chunks = _ChunkRows()
-        heads = (self._head(self.spec.prompt + text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens) for text in texts)
-        for document, (head, encoded) in enumerate(encode_texts(self.tokenizer, self.splits, heads)):
-            self._add_document(chunks, document, texts[document], head, encoded)
+        known = contexts or [NO_CONTEXT] * len(texts)
+        documents = [
+            _Document(number, text, context, self.contexts.render(context.values))
+            for number, (text, context) in enumerate(zip(texts, known, strict=True))
+        ]
+        heads = (self._head(each.around.before + each.text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens) for each in documents)
+        for document, (head, encoded) in zip(documents, encode_texts(self.tokenizer, self.splits, heads), strict=True):
+            self._add_document(chunks, document, head, encoded)
         return chunks.to_table()
+
+    def write_chunks(self, texts: Sequence[str], chunks: pa.Table, contexts: Sequence[Context] | None = None) -> list[str]:
+        """Return the text of each of these CHUNKS, its context around it; `document` is a text's position."""
+        known, headings = contexts or [NO_CONTEXT] * len(texts), dict[int, Headings]()
+        written = []
+        for document, start, end in zip(*(chunks[name].to_pylist() for name in ("document", "start_char", "end_char")), strict=True):
+            text, context = texts[document], known[document]
+            if self.contexts.has_headings and document not in headings:
+                headings[document] = find_headings(text, context.text_format)
+            around = self.contexts.render(context.values, headings.get(document, NO_HEADINGS).path(start))
+            written.append(around.before + text[start:end] + around.after)
+        return written
 
     def _head(self, text: str, size: int) -> str:
         """Return the whole text or, without chunking, its start up to a safe split point."""
         return text if self.spec.chunking else text[: find_cut(text, self.splits, 0, size)]
 
-    def _add_document(self, chunks: "_ChunkRows", document: int, text: str, head: str, encoded: Encoding | Tokens) -> None:
+    def _add_document(self, chunks: "_ChunkRows", document: _Document, head: str, encoded: Encoding | Tokens) -> None:
+        text, around = document.text, document.around
         size = HEAD_CHARS_PER_TOKEN * self.spec.max_tokens
-        while len(encoded) <= self.room and len(head) < len(self.spec.prompt) + len(text):
+        after = self.contexts.encode_after(around.after)
+        room = self.room - len(after)
+        while len(encoded) <= room and len(head) < len(around.before) + len(text):
             size = 4 * max(size, len(head))  # from the head's length alone it may not grow: its end may be the text's last split point
-            head = self._head(self.spec.prompt + text, size)
+            head = self._head(around.before + text, size)
             _, encoded = next(encode_texts(self.tokenizer, self.splits, [head]))
-        if len(encoded) <= self.room:
+        if len(encoded) <= room:
             token_ids = read_ids(encoded) if isinstance(encoded, Encoding) else encoded.ids
-            chunks.add(document, [(0, len(text))], False, [[self.before, token_ids, self.after]])
+            chunks.add(document.number, [(0, len(text))], False, [[self.before, token_ids, after, self.after]])
             return
         tokens = read_tokens(encoded, head) if isinstance(encoded, Encoding) else encoded
-        num_prompt_tokens = min(int(np.append(tokens.starts >= self.prompt_stop, True).argmax()), self.room - 1)
-        prompt, content = tokens.ids[:num_prompt_tokens], tokens.drop(num_prompt_tokens)
-        window = self.room - num_prompt_tokens
-        overlap = min(self.spec.overlap_tokens, window - 1)
-        windows = plan_windows(content, window, overlap) if self.spec.chunking else [(0, window)]
-        spans = [self._span(text, int(content.starts[start]), int(content.ends[stop - 1])) for start, stop in windows]
-        ids = [[self.before, prompt, content.ids[start:stop], self.after] for start, stop in windows]
-        chunks.add(document, spans, not self.spec.chunking, ids)
+        num_before = min(self._count_before(tokens, around.before), room - 1)
+        content = tokens.drop(num_before, shift=-len(around.before))
+        if self.spec.chunking:
+            self._add_windows(chunks, document, tokens.ids[:num_before], content)
+            return
+        window = content.ids[: room - num_before]
+        span = _find_span(text, content, (0, len(window)))
+        chunks.add(document.number, [span], True, [[self.before, tokens.ids[:num_before], window, after, self.after]])
 
-    def _span(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """Convert a span of prompt and text to characters of the text, without leading whitespace."""
-        start = max(start - len(self.spec.prompt), 0)
-        end = max(end - len(self.spec.prompt), start)
-        visible = _VISIBLE.search(text, start, end)
-        return (visible.start() if visible else start), end
+    def _add_windows(self, chunks: "_ChunkRows", document: _Document, first: Int32s, content: Tokens) -> None:
+        """Add windows of a document's tokens; `first` are the tokens before the first one."""
+        text, text_format = document.text, document.context.text_format
+        headings = find_headings(text, text_format) if self.spec.text_format else NO_HEADINGS
+        around = self._surround(document, first, headings)
+        window = self.room - max(len(first) + len(around[""][1]), *(len(before) + len(after) for before, after in around.values()))
+        overlap, least = min(self.spec.overlap_tokens, window - 1), min(self.spec.min_tokens, window // 2)
+        boundaries = find_boundaries(text, text_format, self.spec.boundaries, headings)
+        windows = plan_windows(find_cuts(content, window, text, boundaries), window, overlap, least)
+        spans = [_find_span(text, content, each) for each in windows]
+        token_ids = []
+        for (start, stop), (start_char, _) in zip(windows, spans, strict=True):
+            before, after = around[headings.path(start_char) if self.contexts.has_headings else ""]
+            token_ids.append([self.before, before if start else first, content.ids[start:stop], after, self.after])
+        chunks.add(document.number, spans, False, token_ids)
+
+    def _surround(self, document: _Document, first: Int32s, headings: Headings) -> dict[str, tuple[Int32s, Int32s]]:
+        """Return the tokens before and after a window by the path of its headings; without a template all have those of the first."""
+        if self.spec.template is None:
+            return {"": (first, first[:0])}
+        paths = headings.list_paths() if self.contexts.has_headings else []
+        arounds = {path: self.contexts.render(document.context.values, path) for path in ("", *paths)}
+        return {
+            path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds.items()
+        }
+
+    def _count_before(self, tokens: Tokens, before: str) -> int:
+        """Return the tokens of the context: with a template those that end in it, since its last token may be a line break; else those
+        that start before the spaces at the prompt's end, which may belong to the text's first token."""
+        if self.spec.template is None:
+            is_text = tokens.starts >= len(before.rstrip())
+        else:
+            is_text = (tokens.ends > len(before)) | (tokens.starts >= len(before))
+        return int(np.append(is_text, True).argmax())
+
+
+def _find_span(text: str, tokens: Tokens, window: tuple[int, int]) -> tuple[int, int]:
+    """Return the characters from the first to the last token of a window, without leading whitespace."""
+    start, end = int(tokens.starts[window[0]]), int(tokens.ends[window[1] - 1])
+    end = max(end, start)
+    visible = _VISIBLE.search(text, start, end)
+    return (visible.start() if visible else start), end
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,36 +222,3 @@ class _ChunkRows:
         token_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self.token_ids)))
         arrays = [pa.array(column, type=each.type) for column, each in zip(columns, CHUNKS, strict=False)]
         return pa.Table.from_arrays([*arrays, token_ids], schema=CHUNKS)
-
-
-def plan_windows(tokens: Tokens, window: int, overlap: int) -> list[tuple[int, int]]:
-    """Cover all tokens with windows of at most `window` tokens, each as (start, stop), in order.
-
-    Windows start and stop between words. A window starts at most `overlap` tokens before the previous stop, at the first word from
-    which it reaches further than the previous one. `overlap` is smaller than `window`.
-    """
-    assert 0 <= overlap < window
-    assert len(tokens) > 0
-    cuts = np.append(np.flatnonzero(_find_cuts(tokens, window)), len(tokens)).tolist()
-    windows, start = [], 0
-    while True:
-        last = bisect_right(cuts, start + window) - 1
-        stop = cuts[last]
-        windows.append((start, stop))
-        if stop == len(tokens):
-            return windows
-        start = cuts[bisect_left(cuts, max(stop - overlap, cuts[last + 1] - window))]
-
-
-def _find_cuts(tokens: Tokens, window: int) -> Bools:
-    """Mark the tokens before which a cut is allowed, at most one window apart: at words, in words longer than a window at characters,
-    and in a character of more tokens than a window anywhere."""
-    cuts = tokens.word_starts
-    characters = np.ones(len(tokens), dtype=np.bool_)
-    characters[1:] = tokens.starts[1:] >= tokens.ends[:-1]
-    for finer in (characters, np.ones(len(tokens), dtype=np.bool_)):
-        sizes = np.diff(np.flatnonzero(cuts), append=len(tokens))
-        if int(sizes.max()) <= window:
-            break
-        cuts = cuts | (finer & np.repeat(sizes > window, sizes))
-    return cuts

@@ -48,11 +48,13 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def drop(self, count: int) -> "Tokens":
-        """Return the tokens after the first `count`; the new first token begins a word."""
+    def drop(self, count: int, shift: int = 0) -> "Tokens":
+        """Return the tokens after the first `count`, their spans shifted, at least to 0; the new first token begins a word."""
         word_starts = self.word_starts[count:].copy()
         word_starts[:1] = True
-        return Tokens(self.ids[count:], self.starts[count:], self.ends[count:], word_starts)
+        spans = [self.starts[count:], self.ends[count:]]
+        starts, ends = [np.maximum(each + np.int32(shift), np.int32(0)) for each in spans] if shift else spans
+        return Tokens(self.ids[count:], starts, ends, word_starts)
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """Settings without effect on an API, or only with effect on one, are refused by name when the file is loaded."""
 
+import re
 from typing import Any
 
 import pytest
@@ -72,3 +73,22 @@ def test_an_api_refuses_int8_an_empty_name_and_a_password() -> None:
         config(embedding={"model": "openai:m", "base_url": "https://me:pass@x/v1"})
     with pytest.raises(ValidationError, match="the layers of an API cannot be read"):
         CalibrateConfig.model_validate({"source": {"uri": "in"}, "embedding": {"model": "openai:m"}, "output": {"uri": "out"}})
+
+
+@pytest.mark.parametrize(
+    ("chunking", "problem"),
+    [
+        ({"template": "{title}"}, "holds {chunk} 0 times"),
+        ({"context_tokens": 9}, "context_tokens=9: has no effect without a template"),
+        ({"boundaries": ["word", "sentence"]}, "name some of heading, paragraph, sentence, word, each once, in this order, word last"),
+        ({"boundaries": ["sentence"]}, "word last"),
+        ({"boundaries": ["sentence", "word"], "enabled": False}, "has no effect with enabled=false"),
+        ({"min_tokens": 8, "enabled": False}, "min_tokens=8: has no effect with enabled=false"),
+        ({"template": "{headings} {chunk}", "enabled": False}, "all chunks start their document, before any {headings}"),
+        ({"boundaries": ["heading", "word"], "text_format": "plain"}, "text_format='plain': has no headings"),
+        ({"text_format": "markdown"}, "text_format='markdown': has no effect without boundaries"),
+    ],
+)
+def test_chunking_without_effect_or_sense_is_refused(chunking: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        config(chunking=chunking)

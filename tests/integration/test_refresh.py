@@ -1,10 +1,14 @@
 """The table follows its source: new documents are embedded, gone ones removed, and a broken shard keeps its rows."""
 
 import numpy as np
+import pytest
 
-from embedder.core.storage import Store
+from embedder.core.errors import ConfigError
+from embedder.core.storage import Location, Store
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
+from embedder.search.query_encoder import QueryEncoder
+from embedder.table.check import check_table
 from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
 
 
@@ -187,3 +191,33 @@ def test_a_broken_small_shard_with_rows_in_the_table_blocks_its_bucket(local_sit
     gone = local_site.embed(output={"max_removed_fraction": 1.0})
     assert (gone.version, gone.failures) == (1, {})
     assert doc_ids(local_site) == numbered(*range(4))
+
+
+def test_a_changed_title_embeds_its_document_again_and_no_other(local_site: Site) -> None:
+    """The title is read for the template alone; neither the table's text nor its columns hold it."""
+    titled = [document | {"title": f"Title {document['topic']}"} for document in documents(0, 12)]
+    chunking = {"template": "{title|none}\n{chunk}", "max_tokens": 64, "overlap_tokens": 8}
+    local_site.corpus.put("a.jsonl", titled)
+    local_site.embed(chunking=chunking)
+    before = local_site.rows()
+    local_site.corpus.put("a.jsonl", [titled[0], titled[1] | {"title": "Another"}, *titled[2:11], titled[11] | {"title": None}])
+    summary = local_site.embed(chunking=chunking)
+    after = local_site.rows()
+    assert (summary.stats.documents, summary.stats.reused) == (12, 10)
+    changed = [old["doc_id"] for old, new in zip(before, after, strict=True) if old["embedding"] != new["embedding"]]
+    assert set(changed) == {"d1", "d11"}
+    spans = [[(row["doc_id"], row["start_char"], row["end_char"], row["text"]) for row in rows] for rows in (before, after)]
+    assert spans[0] == spans[1]
+    assert "title" not in after[0]
+    with pytest.raises(ConfigError, match=r"chunking.template: {heading}: .* has no column 'heading'"):
+        local_site.embed(chunking=chunking | {"template": "{heading}{chunk}"})
+
+
+def test_a_document_in_a_template_has_the_vector_of_its_text_in_it(local_site: Site) -> None:
+    local_site.corpus.put("a.jsonl", [{"id": "x", "text": "an engine", "title": "River", "topic": "t", "meta": {"url": "u"}}])
+    local_site.embed(chunking={"template": "{title}: {chunk}", "overlap_tokens": 0, "enabled": False})
+    (row,) = local_site.rows()
+    encoder = QueryEncoder.from_table(local_site.table_uri, model=local_site.model)
+    assert (row["text"], row["start_char"], row["end_char"]) == ("an engine", 0, 9)
+    assert encoder.encode(["River: an engine"])[0] @ np.array(row["embedding"], np.float32) == pytest.approx(1, abs=1e-5)
+    assert not check_table(Location(local_site.table_uri), deep=True).faults

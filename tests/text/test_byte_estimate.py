@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 
-from embedder.text.byte_estimate import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer, slice_chunks
+from embedder.text.byte_estimate import BYTES_PER_TOKEN, EstimatingChunker, make_byte_tokenizer
 from embedder.text.chunking import CHUNKS
 from tests.core.test_spec import SPEC
 from tests.text.texts import FRAGMENTS
@@ -40,15 +40,15 @@ def test_chunks_are_bounded_in_bytes_and_cover_the_text(made: str) -> None:
 
 def test_words_stay_whole() -> None:
     text = "word " * 100
-    parts = slice_chunks([text], chunker(10).chunk([text]), "")
+    parts = chunker(10).write_chunks([text], chunker(10).chunk([text]))
     assert all(word == "word" for part in parts for word in part.split())
     assert len(parts) > 10
 
 
 def test_the_prompt_counts_and_precedes_every_chunk() -> None:
     text = "word " * 40
-    chunks = chunker(20, prompt="passage: ").chunk([text])
-    parts = slice_chunks([text], chunks, "passage: ")
+    prompted = chunker(20, prompt="passage: ")
+    parts = prompted.write_chunks([text], prompted.chunk([text]))
     assert all(part.startswith("passage: word") for part in parts)
     assert max(len(part.encode()) for part in parts) <= 60
 

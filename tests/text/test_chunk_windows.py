@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.text.chunking import plan_windows
 from embedder.text.tokenizing import Tokens, read_tokens
+from embedder.text.windows import find_cuts, plan_windows
 from tests.text.tokenizers_for_tests import STYLES, build_tokenizer
 
 
@@ -15,6 +15,10 @@ def make_tokens(word_sizes: list[int]) -> Tokens:
     word_starts = np.array([index == 0 for size in word_sizes for index in range(size)])
     starts = np.arange(len(word_starts), dtype=np.int32) + np.cumsum(word_starts, dtype=np.int32)
     return Tokens(np.zeros_like(starts), starts, starts + np.int32(1), word_starts)
+
+
+def plan(tokens: Tokens, window: int, overlap: int) -> list[tuple[int, int]]:
+    return plan_windows(find_cuts(tokens, window), window, overlap)
 
 
 @st.composite
@@ -27,7 +31,7 @@ def cases(draw: st.DrawFn) -> tuple[list[int], int, int]:
 @given(cases())
 def test_windows_cover_all_tokens_in_order_and_each_advances(case: tuple[list[int], int, int]) -> None:
     word_sizes, window, overlap = case
-    windows = plan_windows(make_tokens(word_sizes), window, overlap)
+    windows = plan(make_tokens(word_sizes), window, overlap)
     assert windows[0][0] == 0
     assert windows[-1][1] == sum(word_sizes)
     assert all(0 < stop - start <= window for start, stop in windows)
@@ -41,27 +45,27 @@ def test_windows_cover_all_tokens_in_order_and_each_advances(case: tuple[list[in
 def test_a_word_that_fits_a_window_is_not_cut(case: tuple[list[int], int, int]) -> None:
     word_sizes, window, overlap = case
     ends = np.cumsum(word_sizes).tolist()
-    for bound in {bound for pair in plan_windows(make_tokens(word_sizes), window, overlap) for bound in pair}:
+    for bound in {bound for pair in plan(make_tokens(word_sizes), window, overlap) for bound in pair}:
         inside = [size for size, end in zip(word_sizes, ends, strict=True) if end - size < bound < end]
         assert all(size > window for size in inside)
 
 
 def test_windows_are_as_full_as_words_allow() -> None:
-    assert plan_windows(make_tokens([2, 2, 2, 2, 2]), 5, 0) == [(0, 4), (4, 8), (8, 10)]
-    assert plan_windows(make_tokens([1] * 10), 4, 0) == [(0, 4), (4, 8), (8, 10)]
+    assert plan(make_tokens([2, 2, 2, 2, 2]), 5, 0) == [(0, 4), (4, 8), (8, 10)]
+    assert plan(make_tokens([1] * 10), 4, 0) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_overlap_starts_at_a_word() -> None:
-    assert plan_windows(make_tokens([1] * 10), 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
-    assert plan_windows(make_tokens([3] * 4), 9, 4) == [(0, 9), (6, 12)]
+    assert plan(make_tokens([1] * 10), 4, 2) == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    assert plan(make_tokens([3] * 4), 9, 4) == [(0, 9), (6, 12)]
 
 
 def test_overlap_is_dropped_if_the_next_word_does_not_fit() -> None:
-    assert plan_windows(make_tokens([2, 2, 5, 1]), 6, 3) == [(0, 4), (4, 10)]
+    assert plan(make_tokens([2, 2, 5, 1]), 6, 3) == [(0, 4), (4, 10)]
 
 
 def test_a_word_longer_than_a_window_fills_it() -> None:
-    assert plan_windows(make_tokens([2, 9, 2]), 5, 0) == [(0, 5), (5, 10), (10, 13)]
+    assert plan(make_tokens([2, 9, 2]), 5, 0) == [(0, 5), (5, 10), (10, 13)]
 
 
 @pytest.mark.parametrize("style", STYLES)

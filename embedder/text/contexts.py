@@ -1,0 +1,69 @@
+"""A document's context and a chunk's headings → the text around the chunk, and its tokens, at most `context_tokens` of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from embedder.core.context import NO_VALUES
+from embedder.core.spec import EmbeddingSpec
+from embedder.core.template import HEADINGS, escape, parse_template
+from embedder.text.tokenizing import Int32s, read_ids
+
+_LETTER = "x"
+_NO_IDS: Int32s = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The text around a chunk."""
+
+    before: str
+    after: str
+
+
+class Contexts:
+    """Renders the template of one spec; without one, the prompt is before every chunk."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: EmbeddingSpec) -> None:
+        self._tokenizer, self._most = tokenizer, spec.context_tokens
+        self._template = parse_template(escape(spec.prompt) + "{chunk}" if spec.template is None else spec.template)
+        self.has_headings = HEADINGS in self._template.names
+
+    def render(self, values: Mapping[str, str] = NO_VALUES, headings: str = "") -> Around:
+        """Return the text around a chunk; while it has too many tokens, its longest value loses words from its end."""
+        values = {name: headings if name == HEADINGS else values.get(name, "") for name in self._template.names}
+        while True:
+            around = Around(*self._template.render(values))
+            excess = self.count(around) - self._most if self._most is not None and any(values.values()) else 0
+            if excess <= 0:
+                return around
+            encodings = {name: self._encode(value) for name, value in values.items() if value}
+            name = max(encodings, key=lambda each: len(encodings[each]))
+            values[name] = _cut(values[name], encodings[name], len(encodings[name]) - excess)
+
+    def count(self, around: Around) -> int:
+        """Return the tokens of a text around a chunk."""
+        return sum(len(self._encode(text)) for text in (around.before, around.after) if text)
+
+    def encode_before(self, text: str) -> Int32s:
+        """Return the tokens before a chunk that begins a word; a space at the end of the text may be part of that word's first token."""
+        encoding = self._encode(text + _LETTER if text[-1:].isspace() else text)
+        ends = np.array([end for _, end in encoding.offsets], np.int32)
+        return read_ids(encoding)[: int(np.searchsorted(ends, len(text), side="right"))]
+
+    def encode_after(self, text: str) -> Int32s:
+        """Return the tokens after a chunk."""
+        return read_ids(self._encode(text)) if text else _NO_IDS
+
+    def _encode(self, text: str) -> Encoding:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _cut(value: str, encoding: Encoding, num_tokens: int) -> str:
+    """Return the words of a value within its first tokens, or a part of its first word."""
+    end = encoding.offsets[num_tokens - 1][1] if num_tokens > 0 else 0
+    cut, rest = value[:end], value[end:]
+    words = cut.rsplit(maxsplit=1)
+    return (words[0] if rest[:1].strip() and len(words) == 2 and not cut[-1:].isspace() else cut).strip()
