@@ -160,9 +160,9 @@ def test_adding_float8_runs_only_the_documents_again(swept: SweepResult, monkeyp
     tapped: list[tuple[bool, str]] = []
     tap = Transformer._tap
 
-    def watch(model: Transformer, key: str, names: set[str], token_ids: Any) -> None:
+    def watch(model: Transformer, key: str, *args: Any) -> None:
         tapped.append((model.spec.float8, key))
-        tap(model, key, names, token_ids)
+        tap(model, key, *args)
 
     def time_nothing(encoders: Mapping[ExitVariant, Encoder], *_: object) -> dict[ExitVariant, Speed]:
         return {exit_: Speed(1000.0, 1.0, 1) for exit_ in encoders}
