@@ -23,8 +23,10 @@ from embedder.stores.open import open_target
 class Search:
     """Search a table or a store."""
 
-    words: tyro.conf.Positional[tuple[str, ...]]
-    """The table's folder (not with --store), then a question; without one, questions are read from stdin, one a line."""
+    table: tyro.conf.Positional[str | None] = None
+    """The table's folder; left out with --store."""
+    question: tyro.conf.Positional[str | None] = None
+    """Without one, questions are read from stdin, one a line."""
     store: str | None = None
     """YAML file of jobs.load: search the store it loads."""
     rescore: str | None = None
@@ -44,14 +46,15 @@ class Search:
 def main(args: Sequence[str]) -> int:
     """Search and print; 0 also if nothing is found."""
     options = parse_options(Search, args, "jobs.search")
-    first, words = (0 if options.store else 1), list(options.words)
-    if not first <= len(words) <= first + 1:
+    table, question = (None, options.table) if options.store else (options.table, options.question)
+    if (table is None and not options.store) or (options.store and options.question is not None):
+        words = [word for word in (options.table, options.question) if word is not None]
         raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
-    with open_target(None if options.store else words[0], options.store, options.rescore, options.model) as target:
+    with open_target(table, options.store, options.rescore, options.model) as target:
         if options.recipe:
             print(write_snippet(target.spec, target.table))
             return 0
-        for results in run_queries(target, words[first:] or read_queries(sys.stdin), options.top, options.filter):
+        for results in run_queries(target, [question] if question is not None else read_queries(sys.stdin), options.top, options.filter):
             print(render(results, options.json, sys.stdout.isatty()), flush=True)
     return 0
 

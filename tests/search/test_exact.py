@@ -59,10 +59,17 @@ def test_an_empty_table_and_a_filter_that_rejects_all_rows_give_no_hits(tmp_path
     assert open_table(Location(table.uri)).find(QUERY_D, 5, parse_filter("year > 3000", SCHEMA)) == []
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["--store", "x.yaml", "a", "b"]])
+@pytest.mark.parametrize("words", [[], ["--store", "x.yaml", "a", "b"]])
 def test_the_job_takes_one_location_and_at_most_one_query(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="one query in quotes"):
         main(words)
+    with pytest.raises(SystemExit):
+        main(["a", "b", "c"])
+
+
+def test_flags_may_stand_between_the_table_and_the_query(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no table there; make one with jobs\.embed"):
+        main([str(tmp_path / "nothing"), "--top", "3", "a query"])
 
 
 def test_a_column_named_score_is_kept_beside_the_results_score() -> None:
