@@ -16,8 +16,6 @@ from embedder.core.storage import Location
 from embedder.table.delta import read_table
 from tests.integration.conftest import Corpus, Site, documents
 
-pytestmark = pytest.mark.ray
-
 
 def start(site: Site, repository: str, address: str = "local") -> subprocess.Popen[str]:
     """Start the job as a user does, with its own Ray or on a running cluster."""
@@ -70,6 +68,7 @@ def disturbed(undisturbed: Site, tmp_path: Path) -> Site:
     return replace(undisturbed, table_uri=str(tmp_path / "table"))
 
 
+@pytest.mark.ray
 def test_a_driver_killed_repeatedly_loses_no_rows(disturbed: Site, undisturbed: Site, repository: str) -> None:
     for count in (2, 15):
         process = start(disturbed, repository)
@@ -84,6 +83,7 @@ def test_a_driver_killed_repeatedly_loses_no_rows(disturbed: Site, undisturbed: 
     assert len(disturbed.quarantine()) == 6
 
 
+@pytest.mark.ray
 def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, undisturbed: Site, repository: str) -> None:
     process = start(disturbed, repository)
     wait_for_parts(disturbed, process, 3)
@@ -98,6 +98,7 @@ def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, un
     check_whole(disturbed, undisturbed)
 
 
+@pytest.mark.ray
 def test_two_runs_at_once_write_every_row_once(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
     runs = [start(disturbed, repository, ray_address) for _ in range(2)]
     outcomes = [(*run.communicate(timeout=240), run.returncode) for run in runs]
