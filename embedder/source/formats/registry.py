@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from embedder.config.source import Format
+from embedder.config.source import POSTGRES, Format
 from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
@@ -58,6 +58,13 @@ def _read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
     return read_lance(file, reading)
 
 
+def _read_postgres(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+    # its package is an extra
+    from embedder.source.postgres_source import read_postgres
+
+    return read_postgres(file, reading)
+
+
 FORMATS: dict[Format, FileFormat] = {
     "parquet": FileFormat((".parquet",), read_parquet, partial(inspect_declared, parquet_schema), slice_row_groups, is_binary=True),
     "orc": FileFormat((".orc",), read_orc, partial(inspect_declared, orc_schema), is_binary=True),
@@ -69,6 +76,7 @@ FORMATS: dict[Format, FileFormat] = {
     "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
     "lance": FileFormat((), _read_lance, None),
+    "postgres": FileFormat((), _read_postgres, None),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
@@ -89,6 +97,8 @@ class Encoding:
 
 def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
     """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
+    if shard.uri.startswith(POSTGRES):
+        return Encoding(FORMATS["postgres"])
     return find_encoding(shard.uri, "lance" if shard.fragment else "delta" if shard.is_logged else wanted)
 
 
