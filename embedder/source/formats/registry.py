@@ -51,18 +51,9 @@ def _import(extra: str, function: str) -> Callable[..., Any]:
     return call
 
 
-def _read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    # its package is an extra
-    from embedder.source.lance_source import read_lance
-
-    return read_lance(file, reading)
-
-
-def _read_postgres(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    # its package is an extra
-    from embedder.source.postgres_source import read_postgres
-
-    return read_postgres(file, reading)
+def _import_reader(table: str) -> Callable[[IO[bytes], Reading], Iterator[Rows]]:
+    """Return the reader of a kind of table, whose module, for which an extra is needed, is imported by the first call."""
+    return lambda file, reading: getattr(import_module(f"embedder.source.{table}_source"), f"read_{table}")(file, reading)
 
 
 FORMATS: dict[Format, FileFormat] = {
@@ -75,8 +66,8 @@ FORMATS: dict[Format, FileFormat] = {
     "tsv": FileFormat((".tsv",), partial(read_csv, "\t"), partial(inspect_csv, "\t")),
     "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
-    "lance": FileFormat((), _read_lance, None),
-    "postgres": FileFormat((), _read_postgres, None),
+    "lance": FileFormat((), _import_reader("lance"), None),
+    "postgres": FileFormat((), _import_reader("postgres"), None),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
