@@ -53,7 +53,11 @@ def _import(extra: str, function: str) -> Callable[..., Any]:
 
 def _import_reader(table: str) -> Callable[[IO[bytes], Reading], Iterator[Rows]]:
     """Return the reader of a kind of table, whose module, for which an extra is needed, is imported by the first call."""
-    return lambda file, reading: getattr(import_module(f"embedder.source.{table}_source"), f"read_{table}")(file, reading)
+
+    def read(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+        yield from getattr(import_module(f"embedder.source.{table}_source"), f"read_{table}")(file, reading)
+
+    return read
 
 
 FORMATS: dict[Format, FileFormat] = {
