@@ -8,9 +8,10 @@ from pydantic import Field, field_validator, model_validator
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta", "iceberg", "lance"]
+Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta", "iceberg", "lance", "postgres"]
 
 TABLES: tuple[Format, ...] = ("delta", "iceberg", "lance")
+POSTGRES = ("postgresql://", "postgres://")
 
 
 class SourceConfig(Located):
@@ -18,10 +19,16 @@ class SourceConfig(Located):
 
     uri: Address
     """Location, glob or file: a local path, s3://, gs://, az://, hf://datasets/ORG/NAME[@REVISION]/ or hf://buckets/ORG/NAME/; for
-    iceberg also a metadata.json, or catalog.namespace.table."""
+    iceberg also a metadata.json, or catalog.namespace.table; postgresql://HOST/DATABASE, as libpq has it, for source.table."""
     format: Format = "auto"
     """auto goes by suffix: .parquet .orc .arrow .feather .avro, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt, these also .gz .zst
-    .bz2 .xz; in a table, its format. avro and warc need the extra of that name."""
+    .bz2 .xz; in a table, its format. avro, warc and postgres need the extra of that name."""
+    table: NonEmpty | None = None
+    """Table or view of a PostgreSQL database, such as public.articles."""
+    key_column: NonEmpty | None = None
+    """Unique column of that table with an index, of integers, text or UUIDs; default: the primary key."""
+    watermark_column: NonEmpty | None = None
+    """Column of that table that every edit of a row changes, such as updated_at; default: all columns in use are compared."""
     version: Annotated[int, Field(ge=0)] | str | None = None
     """Version of a table (Iceberg: id of a snapshot), or an ISO 8601 time for the version that was the newest then; default: the newest."""
     filter: NonEmpty | None = None
@@ -85,6 +92,25 @@ class SourceConfig(Located):
     def _no_reserved_names(cls, value: dict[str, str]) -> dict[str, str]:
         check_metadata_names(value)
         return value
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the source is a table of a PostgreSQL database."""
+        return self.uri.startswith(POSTGRES)
+
+    @model_validator(mode="after")
+    def _a_database_has_its_own_settings(self) -> Self:
+        own = [name for name in ("table", "key_column", "watermark_column") if getattr(self, name) is not None]
+        if not self.is_postgres and (own or self.format == "postgres"):
+            setting = own[0] if own else "format=postgres"
+            raise ValueError(f"{setting} is for a source at postgresql://HOST/DATABASE, not for uri {self.uri!r}")
+        if self.is_postgres and self.format not in ("auto", "postgres"):
+            raise ValueError(f"format {self.format} is not for a database; leave it out")
+        if self.is_postgres and self.table is None:
+            raise ValueError("a database needs table, such as public.articles")
+        if self.is_postgres and (self.version is not None or self.storage_options):
+            raise ValueError("a database has neither version nor storage_options; leave them out")
+        return self
 
     @model_validator(mode="after")
     def _versions_are_of_tables(self) -> Self:

@@ -34,7 +34,8 @@ class Shard:
     deleted: str = ""
     """Rows of its file that its table deleted, as `source/table_files.py` packs them. They are not records, and are not numbered."""
     fragment: str = ""
-    """The fragment of a Lance dataset that it stands for, as JSON; it is then not a file, and its uri is a name only."""
+    """The fragment of a Lance dataset, or the rows of a database, that it stands for, as JSON; it is then not a file, and its uri is a name
+    only."""
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Shard":

@@ -58,6 +58,10 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     is listed and not the folder; a table in one of the folders `own`, which the run writes, is refused. Raise EmptySourceError if there
     are no shards, ConfigError if the files belong to a table of another format, StorageError if a folder or log cannot be listed.
     """
+    if source.is_postgres:
+        from embedder.source.postgres_source import list_postgres_ranges  # its package is an extra
+
+        return _to_listing(source, *list_postgres_ranges(source))
     store = source.location.open()
     _refuse_syntax(source, store)
     if source.format == "iceberg" or store.path.endswith((".metadata.json", ".metadata.json.gz")):
@@ -262,6 +266,8 @@ def _suffix(uri: str) -> str:
 
 def refuse_own_source(config: EmbedConfig) -> None:
     """Raise ConfigError if the source's uri matches the parts of the table or of a cut, however the two are spelled."""
+    if config.source.is_postgres:
+        return
     source = config.source.location.open()
     tables = [("output.uri", config.output.location)]
     tables += [(f"output.cuts[{number}].uri", cut.location) for number, cut in enumerate(config.output.cuts)]

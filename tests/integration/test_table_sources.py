@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import psycopg
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from embedder.core.storage import Store, delta_options
+from embedder.source import postgres_source
 from embedder.source.shards import list_shards
 from tests.integration.conftest import Site, documents, on_s3
 
@@ -41,3 +44,21 @@ def test_a_delta_source_is_followed_through_appends_an_optimize_and_a_lost_file(
     (why,) = fourth.failures.values()
     assert "the table's log names this file, but it is gone" in why
     assert wanted(18) <= found()
+
+
+@pytest.mark.real
+def test_a_table_of_a_database_is_followed_through_edits(local_site: Site, postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_source, "ROWS_PER_SHARD", 8)
+    rows = [tuple(each[key] for key in ("id", "text", "topic")) for each in documents(0, 40)]
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS articles; CREATE TABLE articles (id text PRIMARY KEY, text text, topic text)")
+        connection.cursor().executemany("INSERT INTO articles VALUES (%s, %s, %s)", rows)
+        source: dict[str, Any] = {"uri": postgres, "table": "articles", "metadata_columns": ["topic"]}
+        assert local_site.embed(source=source).stats.documents == 40
+        assert local_site.embed(source=source).did_nothing
+        connection.execute("UPDATE articles SET text = 'edited' WHERE id = 'd7'; DELETE FROM articles WHERE id = 'd8'")
+        refreshed = local_site.embed(source=source)
+        wanted = connection.execute("SELECT id, topic FROM articles").fetchall()
+    assert (refreshed.stats.chunks, refreshed.stats.documents - refreshed.stats.reused) == (1, 1)
+    assert {(row["doc_id"], row["topic"]) for row in local_site.rows()} == set(wanted)
+    assert [row["text"] for row in local_site.rows() if row["doc_id"] == "d7"] == ["edited"]

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from embedder.config.source import Format
+from embedder.config.source import POSTGRES, Format
 from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
@@ -51,11 +51,13 @@ def _import(extra: str, function: str) -> Callable[..., Any]:
     return call
 
 
-def _read_lance(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
-    # its package is an extra
-    from embedder.source.lance_source import read_lance
+def _import_reader(table: str) -> Callable[[IO[bytes], Reading], Iterator[Rows]]:
+    """Return the reader of a kind of table, whose module, for which an extra is needed, is imported by the first call."""
 
-    return read_lance(file, reading)
+    def read(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
+        yield from getattr(import_module(f"embedder.source.{table}_source"), f"read_{table}")(file, reading)
+
+    return read
 
 
 FORMATS: dict[Format, FileFormat] = {
@@ -68,7 +70,8 @@ FORMATS: dict[Format, FileFormat] = {
     "tsv": FileFormat((".tsv",), partial(read_csv, "\t"), partial(inspect_csv, "\t")),
     "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
-    "lance": FileFormat((), _read_lance, None),
+    "lance": FileFormat((), _import_reader("lance"), None),
+    "postgres": FileFormat((), _import_reader("postgres"), None),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 
@@ -89,6 +92,8 @@ class Encoding:
 
 def encoding_of(shard: Shard, wanted: Format) -> Encoding | None:
     """Return the encoding of a listed shard; the files of a table are parquet, whatever their names."""
+    if shard.uri.startswith(POSTGRES):
+        return Encoding(FORMATS["postgres"])
     return find_encoding(shard.uri, "lance" if shard.fragment else "delta" if shard.is_logged else wanted)
 
 
