@@ -114,7 +114,7 @@ class _Range:
         bounds = [(operator, bound) for operator, bound in ((">=", self.lower), ("<", self.upper)) if bound is not None]
         key, type_ = sql.Identifier(self.key), sql.SQL(self.key_type)
         tests = [sql.SQL("{} {} {}::{}").format(key, sql.SQL(operator), sql.Literal(bound), type_) for operator, bound in bounds]
-        where = sql.SQL(" AND ").join(tests or [sql.SQL("true")])
+        where = sql.SQL(" AND ").join([sql.SQL("true"), *tests])
         return sql.SQL("SELECT {} FROM {} WHERE {}").format(expressions, sql.Identifier(*self.table), where)
 
 

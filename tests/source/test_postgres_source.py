@@ -50,7 +50,8 @@ class Database:
     def rows(self, **settings: Any) -> list[dict[str, Any]]:
         units = self.read(**settings)
         assert not sum(unit.quarantined.num_rows for unit in units)
-        return pa.concat_tables([unit.documents for unit in units]).to_pylist()
+        rows: list[dict[str, Any]] = pa.concat_tables([unit.documents for unit in units]).to_pylist()
+        return rows
 
     def refused(self, **settings: Any) -> str:
         source = self.source(**settings)
