@@ -13,10 +13,9 @@ import tyro
 
 from embedder.config.cli import run_job
 from embedder.config.load import parse_options
-from embedder.core.errors import ConfigError
 from embedder.search.code_snippet import write_snippet
 from embedder.search.results import read_queries, render, run_queries
-from embedder.stores.open import open_target
+from embedder.stores.open import open_target, split_words
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,12 @@ class Search:
 def main(args: Sequence[str]) -> int:
     """Search and print; 0 also if nothing is found."""
     options = parse_options(Search, args, "jobs.search")
-    table, question = (None, options.table) if options.store else (options.table, options.question)
-    if (table is None and not options.store) or (options.store and options.question is not None):
-        words = [word for word in (options.table, options.question) if word is not None]
-        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
+    table, questions = split_words(options.table, options.question, options.store)
     with open_target(table, options.store, options.rescore, options.model) as target:
         if options.recipe:
             print(write_snippet(target.spec, target.table))
             return 0
-        for results in run_queries(target, [question] if question is not None else read_queries(sys.stdin), options.top, options.filter):
+        for results in run_queries(target, questions or read_queries(sys.stdin), options.top, options.filter):
             print(render(results, options.json, sys.stdout.isatty()), flush=True)
     return 0
 

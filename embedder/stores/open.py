@@ -23,6 +23,15 @@ from embedder.stores.vector_store import Vector, VectorStore
 MOST_INT8 = 127
 
 
+def split_words(first: str | None, second: str | None, store: str | None) -> tuple[str | None, list[str]]:
+    """Return the table, which is not given beside a store, and at most one question; ConfigError for more or fewer words."""
+    words = [word for word in (first, second) if word is not None]
+    table = words.pop(0) if words and not store else None
+    if len(words) > 1 or not (table or store):
+        raise ConfigError(f"{words}: give the table's folder (or --store CONFIG), and one query in quotes")
+    return table, words
+
+
 @contextmanager
 def open_target(table: str | None, store: str | None, rescore: str | None, model: str | None = None) -> Iterator[Target]:
     """Open a table by its folder, or a store by its load config; rescore by the float vectors of another table if asked.
