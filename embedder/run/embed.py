@@ -55,7 +55,7 @@ def warm_up(config: EmbedConfig) -> None:
 def prepare_and_warm_up(config: EmbedConfig) -> RunPlan:
     """Check and plan a run; start Ray in between if the run is certain to need it."""
     inputs = inspect_inputs(config)
-    if inputs.will_embed and inputs.listing and not in_process.suits(config, sum(shard.size_bytes for shard in inputs.listing.shards)):
+    if inputs.will_embed and inputs.listing and not in_process.suits(config, inputs.listing.shards):
         warm_up(config)
     return plan_run(inputs)
 
@@ -128,7 +128,7 @@ def open_pipeline(run_plan: RunPlan, labels: Mapping[str, str], stack: ExitStack
     Ray Data's settings are this run's own until the stack is closed.
     """
     config, source_bytes = run_plan.config, sum(task.size_bytes for task in run_plan.plan.read)
-    if in_process.suits(config, source_bytes):
+    if in_process.suits(config, [shard for task in run_plan.plan.read for shard in task.shards]):
         return in_process.choose_pool(config.compute).suited_to(source_bytes), in_process.embed_units, lambda _: None
     from embedder.pipeline import cluster, graph
 

@@ -55,9 +55,9 @@ def test_an_actor_with_two_units_at_a_time_makes_the_table_that_this_process_mak
     fill(local_site)
     with monkeypatch.context() as patch:
         patch.setattr(in_process, "is_ray_running", lambda: False)
-        assert in_process.suits(local_site.config(), 10_000)
+        assert in_process.suits(local_site.config(), [])
         local_site.embed(source={"rows_per_unit": 2})
-    assert not in_process.suits(local_site.config(), 10_000)
+    assert not in_process.suits(local_site.config(), [])
     expected = local_site.rows()
     pools = []
 
