@@ -74,7 +74,7 @@ class EmbeddingSpec(BaseModel):
     boundaries: tuple[Boundary, ...] = ("word",)
     """Places at which a window may end, the preferred first."""
     text_format: TextFormat | None = None
-    """What headings, paragraphs and sentences are; None: nothing depends on it."""
+    """Kind of text, by which headings, paragraphs and sentences are found; None: nothing depends on it."""
     min_tokens: int = 0
     """Fewest tokens of a document's last window."""
     dim: int

@@ -25,7 +25,7 @@ from embedder.core.storage import delta_options
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import find_keys
-from embedder.source.table_files import Place, Rows, TableFiles, pack_columns, pack_rows, refuse_columns
+from embedder.source.table_files import Place, Rows, TableFiles, list_fields, pack_columns, pack_rows, refuse_columns
 
 READ_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
 """Reader features that this reader follows, or that change nothing for it."""
@@ -142,12 +142,10 @@ def _find_places(source: SourceConfig, delta: DeltaTable, schema: pa.Schema) -> 
         found = find_field(schema, key)
         if found is None:
             raise ConfigError(f"source.uri={source.uri!r}: column {key!r} is within a list or map, which is not read; leave it out")
-        fields, place = list(schema), []
-        for name in found[0]:
-            field = next(each for each in fields if each.name == name)
+        place = []
+        for field in list_fields(schema, found[0]):
             physical = field.metadata[b"delta.columnMapping.physicalName"].decode()
             place.append((None, [physical]) if mode == "name" else (int(field.metadata[b"delta.columnMapping.id"]), []))
-            fields = list(field.type) if pa.types.is_struct(field.type) else []
         places[key] = place
     return pack_columns(places) if places else ""
 

@@ -26,7 +26,7 @@ from embedder.core.storage import Location, map_threads
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import Constants, find_keys
-from embedder.source.table_files import FIELD_ID, Place, Rows, TableFiles, pack_columns, pack_rows, refuse_columns
+from embedder.source.table_files import FIELD_ID, Place, Rows, TableFiles, list_fields, pack_columns, pack_rows, refuse_columns
 
 try:
     from pyiceberg.catalog import load_catalog
@@ -246,11 +246,8 @@ def _find_places(source: SourceConfig, schema: pa.Schema, metadata: TableMetadat
         found = find_field(schema, key)
         if found is None:
             raise ConfigError(f"{where} has no column {key!r}, or it is within a list or map (found: {', '.join(schema.names)})")
-        fields, place = list(schema), []
-        for name in found[0]:
-            field = next(each for each in fields if each.name == name)
-            place.append((int(field.metadata[FIELD_ID]), names.get(int(field.metadata[FIELD_ID]), [])))
-            fields = list(field.type) if pa.types.is_struct(field.type) else []
+        ids = [int(field.metadata[FIELD_ID]) for field in list_fields(schema, found[0])]
+        place = [(field_id, names.get(field_id, [])) for field_id in ids]
         if any(table_schema.find_field(field_id).initial_default is not None for field_id, _ in place):
             raise ConfigError(f"{where}: column {key!r} has a default for older files, which is not read; leave it out, or rewrite them")
         places[key] = place

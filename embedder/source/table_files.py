@@ -1,4 +1,4 @@
-"""What the log of a table says about its files, for every table format: rows that were deleted, and columns under other names."""
+"""Facts of a table's log about its files, for every table format: rows that were deleted, and columns under other names."""
 
 import base64
 import json
@@ -54,6 +54,15 @@ def unpack_rows(packed: str) -> Rows:
     """Return the row numbers that `pack_rows` packed."""
     bits = np.frombuffer(zlib.decompress(base64.b85decode(packed)) if packed else b"", np.uint8)
     return np.flatnonzero(np.unpackbits(bits))
+
+
+def list_fields(schema: pa.Schema, path: Sequence[str]) -> list[pa.Field]:
+    """Return the fields on the way to a column, from the top."""
+    found: list[pa.Field] = []
+    for name in path:
+        fields = list(found[-1].type) if found else list(schema)
+        found.append(next(each for each in fields if each.name == name))
+    return found
 
 
 def pack_columns(places: Mapping[str, Place]) -> str:

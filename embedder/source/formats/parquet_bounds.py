@@ -19,7 +19,7 @@ from embedder.source.metadata_casts import cast_column
 MOST_FOOTER_BYTES = 4 << 20
 """A longer footer is not parsed, which takes 0.8 s for each MiB."""
 _TAIL_BYTES = 64 << 10
-"""What pyarrow fetches first, so that an object store is not asked again."""
+"""Bytes that pyarrow fetches first, so that an object store is not asked again."""
 
 _KINDS: tuple[Callable[[pa.DataType], bool], ...] = (
     is_.is_boolean, is_.is_integer, is_.is_floating, is_.is_date32, is_.is_timestamp, (pa.string(), pa.large_string()).__contains__
