@@ -163,7 +163,7 @@ class Chaos:
         assert done.returncode == 0 or "another" in done.stderr, done.stdout + done.stderr
 
     def check(self, repository: str) -> None:
-        """Check the table; only its quarantine may lag, of a run that was killed right after a commit, and a repair brings it up to date."""
+        """Check the table; only its quarantine may lag, if a run was killed right after a commit, and a repair closes that."""
         command = [sys.executable, "-m", "jobs.maintain", self.site.table_uri, "--check", "--deep"]
         environment = os.environ | self.server.environment | {"AWS_ENDPOINT_URL": self.proxy.endpoint}
         done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
