@@ -34,8 +34,10 @@ WriteShard = Callable[..., Path]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever runs the real model."""
+    """Mark whatever runs the real model, and give tests of Ray the time that they take on busy cores."""
     for item in items:
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
         if "minilm" in getattr(item, "fixturenames", ()):
             item.add_marker("real")
 

@@ -147,7 +147,7 @@ def test_a_submitted_job_ends_with_its_own_exit_code(filled_site: Site, reposito
         def submit(*more: str) -> subprocess.CompletedProcess[str]:
             command = ["deploy/submit.sh", "jobs.embed", *flags(site), *more]
             return subprocess.run(
-                command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, timeout=240, check=False
+                command, cwd=repository, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
             )
 
         wrong = submit("--embedding.depth=99")

@@ -34,7 +34,7 @@ def start(site: Site, repository: str, address: str = "local") -> subprocess.Pop
 
 def wait_for_parts(site: Site, process: subprocess.Popen[str], count: int) -> None:
     """Wait until the run has written so many parts, and before its commit."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     folder = Path(site.table_uri)
     while time.monotonic() < deadline and process.poll() is None:
         if len(list(folder.glob("*.parquet"))) >= count:
@@ -52,19 +52,21 @@ def check_whole(site: Site, undisturbed: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, minilm: str, ray_session: None) -> Site:
-    """A corpus, and the table of an undisturbed run."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Site:
+    """A corpus, and the table of an undisturbed run, without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
     site = Site(Corpus(f"{folder}/corpus"), f"{folder}/table", minilm)
     for number in range(3):
         site.corpus.put(f"{number}.jsonl", [*documents(100 * number, 90), "{bad", {"id": "blank", "text": " "}])
-    site.embed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedder.pipeline.in_process.is_ray_running", lambda: False)
+        site.embed()
     return site
 
 
 @pytest.fixture
-def disturbed(undisturbed: Site, tmp_path: Path) -> Site:
-    """The same corpus, without a table."""
+def disturbed(undisturbed: Site, tmp_path: Path, ray_session: None) -> Site:
+    """The same corpus, without a table, and with Ray running."""
     return replace(undisturbed, table_uri=str(tmp_path / "table"))
 
 
@@ -101,7 +103,7 @@ def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, un
 @pytest.mark.ray
 def test_two_runs_at_once_write_every_row_once(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
     runs = [start(disturbed, repository, ray_address) for _ in range(2)]
-    outcomes = [(*run.communicate(timeout=240), run.returncode) for run in runs]
+    outcomes = [(*run.communicate(timeout=500), run.returncode) for run in runs]
     codes = sorted(code for _, _, code in outcomes)
     assert codes[0] == 0, outcomes
     if codes[1]:

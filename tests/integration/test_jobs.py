@@ -21,7 +21,7 @@ def corpus(tmp_path: Path) -> Corpus:
 def run(repository: str, *args: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_ADDRESS": ""}
     command = [sys.executable, "-m", *args]
-    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def flags(tmp_path: Path, minilm: str) -> list[str]:

@@ -8,14 +8,14 @@ import pytest
 
 from embedder.demo.nightly_edits import NUM_DELETED, NUM_EDITED
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PER_SHARD = 12
 
 
 def test_four_nights_make_three_versions_and_reuse_unchanged_documents(repository: str) -> None:
     command = [sys.executable, "-m", "jobs.rehearse", "--documents-per-shard", str(PER_SHARD)]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     _, monday, tuesday, wednesday, thursday, shown = done.stdout.split("\n--- ")
     embedded = [int(re.search(r"^embedded +([\d,]+) documents", night, re.MULTILINE)[1]) for night in (monday, tuesday, wednesday)]  # type: ignore[index]
