@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-Pooling = Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len", "unknown"]
-"""unknown: a model behind an API."""
+_POOLING = "(mean|cls|last|max|weightedmean|mean_sqrt_len)"
+Pooling = Annotated[str, Field(pattern=rf"^({_POOLING}(\+{_POOLING})*|unknown)$")]
+"""Names joined by `+` are several, side by side; unknown: a model behind an API."""
 FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]

@@ -25,7 +25,7 @@ def list_support() -> dict[str, str]:
         "no float16": ", ".join(name for name, family in FAMILIES.items() if not family.float16),
         "remote code replaced": ", ".join(f"{each.model_type} ({each.remote_class}) by {each.family}" for each in REMOTE_CODE),
         "adapters merged": "LoRA of peft beside the weights; those for retrieval of jina-embeddings-v3 and v5",
-        "poolings": ", ".join(POOLINGS),
+        "poolings": f"{', '.join(POOLINGS)}, or several side by side",
         "modules after pooling": "Dense, LayerNorm, Normalize, Dropout",
         "activations of Dense": ", ".join(name.rpartition(".")[2] for name in ACTIVATIONS),
         "weights": "safetensors, else pytorch_model.bin that holds tensors only",

@@ -1,6 +1,6 @@
 """Hidden states → vectors: pooling, the model's own modules, LayerNorm, rotation, truncation, L2, all in float32.
 
-B = sequences of a batch, H = hidden size, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded batches
+B = sequences of a batch, H = hidden size, P = poolings, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded batches
 and (1, T, H) in packed ones.
 """
 
@@ -62,6 +62,12 @@ POOLERS: dict[Pooling, Pooler] = {
     "weightedmean": pool_weighted_mean,
     "mean_sqrt_len": pool_mean_sqrt_len,
 }
+
+
+def find_pooler(pooling: Pooling) -> Pooler:
+    """Return a pooling by its name; of several, (B, P·H) side by side."""
+    pools = [POOLERS[name] for name in pooling.split("+")]
+    return lambda hidden, batch: torch.cat([pool(hidden, batch) for pool in pools], dim=-1)
 
 
 def pool_without_first(pool: Pooler, count: int) -> Pooler:

@@ -199,6 +199,8 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
+    if embedding.pooling is not None and "+" in recipe.pooling:
+        problems.append(f"embedding.pooling={embedding.pooling!r}: {name} has {recipe.pooling}, side by side; leave it out")
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
@@ -281,8 +283,8 @@ def _check_prompts(spec: EmbeddingSpec) -> list[str]:
         return []
     where, advice = f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
     refused = []
-    if spec.pooling == "weightedmean":
-        refused.append(f"embedding.pooling='weightedmean': {where}; choose another, {advice}")
+    if "weightedmean" in spec.pooling.split("+"):
+        refused.append(f"embedding.pooling={spec.pooling!r}: {where}; choose another, {advice}")
     if spec.template is not None:
         refused.append(f"chunking.template={spec.template!r}: {where}, and a template begins with the prompt; leave it out, {advice}")
     return refused

@@ -187,8 +187,8 @@ def _locate_package(model: str) -> Path:
 
 
 def _check_widths(layout: Layout, hidden_size: int) -> int:
-    """Return the width after the modules that follow pooling; ModelError if two do not fit together."""
-    width = hidden_size
+    """Return the width after pooling and the modules that follow; ModelError if two do not fit together."""
+    width = hidden_size * len(layout.pooling.split("+"))
     for step in layout.steps:
         if step.kind == "normalize":
             continue

@@ -203,9 +203,9 @@ def _read_pooling(folder: Path) -> tuple[Pooling, bool]:
     _refuse_unknown(name, config, {"pooling_mode", "include_prompt", *_OLD_POOLING_KEYS, *_WIDTH_KEYS})
     modes = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or "mean")
     modes = list(modes) if isinstance(modes, list | tuple) else [modes]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; choose one of {', '.join(POOLINGS)}")
-    return POOLINGS[modes[0]], bool(config.get("include_prompt", True))
+    if not modes or not all(mode in POOLINGS for mode in modes):
+        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; choose among {', '.join(POOLINGS)}")
+    return "+".join(POOLINGS[mode] for mode in modes), bool(config.get("include_prompt", True))
 
 
 def _read_transformer(folder: Path) -> tuple[int | None, bool]:
