@@ -31,9 +31,7 @@ NEVER = -1e9
 def check_pooling(pooling: Pooling) -> None:
     """Raise ConfigError for a pooling whose states no exit map reads."""
     if pooling not in EXIT_POOLINGS:
-        raise ConfigError(
-            f"embedding.pooling={pooling!r}: calibrations are for {', '.join(EXIT_POOLINGS)} only; choose one of these, or a model that has one"
-        )
+        raise ConfigError(f"embedding.pooling={pooling!r}: calibrations are for {', '.join(EXIT_POOLINGS)} only; choose one of these")
 
 
 class ExitPooler(nn.Module):

@@ -1,7 +1,7 @@
 """Hidden states → vectors: pooling, the model's own modules, LayerNorm, rotation, truncation, L2, all in float32.
 
-B = sequences of a batch, H = hidden size, P = poolings, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded batches
-and (1, T, H) in packed ones.
+B = sequences of a batch, H = hidden size, P = poolings, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded
+batches and (1, T, H) in packed ones.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch, PackedBatch, PaddedBatch
 from embedder.model.files.checksum import list_weights
-from embedder.model.files.st_layout import Step, file_errors
+from embedder.model.files.json_files import file_errors
+from embedder.model.files.st_layout import Step
 from embedder.model.pickled import read_pickled
 
 Pooler = Callable[[Tensor, Batch], Tensor]

@@ -91,7 +91,7 @@ def test_a_tokenizer_argument_overrides_max_seq_length(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("full_name", "config", "named"),
     [
-        *((kind, {}, f"module '{kind}'") for kind in ("LSTM", "CNN", "WeightedLayerPooling", "Router", "Asym")),
+        *((kind, {}, f"module '{kind}'") for kind in ("LSTM", "CNN", "WeightedLayerPooling")),
         *((kind, {}, "start with one Transformer and one Pooling") for kind in ("Pooling", "StaticEmbedding")),
         ("custom_st.Dense", {}, "custom_st.Dense.*remote code is not run"),
         ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
