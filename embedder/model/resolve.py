@@ -11,13 +11,14 @@ from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Floats, Ranges
 from embedder.core.retry import is_transient
 from embedder.core.rotation import digest_array
-from embedder.core.spec import EmbeddingSpec, QueryRoute
+from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
+from embedder.model.query_route import check_routes, resolve_queries
 
 logger = logging.getLogger(__name__)
 
@@ -95,35 +96,12 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         spec = _apply_calibration(spec, embedding, calibration)
     problems += _check_calibration(spec, embedding, calibration)
     if queries:
-        problems += _check_routes(spec, embedding, recipe, queries)
-        spec = spec.model_copy(update={"queries": _resolve_queries(spec, chunking, recipe, queries)})
+        problems += check_routes(spec, embedding, recipe, queries)
+        spec = spec.model_copy(update={"queries": resolve_queries(spec, chunking, recipe, queries)})
     if problems:
         raise ConfigError("\n".join(problems))
     guesses = (*defaults.list_guesses(embedding), *_note_dim(spec, recipe))
     return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
-
-
-def _resolve_queries(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelRecipe, queries: ModelRecipe) -> QueryRoute:
-    """Return the settings of the route for queries: all its layers, unless documents stay in the space of a smaller depth."""
-    defaults, is_full = choose_defaults(spec.model, queries), spec.exit == "calibrated" or spec.depth == recipe.num_layers
-    return QueryRoute(
-        depth=queries.num_layers if is_full else spec.depth,
-        final_norm="apply" if queries.has_final_norm else "none",
-        pooling=defaults.pooling,
-        layer_norm=defaults.layer_norm,
-        include_prompt=defaults.include_prompt or not spec.query_prompt,
-        max_tokens=min(chunking.max_tokens or queries.max_tokens, queries.position_limit),
-    )
-
-
-def _check_routes(spec: EmbeddingSpec, embedding: EmbeddingConfig, recipe: ModelRecipe, queries: ModelRecipe) -> list[str]:
-    """Return the problems of settings that a Router's routes do not share."""
-    set_ones = {name: value for name in ("pooling", "layer_norm", "final_norm") if (value := getattr(embedding, name)) is not None}
-    found = [f"embedding.{name}={value!r}: the routes of {spec.model!r} have their own; leave it out" for name, value in set_ones.items()]
-    if spec.exit == "native" and spec.depth < recipe.num_layers != queries.num_layers:
-        layers = f"{spec.model!r} has {recipe.num_layers} layers for documents and {queries.num_layers} for queries"
-        found.append(f"embedding.depth={spec.depth}: {layers}; leave it out, or use a calibrated exit")
-    return found
 
 
 def _load_checked(recipe: ModelRecipe) -> Tokenizer:
