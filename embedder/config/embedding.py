@@ -112,7 +112,7 @@ class EmbeddingConfig(Section):
     quantization: Quantization = "none"
     """How vectors are stored: none is float32, int8 a byte a component (needs calibration), binary a bit."""
     pooling: Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len"] | None = None
-    """mean, cls or last; default: the model's."""
+    """mean, cls, last, max, weightedmean or mean_sqrt_len; default: the model's, which may be several side by side."""
     layer_norm: bool | None = None
     """LayerNorm without weights over the full width before truncation; default: true for nomic-embed-text-v1.5, else false."""
     prompt: str | None = None

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-Pooling = Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len", "unknown"]
-"""unknown: a model behind an API."""
+_POOLING = "(mean|cls|last|max|weightedmean|mean_sqrt_len)"
+Pooling = Annotated[str, Field(pattern=rf"^({_POOLING}(\+{_POOLING})*|unknown)$")]
+"""Names joined by `+` are several, side by side; unknown: a model behind an API."""
+Route = Literal["document", "query"]
+"""Side whose modules a Router takes."""
 FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]
@@ -21,13 +24,13 @@ API = "openai:"
 RECIPE_VERSION = 1
 """Incremented when this code changes the vector of a text under an unchanged spec."""
 
-_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "query_adapter", "tokenizer"})
+_LABELS = frozenset({"model", "revision", "query_prompt", "query_depth", "query_adapter", "queries", "tokenizer"})
 """Fields that do not change a document's vector: `model_checksum` identifies the model wherever it lies, and only searches use the
-query's prompt, depth and adapter."""
+query's prompt, depth, adapter and route."""
 
 _LATER: dict[str, Any] = {
     "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False,
-    "adapter": None, "include_prompt": True,
+    "adapter": None, "include_prompt": True, "route": "document",
     "template": None, "context_tokens": None, "boundaries": ("word",), "text_format": None, "min_tokens": 0,
 }  # fmt: skip
 """Fields added after version 1, with the value that earlier specs imply: at that value they do not change the fingerprint."""
@@ -38,6 +41,19 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 def digest(*values: Any, num_bytes: int = 16) -> str:
     """Return a hex hash of JSON-encodable values, equal on every machine and Python version."""
     return hashlib.blake2b(_CANONICAL.encode(values).encode(), digest_size=num_bytes).hexdigest()
+
+
+class QueryRoute(BaseModel):
+    """Settings of a Router's modules for queries, each as in the spec, where they take the place of those for documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depth: int
+    final_norm: FinalNorm
+    pooling: Pooling
+    layer_norm: bool
+    include_prompt: bool
+    max_tokens: int
 
 
 class EmbeddingSpec(BaseModel):
@@ -99,6 +115,10 @@ class EmbeddingSpec(BaseModel):
     """Low-rank update of the weights that is merged for documents, of those that the model's files name for tasks."""
     query_adapter: str | None = None
     """Likewise for queries."""
+    route: Route = "document"
+    """Modules that a Router takes."""
+    queries: QueryRoute | None = None
+    """Settings of a Router's route for queries; None: documents and queries take the same modules."""
     base_url: str | None = None
     """The API's address: the same name on another server may be another model."""
     tokenizer: str | None = None
@@ -121,9 +141,13 @@ class EmbeddingSpec(BaseModel):
         return digest(self._vector_fields())
 
     def for_queries(self) -> "EmbeddingSpec":
-        """Return the spec of matching query vectors: the query's prompt, depth and adapter, one chunk, same rotation, not quantized."""
-        asked = {"prompt": self.query_prompt, "chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
-        asked |= {"adapter": self.query_adapter}
+        """Return the spec of matching query vectors: the query's prompt, depth, adapter, route, one chunk, same rotation, not quantized."""
+        own = {} if self.queries is None else {"route": "query", **self.queries.model_dump()}
+        return self.for_passages().model_copy(update={"prompt": self.query_prompt, "adapter": self.query_adapter, "queries": None, **own})
+
+    def for_passages(self) -> "EmbeddingSpec":
+        """Return the spec of a document as one chunk at the query's depth: not quantized, in the space of queries."""
+        asked: dict[str, Any] = {"chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
         asked |= {name: _LATER[name] for name in ("template", "context_tokens", "boundaries", "text_format", "min_tokens")}
         plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
         return self.model_copy(update=asked | plain)

@@ -35,7 +35,7 @@ from embedder.model.fused import find_unfusable, fuse_layers
 from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
-from embedder.model.pooling import POOLERS, Head, pool_without_first
+from embedder.model.pooling import Head, find_pooler, pool_without_first
 from embedder.model.results import Encoded, ExitStates
 from embedder.model.run_batches import Forward, Queued, queue_rows
 from embedder.model.taps import LayerPooler, PoolLayer, tap_layers
@@ -68,7 +68,7 @@ class Encoder:
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
         self._exit = exit_map.place(device) if exit_map else None
-        self._pooling, self._pool, self._num_unpooled = pooling, pool_without_first(POOLERS[pooling], num_unpooled), num_unpooled
+        self._pooling, self._pool, self._num_unpooled = pooling, pool_without_first(find_pooler(pooling), num_unpooled), num_unpooled
         self._device = device
         self._graph: Forward | None = None
         self._turn = Lock()
@@ -230,7 +230,7 @@ class Encoder:
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
         pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
-        width = len(depths) * (1 if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
+        width = len(depths) * (len(self._pooling.split("+")) if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
         with self._turn, self._tapped(depths, pool) as forward:
             queued = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0])
         return dict(zip(depths, np.split(queued.fetch().vectors_ND, len(depths), axis=1), strict=True))

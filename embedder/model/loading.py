@@ -23,9 +23,9 @@ from embedder.model.calibration import Calibration
 from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.checksum import list_weights
 from embedder.model.files.families import Family, find_family
+from embedder.model.files.json_files import file_errors
 from embedder.model.files.model_config import find_class, load_config
 from embedder.model.files.recipe import ModelRecipe
-from embedder.model.files.st_layout import file_errors
 from embedder.model.float8 import check_device
 from embedder.model.pooling import Head, load_steps
 from embedder.model.runtime import multiplies_bfloat16

@@ -9,7 +9,7 @@ from embedder.model.defaults import choose_defaults
 from embedder.model.files.families import FAMILIES, find_family
 from embedder.model.files.known_models import KNOWN_MODELS
 from embedder.model.files.model_config import REMOTE_CODE
-from embedder.model.files.recipe import ModelRecipe, locate_model, read_recipe
+from embedder.model.files.recipe import ModelRecipe, locate_model, read_query_recipe, read_recipe
 from embedder.model.files.st_layout import ACTIVATIONS, POOLINGS
 from embedder.model.files.tokenizer import load_tokenizer
 
@@ -25,8 +25,9 @@ def list_support() -> dict[str, str]:
         "no float16": ", ".join(name for name, family in FAMILIES.items() if not family.float16),
         "remote code replaced": ", ".join(f"{each.model_type} ({each.remote_class}) by {each.family}" for each in REMOTE_CODE),
         "adapters merged": "LoRA of peft beside the weights; those for retrieval of jina-embeddings-v3 and v5",
-        "poolings": ", ".join(POOLINGS),
+        "poolings": f"{', '.join(POOLINGS)}, or several side by side",
         "modules after pooling": "Dense, LayerNorm, Normalize, Dropout",
+        "modules with routes": "Router (Asym), one route for documents and one for queries",
         "activations of Dense": ", ".join(name.rpartition(".")[2] for name in ACTIVATIONS),
         "weights": "safetensors, else pytorch_model.bin that holds tensors only",
         "defaults known by name": ", ".join(KNOWN_MODELS),
@@ -41,11 +42,13 @@ def describe_model(model: str, revision: str | None) -> dict[str, Any]:
     try:
         folder, commit = locate_model(model, revision, with_weights=False)
         recipe = read_recipe(folder, with_weights=commit is None)
-        tokenizer = load_tokenizer(recipe)
+        queries = read_query_recipe(recipe, with_weights=commit is None)
+        tokenizer, *_ = [load_tokenizer(each) for each in (recipe, queries) if each]
         if commit is None:
             from embedder.model.loading import check_weights  # imports torch: seconds
 
-            check_weights(recipe)
+            for each in filter(None, (recipe, queries)):
+                check_weights(each)
     except (ConfigError, ModelError) as error:
         return {"model": model, "runs": False, "refused": str(error)}
     defaults = choose_defaults(model, recipe)
@@ -59,6 +62,7 @@ def describe_model(model: str, revision: str | None) -> dict[str, Any]:
         "layers": recipe.num_layers,
         "hidden_size": recipe.hidden_size,
         "components": recipe.width,
+        "query_route": queries and f"{queries.family}, {queries.num_layers} layers of {queries.hidden_size}, pooling {queries.pooling}",
         "adapter": recipe.adapters and recipe.adapters.document,
         "query_adapter": recipe.adapters and recipe.adapters.query,
         "matryoshka_dims": list(recipe.matryoshka_dims),

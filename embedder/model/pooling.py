@@ -1,7 +1,7 @@
 """Hidden states → vectors: pooling, the model's own modules, LayerNorm, rotation, truncation, L2, all in float32.
 
-B = sequences of a batch, H = hidden size, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded batches
-and (1, T, H) in packed ones.
+B = sequences of a batch, H = hidden size, P = poolings, W = width after the model's modules, D = dim. `hidden` is (B, L, H) in padded
+batches and (1, T, H) in packed ones.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.batches import Batch, PackedBatch, PaddedBatch
 from embedder.model.files.checksum import list_weights
-from embedder.model.files.st_layout import Step, file_errors
+from embedder.model.files.json_files import file_errors
+from embedder.model.files.st_layout import Step
 from embedder.model.pickled import read_pickled
 
 Pooler = Callable[[Tensor, Batch], Tensor]
@@ -62,6 +63,12 @@ POOLERS: dict[Pooling, Pooler] = {
     "weightedmean": pool_weighted_mean,
     "mean_sqrt_len": pool_mean_sqrt_len,
 }
+
+
+def find_pooler(pooling: Pooling) -> Pooler:
+    """Return a pooling by its name; of several, (B, P·H) side by side."""
+    pools = [POOLERS[name] for name in pooling.split("+")]
+    return lambda hidden, batch: torch.cat([pool(hidden, batch) for pool in pools], dim=-1)
 
 
 def pool_without_first(pool: Pooler, count: int) -> Pooler:

@@ -16,8 +16,9 @@ from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
-from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_recipe
+from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
+from embedder.model.query_route import check_routes, resolve_queries
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     try:
         folder, commit = locate_model(embedding.model, embedding.revision)
         recipe = read_recipe(folder)
-        tokenizer = load_tokenizer(recipe)
-        _check_weights(recipe)
+        queries = read_query_recipe(recipe)
+        tokenizer, *_ = [_load_checked(each) for each in (recipe, queries) if each]
     except ModelError as error:
         if is_transient(error):
             raise
@@ -94,16 +95,22 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
     if calibration and not problems:
         spec = _apply_calibration(spec, embedding, calibration)
     problems += _check_calibration(spec, embedding, calibration)
+    if queries:
+        problems += check_routes(spec, embedding, recipe, queries)
+        spec = spec.model_copy(update={"queries": resolve_queries(spec, chunking, recipe, queries)})
     if problems:
         raise ConfigError("\n".join(problems))
     guesses = (*defaults.list_guesses(embedding), *_note_dim(spec, recipe))
     return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
 
 
-def _check_weights(recipe: ModelRecipe) -> None:
+def _load_checked(recipe: ModelRecipe) -> Tokenizer:
+    """Load the tokenizer, and check that the weights are those of the config."""
     from embedder.model.loading import check_weights  # imports torch: seconds
 
+    tokenizer = load_tokenizer(recipe)
     check_weights(recipe)
+    return tokenizer
 
 
 def _fill_defaults(
@@ -199,6 +206,8 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
+    if embedding.pooling is not None and "+" in recipe.pooling:
+        problems.append(f"embedding.pooling={embedding.pooling!r}: {name} has {recipe.pooling}, side by side; leave it out")
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
@@ -281,8 +290,8 @@ def _check_prompts(spec: EmbeddingSpec) -> list[str]:
         return []
     where, advice = f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
     refused = []
-    if spec.pooling == "weightedmean":
-        refused.append(f"embedding.pooling='weightedmean': {where}; choose another, {advice}")
+    if "weightedmean" in spec.pooling.split("+"):
+        refused.append(f"embedding.pooling={spec.pooling!r}: {where}; choose another, {advice}")
     if spec.template is not None:
         refused.append(f"chunking.template={spec.template!r}: {where}, and a template begins with the prompt; leave it out, {advice}")
     return refused

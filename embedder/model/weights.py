@@ -15,8 +15,8 @@ from embedder.core.errors import ModelError
 from embedder.model.files import adapters
 from embedder.model.files.adapters import Adapters
 from embedder.model.files.checksum import list_weights
+from embedder.model.files.json_files import file_errors
 from embedder.model.files.recipe import ModelRecipe
-from embedder.model.files.st_layout import file_errors
 from embedder.model.pickled import read_pickled
 
 Read = Callable[[Path], dict[str, Tensor]]

@@ -32,7 +32,8 @@ def _write_code(spec: EmbeddingSpec, table: Location) -> str:
     truncate = "" if spec.rotation else f", truncate_dim={spec.dim}"
     lines += ["from sentence_transformers import SentenceTransformer", f"model = SentenceTransformer({name}{revision}{truncate})"]
     lines += _model_changes(spec, recipe)
-    lines.append(f"vectors = model.encode(queries, prompt={spec.prompt!r}, normalize_embeddings=True)")
+    task = ", task='query'" if recipe.routers else ""
+    lines.append(f"vectors = model.encode(queries, prompt={spec.prompt!r}{task}, normalize_embeddings=True)")
     if spec.rotation:
         lines.append(f"with fsspec.open({rotation_uri(spec.rotation, table.uri)!r}) as file:")
         lines += [f"    vectors = vectors @ np.load(file)[:, :{spec.dim}]", _NORMALIZE]
@@ -61,6 +62,8 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
         problems.append("a model that names remote code, without running it")
     elif recipe.adapters:
         problems.append("an adapter, without peft")
+    if recipe.routers and _model_changes(spec, recipe):
+        problems.append("changes of one route")
     if not spec.normalize:
         problems.append("a truncation without L2")
     if problems:

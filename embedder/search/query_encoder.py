@@ -20,8 +20,7 @@ from embedder.model.files.recipe import find_recipe
 from embedder.model.files.tokenizer import load_tokenizer
 from embedder.search.table_model import choose_model
 from embedder.table.run_record import read_record
-from embedder.text.byte_estimate import EstimatingChunker, make_chunker
-from embedder.text.chunking import Chunker
+from embedder.text.byte_estimate import make_chunker
 
 Embed = Callable[[pa.Table, Sequence[str]], Floats]
 """CHUNKS and their texts → vectors; an encoder reads the first, an API the second."""
@@ -34,14 +33,12 @@ class QueryEncoder:
     """Encodes queries by a spec: the query prompt instead of the document prompt, the same depth, pooling and dim."""
 
     def __init__(self, spec: EmbeddingSpec, device: str = "cpu", dtype: str = "float32", rotation_WW: Floats | None = None) -> None:
-        self.spec, queries = spec, spec.for_queries()
-        self._truncates_left = False if spec.is_api else find_recipe(spec).truncates_left
+        self.spec, queries, passages = spec, spec.for_queries(), spec.for_passages()
         load = partial(_load_encoder, device=device, dtype=dtype, rotation_WW=rotation_WW)
-        self._embed, tokenizer_json = _load_api(queries) if spec.is_api else load(queries)
-        sides = (queries, queries.model_copy(update={"prompt": spec.prompt, "adapter": spec.adapter}))
-        is_shared = spec.adapter == queries.adapter and (spec.include_prompt or spec.prompt == queries.prompt)
-        self._load_passages: Callable[[], Embed] = cache(lambda: self._embed if is_shared else load(sides[1])[0])
-        self._queries, self._passages = (make_chunker(tokenizer_json, side) for side in sides)
+        self._queries = _load_api(queries) if spec.is_api else load(queries)
+        is_shared = (passages.route, passages.adapter) == (queries.route, queries.adapter)
+        is_shared &= spec.include_prompt or passages.prompt == queries.prompt
+        self._load_passages = cache(lambda: self._queries.for_spec(passages) if is_shared else load(passages))
 
     @classmethod
     def from_table(
@@ -54,36 +51,49 @@ class QueryEncoder:
 
     def encode(self, queries: Sequence[str]) -> Floats:
         """Return the vectors of queries, each truncated at max_tokens: (N, dim)."""
-        return self._encode(self._embed, self._queries, queries)
+        return self._queries.encode(queries)
 
     def encode_passages(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of texts, each as one chunk, with the document's prompt and the query's depth (the same space): (N, dim)."""
-        return self._encode(self._load_passages(), self._passages, texts)
+        return self._load_passages().encode(texts)
 
-    def _encode(self, embed: Embed, chunker: Chunker | EstimatingChunker, texts: Sequence[str]) -> Floats:
+
+class _Side:
+    """An encoder of texts, which chunks them as its spec says."""
+
+    def __init__(self, spec: EmbeddingSpec, embed: Embed, tokenizer_json: str, truncates_left: bool = False) -> None:
+        self.spec, self.chunker, self._opened = spec, make_chunker(tokenizer_json, spec), (embed, tokenizer_json, truncates_left)
+
+    def for_spec(self, spec: EmbeddingSpec) -> "_Side":
+        """Return a side with the same model."""
+        return _Side(spec, *self._opened)
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors of texts: (N, dim)."""
         if isinstance(texts, str):
             raise TypeError("texts must be a list, also for a single text: encode([text])")
-        chunks = chunker.chunk(list(texts))
-        if self._truncates_left and pc.any(chunks["truncated"]).as_py():
+        embed, _, truncates_left = self._opened
+        chunks = self.chunker.chunk(list(texts))
+        if truncates_left and pc.any(chunks["truncated"]).as_py():
             most = self.spec.max_tokens
             raise ModelError(f"a text of more than {most} tokens: the tokenizer truncates on the left, which is not supported; shorten it")
-        return embed(chunks, chunker.write_chunks(texts, chunks))
+        return embed(chunks, self.chunker.write_chunks(texts, chunks))
 
 
-def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> tuple[Embed, str]:
-    """Load a local model; return its encoder of CHUNKS, and its tokenizer."""
-    tokenizer = load_tokenizer(find_recipe(spec))
+def _load_encoder(spec: EmbeddingSpec, device: str, dtype: str, rotation_WW: Floats | None) -> _Side:
+    """Load a local model."""
+    recipe = find_recipe(spec)
     encoder = Encoder.load(spec, device, dtype, rotation_WW=rotation_WW)
 
     def embed(chunks: pa.Table, _texts: Sequence[str]) -> Floats:
         vectors_ND: Floats = encoder.encode(chunks["token_ids"].combine_chunks(), max(BUDGET_TOKENS, spec.max_tokens)).vectors_ND
         return vectors_ND
 
-    return embed, tokenizer.to_str()
+    return _Side(spec, embed, load_tokenizer(recipe).to_str(), recipe.truncates_left)
 
 
-def _load_api(spec: EmbeddingSpec) -> tuple[Embed, str]:
-    """Connect to a model behind an API; return its encoder of texts, and the tokenizer that counts."""
+def _load_api(spec: EmbeddingSpec) -> _Side:
+    """Connect to a model behind an API."""
     from embedder.model.api_spec import open_counted  # extra openai
 
     encoder, tokenizer_json = open_counted(spec)
@@ -94,4 +104,4 @@ def _load_api(spec: EmbeddingSpec) -> tuple[Embed, str]:
             raise ModelError(next(iter(result.refused.values())))
         return result.vectors_ND
 
-    return embed, tokenizer_json
+    return _Side(spec, embed, tokenizer_json)

@@ -26,7 +26,7 @@ from embedder.core.storage import Location
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
-from embedder.model.exits import Exit, ExitPooler
+from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
 from embedder.model.files.recipe import find_recipe, width_of
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
@@ -145,10 +145,11 @@ class Transformer:
 
     def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Return vectors of an encoder cut at that depth, before cut and L2, shape (N, W)."""
-        size = self.resolved.hidden_size
-        own = 0 if self.pooling is None else size * ExitPooler(self.spec.pooling, self.pooling).own
         states_NF = self._states(texts, side)(depth)
-        return finish_states(states_NF[:, own : own + size], self._head)
+        if self.pooling is not None:
+            own = ExitPooler(self.spec.pooling, self.pooling).own
+            states_NF = np.split(states_NF, NUM_POOLINGS, axis=1)[own]
+        return finish_states(states_NF, self._head)
 
     def embed_exit(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
         """Return vectors of the calibrated exit at that depth, before cut and L2, shape (N, W)."""

@@ -98,6 +98,8 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
 
 def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, config: SweepConfig, where: str) -> Model:
     resolved = resolve_model(embedding.model_copy(update={"normalize": True}), config.chunking)  # cosines are compared
+    if resolved.spec.queries:
+        raise ConfigError(f"{where}: {embedding.model!r} has a route for queries, which sweeps do not run; measure it with jobs.search")
     width = find_recipe(resolved.spec).width
     most = resolved.spec.depth
     problems = [f"{where}.depths: {depth}: the model has {most} layers; choose 1 to {most}" for depth in wanted.depths if depth > most]

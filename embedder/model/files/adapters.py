@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from embedder.core.errors import ModelError
-from embedder.model.files.st_layout import read_json
+from embedder.model.files.json_files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})

@@ -1,4 +1,4 @@
-"""A model's folder → one checksum over the files that decide a vector, independent of the folder's location."""
+"""A model's folder → the files that decide a vector, and one checksum over them, independent of the folder's location."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ from embedder.core.errors import ModelError
 from embedder.model.files.adapters import CONFIG as ADAPTER_CONFIG
 from embedder.model.files.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from embedder.model.files.adapters import Adapters, read_scale
-from embedder.model.files.st_layout import file_errors, read_json
+from embedder.model.files.json_files import file_errors, read_json
+from embedder.model.files.st_layout import Layout
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -56,21 +57,27 @@ def _list_shards(index: Path) -> list[Path]:
     return [index.parent / name for name in shards]
 
 
-def compute_checksum(folder: Path, transformer_folder: Path, module_folders: tuple[Path, ...], adapters: Adapters | None = None) -> str:
-    """Return a hash of the weights, config, tokenizer and every module's and adapter's files; ModelError if a weights file is truncated.
+def list_files(folder: Path, layout: Layout, adapters: Adapters | None) -> set[Path]:
+    """Return the weights, config, tokenizer and every module's and adapter's files, some of which may not exist.
 
-    Prompts and lengths are fields of the spec and are not hashed.
+    Prompts and lengths are fields of the spec.
     """
-    files = {transformer_folder / "config.json", folder / "modules.json", *list_weights(transformer_folder)}
+    transformer_folder = layout.transformer_folder
+    files = {transformer_folder / "config.json", folder / "modules.json", *layout.routers, *list_weights(transformer_folder)}
     files |= {transformer_folder / name for name in TOKENIZER_FILES}
     files |= set(transformer_folder.glob("sentence_*_config.json"))
     for adapter_folder in adapters.folders.values() if adapters else ():
         read_scale(adapter_folder)
         files |= {adapter_folder / ADAPTER_CONFIG, adapter_folder / ADAPTER_WEIGHTS}
-    for module_folder in module_folders:
+    for module_folder in layout.module_folders:
         files |= {path for path in module_folder.iterdir() if path.suffix in (".json", ".safetensors")}
         if not (module_folder / WEIGHTS).is_file():
             files.add(module_folder / PICKLED)
+    return files
+
+
+def compute_checksum(folder: Path, files: set[Path]) -> str:
+    """Return a hash of the files' names and contents; ModelError if a weights file is truncated."""
     for path in files:
         if path.suffix == ".safetensors":
             with file_errors(path.relative_to(folder).as_posix()), safe_open(path, "np"):

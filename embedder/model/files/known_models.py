@@ -24,6 +24,7 @@ class KnownModel:
 _PASSAGES = KnownModel(query_prompt="Represent this sentence for searching relevant passages: ")
 _CHINESE = KnownModel(query_prompt="为这个句子生成表示以用于检索相关文章：")
 _E5 = KnownModel("passage: ", "query: ")
+_E5_INSTRUCT = KnownModel(query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ")
 _NOMIC = ("search_document: ", "search_query: ")
 _DOT = KnownModel(normalize=False)
 
@@ -33,6 +34,7 @@ KNOWN_MODELS = MappingProxyType(
         **{f"BAAI/bge-{size}-zh-v1.5": _CHINESE for size in ("small", "base", "large")},
         **{f"intfloat/e5-{size}-v2": _E5 for size in ("small", "base", "large")},
         **{f"intfloat/multilingual-e5-{size}": _E5 for size in ("small", "base", "large")},
+        "intfloat/multilingual-e5-large-instruct": _E5_INSTRUCT,
         "WhereIsAI/UAE-Large-V1": KnownModel(query_prompt=_PASSAGES.query_prompt, pooling="cls"),
         "mixedbread-ai/mxbai-embed-2d-large-v1": KnownModel(query_prompt=_PASSAGES.query_prompt, pooling="cls"),
         "nomic-ai/nomic-embed-text-v1": KnownModel(*_NOMIC, layer_norm=False),

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from embedder.core.errors import ModelError
 from embedder.model.files.checksum import list_weights
 from embedder.model.files.families import find_family
-from embedder.model.files.st_layout import Layout, file_errors, read_json
+from embedder.model.files.json_files import file_errors, read_json
+from embedder.model.files.st_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
-from embedder.core.spec import EmbeddingSpec
+from embedder.core.spec import EmbeddingSpec, Route
 from embedder.model.files.adapters import Adapters, find_adapters
-from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_weights
+from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_files, list_weights
 from embedder.model.files.families import find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
+from embedder.model.files.json_files import file_errors, read_json
 from embedder.model.files.model_config import is_translated, load_config, read_config
-from embedder.model.files.st_layout import REMOTE_MODULE, Layout, file_errors, read_json, read_layout
+from embedder.model.files.st_layout import REMOTE_MODULE, Layout, read_layout, read_layouts
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -85,15 +86,16 @@ def locate_model(model: str, revision: str | None, with_weights: bool = True) ->
 def _list_more(snapshot: Path, with_weights: bool) -> list[str]:
     """Return patterns of further files: pickled weights where folders have no safetensors, and tables, which hold a model's sizes."""
     try:
-        layout = read_layout(snapshot)
+        layouts = read_layouts(snapshot)
     except ModelError:  # raised again when the recipe is read
         return []
-    if not with_weights and not layout.is_static:
-        return []
-    folders = [layout.transformer_folder, *(step.folder for step in layout.steps if step.kind != "normalize")]
-    lacking = [folder.relative_to(snapshot) for folder in folders if not any(folder.glob("*.safetensors"))]
-    kinds = ("pytorch_model*.bin", "model.safetensors") if layout.is_static else ("pytorch_model*.bin",)
-    return [(folder / kind).as_posix() for folder in lacking for kind in kinds]
+    more: list[str] = []
+    for layout in layouts if with_weights else [each for each in layouts if each.is_static]:
+        folders = [layout.transformer_folder, *(step.folder for step in layout.steps if step.kind != "normalize")]
+        lacking = [folder.relative_to(snapshot) for folder in folders if not any(folder.glob("*.safetensors"))]
+        kinds = ("pytorch_model*.bin", "model.safetensors") if layout.is_static else ("pytorch_model*.bin",)
+        more += [(folder / kind).as_posix() for folder in lacking for kind in kinds]
+    return more
 
 
 def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None]:
@@ -115,12 +117,12 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
     return num_layers, hidden_size and _check_widths(layout, hidden_size)
 
 
-def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
+def read_recipe(folder: Path, with_weights: bool = True, route: Route = "document") -> ModelRecipe:
     """Read a folder in sentence-transformers layout, or of a bare transformer; ModelError names an unsupported setting.
 
-    Without weights, the checksum is empty.
+    Without weights, the checksum is empty. With a Router it covers both routes.
     """
-    layout = read_layout(folder)
+    layout = read_layout(folder, route)
     raw = read_config(layout)
     if not raw:
         raise ModelError(f"no config.json in {layout.transformer_folder.name!r}; give the folder of a transformers model")
@@ -130,8 +132,7 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
     with file_errors("config.json"):
         limit = position_limit(config)
     refuse_entries(raw, config, family)
-    original = read_json(layout.transformer_folder / "config.json") if is_translated(layout) else {}
-    adapters = find_adapters(original, layout.transformer_folder)
+    adapters = _find_adapters(layout)
     if layout.has_remote_module and adapters is None:
         raise ModelError(f"modules.json: module {REMOTE_MODULE!r} is not part of sentence_transformers; remote code is not run")
     _check_pooling(raw, layout)
@@ -155,11 +156,31 @@ def read_recipe(folder: Path, with_weights: bool = True) -> ModelRecipe:
         position_limit=limit,
         layer_norm=config.model_type == "nomic_bert" and layout.pooling == "mean" and not layout.ends_normalized,
         truncates_left=_truncates_left(layout.transformer_folder),
-        checksum=compute_checksum(folder, layout.transformer_folder, layout.module_folders, adapters) if with_weights else "",
+        checksum=_compute_checksum(folder) if with_weights else "",
         matryoshka_dims=_list_dims(raw, width) or _list_dims(read_json(folder / "config_sentence_transformers.json"), width),
         adapters=adapters,
         is_translated=is_translated(layout),
     )
+
+
+def read_query_recipe(recipe: ModelRecipe, with_weights: bool = True) -> ModelRecipe | None:
+    """Read the recipe of a Router's route for queries, None without a Router; ModelError if its vectors are not as wide."""
+    if not recipe.routers:
+        return None
+    queries = read_recipe(recipe.folder, with_weights, "query")
+    if queries.width != recipe.width:
+        where = recipe.routers[0].name
+        raise ModelError(f"{where}: vectors of queries have {queries.width} components, those of documents {recipe.width}; give equal ones")
+    return queries
+
+
+def _find_adapters(layout: Layout) -> Adapters | None:
+    original = read_json(layout.transformer_folder / "config.json") if is_translated(layout) else {}
+    return find_adapters(original, layout.transformer_folder)
+
+
+def _compute_checksum(folder: Path) -> str:
+    return compute_checksum(folder, set().union(*(list_files(folder, each, _find_adapters(each)) for each in read_layouts(folder))))
 
 
 def _check_pooling(raw: dict[str, Any], layout: Layout) -> None:
@@ -171,7 +192,7 @@ def _check_pooling(raw: dict[str, Any], layout: Layout) -> None:
 
 def find_recipe(spec: EmbeddingSpec) -> ModelRecipe:
     """Read the recipe of a spec's model."""
-    return read_recipe(locate_model(spec.model, spec.revision)[0])
+    return read_recipe(locate_model(spec.model, spec.revision)[0], route=spec.route)
 
 
 def _locate_package(model: str) -> Path:
@@ -187,8 +208,8 @@ def _locate_package(model: str) -> Path:
 
 
 def _check_widths(layout: Layout, hidden_size: int) -> int:
-    """Return the width after the modules that follow pooling; ModelError if two do not fit together."""
-    width = hidden_size
+    """Return the width after pooling and the modules that follow; ModelError if two do not fit together."""
+    width = hidden_size * len(layout.pooling.split("+"))
     for step in layout.steps:
         if step.kind == "normalize":
             continue

@@ -4,14 +4,15 @@ Every key that can change a vector is either used or raises a ModelError that na
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from embedder.core.errors import ModelError
-from embedder.core.spec import Pooling
+from embedder.core.spec import Pooling, Route
+from embedder.model.files.json_files import file_errors, read_json
+from embedder.model.files.router import expand_routers
 
 ACTIVATIONS = ["torch.nn.modules.linear.Identity"]
 ACTIVATIONS += [f"torch.nn.modules.activation.{name}" for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")]
@@ -88,6 +89,8 @@ class Layout:
     steps: tuple[Step, ...] = ()
     """Modules between pooling and truncation, in order."""
     module_folders: tuple[Path, ...] = ()
+    routers: tuple[Path, ...] = ()
+    """Configs of Routers, of which there is one if documents and queries take different modules."""
     is_bare: bool = False
     """Whether there is no modules.json, so that pooling is a guess."""
     ends_normalized: bool = False
@@ -98,36 +101,14 @@ class Layout:
     truncate_dim: int | None = None
 
 
-@contextmanager
-def file_errors(name: str) -> Iterator[None]:
-    """Raise a library's error as a ModelError of one line that starts with the file's name."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{name}: cannot be used ({type(error).__name__}: {reason}); give the model as it was saved") from error
+def read_layout(folder: Path, route: Route = "document") -> Layout:
+    """Read modules.json and the files it names; without it, return sentence-transformers' defaults for a bare transformer.
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, {} if there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path.name}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name}: expected a JSON object, found a {type(content).__name__}")
-    return content
-
-
-def read_layout(folder: Path) -> Layout:
-    """Read modules.json and the files it names; without it, return sentence-transformers' defaults for a bare transformer."""
+    The route chooses among the modules of a Router.
+    """
     if not (folder / "modules.json").is_file():
         return Layout(folder, _bare_pooling(read_json(folder / "config.json")), is_bare=True)
-    modules, has_remote_module = _list_modules(folder)
+    modules, has_remote_module, routers = _list_modules(folder, route)
     kinds = [kind for kind, _ in modules]
     is_static = kinds[:1] == ["StaticEmbedding"]
     own = 1 if is_static else 2
@@ -161,6 +142,7 @@ def read_layout(folder: Path) -> Layout:
         max_seq_length=max_seq_length,
         lower_case=lower_case,
         steps=tuple(steps),
+        routers=routers,
         module_folders=tuple(path for _, path in modules[1:] if path.is_dir()),
         ends_normalized=ends_normalized,
         similarity=similarity,
@@ -169,17 +151,24 @@ def read_layout(folder: Path) -> Layout:
     )
 
 
+def read_layouts(folder: Path) -> tuple[Layout, ...]:
+    """Read the layout, or with a Router those of documents and of queries."""
+    layout = read_layout(folder)
+    return (layout, read_layout(folder, "query")) if layout.routers else (layout,)
+
+
 def _bare_pooling(config: dict[str, Any]) -> Pooling:
     architectures = config.get("architectures") or [""]
     return "last" if architectures[0].endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
 
 
-def _list_modules(folder: Path) -> tuple[list[tuple[str, Path]], bool]:
-    """Return each module's kind and folder, in order, and whether the first is jina's own."""
+def _list_modules(folder: Path, route: Route) -> tuple[list[tuple[str, Path]], bool, tuple[Path, ...]]:
+    """Return each module's kind and folder, in order, whether the first is jina's own, and the configs of Routers."""
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"modules.json: expected a list of modules with type and path ({error!r})") from error
+    entries, routers = expand_routers(folder, entries, route)
     has_remote_module = [full_name for full_name, _ in entries[:1]] == [REMOTE_MODULE]
     for full_name, path in entries:
         if not full_name.startswith("sentence_transformers.") and not (has_remote_module and full_name == REMOTE_MODULE):
@@ -189,7 +178,7 @@ def _list_modules(folder: Path) -> tuple[list[tuple[str, Path]], bool]:
     modules = [(full_name.rpartition(".")[2], folder / path) for full_name, path in entries]
     if has_remote_module and len(modules) == 1:
         modules += [("Pooling", folder / REMOTE_MODULE), ("Normalize", folder / REMOTE_MODULE)]
-    return modules, has_remote_module
+    return modules, has_remote_module, routers
 
 
 def _refuse_unknown(name: str, config: dict[str, Any], known: Iterable[str]) -> None:
@@ -203,9 +192,9 @@ def _read_pooling(folder: Path) -> tuple[Pooling, bool]:
     _refuse_unknown(name, config, {"pooling_mode", "include_prompt", *_OLD_POOLING_KEYS, *_WIDTH_KEYS})
     modes = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or "mean")
     modes = list(modes) if isinstance(modes, list | tuple) else [modes]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; choose one of {', '.join(POOLINGS)}")
-    return POOLINGS[modes[0]], bool(config.get("include_prompt", True))
+    if not modes or not all(mode in POOLINGS for mode in modes):
+        raise ModelError(f"{name}: pooling {' + '.join(map(str, modes))} is not supported; choose among {', '.join(POOLINGS)}")
+    return "+".join(POOLINGS[mode] for mode in modes), bool(config.get("include_prompt", True))
 
 
 def _read_transformer(folder: Path) -> tuple[int | None, bool]:

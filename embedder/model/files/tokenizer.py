@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase, Sequence
 
 from embedder.core.errors import ModelError
+from embedder.model.files.json_files import file_errors, read_json
 from embedder.model.files.recipe import ModelRecipe
-from embedder.model.files.st_layout import file_errors, read_json
 
 
 def load_tokenizer(recipe: ModelRecipe) -> Tokenizer:

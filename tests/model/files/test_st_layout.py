@@ -31,6 +31,8 @@ def add_module(folder: Path, full_name: str, path: str, config: dict[str, Any] |
         ({"embedding_dimension": 64, "pooling_mode": ["cls"]}, "cls"),
         ({"word_embedding_dimension": 64}, "mean"),
         ({"pooling_mode": "max"}, "max"),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls+mean+last"),
+        ({"pooling_mode": ["mean", "lasttoken"]}, "mean+last"),
         ({"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "mean_sqrt_len"),
     ],
@@ -44,8 +46,8 @@ def test_old_and_new_pooling_keys_are_read(folder: Path, config: dict[str, Any],
     ("config", "named"),
     [
         ({"pooling_mode": "attention"}, "pooling attention"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pooling cls \\+ mean"),
-        ({"pooling_mode": ["mean", "lasttoken"]}, "pooling mean \\+ lasttoken"),
+        ({"pooling_mode": ["mean", "attention"]}, "pooling mean \\+ attention"),
+        ({"pooling_mode": []}, "pooling  is not supported"),
         ({"pooling_mode": "mean", "scale": 2}, "scale=2"),
         ({"pooling_mode": None}, "pooling None"),
     ],
@@ -89,7 +91,7 @@ def test_a_tokenizer_argument_overrides_max_seq_length(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("full_name", "config", "named"),
     [
-        *((kind, {}, f"module '{kind}'") for kind in ("LSTM", "CNN", "WeightedLayerPooling", "Router", "Asym")),
+        *((kind, {}, f"module '{kind}'") for kind in ("LSTM", "CNN", "WeightedLayerPooling")),
         *((kind, {}, "start with one Transformer and one Pooling") for kind in ("Pooling", "StaticEmbedding")),
         ("custom_st.Dense", {}, "custom_st.Dense.*remote code is not run"),
         ("Dense", {"in_features": 64, "out_features": 8, "activation_function": "mine.Swish"}, "mine.Swish"),
