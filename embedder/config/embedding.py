@@ -34,6 +34,8 @@ class ChunkingConfig(Section):
     """Marks of headings, paragraphs and sentences: plain, markdown or code; auto goes by the suffix of the shard, such as .md or .py."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     """Fewest tokens of a document's last chunk, beside its context; a shorter one takes some from the chunk before."""
+    late: bool = False
+    """Late chunking: encode as much of a document as the model takes in one pass, and pool each chunk's vector from its token states."""
     tokenizer: NonEmpty | None = None
     """For openai:NAME: hub name, folder or package:NAME of the tokenizer that counts; default: a token is taken for 3 bytes of UTF-8."""
 
@@ -81,6 +83,12 @@ class ChunkingConfig(Section):
             problem = "text_format='plain': has no headings, which boundaries or the template ask for; leave one of the two out"
         elif self.text_format != AUTO and not self.reads_format:
             problem = f"text_format={self.text_format!r}: has no effect without boundaries or {{headings}} in the template; leave it out"
+        elif self.late and not self.enabled:
+            problem = "late=true: has no effect with enabled=false; leave one of the two out"
+        elif self.late and self.has_headings:
+            problem = (
+                "late=true: a pass holds the headings' own text, and has one {headings} for all of its chunks; leave it out of template"
+            )
         if problem:
             raise ValueError(problem)
         return self
