@@ -31,7 +31,7 @@ class ChunkingConfig(Section):
     boundaries: Annotated[tuple[Boundary, ...], OneOrMore] = ("word",)
     """Where a chunk may end, the preferred first: of heading, paragraph, sentence, word. All but word count within its last third."""
     text_format: TextFormat = AUTO
-    """Marks of headings, paragraphs and sentences: plain, markdown or code; auto goes by the suffix of the shard, such as .md or .py."""
+    """Marks of headings, paragraphs and sentences: plain, markdown, html (read without tags), code; auto: by the shard's suffix, as .md."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     """Fewest tokens of a document's last chunk, beside its context; a shorter one takes some from the chunk before."""
     late: bool = False
@@ -67,7 +67,7 @@ class ChunkingConfig(Section):
     @property
     def reads_format(self) -> bool:
         """Whether chunks depend on the format of the text."""
-        return self.has_headings or self.boundaries != ("word",)
+        return self.has_headings or self.boundaries != ("word",) or self.text_format == "html"
 
     @model_validator(mode="after")
     def _refuse_settings_without_effect(self) -> Self:

@@ -15,7 +15,7 @@ FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]
 Boundary = Literal["heading", "paragraph", "sentence", "word"]
-TextFormat = Literal["auto", "plain", "markdown", "code"]
+TextFormat = Literal["auto", "plain", "markdown", "html", "code"]
 AUTO: TextFormat = "auto"
 
 API = "openai:"

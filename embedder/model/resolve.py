@@ -14,6 +14,7 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
+from embedder.model.check_late import check_late
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
@@ -88,7 +89,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         *_check_similarity(embedding, recipe),
         *_check_truncation(chunking, recipe),
         *check_float8(spec, recipe),
-        *_check_late(spec, embedding, recipe),
+        *check_late(spec, embedding, recipe),
         *_check_lengths(spec, chunking, recipe, tokenizer),
         *_check_prompts(spec),
     ]
@@ -248,22 +249,6 @@ def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
 
     unfit = find_unfit(sketch_layers(recipe, spec.depth))
     return [unfit] if unfit else []
-
-
-def _check_late(spec: EmbeddingSpec, embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
-    """Return the problems of late chunking with this model."""
-    if spec.late_tokens is None:
-        return []
-    where, name, advice = "chunking.late=true", repr(spec.model), "leave one of the two out"
-    refused = {
-        f"{name} is a table of token vectors, which no text around them changes; leave it out": recipe.is_static,
-        f"chunking.max_tokens={spec.max_tokens} is all that {name} takes; set it to the size of a chunk": spec.max_tokens
-        >= spec.late_tokens,
-        f"a chunk is the mean of its tokens, not embedding.pooling={spec.pooling!r}; {advice}": spec.pooling != "mean",
-        f"embedding.calibration={embedding.calibration!r} was fitted on chunks embedded alone; {advice}": embedding.calibration is not None,
-        f"{name} leaves the prompt out of pooling; set both prompts to ''": not spec.include_prompt,
-    }
-    return [f"{where}: {problem}" for problem, applies in refused.items() if applies]
 
 
 def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelRecipe, tokenizer: Tokenizer) -> list[str]:

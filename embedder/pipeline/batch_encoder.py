@@ -69,7 +69,9 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
             set_threads(pool.threads)
             self.model, self.column = resolve_model(config, load_settings(ChunkingConfig, chunking)), column
             if self.model.spec.text_format == AUTO:
-                raise ConfigError("chunking.text_format=auto: a batch has no shard whose suffix names it; set plain, markdown or code")
+                raise ConfigError(
+                    "chunking.text_format=auto: a batch has no shard whose suffix names it; set plain, markdown, html or code"
+                )
             with refusing_device_errors(pool.device):
                 spec, calibration = self.model.spec, self.model.calibration
                 self.encoder = Encoder.load(spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)

@@ -85,6 +85,10 @@ def test_jobs_that_embed_chunks_alone_refuse_late_chunking(config_type: type[Bas
         config_type.model_validate(sections)
 
 
+def test_html_has_an_effect_without_boundaries_or_chunks() -> None:
+    assert config(chunking={"text_format": "html", "enabled": False}).chunking.reads_format
+
+
 @pytest.mark.parametrize(
     ("chunking", "problem"),
     [
