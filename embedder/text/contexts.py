@@ -41,7 +41,8 @@ class Contexts:
                 return around
             encodings = {name: self._encode(value) for name, value in values.items() if value}
             name = max(encodings, key=lambda each: len(encodings[each]))
-            values[name] = _cut(values[name], encodings[name], len(encodings[name]) - excess)
+            shorter = _cut(values[name], encodings[name], len(encodings[name]) - excess)
+            values[name] = shorter if len(shorter) < len(values[name]) else values[name][:-1]  # its last tokens are one character
 
     def count(self, around: Around) -> int:
         """Return the tokens of a text around a chunk."""
