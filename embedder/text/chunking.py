@@ -213,10 +213,8 @@ class Chunker:
         if self.spec.template is None:
             return {"": (first, first[:0])}
         paths = headings.list_paths() if self.contexts.has_headings else []
-        arounds = {path: self.contexts.render(document.context.values, path) for path in ("", *paths)}
-        return {
-            path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds.items()
-        }
+        arounds = ((path, self.contexts.render(document.context.values, path)) for path in ("", *paths))
+        return {path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds}
 
     def _count_before(self, tokens: Tokens, before: str) -> int:
         """Return the tokens of the context: with a template those that end in it, since its last token may be a line break; else those
