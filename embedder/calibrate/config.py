@@ -84,6 +84,8 @@ class CalibrateConfig(Section):
         given += [name for name in ("quantization", "rotate", "float8") if getattr(self.embedding, name) not in ("none", False)]
         if given:
             raise ValueError(f"embedding.{given[0]}: a calibration is fitted on the whole model; set this in the embed run instead")
+        if self.chunking.late:
+            raise ValueError("chunking.late=true: a calibration is fitted on chunks embedded alone; leave it out")
         if self.compute.backend in ("openvino", "compiled"):
             raise ValueError(f"compute.backend={self.compute.backend}: a calibration runs on torch; set this in the embed run instead")
         return self

@@ -52,10 +52,14 @@ class EmbedConfig(Section):
             given = [f"compute.{name}={value!r}" for name, value in values.items() if value not in _NEUTRAL_FOR_API[name]]
             if given:
                 raise ValueError(f"{', '.join(given)}: has no effect on {embedding.model!r}, which runs behind an API; leave it out")
+            if self.chunking.late:
+                raise ValueError(f"chunking.late=true: {embedding.model!r} runs behind an API, which gives no token states; leave it out")
         elif price is not None:
             raise ValueError(f"compute.price_per_million_tokens_usd={price}: is for models named {API}NAME; set price_per_device_hour_usd")
         elif tokenizer is not None:
             raise ValueError(f"chunking.tokenizer={tokenizer!r}: is for models named {API}NAME, this one has its own; leave it out")
+        elif self.chunking.late and compute.backend == "openvino":
+            raise ValueError("compute.backend=openvino: does not pool by chunks; leave it out, or chunking.late")
         elif embedding.float8 and compute.backend == "openvino":
             raise ValueError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
         elif embedding.float8 and compute.dtype not in ("auto", "bfloat16"):

@@ -31,9 +31,11 @@ class ChunkingConfig(Section):
     boundaries: Annotated[tuple[Boundary, ...], OneOrMore] = ("word",)
     """Where a chunk may end, the preferred first: of heading, paragraph, sentence, word. All but word count within its last third."""
     text_format: TextFormat = AUTO
-    """Marks of headings, paragraphs and sentences: plain, markdown or code; auto goes by the suffix of the shard, such as .md or .py."""
+    """Marks of headings, paragraphs and sentences: plain, markdown, html (read without tags), code; auto: by the shard's suffix, as .md."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     """Fewest tokens of a document's last chunk, beside its context; a shorter one takes some from the chunk before."""
+    late: bool = False
+    """Late chunking: encode as much of a document as the model takes in one pass, and pool each chunk's vector from its token states."""
     tokenizer: NonEmpty | None = None
     """For openai:NAME: hub name, folder or package:NAME of the tokenizer that counts; default: a token is taken for 3 bytes of UTF-8."""
 
@@ -65,7 +67,7 @@ class ChunkingConfig(Section):
     @property
     def reads_format(self) -> bool:
         """Whether chunks depend on the format of the text."""
-        return self.has_headings or self.boundaries != ("word",)
+        return self.has_headings or self.boundaries != ("word",) or self.text_format == "html"
 
     @model_validator(mode="after")
     def _refuse_settings_without_effect(self) -> Self:
@@ -81,6 +83,12 @@ class ChunkingConfig(Section):
             problem = "text_format='plain': has no headings, which boundaries or the template ask for; leave one of the two out"
         elif self.text_format != AUTO and not self.reads_format:
             problem = f"text_format={self.text_format!r}: has no effect without boundaries or {{headings}} in the template; leave it out"
+        elif self.late and not self.enabled:
+            problem = "late=true: has no effect with enabled=false; leave one of the two out"
+        elif self.late and self.has_headings:
+            problem = (
+                "late=true: a pass holds the headings' own text, and has one {headings} for all of its chunks; leave it out of template"
+            )
         if problem:
             raise ValueError(problem)
         return self

@@ -18,6 +18,7 @@ _CODE = "c cc cpp cs go h hpp java js jsx kt lua m php pl py pyi r rb rs scala s
 _BY_SUFFIX: dict[str, TextFormat] = {
     **dict.fromkeys(_MARKDOWN.split(), "markdown"),
     **dict.fromkeys(_CODE.split(), "code"),
+    **dict.fromkeys(("html", "htm", "xhtml"), "html"),
 }
 NO_VALUES: Mapping[str, str] = {}
 
@@ -31,7 +32,7 @@ class Context:
 
 
 def find_format(uri: str) -> TextFormat:
-    """Return the format that a shard's suffix names, compression aside: markdown, code or plain."""
+    """Return the format that a shard's suffix names, compression aside: markdown, html, code or plain."""
     suffixes = uri.rpartition("/")[2].lower().split(".")[1:][-2:]
     return next((_BY_SUFFIX[each] for each in reversed(suffixes) if each in _BY_SUFFIX), "plain")
 

@@ -15,7 +15,7 @@ FinalNorm = Literal["apply", "skip", "none"]
 Quantization = Literal["none", "int8", "binary"]
 Exit = Literal["native", "calibrated"]
 Boundary = Literal["heading", "paragraph", "sentence", "word"]
-TextFormat = Literal["auto", "plain", "markdown", "code"]
+TextFormat = Literal["auto", "plain", "markdown", "html", "code"]
 AUTO: TextFormat = "auto"
 
 API = "openai:"
@@ -32,6 +32,7 @@ _LATER: dict[str, Any] = {
     "quantization": "none", "exit": "native", "calibration": None, "rotation": None, "base_url": None, "float8": False,
     "adapter": None, "include_prompt": True, "route": "document",
     "template": None, "context_tokens": None, "boundaries": ("word",), "text_format": None, "min_tokens": 0,
+    "late_tokens": None,
 }  # fmt: skip
 """Fields added after version 1, with the value that earlier specs imply: at that value they do not change the fingerprint."""
 
@@ -93,6 +94,8 @@ class EmbeddingSpec(BaseModel):
     """Kind of text, by which headings, paragraphs and sentences are found; None: nothing depends on it."""
     min_tokens: int = 0
     """Fewest tokens of a document's last window."""
+    late_tokens: int | None = None
+    """Most tokens of a pass over several chunks of a document, which are pooled from its states; None: a pass is one chunk."""
     dim: int
     """Leading components kept."""
     normalize: bool
@@ -148,7 +151,7 @@ class EmbeddingSpec(BaseModel):
     def for_passages(self) -> "EmbeddingSpec":
         """Return the spec of a document as one chunk at the query's depth: not quantized, in the space of queries."""
         asked: dict[str, Any] = {"chunking": False, "overlap_tokens": 0, "depth": self.query_depth or self.depth}
-        asked |= {name: _LATER[name] for name in ("template", "context_tokens", "boundaries", "text_format", "min_tokens")}
+        asked |= {name: _LATER[name] for name in ("template", "context_tokens", "boundaries", "text_format", "min_tokens", "late_tokens")}
         plain = {"query_depth": None, "quantization": "none", "exit": "native", "calibration": None, "float8": False}
         return self.model_copy(update=asked | plain)
 

@@ -32,6 +32,7 @@ from embedder.model.files.recipe import find_recipe
 from embedder.model.files.tokenizer import count_prompt_tokens, load_tokenizer
 from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
+from embedder.model.late_chunking import Spans
 from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
@@ -101,7 +102,7 @@ class Encoder:
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
         num_unpooled = 0 if spec.include_prompt else count_prompt_tokens(load_tokenizer(recipe), spec.prompt)
-        chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8)
+        chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8, spec.late_tokens is not None)
         if chosen_backend == "openvino":
             model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32, spec.adapter)
             exact = cls(model, head, exit_map, spec.pooling, torch.device(device), num_unpooled=num_unpooled)
@@ -206,18 +207,18 @@ class Encoder:
         free_bytes = free_device_bytes(self._device, share)
         return plan_token_budget(free_bytes, self._config, next(self._model.parameters()).element_size())
 
-    def encode(self, token_ids: pa.ListArray, token_budget: int) -> Encoded:
-        """Embed rows of token ids, special tokens and prompt included; order and number of rows are kept.
+    def encode(self, token_ids: pa.ListArray, token_budget: int, spans: Spans | None = None) -> Encoded:
+        """Embed rows of token ids, special tokens and prompt included, or the spans in them; order and number are kept.
 
         Where the device runs out of memory the budget is halved, as often as needed, down to one row a batch.
         """
-        return self.queue(token_ids, token_budget).fetch()
+        return self.queue(token_ids, token_budget, spans).fetch()
 
-    def queue(self, token_ids: pa.ListArray, token_budget: int) -> Queued:
+    def queue(self, token_ids: pa.ListArray, token_budget: int, spans: Spans | None = None) -> Queued:
         """Queue all batches on the device without waiting for them."""
         with self._turn, self._pooled() as forward:
             exit_map = self._exit or nn.Identity()
-            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))))
+            return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))), spans)
 
     def tap(
         self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: AttentionPooling | None = None
@@ -287,8 +288,8 @@ class Encoder:
 
             yield forward
 
-    def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward) -> Queued:
-        return queue_rows(self._layout, self._device, token_ids, token_budget, width, forward)
+    def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward, spans: Spans | None = None) -> Queued:
+        return queue_rows(self._layout, self._device, token_ids, token_budget, width, forward, spans)
 
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self._model(**batch.inputs()).last_hidden_state

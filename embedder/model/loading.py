@@ -68,7 +68,9 @@ def resolve_layout(layout: Layout, device: str, dtype: torch.dtype, family: str)
     return layout
 
 
-def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName, float8: bool = False) -> BackendName:
+def resolve_backend(
+    backend: Backend, device: str, dtype: torch.dtype, layout: LayoutName, float8: bool = False, late: bool = False
+) -> BackendName:
     """Choose what runs the layers: auto is openvino where it is installed, for padded batches on a CPU. It has yet to agree with torch."""
     if backend in ("compiled", "fused"):
         check_c_compiler(backend, device)
@@ -79,9 +81,11 @@ def resolve_backend(backend: Backend, device: str, dtype: torch.dtype, layout: L
             raise ConfigError("compute.backend=openvino: has no products in float8; leave it out, or embedding.float8")
         return backend if backend in ("compiled", "fused") else "torch"
     if backend != "auto":
+        if late and backend == "openvino":
+            raise ConfigError("compute.backend=openvino: does not pool by chunks; leave it out, or chunking.late")
         check_backend(backend)
         return backend
-    fits = torch.device(device).type == "cpu" and dtype != torch.float16 and layout == "padded"
+    fits = not late and torch.device(device).type == "cpu" and dtype != torch.float16 and layout == "padded"
     return "openvino" if fits and has_openvino() else "torch"
 
 

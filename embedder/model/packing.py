@@ -40,4 +40,6 @@ def _split(order: np.ndarray, find_stop: Callable[[int], int]) -> list[np.ndarra
 def refuse_empty(lengths: np.ndarray) -> None:
     """Raise ModelError for a row without a token, which is the last one of a batch, if there is any."""
     if lengths[-1] == 0:
-        raise ModelError("a text without any token has no vector (the tokenizer has no special tokens); leave the text out")
+        raise ModelError(
+            "a text without any token has no vector (HTML without text, or a tokenizer without special tokens); leave the text out"
+        )

@@ -14,6 +14,7 @@ from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
+from embedder.model.check_late import check_late
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
@@ -88,6 +89,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         *_check_similarity(embedding, recipe),
         *_check_truncation(chunking, recipe),
         *check_float8(spec, recipe),
+        *check_late(spec, embedding, recipe),
         *_check_lengths(spec, chunking, recipe, tokenizer),
         *_check_prompts(spec),
     ]
@@ -153,6 +155,7 @@ def choose_chunking(chunking: ChunkingConfig, prompt: str, most_tokens: int) -> 
         "boundaries": chunking.boundaries,
         "text_format": chunking.text_format if chunking.reads_format else None,
         "min_tokens": chunking.min_tokens,
+        "late_tokens": most_tokens if chunking.late else None,
     }
 
 

@@ -1,12 +1,13 @@
 """Rows of token ids → batches queued on the device, and their vectors copied to the host; half the token budget where memory runs out.
 
-N = rows, U = distinct rows, W = components of a row.
+N = rows, U = distinct rows, W = components of a row. With late chunking these rows are chunks, several of which a pass computes.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from embedder.core.errors import ModelError
 from embedder.model.batches import Batch, BatchLayout, move
+from embedder.model.late_chunking import Spans
 from embedder.model.results import Encoded
 from embedder.model.runtime import set_threads
 
@@ -55,6 +57,32 @@ class Distinct:
     place_N: np.ndarray | None  # noqa: N815
     """Each given row's place among the distinct ones; None: all differ."""
     copied_tokens: int
+    spans: Spans | None = None
+    """Of late chunking: then `starts_U` and `lengths_U` are those of passes, and `place_N` is the place of each chunk."""
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors to compute."""
+        return len(self.lengths_U) if self.spans is None else len(self.spans.lengths_N)
+
+    def list_vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Return the places of the vectors that these rows compute, in order."""
+        return rows if self.spans is None else self.spans.list_chunks(rows)
+
+
+def find_distinct_passes(token_ids: pa.ListArray, spans: Spans) -> Distinct:
+    """Find the first of equal passes with equal spans."""
+    values, offsets = token_ids.values.to_numpy(), token_ids.offsets.to_numpy()
+    first: dict[tuple[bytes, ...], int] = {}
+    originals = []
+    for number, (start, stop) in enumerate(pairwise(offsets)):
+        own = slice(spans.chunks_S[number], spans.chunks_S[number + 1])
+        key = values[start:stop].tobytes(), spans.starts_N[own].tobytes(), spans.lengths_N[own].tobytes()
+        originals.append(first.setdefault(key, number))
+    kept_U, place_P = np.unique(np.array(originals, np.int64), return_inverse=True)
+    distinct = spans.take(kept_U)
+    copied_tokens = int(spans.lengths_N.sum() - distinct.lengths_N.sum())
+    return Distinct(values, offsets[kept_U], np.diff(offsets)[kept_U], distinct.list_chunks(place_P), copied_tokens, distinct)
 
 
 def find_distinct(token_ids: pa.ListArray) -> Distinct:
@@ -72,14 +100,20 @@ def find_distinct(token_ids: pa.ListArray) -> Distinct:
 
 
 def queue_rows(
-    layout: BatchLayout, device: torch.device, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward
+    layout: BatchLayout,
+    device: torch.device,
+    token_ids: pa.ListArray,
+    token_budget: int,
+    width: int,
+    forward: Forward,
+    spans: Spans | None = None,
 ) -> Queued:
     """Queue the distinct rows on the device. If a batch does not fit into memory, halve the budget, down to one row a batch."""
     assert token_ids.null_count == 0
-    rows = find_distinct(token_ids)
+    rows = find_distinct(token_ids) if spans is None else find_distinct_passes(token_ids, spans)
     longest = int(rows.lengths_U.max(initial=1))
     # allocated once and outside of the retries: a smaller budget does not make it smaller
-    vectors_UW = _allocate(len(rows.lengths_U), width, device)
+    vectors_UW = _allocate(rows.num_vectors, width, device)
     while True:
         try:
             tokens_of_batches = _run_batches(layout, device, rows, token_budget, vectors_UW, forward)
@@ -113,14 +147,16 @@ def _run_batches(
 ) -> list[int]:
     """Run all batches, write their vectors in the order of the rows, and return the tokens of each."""
     batches = layout.plan(distinct.lengths_U, token_budget)
-    stops = np.cumsum([len(rows) for rows in batches])
-    order_U = move(np.concatenate([*batches, np.zeros(0, np.int64)]), device)
+    vectors = [distinct.list_vectors(rows) for rows in batches]
+    stops = np.cumsum([len(places) for places in vectors])
+    order_U = move(np.concatenate([*vectors, np.zeros(0, np.int64)]), device)
 
     def run_batch(number: int) -> int:
         rows = batches[number]
         with torch.inference_mode():
             batch = layout.collect(distinct.values, distinct.starts_U[rows], distinct.lengths_U[rows])
-            vectors_UW.index_copy_(0, order_U[stops[number] - len(rows) : stops[number]], forward(batch))
+            pooled = batch if distinct.spans is None else distinct.spans.pick(batch, rows)
+            vectors_UW.index_copy_(0, order_U[stops[number] - len(vectors[number]) : stops[number]], forward(pooled))
         return batch.num_tokens
 
     return list(_map_batches(run_batch, len(batches), device))

@@ -26,7 +26,7 @@ from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
-from embedder.text.chunking import CHUNKS, drop_tokenless
+from embedder.text.chunking import drop_tokenless
 
 if TYPE_CHECKING:
     from embedder.model.encoder import Encoder
@@ -36,6 +36,9 @@ RowOut = TypeVar("RowOut")
 
 MOST_BROKEN = 16
 """If all documents of a unit have non-finite vectors, and there are at least this many, the model is at fault."""
+
+_TOKENS = ("token_ids", "first_token")
+"""Columns of chunks that only an encoder reads."""
 
 logger = logging.getLogger("embedder")
 
@@ -130,7 +133,7 @@ class EncoderActor(UnitActor):
         rejected = {Reason.NO_TOKENS: tokenless, Reason.KILLS_ENCODER: poison_documents, Reason.NOT_FINITE: broken}
         return {
             **unit,
-            "chunks": to_ipc(chunks.drop_columns(["token_ids"])),
+            "chunks": to_ipc(chunks.select([name for name in chunks.schema.names if name not in _TOKENS])),
             "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
             "stats": asdict(stats),
             "rejected": [document for documents in rejected.values() for document in documents],
@@ -140,12 +143,13 @@ class EncoderActor(UnitActor):
 
     def encode(self, chunks: pa.Table) -> Encoded:
         """Return the chunks' vectors, and keep a token budget that had to be lowered. A failed device ends the worker."""
+        from embedder.model.late_chunking import read_passes
         from embedder.model.runtime import ending_with_its_device
 
-        token_ids = chunks["token_ids"].combine_chunks() if chunks.num_rows else pa.array([], CHUNKS.field("token_ids").type)
+        token_ids, spans = read_passes(chunks)
         with ending_with_its_device():
             self.choose_backend(token_ids)
-            result = self.encoder.encode(token_ids, self.token_budget)
+            result = self.encoder.encode(token_ids, self.token_budget, spans)
         self.token_budget = min(self.token_budget, result.token_budget)
         return result
 

@@ -17,6 +17,7 @@ from embedder.pipeline.actors import UnitActor, count_copies
 from embedder.pipeline.rows import EncodedUnit, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.text.byte_estimate import make_chunker
+from embedder.text.chunking import drop_tokenless
 
 MOST_SHOWN = 3
 """Refusals of a unit that are logged; the quarantine holds all."""
@@ -39,7 +40,7 @@ class ApiActor(UnitActor):
     def encode_unit(self, name: str, unit: PreparedUnit) -> EncodedUnit:
         """Return the unit with its vectors. If the API refuses a chunk, its document is quarantined."""
         started = time.perf_counter()
-        chunks = from_ipc(unit["chunks"])
+        chunks, tokenless = drop_tokenless(from_ipc(unit["chunks"]))
         documents = from_ipc(unit["documents"])
         texts = self.chunker.write_chunks(documents["text"].to_pylist(), chunks, read_contexts(documents, self.spec))
         first = {text: row for row, text in reversed([*enumerate(texts)])}
@@ -57,8 +58,8 @@ class ApiActor(UnitActor):
             "chunks": to_ipc(chunks.filter(pa.array(keep_N)).drop_columns(["token_ids"])),
             "codes": quantize(result.vectors_ND[keep_N], self.spec.quantization, None).tobytes(),
             "stats": asdict(stats),
-            "rejected": refused,
-            "reasons": [str(Reason.REFUSED_BY_API)] * len(refused),
+            "rejected": [*tokenless, *refused],
+            "reasons": [str(Reason.NO_TOKENS)] * len(tokenless) + [str(Reason.REFUSED_BY_API)] * len(refused),
             "attempt": 0,
         }
 

@@ -69,7 +69,9 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
             set_threads(pool.threads)
             self.model, self.column = resolve_model(config, load_settings(ChunkingConfig, chunking)), column
             if self.model.spec.text_format == AUTO:
-                raise ConfigError("chunking.text_format=auto: a batch has no shard whose suffix names it; set plain, markdown or code")
+                raise ConfigError(
+                    "chunking.text_format=auto: a batch has no shard whose suffix names it; set plain, markdown, html or code"
+                )
             with refusing_device_errors(pool.device):
                 spec, calibration = self.model.spec, self.model.calibration
                 self.encoder = Encoder.load(spec, pool.device, pool.dtype, calibration, pool.layout, pool.backend)
@@ -77,12 +79,14 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch's columns, a row per chunk, with the vectors."""
+        from embedder.model.late_chunking import read_passes
         from embedder.model.runtime import ending_with_its_device
 
         texts, spec = self.read_texts(row), self.model.spec
         chunks = chunk_documents(pa.table({"text": texts, **self.read_context(row)}), load_tokenizer(self.model.tokenizer_json), spec)
+        token_ids, spans = read_passes(chunks)
         with ending_with_its_device():
-            result = self.encoder.encode(chunks["token_ids"].combine_chunks(), self.token_budget)
+            result = self.encoder.encode(token_ids, self.token_budget, spans)
         self.token_budget = min(self.token_budget, result.token_budget)
         if not np.isfinite(result.vectors_ND).all():
             raise ModelError(f"{self.column}: vectors that contain NaN or infinity; set compute.dtype to bfloat16 or float32")

@@ -166,6 +166,8 @@ class SweepConfig(Section):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
         if self.chunking.template is not None:
             raise ValueError("chunking.template: a sweep embeds texts without their columns; leave it out")
+        if self.chunking.late:
+            raise ValueError("chunking.late=true: a sweep embeds each chunk alone; leave it out")
         if embedding.is_api:
             raise ValueError(f"embedding.model={embedding.model!r}: an API has no depths; list it in baselines")
         return self

@@ -2,12 +2,12 @@
 
 A place is the position of a unit's first visible character. The rules favor speed: markdown-it-py takes a quarter of the time of tokenizing
 for its blocks alone. Markdown: headings (`#` and underlined) outside of fences are CommonMark's, other than underlined ones of several
-lines. Code: a definition is a heading, a line is a sentence.
+lines. HTML: of the text that is read of it. Code: a definition is a heading, a line is a sentence.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -54,6 +54,7 @@ _COMMON: Mapping[Boundary, Sequence[re.Pattern[str]]] = {
 _BEGINNINGS: Mapping[TextFormat, Mapping[Boundary, Sequence[re.Pattern[str]]]] = {
     "plain": _COMMON,
     "markdown": {**_COMMON, "sentence": (_PERIOD, _STOP, _WIDE_STOP, _ITEM)},
+    "html": _COMMON,
     "code": {**_COMMON, "sentence": (_LINE,)},
 }
 
@@ -101,9 +102,14 @@ NO_HEADINGS = Headings([], [], [], [])
 
 
 def find_headings(text: str, text_format: TextFormat) -> Headings:
-    """Return the headings of a text; plain text has none."""
+    """Return the headings of a text; plain text has none, and HTML is read first."""
+    return nest_headings(text, _READERS[text_format](text))
+
+
+def nest_headings(text: str, found: Iterable[tuple[int, int, int, str]]) -> Headings:
+    """Return headings, given in order by start, end, level and title, each below the last one of a higher level."""
     headings, open_ = Headings([], [], [], []), list[tuple[int, int]]()
-    for place, end, level, title in _READERS[text_format](text):
+    for place, end, level, title in found:
         while open_ and open_[-1][0] >= level:
             open_.pop()
         headings.parents.append(open_[-1][1] if open_ else -1)

@@ -55,6 +55,7 @@ class EstimatingChunker:
         contexts = contexts or [NO_CONTEXT] * len(texts)
         arounds = [self._chunker.contexts.render(each.values) for each in contexts]
         sizes = np.array([len((each.before + text + each.after).encode()) for each, text in zip(arounds, texts, strict=True)], np.int32)
+        sizes[[each.text_format == "html" for each in contexts]] = self._most_bytes + 1  # its tags do not count
         long = np.flatnonzero(sizes > self._most_bytes)
         cut = self._chunker.chunk([texts[number] for number in long.tolist()], [contexts[number] for number in long.tolist()])
         cut = cut.set_column(0, CHUNKS.field("document"), pa.array(long[cut["document"].to_numpy()].astype(np.int32)))

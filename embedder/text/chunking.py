@@ -22,8 +22,10 @@ from tokenizers import Encoding, Tokenizer
 from embedder.core.context import NO_VALUES, Context, read_contexts
 from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
-from embedder.text.boundaries import NO_HEADINGS, Headings, find_boundaries, find_headings
+from embedder.text.boundaries import NO_HEADINGS, Headings, find_boundaries, find_headings, nest_headings
 from embedder.text.contexts import Around, Contexts
+from embedder.text.html_text import HtmlText, read_html
+from embedder.text.passes import Share, share_own, share_passes
 from embedder.text.safe_splits import encode_texts, find_cut, find_safe_splits
 from embedder.text.tokenizing import Int32s, Tokens, find_frame, read_ids, read_tokens
 from embedder.text.windows import find_cuts, plan_windows
@@ -42,6 +44,10 @@ CHUNKS = pa.schema(
 )
 """text → model: one sequence per row; `document` is the row of its document in DOCUMENTS. The values of `token_ids` are the packed
 input, and its offsets the cu_seqlens of variable-length attention."""
+
+LATE_CHUNKS = CHUNKS.append(pa.field("first_token", pa.int32()))
+"""Likewise for late chunking: the first chunk of a pass holds the pass's `token_ids`, the others none. A chunk is `num_tokens` tokens of
+its pass from `first_token` on."""
 
 HEAD_CHARS_PER_TOKEN = 8
 """Without chunking, this many characters per token of `max_tokens` are tokenized first; English has 4 to 5."""
@@ -77,8 +83,25 @@ class _Document:
 
     number: int
     text: str
+    """The text that is read: of HTML, that without tags."""
     context: Context
     around: Around
+    source: str
+    html: HtmlText | None
+
+    def locate(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the spans of the text in the source."""
+        return spans if self.html is None else [self.html.locate(*span) for span in spans]
+
+    def find(self, start: int, end: int) -> tuple[int, int]:
+        """Return a span of the source in the text."""
+        return (start, end) if self.html is None else self.html.find(start, end)
+
+    def find_headings(self) -> Headings:
+        """Return the headings of the text."""
+        if self.html is None:
+            return find_headings(self.text, self.context.text_format)
+        return nest_headings(self.text, self.html.headings)
 
 
 class Chunker:
@@ -106,12 +129,9 @@ class Chunker:
 
     def chunk(self, texts: Sequence[str], contexts: Sequence[Context] | None = None) -> pa.Table:
         """Turn texts into CHUNKS; `document` is a text's position."""
-        chunks = _ChunkRows()
+        chunks = _ChunkRows(LATE_CHUNKS if self.spec.late_tokens else CHUNKS)
         known = contexts or [NO_CONTEXT] * len(texts)
-        documents = [
-            _Document(number, text, context, self.contexts.render(context.values))
-            for number, (text, context) in enumerate(zip(texts, known, strict=True))
-        ]
+        documents = [self._open(number, text, context) for number, (text, context) in enumerate(zip(texts, known, strict=True))]
         heads = (self._head(each.around.before + each.text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens) for each in documents)
         for document, (head, encoded) in zip(documents, encode_texts(self.tokenizer, self.splits, heads), strict=True):
             self._add_document(chunks, document, head, encoded)
@@ -119,15 +139,21 @@ class Chunker:
 
     def write_chunks(self, texts: Sequence[str], chunks: pa.Table, contexts: Sequence[Context] | None = None) -> list[str]:
         """Return the text of each of these CHUNKS, its context around it; `document` is a text's position."""
-        known, headings = contexts or [NO_CONTEXT] * len(texts), dict[int, Headings]()
+        known, opened = contexts or [NO_CONTEXT] * len(texts), dict[int, tuple[_Document, Headings]]()
         written = []
-        for document, start, end in zip(*(chunks[name].to_pylist() for name in ("document", "start_char", "end_char")), strict=True):
-            text, context = texts[document], known[document]
-            if self.contexts.has_headings and document not in headings:
-                headings[document] = find_headings(text, context.text_format)
-            around = self.contexts.render(context.values, headings.get(document, NO_HEADINGS).path(start))
-            written.append(around.before + text[start:end] + around.after)
+        for number, start, end in zip(*(chunks[name].to_pylist() for name in ("document", "start_char", "end_char")), strict=True):
+            if number not in opened:
+                document = self._open(number, texts[number], known[number])
+                opened[number] = document, document.find_headings() if self.contexts.has_headings else NO_HEADINGS
+            document, headings = opened[number]
+            first, last = document.find(start, end)
+            around = self.contexts.render(document.context.values, headings.path(first))
+            written.append(around.before + document.text[first:last] + around.after)
         return written
+
+    def _open(self, number: int, source: str, context: Context) -> _Document:
+        html = read_html(source) if context.text_format == "html" else None
+        return _Document(number, html.text if html else source, context, self.contexts.render(context.values), source, html)
 
     def _head(self, text: str, size: int) -> str:
         """Return the whole text or, without chunking, its start up to a safe split point."""
@@ -135,6 +161,9 @@ class Chunker:
 
     def _add_document(self, chunks: "_ChunkRows", document: _Document, head: str, encoded: Encoding | Tokens) -> None:
         text, around = document.text, document.around
+        if document.html and not text.strip():  # no token, which quarantines it
+            chunks.add(document.number, [(0, len(document.source))], [share_own([self.before[:0]])])
+            return
         size = HEAD_CHARS_PER_TOKEN * self.spec.max_tokens
         after = self.contexts.encode_after(around.after)
         room = self.room - len(after)
@@ -144,7 +173,7 @@ class Chunker:
             _, encoded = next(encode_texts(self.tokenizer, self.splits, [head]))
         if len(encoded) <= room:
             token_ids = read_ids(encoded) if isinstance(encoded, Encoding) else encoded.ids
-            chunks.add(document.number, [(0, len(text))], False, [[self.before, token_ids, after, self.after]])
+            chunks.add(document.number, [(0, len(document.source))], [share_own([self.before, token_ids, after, self.after])])
             return
         tokens = read_tokens(encoded, head) if isinstance(encoded, Encoding) else encoded
         num_before = min(self._count_before(tokens, around.before), room - 1)
@@ -154,33 +183,38 @@ class Chunker:
             return
         window = content.ids[: room - num_before]
         span = _find_span(text, content, (0, len(window)))
-        chunks.add(document.number, [span], True, [[self.before, tokens.ids[:num_before], window, after, self.after]])
+        own = share_own([self.before, tokens.ids[:num_before], window, after, self.after])
+        chunks.add(document.number, document.locate([span]), [own], truncated=True)
 
     def _add_windows(self, chunks: "_ChunkRows", document: _Document, first: Int32s, content: Tokens) -> None:
         """Add windows of a document's tokens; `first` are the tokens before the first one."""
         text, text_format = document.text, document.context.text_format
-        headings = find_headings(text, text_format) if self.spec.text_format else NO_HEADINGS
+        headings = document.find_headings() if self.spec.text_format else NO_HEADINGS
         around = self._surround(document, first, headings)
         window = self.room - max(len(first) + len(around[""][1]), *(len(before) + len(after) for before, after in around.values()))
         overlap, least = min(self.spec.overlap_tokens, window - 1), min(self.spec.min_tokens, window // 2)
         boundaries = find_boundaries(text, text_format, self.spec.boundaries, headings)
         windows = plan_windows(find_cuts(content, window, text, boundaries), window, overlap, least)
         spans = [_find_span(text, content, each) for each in windows]
-        token_ids = []
+        if self.spec.late_tokens:
+            ((before, after),) = around.values()  # {headings} are refused
+            room = self.spec.late_tokens - self.spec.max_tokens + window
+            frame = [self.before, first], [self.before, before], [after, self.after]
+            chunks.add(document.number, document.locate(spans), share_passes(windows, room, content.ids, *frame))
+            return
+        shares = []
         for (start, stop), (start_char, _) in zip(windows, spans, strict=True):
             before, after = around[headings.path(start_char) if self.contexts.has_headings else ""]
-            token_ids.append([self.before, before if start else first, content.ids[start:stop], after, self.after])
-        chunks.add(document.number, spans, False, token_ids)
+            shares.append(share_own([self.before, before if start else first, content.ids[start:stop], after, self.after]))
+        chunks.add(document.number, document.locate(spans), shares)
 
     def _surround(self, document: _Document, first: Int32s, headings: Headings) -> dict[str, tuple[Int32s, Int32s]]:
         """Return the tokens before and after a window by the path of its headings; without a template all have those of the first."""
         if self.spec.template is None:
             return {"": (first, first[:0])}
         paths = headings.list_paths() if self.contexts.has_headings else []
-        arounds = {path: self.contexts.render(document.context.values, path) for path in ("", *paths)}
-        return {
-            path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds.items()
-        }
+        arounds = ((path, self.contexts.render(document.context.values, path)) for path in ("", *paths))
+        return {path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds}
 
     def _count_before(self, tokens: Tokens, before: str) -> int:
         """Return the tokens of the context: with a template those that end in it, since its last token may be a line break; else those
@@ -202,23 +236,26 @@ def _find_span(text: str, tokens: Tokens, window: tuple[int, int]) -> tuple[int,
 
 @dataclass(frozen=True, slots=True)
 class _ChunkRows:
-    """Rows of CHUNKS, as they are made."""
+    """Rows of CHUNKS or LATE_CHUNKS, as they are made."""
 
-    rows: list[tuple[int, int, int, int, int, int, bool]] = field(default_factory=list)
+    schema: pa.Schema
+    rows: list[tuple[int, int, int, int, int, int, bool, int]] = field(default_factory=list)
     token_ids: list[Int32s] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
 
-    def add(self, document: int, spans: list[tuple[int, int]], truncated: bool, token_ids: list[list[Int32s]]) -> None:
-        """Add one document's chunks: the span and the parts of the token ids of each."""
-        for chunk, ((start, end), parts) in enumerate(zip(spans, token_ids, strict=True)):
-            self.rows.append((document, chunk, len(spans), start, end, sum(map(len, parts)), truncated))
-            self.token_ids.extend(parts)
+    def add(self, document: int, spans: list[tuple[int, int]], shares: list[Share], truncated: bool = False) -> None:
+        """Add one document's chunks: the span of each, and its share of a pass."""
+        for chunk, ((start, end), share) in enumerate(zip(spans, shares, strict=True)):
+            self.rows.append((document, chunk, len(spans), start, end, share.num_tokens, truncated, share.first_token))
+            self.token_ids.extend(share.token_ids)
+            self.lengths.append(sum(map(len, share.token_ids)))
 
     def to_table(self) -> pa.Table:
-        """Return CHUNKS, with the token ids as one run of values."""
+        """Return the rows, with the token ids as one run of values."""
         if not self.rows:
-            return CHUNKS.empty_table()
-        columns = list(zip(*self.rows, strict=True))
-        offsets = np.cumsum((0, *columns[5]), dtype=np.int32)
+            return self.schema.empty_table()
+        *columns, first_tokens = zip(*self.rows, strict=True)
+        offsets = np.cumsum((0, *self.lengths), dtype=np.int32)
         token_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self.token_ids)))
-        arrays = [pa.array(column, type=each.type) for column, each in zip(columns, CHUNKS, strict=False)]
-        return pa.Table.from_arrays([*arrays, token_ids], schema=CHUNKS)
+        arrays = [*(pa.array(column) for column in columns), token_ids, pa.array(first_tokens)][: len(self.schema)]
+        return pa.table(dict(zip(self.schema.names, arrays, strict=True)), schema=self.schema)

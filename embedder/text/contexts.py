@@ -30,18 +30,27 @@ class Contexts:
         self._tokenizer, self._most = tokenizer, spec.context_tokens
         self._template = parse_template(escape(spec.prompt) + "{chunk}" if spec.template is None else spec.template)
         self.has_headings = HEADINGS in self._template.names
+        self._last: tuple[str, Int32s] = "", _NO_IDS
 
     def render(self, values: Mapping[str, str] = NO_VALUES, headings: str = "") -> Around:
         """Return the text around a chunk; while it has too many tokens, its longest value loses words from its end."""
         values = {name: headings if name == HEADINGS else values.get(name, "") for name in self._template.names}
         while True:
             around = Around(*self._template.render(values))
-            excess = self.count(around) - self._most if self._most is not None and any(values.values()) else 0
+            if self._most is None or not any(values.values()) or self._surely_fits(around):
+                return around
+            excess = self.count(around) - self._most
             if excess <= 0:
                 return around
             encodings = {name: self._encode(value) for name, value in values.items() if value}
             name = max(encodings, key=lambda each: len(encodings[each]))
-            values[name] = _cut(values[name], encodings[name], len(encodings[name]) - excess)
+            shorter = _cut(values[name], encodings[name], len(encodings[name]) - excess)
+            values[name] = shorter if len(shorter) < len(values[name]) else values[name][:-1]  # its last tokens are one character
+
+    def _surely_fits(self, around: Around) -> bool:
+        """Return whether the tokens before a chunk, which its window takes next, show that the text around it fits without a count."""
+        spaces = len(around.before[len(around.before.rstrip()) :].encode())
+        return len(self.encode_before(around.before)) + spaces + len(self.encode_after(around.after)) <= (self._most or 0)
 
     def count(self, around: Around) -> int:
         """Return the tokens of a text around a chunk."""
@@ -49,9 +58,12 @@ class Contexts:
 
     def encode_before(self, text: str) -> Int32s:
         """Return the tokens before a chunk that begins a word; a space at the end of the text may be part of that word's first token."""
-        encoding = self._encode(text + _LETTER if text[-1:].isspace() else text)
-        ends = np.array([end for _, end in encoding.offsets], np.int32)
-        return read_ids(encoding)[: int(np.searchsorted(ends, len(text), side="right"))]
+        known, ids = self._last
+        if text != known:
+            encoding = self._encode(text + _LETTER if text[-1:].isspace() else text)
+            ids = read_ids(encoding)[: encoding.char_to_token(len(text))]  # None, thus all, without the letter
+            self._last = text, ids
+        return ids
 
     def encode_after(self, text: str) -> Int32s:
         """Return the tokens after a chunk."""

@@ -4,10 +4,11 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from embedder.calibrate.config import CalibrateConfig
 from embedder.config.embed import EmbedConfig
+from embedder.sweep.config import SweepConfig
 
 
 def config(**sections: dict[str, Any]) -> EmbedConfig:
@@ -60,6 +61,8 @@ def test_a_local_model_refuses_settings_of_an_api() -> None:
         config(embedding=here | {"base_url": "http://x/v1"})
     with pytest.raises(ValidationError, match=r"compute.price_per_million_tokens_usd=1.0: is for models named openai:NAME"):
         config(embedding=here, compute={"price_per_million_tokens_usd": 1.0})
+    with pytest.raises(ValidationError, match=r"chunking.late=true: 'openai:m' runs behind an API, which gives no token states"):
+        config(embedding={"model": "openai:m"}, chunking={"late": True})
     with pytest.raises(ValidationError, match=r"chunking.tokenizer='t': is for models named openai:NAME"):
         config(embedding=here, chunking={"tokenizer": "t"})
 
@@ -75,6 +78,17 @@ def test_an_api_refuses_int8_an_empty_name_and_a_password() -> None:
         CalibrateConfig.model_validate({"source": {"uri": "in"}, "embedding": {"model": "openai:m"}, "output": {"uri": "out"}})
 
 
+@pytest.mark.parametrize("config_type", [CalibrateConfig, SweepConfig])
+def test_jobs_that_embed_chunks_alone_refuse_late_chunking(config_type: type[BaseModel]) -> None:
+    sections = {"source": {"uri": "in"}, "embedding": {"model": "m"}, "output": {"uri": "out"}, "chunking": {"late": True}}
+    with pytest.raises(ValidationError, match=r"chunking.late=true: .* alone; leave it out"):
+        config_type.model_validate(sections)
+
+
+def test_html_has_an_effect_without_boundaries_or_chunks() -> None:
+    assert config(chunking={"text_format": "html", "enabled": False}).chunking.reads_format
+
+
 @pytest.mark.parametrize(
     ("chunking", "problem"),
     [
@@ -86,6 +100,8 @@ def test_an_api_refuses_int8_an_empty_name_and_a_password() -> None:
         ({"min_tokens": 8, "enabled": False}, "min_tokens=8: has no effect with enabled=false"),
         ({"template": "{headings} {chunk}", "enabled": False}, "all chunks start their document, before any {headings}"),
         ({"boundaries": ["heading", "word"], "text_format": "plain"}, "text_format='plain': has no headings"),
+        ({"late": True, "enabled": False}, "late=true: has no effect with enabled=false"),
+        ({"late": True, "template": "{headings} {chunk}"}, "late=true: a pass holds the headings' own text"),
         ({"text_format": "markdown"}, "text_format='markdown': has no effect without boundaries"),
     ],
 )

@@ -1,6 +1,7 @@
 """The main job on real files, real Ray, the real model, and a real S3 server: a corpus becomes a table."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -10,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ConfigError, ModelError
+from embedder.core.storage import Location
 from embedder.model.files.recipe import locate_model
 from embedder.pipeline import in_process
 from embedder.pipeline.actors import check_probe
@@ -18,6 +20,7 @@ from embedder.pipeline.pool import Pool
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.search.query_encoder import QueryEncoder
+from embedder.table.check import check_table
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 
@@ -188,3 +191,19 @@ def test_metadata_keeps_its_types_over_later_runs(local_site: Site) -> None:
     assert summary.stats.documents == 6, "the large shard is not read again"
     assert summary.parts_kept == 1
     assert len({row["doc_id"] for row in local_site.rows()}) == 35
+
+
+def test_pages_are_embedded_without_their_tags_and_stored_with_them(local_site: Site) -> None:
+    page = "<h1 class='a'>Rivers &amp; engines</h1>" + "".join(f"<p>{sentences(number, 30)}</p>\n" for number in range(4))
+    rows = [{"id": "page", "text": page}, {"id": "empty", "text": "<img src='a.png' alt='A violin'>"}]
+    local_site.corpus.put("a.jsonl", rows)
+    changes = {"source": {"metadata_columns": []}, "chunking": {"text_format": "html", "boundaries": ["paragraph", "word"]}}
+    local_site.embed(**changes)
+    found = local_site.rows()
+    assert [page[row["start_char"] : row["end_char"]] for row in found] == [row["text"] for row in found]
+    assert len(found) > 1
+    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("empty", "no_tokens")]
+    read = [re.sub("<[^>]*>", " ", row["text"]).replace("&amp;", "&") for row in found]
+    vectors = QueryEncoder.from_table(local_site.table_uri, model=local_site.model).encode_passages(read)
+    np.testing.assert_allclose(vectors_of(found), vectors, atol=1e-5)
+    assert not check_table(Location(local_site.table_uri), deep=True).faults

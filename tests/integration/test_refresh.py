@@ -1,5 +1,7 @@
 """The table follows its source: new documents are embedded, gone ones removed, and a broken shard keeps its rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.check import check_table
-from tests.integration.conftest import Site, documents, fill, on_s3, vectors_of
+from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
 
 def test_a_second_run_does_nothing(local_site: Site) -> None:
@@ -220,4 +222,25 @@ def test_a_document_in_a_template_has_the_vector_of_its_text_in_it(local_site: S
     encoder = QueryEncoder.from_table(local_site.table_uri, model=local_site.model)
     assert (row["text"], row["start_char"], row["end_char"]) == ("an engine", 0, 9)
     assert encoder.encode(["River: an engine"])[0] @ np.array(row["embedding"], np.float32) == pytest.approx(1, abs=1e-5)
+    assert not check_table(Location(local_site.table_uri), deep=True).faults
+
+
+def test_late_chunks_of_an_edited_document_are_embedded_anew_and_those_of_others_reused(local_site: Site) -> None:
+    start = sentences(0, 80)
+    local_site.corpus.put("a.jsonl", [{"id": name, "text": f"{start} {sentences(seed, 300)}"} for name, seed in (("one", 1), ("two", 2))])
+    changes = {"source": {"metadata_columns": []}, "chunking": {"late": True}}
+    local_site.embed(**changes)
+    before = {(row["doc_id"], row["chunk"]): row for row in local_site.rows()}
+    assert before["one", 0]["text"] == before["two", 0]["text"]
+    assert before["one", 0]["embedding"] != before["two", 0]["embedding"]
+    local_site.corpus.put("a.jsonl", [{"id": name, "text": f"{start} {sentences(seed, 300)}"} for name, seed in (("one", 3), ("two", 2))])
+    summary = local_site.embed(**changes)
+    after = {(row["doc_id"], row["chunk"]): row for row in local_site.rows()}
+    assert summary.stats.reused == 1
+    assert after["two", 0]["embedding"] == before["two", 0]["embedding"]
+    assert after["one", 0]["text"] == before["one", 0]["text"]
+    assert after["one", 0]["embedding"] != before["one", 0]["embedding"], "its vector depends on the text after it"
+    anew = replace(local_site, table_uri=f"{local_site.table_uri}-anew")
+    anew.embed(**changes)
+    np.testing.assert_allclose(vectors_of(list(after.values())), vectors_of(anew.rows()), atol=1e-6)
     assert not check_table(Location(local_site.table_uri), deep=True).faults

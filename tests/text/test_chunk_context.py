@@ -147,3 +147,10 @@ def test_a_document_of_50_mb_takes_linear_time_and_bounded_memory() -> None:
     )
     assert long < 15 * short
     assert kilobytes < 4 << 20
+
+
+def test_a_value_whose_last_character_is_several_tokens_is_cut_before_it() -> None:
+    contexts = Contexts(build_tokenizer("roberta"), make_spec(template="{title} {chunk}", context_tokens=4))
+    around = contexts.render({"title": "ab😀"})
+    assert contexts.count(around) <= 4
+    assert around.before == "ab "
