@@ -130,11 +130,10 @@ def test_torch_2_11_counts_the_graphs_of_all_models_together(monkeypatch: pytest
         return model
 
     monkeypatch.setattr(torch, "compile", compile_of_2_11)
-    for name in ("recompile_limit", "accumulated_recompile_limit"):
-        monkeypatch.setattr(torch._dynamo.config, name, 8)
-    assert compiling.compile_forward(abs) is abs
-    assert asked == {"fullgraph": True, "dynamic": True}
-    assert torch._dynamo.config.recompile_limit == torch._dynamo.config.accumulated_recompile_limit >= 16 * compiling.MOST_GRAPHS
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=8):
+        assert compiling.compile_forward(abs) is abs
+        assert asked == {"fullgraph": True, "dynamic": True}
+        assert torch._dynamo.config.recompile_limit == torch._dynamo.config.accumulated_recompile_limit >= 16 * compiling.MOST_GRAPHS
 
 
 def test_a_gpu_without_a_c_compiler_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
