@@ -188,18 +188,19 @@ class Transformer:
         pooled = self.spec.pooling if self.pooling is None else digest_pooling(self.pooling)
         differing = [*(["float8"] if spec.float8 else []), spec.adapter, None if spec.include_prompt else "without prompt"]
         computing = (self.machine.device, self.machine.dtype, *filter(None, differing))
-        chunks = texts if isinstance(texts, Chunks) else None
-        key = digest(spec.model_dump(include=same), pooled, *computing, chunks.digest if chunks else digest_texts(texts))
+        own = texts.digest if isinstance(texts, Chunks) else digest_texts(texts)
+        key = digest(spec.model_dump(include=same), pooled, *computing, own)
         names = self._cache.names(key)
         if not {f"all-{layer}" for layer in self.tapped} <= names:
-            self._tap(key, names, chunks.token_ids if chunks else tokenize(texts, self.resolved, spec), spec)
+            token_ids = texts.token_ids if isinstance(texts, Chunks) else tokenize(texts, self.resolved, spec)
+            self._tap(key, names, token_ids, spec)
         return partial(self._read, key)
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
         """Return the spec of whole texts, truncated."""
         spec = self.spec
         prompt, adapter = (spec.prompt, spec.adapter) if side == "document" else (spec.query_prompt, spec.query_adapter)
-        return spec.for_queries().model_copy(update={"prompt": prompt, "adapter": adapter, "float8": spec.float8})
+        return spec.for_passages().model_copy(update={"prompt": prompt, "adapter": adapter, "float8": spec.float8})
 
     def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, spec: EmbeddingSpec) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
