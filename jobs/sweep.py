@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     if "json" in actions:
         print(json.dumps(build_record(result)))
     else:
-        print_report(result, files, Console(width=None if sys.stdout.isatty() else 140, markup=False))
+        print_report(result, files, Console(width=None if sys.stdout.isatty() else 160, markup=False))
     return 0 if result.chosen else 1
 
 

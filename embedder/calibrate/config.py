@@ -8,6 +8,7 @@ from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.section import NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
+from embedder.core.spec import API
 
 LEAST_STEP = 4
 """Fewest chunks in a training step: features are standardized over the chunks of a step."""
@@ -80,6 +81,8 @@ class CalibrateConfig(Section):
     def _the_whole_model(self) -> "CalibrateConfig":
         if self.embedding.is_api:
             raise ValueError(f"embedding.model={self.embedding.model!r}: the layers of an API cannot be read; choose a local model")
+        if self.chunking.tokenizer is not None:
+            raise ValueError(f"chunking.tokenizer={self.chunking.tokenizer!r}: is for models named {API}NAME; leave it out")
         given = [name for name in ("depth", "dim", "calibration", "exit") if getattr(self.embedding, name) is not None]
         given += [name for name in ("quantization", "rotate", "float8") if getattr(self.embedding, name) not in ("none", False)]
         if given:

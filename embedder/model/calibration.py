@@ -31,7 +31,11 @@ there is a rotation; 5: a token's weight is unbounded.
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
 
 _FITTED_FOR = ("model_checksum", "pooling", "final_norm", "layer_norm", "prompt", "max_tokens", "chunking", "normalize")
-"""Fields of the spec that must be equal when the calibration is fitted and used."""
+"""Fields of the spec that must be equal when the calibration is fitted and used: all that layers see around a chunk's own text, which
+maps and ranges are fitted on. Where a window ends and how far it overlaps may differ: its text is of the same kind."""
+
+_FITTED_LATER: dict[str, Any] = {"template": None, "context_tokens": None}
+"""Fields added later that must be equal too, with the value that earlier artifacts imply: at that value they are not in the fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class Calibration:
         tensors = self.tensors()
         numbers = {name: [tensors[name].shape, digest_array(tensors[name])] for name in sorted(tensors)}
         layers = {str(depth): exit_map.layers for depth, exit_map in self.maps.items()}
-        return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR}, layers, numbers)
+        later = {name: self.fitted_for[name] for name, value in _FITTED_LATER.items() if self.fitted_for[name] != value}
+        return digest(FORMAT, {name: self.fitted_for[name] for name in _FITTED_FOR} | later, layers, numbers)
 
     def tensors(self) -> dict[str, Floats]:
         """Return every array by its name in the safetensors file."""
@@ -106,7 +111,7 @@ class Calibration:
     def differences(self, spec: EmbeddingSpec) -> list[str]:
         """Return the differing fields of a spec, each as `name: fitted → asked`."""
         asked = spec.model_dump()
-        named = [name for name in _FITTED_FOR if self.fitted_for[name] != asked[name]]
+        named = [name for name in (*_FITTED_FOR, *_FITTED_LATER) if self.fitted_for[name] != asked[name]]
         return [
             f"model: {self.fitted_for['model']}@{self.fitted_for['revision']} → {spec.model}@{spec.revision}"
             if name == "model_checksum"
@@ -118,7 +123,7 @@ class Calibration:
 def fitted_for(spec: EmbeddingSpec) -> dict[str, Any]:
     """Return the fields of a spec that a calibration depends on."""
     values = spec.model_dump()
-    return {name: values[name] for name in ("model", "revision", *_FITTED_FOR)}
+    return {name: values[name] for name in ("model", "revision", *_FITTED_FOR, *_FITTED_LATER)}
 
 
 def write_calibration(calibration: Calibration, uri: str) -> None:
@@ -158,8 +163,9 @@ def load_calibration(uri: str) -> Calibration:
                 f"{where}: holds layers trained by calibrate.method=distill, which embedder {__version__} does not "
                 "load; make it again with jobs.calibrate"
             )
+        fitted = _FITTED_LATER | description["fitted_for"]
         calibration = Calibration(
-            fitted_for={name: description["fitted_for"][name] for name in ("model", "revision", *_FITTED_FOR)},
+            fitted_for={name: fitted[name] for name in ("model", "revision", *_FITTED_FOR, *_FITTED_LATER)},
             full_depth=description["full_depth"],
             attention_pooling=AttentionPooling(tensors["tokens"], tensors["attention"]),
             maps={

@@ -11,7 +11,7 @@ from embedder.core.storage import Store
 
 _SWEPT = frozenset({"model", "revision", "depth", "dim", "query_depth", "exit", "quantization", "calibration", "rotation", "float8"})
 """Fields of a spec that a report covers several values of, or that do not change the space by themselves."""
-_LATER = {"rotated": False, "float8": False}
+_LATER = {"rotated": False, "float8": False, "chunking": ""}
 """Values of fields that reports did not have at first."""
 _PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
 """The sweep's names of quantizations."""
@@ -23,7 +23,9 @@ def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     if gate is None:
         return
     report = _read_report(gate.report)
-    problems = [*_other_space(report["spec"], spec), *_other_calibration(report, spec), *_other_source(report["source"], config)]
+    spaces = {name: _other_space(swept, spec) for name, swept in report.get("chunkings", {"": report["spec"]}).items()}
+    chunking = min(spaces, key=lambda name: len(spaces[name]))
+    problems = [*spaces[chunking], *_other_calibration(report, spec), *_other_source(report["source"], config)]
     if problems:
         raise ConfigError(f"gate.report={gate.report!r}: of another run ({'; '.join(problems)}); sweep this one, or leave the gate out")
     if gate.rescored and spec.quantization != "binary":
@@ -33,9 +35,9 @@ def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     precision = "binary_rescored" if gate.rescored else _PRECISIONS[spec.quantization]
     wanted = {"model": report["reference"]["model"], "depth": spec.depth, "dim": spec.dim, "precision": precision}
     wanted |= {"exit": spec.exit, "query_side": "full" if spec.exit == "calibrated" else "same"}
-    wanted |= {"rotated": spec.rotation is not None, "float8": spec.float8}
+    wanted |= {"rotated": spec.rotation is not None, "float8": spec.float8, "chunking": chunking}
     rows = [row for row in report["rows"] if all((_LATER | row["setting"])[name] == value for name, value in wanted.items())]
-    name = ", ".join(f"{key} {value}" for key, value in wanted.items() if key != "model")
+    name = ", ".join(f"{key} {value}" for key, value in wanted.items() if key != "model" and value != "")
     if not rows:
         raise ConfigError(f"gate.report={gate.report!r}: holds no row for {name}; add it to the sweep's grid and sweep again")
     kept = rows[0]["kept"]
@@ -87,4 +89,5 @@ def _recommended(report: dict[str, Any]) -> str:
     if setting is None:
         return "none"
     precision = "binary with gate.rescored true" if setting["precision"] == "binary_rescored" else setting["precision"]
-    return f"depth {setting['depth']}, dim {setting['dim']}, {precision}"
+    chunking = f", chunking {setting['chunking']}" if setting.get("chunking") else ""
+    return f"depth {setting['depth']}, dim {setting['dim']}, {precision}{chunking}"

@@ -13,7 +13,7 @@ from embedder.core.errors import ModelError
 from embedder.core.quantization import Floats
 from embedder.core.spec import digest
 from embedder.model.api_encoder import BATCH_TEXTS, ApiClient, choose_address, find_stop
-from embedder.sweep.candidates import Cache, Report, Side, digest_texts
+from embedder.sweep.candidates import Cache, Chunks, Report, Side, Texts, digest_texts
 from embedder.sweep.config import BaselineConfig
 
 MOST_CHARS = 24_000
@@ -33,9 +33,10 @@ class Api:
         """Opened only if a text is not cached, since it needs a key."""
         return ApiClient(self.name, choose_address(self._baseline.base_url))
 
-    def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+    def embed(self, texts: Texts, side: Side, depth: int) -> Floats:
         """Return the API's vectors, shape (N, W)."""
         assert depth == 0, "an API has no depths"
+        assert not isinstance(texts, Chunks), "no baseline is chunked"
         prompted = self._prompted(texts, side)
         key = self._key(prompted)
         names = self._cache.names(key)

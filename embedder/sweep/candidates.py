@@ -1,6 +1,6 @@
 """Models that a sweep compares: texts → full-width vectors by depth. Each text is run once and its states are cached.
 
-N = texts, H = hidden size, W = width before the cut.
+N = texts, or chunks of documents, H = hidden size, W = width before the cut.
 """
 
 import functools
@@ -18,9 +18,9 @@ import pyarrow as pa
 import torch
 
 from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
+from embedder.core.context import read_contexts
 from embedder.core.quantization import Floats
 from embedder.core.rotation import digest_array
-from embedder.core.schema import DOCUMENTS
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.core.storage import Location
 from embedder.model.attention_pooling import AttentionPooling
@@ -30,7 +30,7 @@ from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
 from embedder.model.files.recipe import find_recipe, width_of
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
-from embedder.text.chunking import chunk_documents
+from embedder.text.chunking import Chunker
 from embedder.text.tokenizing import load_tokenizer
 
 Side = Literal["document", "query"]
@@ -93,6 +93,26 @@ class Cache:
         self._folder.child(f"{key}/{name}.npy").open().write_once(buffer.getvalue())
 
 
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Documents cut by one chunking, in order."""
+
+    token_ids: pa.ListArray
+    starts_D: npt.NDArray[np.int64]  # noqa: N815
+    """The first chunk of each document, which has at least one."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the tokens and of where each chunk begins."""
+        return digest(digest_array(self.token_ids.flatten().to_numpy()), digest_array(self.token_ids.value_lengths().to_numpy()))
+
+
+Texts = Sequence[str] | Chunks
+
+
 class Candidate(Protocol):
     """A model of the comparison."""
 
@@ -100,7 +120,7 @@ class Candidate(Protocol):
     width: int
     """Components before the cut."""
 
-    def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+    def embed(self, texts: Texts, side: Side, depth: int) -> Floats:
         """Return vectors at that depth before cut and L2, shape (N, W)."""
         ...
 
@@ -143,7 +163,7 @@ class Transformer:
         spec = self.spec.model_copy(update={"depth": max(self.tapped), "adapter": adapter, "prompt": unpooled})
         return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout)
 
-    def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+    def embed(self, texts: Texts, side: Side, depth: int) -> Floats:
         """Return vectors of an encoder cut at that depth, before cut and L2, shape (N, W)."""
         states_NF = self._states(texts, side)(depth)
         if self.pooling is not None:
@@ -151,7 +171,7 @@ class Transformer:
             states_NF = np.split(states_NF, NUM_POOLINGS, axis=1)[own]
         return finish_states(states_NF, self._head)
 
-    def embed_exit(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+    def embed_exit(self, texts: Texts, side: Side, depth: int) -> Floats:
         """Return vectors of the calibrated exit at that depth, before cut and L2, shape (N, W)."""
         exit_map = self.exits[depth]
         assert self.pooling is not None
@@ -161,23 +181,26 @@ class Transformer:
         vectors_NW: Floats = exit_(torch.from_numpy(states_NF)).numpy()
         return vectors_NW
 
-    def _states(self, texts: Sequence[str], side: Side) -> Callable[[int], Floats]:
+    def _states(self, texts: Texts, side: Side) -> Callable[[int], Floats]:
         """Tap what is not cached, in one pass, and return a reader of pooled states by layer, shape (N, P·H)."""
         spec = self._spec_of(side)
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.pooling is None else digest_pooling(self.pooling)
         differing = [*(["float8"] if spec.float8 else []), spec.adapter, None if spec.include_prompt else "without prompt"]
         computing = (self.machine.device, self.machine.dtype, *filter(None, differing))
-        key = digest(spec.model_dump(include=same), pooled, *computing, digest_texts(texts))
+        own = texts.digest if isinstance(texts, Chunks) else digest_texts(texts)
+        key = digest(spec.model_dump(include=same), pooled, *computing, own)
         names = self._cache.names(key)
         if not {f"all-{layer}" for layer in self.tapped} <= names:
-            self._tap(key, names, tokenize(texts, self.resolved, spec), spec)
+            token_ids = texts.token_ids if isinstance(texts, Chunks) else tokenize(texts, self.resolved, spec)
+            self._tap(key, names, token_ids, spec)
         return partial(self._read, key)
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
+        """Return the spec of whole texts, truncated."""
         spec = self.spec
         prompt, adapter = (spec.prompt, spec.adapter) if side == "document" else (spec.query_prompt, spec.query_adapter)
-        return spec.model_copy(update={"prompt": prompt, "adapter": adapter, "chunking": False, "overlap_tokens": 0})
+        return spec.for_passages().model_copy(update={"prompt": prompt, "adapter": adapter, "float8": spec.float8})
 
     def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, spec: EmbeddingSpec) -> None:
         blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
@@ -201,10 +224,14 @@ class Transformer:
 
 def tokenize(texts: Sequence[str], resolved: ResolvedModel, spec: EmbeddingSpec) -> pa.ListArray:
     """Return the token ids of the texts' chunks: one chunk a text if the spec turns chunking off."""
-    rows = len(texts)
-    columns = {"doc_id": [""] * rows, "text": list(texts), "content_hash": [""] * rows, "shard": [""] * rows, "row": list(range(rows))}
-    chunks = chunk_documents(pa.table(columns, schema=DOCUMENTS), load_tokenizer(resolved.tokenizer_json), spec)
-    return chunks["token_ids"].combine_chunks()
+    return cut_documents(texts, resolved, spec).token_ids
+
+
+def cut_documents(texts: Sequence[str], resolved: ResolvedModel, spec: EmbeddingSpec, columns: pa.Table | None = None) -> Chunks:
+    """Cut texts as the spec does; its template and format read the columns `shard` and `context:NAME`, a row a text."""
+    known = pa.table({"shard": [""] * len(texts)}) if columns is None else columns
+    chunks = Chunker(load_tokenizer(resolved.tokenizer_json), spec).chunk(texts, read_contexts(known, spec))
+    return Chunks(chunks["token_ids"].combine_chunks(), np.flatnonzero(chunks["chunk"].to_numpy() == 0))
 
 
 def digest_texts(texts: Sequence[str]) -> str:

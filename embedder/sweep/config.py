@@ -1,5 +1,7 @@
 """Settings of a sweep: the grid, what quality is measured on, and how the recommended setting is picked."""
 
+import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -10,9 +12,17 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.section import Located, NonEmpty, OneOrMore, Positive, Section
 from embedder.config.source import SourceConfig
 from embedder.core.spec import API
+from embedder.core.template import parse_template
 
 Precision = Literal["float32", "int8", "binary", "binary_rescored"]
 QuerySide = Literal["same", "full"]
+
+
+class ChunkingChoice(ChunkingConfig):
+    """A section like `chunking`, whose defaults it has."""
+
+    name: NonEmpty | None = None
+    """Names its rows; default: its settings."""
 
 
 class GridConfig(Section):
@@ -28,6 +38,8 @@ class GridConfig(Section):
     """Queries embedded like the documents (same) or by the full model (full); never in float8."""
     float8: bool = False
     """Also try every setting of the model with layers in float8; takes one more pass over the documents."""
+    chunkings: tuple[ChunkingChoice, ...] = ()
+    """Chunkings to compare with `chunking`; each takes one more pass. A document then ranks by its best chunk, else by its first."""
 
     @property
     def has_binary(self) -> bool:
@@ -138,6 +150,14 @@ class SweepConfig(Section):
     output: ReportConfig
 
     @property
+    def chunkings(self) -> Sequence[tuple[str, ChunkingConfig]]:
+        """Chunkings to compare with their names, that of `chunking` first; without grid.chunkings only that one, named ''."""
+        if not self.grid.chunkings:
+            return [("", self.chunking)]
+        choices = [(None, self.chunking), *((each.name, each) for each in self.grid.chunkings)]
+        return [(name or describe_chunking(each), ChunkingConfig(**_list_settings(each))) for name, each in choices]
+
+    @property
     def uses_known_items(self) -> bool:
         """Whether quality includes known-item search in the sample."""
         chosen = self.quality.known_item
@@ -164,12 +184,46 @@ class SweepConfig(Section):
             )
         if any(each.normalize is False for each in (embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
-        if self.chunking.template is not None:
-            raise ValueError("chunking.template: a sweep embeds texts without their columns; leave it out")
-        if self.chunking.late:
+        if any(each.late for _, each in self.chunkings):
             raise ValueError("chunking.late=true: a sweep embeds each chunk alone; leave it out")
         if embedding.is_api:
             raise ValueError(f"embedding.model={embedding.model!r}: an API has no depths; list it in baselines")
+        return self
+
+    @model_validator(mode="after")
+    def _chunkings_fit_together(self) -> "SweepConfig":
+        names, tokenizers = ([*each] for each in zip(*((name, each.tokenizer) for name, each in self.chunkings), strict=True))
+        if given := next(filter(None, tokenizers), None):
+            raise ValueError(f"chunking.tokenizer={given!r}: is for models named {API}NAME; leave it out")
+        problems = {f"{name!r} names two chunkings, that of chunking included; leave one out": names.count(name) > 1 for name in names} | {
+            "cuts are compared for one model; leave out baselines": bool(self.baselines),
+            "quality.sts and .mteb score whole texts, which no chunking cuts; leave them out": bool(self.quality.sts or self.quality.mteb),
+            "embedding.calibration is fitted for one chunking; leave one of the two out": self.embedding.calibration is not None,
+        }
+        for problem, is_met in problems.items():
+            if is_met and self.grid.chunkings:
+                raise ValueError(f"grid.chunkings: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def _templates_fit_together(self) -> "SweepConfig":
+        """Refuse templates whose columns are not read, or that show a query to the document that it must find."""
+        if self.chunking.template is not None and not self.grid.chunkings:
+            raise ValueError("chunking.template: without grid.chunkings a sweep embeds texts without their columns; leave it out")
+        templates = [each.template for _, each in self.chunkings if each.template is not None]
+        columns = sorted({name for template in templates for name in parse_template(template).columns})
+        if columns and self.quality.beir:
+            raise ValueError(f"grid.chunkings: {{{columns[0]}}}: documents of quality.beir have no columns; leave one of the two out")
+        if self.source is None or not self.uses_known_items:
+            return self
+        column, named = self.quality.query_column, self.source.metadata_columns
+        asked = [column] if column else self.source.text_columns
+        for name in columns:
+            if named.get(name, name) in asked:
+                queries = f"quality.query_column={column!r}" if column else f"source.text_columns={list(asked)}"
+                raise ValueError(
+                    f"grid.chunkings: {{{name}}} shows known-item queries, made of {queries}, to their documents; choose others"
+                )
         return self
 
     @model_validator(mode="after")
@@ -194,3 +248,14 @@ class SweepConfig(Section):
         if self.pick.budget_usd is not None and self.compute.price_per_device_hour_usd is None:
             raise ValueError("pick.budget_usd needs compute.price_per_device_hour_usd, the price of an hour of this machine's device")
         return self
+
+
+def describe_chunking(chunking: ChunkingConfig) -> str:
+    """Return the settings that differ from the defaults, as the name of a chunking."""
+    settings = _list_settings(chunking)
+    return ", ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()) or "default"
+
+
+def _list_settings(chunking: ChunkingConfig) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, as YAML has them."""
+    return chunking.model_dump(mode="json", exclude_defaults=True, exclude={"name"})

@@ -70,6 +70,8 @@ class Cost:
     model_bytes: int | None
     tokens_per_second: float
     speedup: float | None
+    chunks_per_document: float
+    tokens_per_document: float
     is_emulated: bool = False
     """Whether float8 ran on a CPU; seconds, speed and price then do not predict a GPU's."""
 
@@ -79,15 +81,31 @@ class Cost:
         return None if self.embed_usd is None else self.embed_usd + (self.index_usd or 0.0)
 
 
-def measure_speeds(encoders: Mapping[ExitVariant, Encoder], token_ids: pa.ListArray, token_budget: int) -> dict[ExitVariant, Speed]:
-    """Time encoders, the first being the reference, in alternation on random chunks of the sample."""
-    timed = choose_timed(next(iter(encoders.values())), token_ids, token_budget)
-    contenders: dict[str, Run] = {str(variant): partial(each.encode, timed, token_budget) for variant, each in encoders.items()}
-    timings = compare(contenders, len(timed.flatten()), ROUNDS)
-    return {
-        variant: Speed(timing.tokens_per_second, timing.ratio, encoder.weight_bytes, variant.float8 and encoder.device_type == "cpu")
-        for (variant, encoder), timing in zip(encoders.items(), timings, strict=True)
+def measure_speeds(
+    encoders: Mapping[ExitVariant, Encoder], cut: Mapping[str, pa.ListArray], token_budget: int
+) -> dict[str, dict[ExitVariant, Speed]]:
+    """Time encoders, the first being the reference, in alternation on random chunks of the sample as each chunking cuts it."""
+    first = next(iter(encoders.values()))
+    timed = {name: choose_timed(first, token_ids, token_budget) for name, token_ids in cut.items()}
+    contenders: dict[str, Run] = {
+        f"{name} {variant}": partial(each.encode, token_ids, token_budget)
+        for name, token_ids in timed.items()
+        for variant, each in encoders.items()
     }
+    timings = iter(compare(contenders, 1, ROUNDS))  # their rates are passes a second
+    speeds: dict[str, dict[ExitVariant, Speed]] = {}
+    for name, token_ids in timed.items():
+        num_tokens, mine = len(token_ids.flatten()), [next(timings) for _ in encoders]
+        speeds[name] = {
+            variant: Speed(
+                num_tokens * timing.tokens_per_second,
+                timing.ratio_to(mine[0]),
+                encoder.weight_bytes,
+                variant.float8 and encoder.device_type == "cpu",
+            )
+            for (variant, encoder), timing in zip(encoders.items(), mine, strict=True)
+        }
+    return speeds
 
 
 def choose_timed(encoder: Encoder, token_ids: pa.ListArray, token_budget: int) -> pa.ListArray:
@@ -110,7 +128,8 @@ def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Price
     embed_usd = None if prices.device_hour_usd is None else seconds / 3600 * prices.device_hour_usd
     index_bytes, month_usd, rate = corpus.chunks * bytes_per_vector, prices.index_gb_month_usd, speed.tokens_per_second
     index_usd = None if month_usd is None else index_bytes / 1e9 * month_usd * prices.index_months
-    return Cost(seconds, embed_usd, index_bytes, index_usd, speed.model_bytes, rate, speed.speedup, speed.is_emulated)
+    per_document = corpus.chunks / corpus.documents, corpus.tokens / corpus.documents
+    return Cost(seconds, embed_usd, index_bytes, index_usd, speed.model_bytes, rate, speed.speedup, *per_document, speed.is_emulated)
 
 
 def show_seconds(seconds: float) -> str:

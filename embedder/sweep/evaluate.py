@@ -1,6 +1,6 @@
 """Settings × datasets → quality. Vectors of a view are computed once; dims, precisions and query sides are cut from them.
 
-Q = queries or pairs, N = documents, D = dim, R = resamples.
+Q = queries or pairs, N = documents, or their chunks, D = dim, R = resamples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from embedder.core.quantization import Floats, cut_vectors
 from embedder.core.rotation import Doubles
-from embedder.sweep.candidates import Side
+from embedder.sweep.candidates import Chunks, Side, Texts
 from embedder.sweep.config import Precision, QuerySide
 from embedder.sweep.datasets import TOP, Retrieval, Similarity
 from embedder.sweep.grid import Grid, Setting, View
@@ -36,22 +36,16 @@ class Score:
 Scores = dict[Setting, Score]
 
 
-def evaluate_dataset(dataset: Retrieval | Similarity, grid: Grid, seed: int) -> Scores:
-    """Score every setting on one labeled dataset."""
-    if isinstance(dataset, Retrieval):
-        return evaluate_retrieval(dataset, grid, seed)
-    return evaluate_similarity(dataset, grid, seed)
-
-
-def evaluate_retrieval(dataset: Retrieval, grid: Grid, seed: int) -> Scores:
-    """Run every query with every setting."""
+def evaluate_retrieval(dataset: Retrieval, grid: Grid, seed: int, chunks: Chunks | None = None) -> Scores:
+    """Run every query with every setting. Of documents in chunks, the best chunk counts."""
+    starts = chunks.starts_D if chunks else None
     resamples_RQ = draw_resamples(len(dataset.queries), seed)
     scores = {}
     for view in grid.views:
         queries = _by_side(view, grid.full, dataset.queries, "query")
-        documents_NW = view.embed(dataset.documents, "document")
+        documents_NW = view.embed(chunks or dataset.documents, "document")
         for setting, queries_QD, stored_ND in _cuts(view, grid.precisions, queries, documents_NW):
-            by_query = score_retrieval(rank_documents(queries_QD, stored_ND, setting.precision, TOP), dataset)
+            by_query = score_retrieval(rank_documents(queries_QD, stored_ND, setting.precision, TOP, starts), dataset)
             means = {name: float(values_Q.mean()) for name, values_Q in by_query.items()}
             scores[setting] = Score(means, NDCG, by_query[NDCG][resamples_RQ].mean(axis=1))
     return scores
@@ -74,7 +68,7 @@ def evaluate_similarity(dataset: Similarity, grid: Grid, seed: int) -> Scores:
     return scores
 
 
-def evaluate_fidelity(documents: Sequence[str], grid: Grid, num_probes: int, seed: int) -> Scores:
+def evaluate_fidelity(documents: Texts, grid: Grid, num_probes: int, seed: int) -> Scores:
     """Compare with the full model, without labels: cosine to its vectors, and share of its nearest neighbors that are kept.
 
     Among too few documents every other one is a neighbor in any space; then only the cosine is returned.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from embedder.core.quantization import Floats
 from embedder.core.spec import Exit
-from embedder.sweep.candidates import Candidate, Side, Transformer
+from embedder.sweep.candidates import Candidate, Side, Texts, Transformer
 from embedder.sweep.config import GridConfig, Precision, QuerySide
 from embedder.sweep.retrieval import BITS
 
@@ -29,6 +29,8 @@ class Setting:
     """Whether vectors are rotated onto their principal axes before the cut."""
     float8: bool = False
     """Whether the layers that documents run through multiply in float8."""
+    chunking: str = ""
+    """Name of the chunking, '' if there is one only."""
 
     @property
     def bytes_per_vector(self) -> float:
@@ -46,12 +48,13 @@ class Setting:
         """Return a readable name, without the model."""
         depth = f"depth {self.depth} × " if self.depth else ""
         side = ", full queries" if self.query_side == "full" else ""
-        return f"{depth}dim {self.dim} {self.precision.replace('_', ', ')}{self.variant}{side}"
+        chunking = f", {self.chunking}" if self.chunking else ""
+        return f"{depth}dim {self.dim} {self.precision.replace('_', ', ')}{self.variant}{side}{chunking}"
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One model at one depth by one exit: its full-width vectors, from which every dim and precision is cut."""
+    """One model at one depth by one exit and chunking: its full-width vectors, from which every dim and precision is cut."""
 
     candidate: Candidate
     depth: int
@@ -59,13 +62,14 @@ class View:
     query_sides: tuple[QuerySide, ...]
     exit: Exit = "native"
     rotation_WW: Floats | None = None  # noqa: N815
+    chunking: str = ""
 
     @property
     def for_queries(self) -> "View":
         """The view that embeds its queries: the same layers, never in float8."""
         return replace(self, candidate=self.candidate.query_model) if isinstance(self.candidate, Transformer) else self
 
-    def embed(self, texts: Sequence[str], side: Side) -> Floats:
+    def embed(self, texts: Texts, side: Side) -> Floats:
         """Return vectors before cut and L2."""
         if self.exit == "native":
             return self.rotate(self.candidate.embed(texts, side, self.depth))
@@ -80,12 +84,12 @@ class View:
         """Return one of its settings."""
         float8 = isinstance(self.candidate, Transformer) and self.candidate.spec.float8
         rotated = self.rotation_WW is not None
-        return Setting(self.candidate.name, self.depth, dim, precision, self.exit, query_side, rotated, float8)
+        return Setting(self.candidate.name, self.depth, dim, precision, self.exit, query_side, rotated, float8, self.chunking)
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """All views and precisions. The first view is the model at full depth, the reference of all others."""
+    """All views and precisions of one chunking. The first view is the model at full depth, the reference of all others."""
 
     views: tuple[View, ...]
     precisions: tuple[Precision, ...]

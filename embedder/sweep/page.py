@@ -3,6 +3,7 @@
 import html
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from embedder.sweep.charts import KINDS, STYLE, Point, draw_front, draw_heat
 from embedder.sweep.cost import show_bytes, show_seconds, show_usd
@@ -49,6 +50,19 @@ def show_figures(row: Row) -> list[str]:
     bounds = f"{100 * kept.low:.1f}–{100 * kept.high:.1f}" if kept and kept.low is not None and kept.high is not None else ""
     speeds = ["emulated"] * 2 if cost.is_emulated else [f"{cost.tokens_per_second:,.0f}", show_seconds(cost.seconds)]
     return [f"{kept.share:.1%}" if kept else "–", bounds, *speeds, show_bytes(cost.index_bytes)]
+
+
+PER_DOCUMENT = ("chunks/doc", "tokens/doc")
+
+
+def show_sizes(row: Row) -> tuple[str, str]:
+    """Return a row's chunks and tokens per document."""
+    return f"{row.cost.chunks_per_document:.2f}", f"{row.cost.tokens_per_document:.0f}"
+
+
+def is_full(row: Row, result: SweepResult) -> bool:
+    """Return whether a row is of the full model, with any chunking."""
+    return replace(row.setting, chunking=result.full.setting.chunking) == result.full.setting
 
 
 def _recommendation(result: SweepResult) -> str:
@@ -110,13 +124,16 @@ def _point(row: Row, x: float, on_front: bool, result: SweepResult) -> Point:
 
 
 def _heat_maps(result: SweepResult) -> str:
-    mine = [row for row in result.rows if row.setting.model == result.full.setting.model and row.can_be_embedded]
+    model, chunking = result.full.setting.model, (result.chosen or result.full).setting.chunking
+    mine = [row for row in result.rows if (row.setting.model, row.setting.chunking) == (model, chunking) and row.can_be_embedded]
     maps = []
     for variant in sorted({row.setting.variant for row in mine}):
         maps += _maps_of([row for row in mine if row.setting.variant == variant], variant)
     note = "Rows are layers run, columns components kept; values times 100, a stronger color is better. Metrics are of float32 vectors."
     if any(row.setting.rotated for row in mine):
         note += " Rotated: vectors are rotated onto the principal axes of the corpus before the cut."
+    if chunking:
+        note += html.escape(f" Chunking: {chunking}.")
     return f'<section><h2>Depth × size</h2><p>{note}</p><div class="maps">{"".join(maps)}</div></section>'
 
 
@@ -148,13 +165,15 @@ def _config(embed_yaml: str) -> str:
 def _all_rows(result: SweepResult) -> str:
     metrics = dict.fromkeys((dataset, metric) for row in result.rows for dataset, each in row.metrics.items() for metric in each)
     names = ["model", "depth", "dim", "precision", "exit", "queries", "kept", "95%", "tokens/s", "time", "index"]
+    chunked = bool(result.full.setting.chunking)
+    names += ["chunking", *PER_DOCUMENT] if chunked else []
     head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in [*names, *map(" ".join, metrics)])
     lines = []
     for row in sorted(result.rows, key=lambda row: -row.share):
         setting = row.setting
         precision, exit_ = setting.precision.replace("_", ", "), setting.exit + setting.variant.removeprefix(", calibrated")
         cells = [setting.model, str(setting.depth or "–"), str(setting.dim), precision, exit_, setting.query_side]
-        cells += show_figures(row)
+        cells += show_figures(row) + ([setting.chunking, *show_sizes(row)] if chunked else [])
         cells += [f"{row.metrics[dataset][metric]:.4f}" if metric in row.metrics.get(dataset, {}) else "" for dataset, metric in metrics]
         chosen = ' class="picked"' if row == result.chosen else ""
         lines.append(f"<tr{chosen}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
@@ -179,6 +198,11 @@ def _method(result: SweepResult) -> str:
         f"Speed is the encoder's alone, for models cut at each depth, on this machine ({machine.device}, dtype {machine.dtype}, "
         f"{machine.token_budget:,} tokens a pass), on chunks of the sample, in alternation; reading and writing are not included.",
     ]
+    if result.full.setting.chunking:
+        points.append(
+            "A document ranks by its best chunk. “Kept” compares with the full model and the first chunking. “Fidelity” compares chunks "
+            "with those of the full model and the same chunking."
+        )
     if is_emulated(result):
         points.append(EMULATED)
     if result.corpus.is_estimate:

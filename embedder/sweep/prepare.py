@@ -1,12 +1,15 @@
 """Settings → a plan that is checked before the first forward pass, or one error with every problem."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 
+import pyarrow as pa
+
 from embedder.config.embedding import EmbeddingConfig
+from embedder.core.context import CONTEXT_PREFIX
 from embedder.core.errors import ConfigError
 from embedder.core.problems import Problems
 from embedder.core.storage import Location
@@ -14,6 +17,7 @@ from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import find_recipe
 from embedder.model.float8 import check_device
 from embedder.model.resolve import ResolvedModel, check_float8, resolve_model
+from embedder.source.columns import with_context
 from embedder.source.sampling import Sample, sample_documents
 from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards
@@ -34,6 +38,8 @@ class Model:
     resolved: ResolvedModel
     depths: tuple[int, ...]
     dims: tuple[int, ...]
+    chunking: str = ""
+    """Name of its chunking, '' if there is one only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,8 @@ class SweepPlan:
     """A checked sweep: all data is read, no model has run."""
 
     config: SweepConfig
-    model: Model
+    models: tuple[Model, ...]
+    """The model with each chunking, that of the reference first."""
     baselines: tuple[Model, ...]
     apis: tuple[BaselineConfig, ...]
     datasets: tuple[Retrieval | Similarity, ...]
@@ -51,6 +58,16 @@ class SweepPlan:
     listing: Listing | None
     calibration: Calibration | None = None
     """Its exits and rotation are tried beside the native ones."""
+
+    @property
+    def model(self) -> Model:
+        """The model as the reference chunks."""
+        return self.models[0]
+
+    @property
+    def columns(self) -> pa.Table | None:
+        """Columns of the sample, whose rows are those of its texts; None without one."""
+        return self.sample.documents if self.sample else None
 
     @property
     def whole_texts(self) -> Sequence[str]:
@@ -64,6 +81,7 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     problems = Problems()
     check = problems.check
     model = check(partial(_resolve, config.embedding.model_copy(update={"calibration": None}), config.grid, config, "grid"))
+    models = check(partial(_resolve_chunkings, model, config)) if model else None
     calibration = check(partial(_load_calibration, config.embedding.calibration, model)) if model else None
     if model and config.grid.float8:
         check(partial(_check_float8, model, config))
@@ -88,12 +106,12 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
         for task in quality.mteb:
             check(partial(find_task, task))
     problems.raise_all()
-    assert model is not None
+    assert models is not None
     datasets = tuple(each for each in (known, *labeled) if each)
     sample, listing = drawn or (None, None)
     apis = tuple(each for each in config.baselines if each.is_api)
-    models = tuple(each for each in baselines if each)
-    return SweepPlan(config, model, models, apis, datasets, _choose_texts(sample, datasets), sample, listing, calibration)
+    others = tuple(each for each in baselines if each)
+    return SweepPlan(config, models, others, apis, datasets, _choose_texts(sample, datasets), sample, listing, calibration)
 
 
 def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, config: SweepConfig, where: str) -> Model:
@@ -109,6 +127,22 @@ def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, co
     if problems:
         raise ConfigError("\n".join(problems))
     return Model(embedding.model, resolved, choose_depths(most, wanted.depths), choose_dims(width, wanted.dims))
+
+
+def _resolve_chunkings(model: Model, config: SweepConfig) -> tuple[Model, ...]:
+    """Return the model with each chunking; ConfigError holds every chunking that does not fit it, or that cuts as another."""
+    (first, _), *others = config.chunkings
+    problems, found = Problems(), {model.resolved.spec.space_id: replace(model, chunking=first)}
+    for name, chunking in others:
+        resolved = problems.check(partial(resolve_model, config.embedding.model_copy(update={"normalize": True}), chunking))
+        if resolved is None:
+            problems.found[-1] = f"grid.chunkings: {name!r}: {problems.found[-1]}"
+            continue
+        same = found.setdefault(resolved.spec.space_id, replace(model, resolved=resolved, chunking=name))
+        if same.chunking != name:
+            problems.found.append(f"grid.chunkings: {name!r} cuts as {same.chunking!r} does; leave one of the two out")
+    problems.raise_all()
+    return tuple(found.values())
 
 
 def _resolve_baseline(baseline: BaselineConfig, config: SweepConfig, where: str) -> Model:
@@ -143,12 +177,15 @@ def _load_calibration(uri: str | None, model: Model) -> Calibration | None:
 
 
 def _draw_sample(config: SweepConfig) -> tuple[Sample, Listing] | None:
-    """Draw documents of the corpus, with the column of known-item queries; None without a source."""
+    """Draw documents of the corpus, with the columns of known-item queries and of templates; None without a source."""
     if config.source is None:
         return None
-    column = config.quality.query_column
-    update = {"metadata_columns": {QUERY_COLUMN: column} if column else {}, "metadata_types": {QUERY_COLUMN: "string"} if column else {}}
-    source = config.source.model_copy(update=update)
+    source = config.source
+    for _, chunking in config.chunkings:
+        source = with_context(source, chunking.template)
+    columns = {name: key for name, key in source.metadata_columns.items() if name.startswith(CONTEXT_PREFIX)}
+    columns |= {QUERY_COLUMN: config.quality.query_column} if config.quality.query_column else {}
+    source = source.model_copy(update={"metadata_columns": columns, "metadata_types": dict.fromkeys(columns, "string")})
     listing = list_shards(source)
     listing, metadata = select_shards(source, listing)
     return sample_documents(source, listing, config.sample.documents, config.sample.seed, metadata), listing

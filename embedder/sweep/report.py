@@ -17,7 +17,17 @@ from embedder.core.rotation import digest_array
 from embedder.observe.environment import describe_environment
 from embedder.sweep.config import SweepConfig
 from embedder.sweep.cost import show_usd
-from embedder.sweep.page import EMULATED, is_emulated, render_page, show_corpus, show_figures, show_name
+from embedder.sweep.page import (
+    EMULATED,
+    PER_DOCUMENT,
+    is_emulated,
+    is_full,
+    render_page,
+    show_corpus,
+    show_figures,
+    show_name,
+    show_sizes,
+)
 from embedder.sweep.recommend import MIN_QUALITY, Row, find_front
 from embedder.sweep.retrieval import QUANTIZATION
 from embedder.sweep.run import SweepResult
@@ -52,6 +62,7 @@ def build_record(result: SweepResult) -> dict[str, Any]:
         "environment": describe_environment(),
         "config": mask_secrets(config.model_dump(mode="json")),
         "spec": plan.model.resolved.spec.model_dump(),
+        "chunkings": {model.chunking: model.resolved.spec.model_dump() for model in plan.models},
         "calibration": calibration and {"calibration": calibration.fingerprint, "rotation": rotation},
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
         "machine": asdict(result.machine),
@@ -97,6 +108,8 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
         return ""
     setting, folder, quantization = row.setting, config.output.uri.rstrip("/"), QUANTIZATION[row.setting.precision]
     sections = config.model_dump(mode="json", exclude_unset=True, include={"source", "chunking", "embedding", "compute"})
+    if setting.chunking:
+        sections["chunking"] = dict(config.chunkings)[setting.chunking].model_dump(mode="json", exclude_unset=True)
     embedding = sections["embedding"] | {"depth": setting.depth, "dim": setting.dim}
     embedding |= {"float8": True} if setting.float8 else {}
     embedding |= {"quantization": quantization} if quantization != "none" else {}
@@ -120,25 +133,29 @@ def build_config(config: SweepConfig, row: Row | None) -> str:
 
 
 def print_report(result: SweepResult, files: Mapping[str, str], console: Console) -> None:
-    """Print the front, the full model, other models and the recommended setting, and the location of the report."""
-    chosen, coarse = result.chosen, replace(result.full.setting, float8=True)
-    listed = [*find_front(result.rows, result.full), result.full, chosen]
+    """Print the front, the full model with each chunking, other models and the recommended setting, and the location of the report."""
+    chosen, coarse, chunked = result.chosen, replace(result.full.setting, float8=True), bool(result.full.setting.chunking)
+    listed = [*find_front(result.rows, result.full), chosen]
     shown = [
         row
         for row in result.rows
-        if row in listed or row.setting == coarse or (row.setting.model != result.full.setting.model and row.can_be_embedded)
+        if row in listed
+        or is_full(row, result)
+        or row.setting == coarse
+        or (row.setting.model != result.full.setting.model and row.can_be_embedded)
     ]
     table = Table(
         title=f"{result.full.setting.model}: settings that no other is both cheaper and better than", title_justify="left", box=None
     )
-    for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost"):
+    for name in ("", "setting", "kept", "95%", "speed", "tokens/s", "time", "index", "cost", *(PER_DOCUMENT if chunked else ())):
         table.add_column(name, justify="left" if name in ("", "setting") else "right", no_wrap=True)
     for row in sorted(shown, key=lambda row: -row.share):
         share, bounds, *others = show_figures(row)
         is_measured = not row.cost.is_emulated
         speed = f"{row.cost.speedup:.2f} ×" if row.cost.speedup and is_measured else ""
         usd = show_usd(row.cost.usd) if row.cost.usd is not None and is_measured else ""
-        table.add_row("→" if row == chosen else "", show_name(row, result), share, bounds, speed, *others, usd)
+        sizes = show_sizes(row) if chunked else ()
+        table.add_row("→" if row == chosen else "", show_name(row, result), share, bounds, speed, *others, usd, *sizes)
     console.print(table)
     console.print(f"\ncorpus: {show_corpus(result)}")
     console.print(f"recommended: {chosen.setting.label}: {result.why}" if chosen else result.why)

@@ -1,6 +1,6 @@
 """Query and document vectors → the best documents of each query, as an index of that precision returns them.
 
-Q = queries, N = documents, D = dim, K = documents found.
+Q = queries, N = documents, or their chunks, D = dim, K = documents found.
 """
 
 from dataclasses import dataclass
@@ -38,23 +38,37 @@ def store_vectors(vectors_ND: Floats, precision: Precision) -> Floats:
     return restore(quantize(vectors_ND, quantization, ranges), quantization, ranges)
 
 
-def rank_documents(queries_QD: Floats, stored_ND: Floats, precision: Precision, top: int) -> Ranked:
-    """Return the best documents; bits are searched by the queries' bits, then reranked by the float query if `precision` says so."""
+def rank_documents(queries_QD: Floats, stored_ND: Floats, precision: Precision, top: int, starts: Positions | None = None) -> Ranked:
+    """Return the best documents; bits are searched by the queries' bits, then reranked by the float query if `precision` says so.
+
+    `starts` is the first chunk of each document, which its best chunk stands for; None: each is one.
+    """
     if not precision.startswith("binary"):
-        return _find_top(queries_QD, stored_ND, top)
-    found = _find_top(store_vectors(queries_QD, "binary"), stored_ND, top * RESCORED if precision == "binary_rescored" else top)
+        return _find_top(queries_QD, stored_ND, top, starts)
+    wanted = top * RESCORED if precision == "binary_rescored" else top
+    found = _find_top(store_vectors(queries_QD, "binary"), stored_ND, wanted, starts)
     if precision == "binary":
         return found
-    scores_QK = np.stack([stored_ND[row] @ query for row, query in zip(found.positions_QK, queries_QD, strict=True)])
-    return _order(found.positions_QK, scores_QK, top)
+    if starts is None:
+        rescored = [stored_ND[row] @ query for row, query in zip(found.positions_QK, queries_QD, strict=True)]
+    else:
+        scored = (_score(query[None], stored_ND, starts)[0] for query in queries_QD)
+        rescored = [scores_N[row] for row, scores_N in zip(found.positions_QK, scored, strict=True)]
+    return _order(found.positions_QK, np.stack(rescored), top)
 
 
-def _find_top(queries_QD: Floats, documents_ND: Floats, top: int) -> Ranked:
+def _score(queries_QD: Floats, stored_ND: Floats, starts: Positions | None) -> Floats:
+    """Return the score of each document, that of its best chunk."""
+    scores_QN: Floats = queries_QD @ stored_ND.T
+    return scores_QN if starts is None else np.maximum.reduceat(scores_QN, starts, axis=1)
+
+
+def _find_top(queries_QD: Floats, stored_ND: Floats, top: int, starts: Positions | None) -> Ranked:
     """Score every document and return the best; among equal scores the earlier document is first."""
-    top = min(top, len(documents_ND))
+    top = min(top, len(stored_ND if starts is None else starts))
     blocks = []
     for start in range(0, len(queries_QD), QUERIES_AT_ONCE):
-        scores_QN = queries_QD[start : start + QUERIES_AT_ONCE] @ documents_ND.T
+        scores_QN = _score(queries_QD[start : start + QUERIES_AT_ONCE], stored_ND, starts)
         found_QK = np.sort(np.argpartition(-scores_QN, top - 1, axis=1)[:, :top], axis=1)
         blocks.append(_order(found_QK, np.take_along_axis(scores_QN, found_QK, 1), top))
     return Ranked(np.concatenate([each.positions_QK for each in blocks]), np.concatenate([each.scores_QK for each in blocks]))

@@ -9,11 +9,14 @@ import pytest
 
 from embedder.calibrate.config import CalibrateConfig
 from embedder.calibrate.run import Report, run_calibrate
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.errors import ConfigError
 from embedder.core.quantization import restore, to_int8
 from embedder.core.storage import Location
 from embedder.demo.corpus import write_corpus
 from embedder.model.calibration import Calibration, RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
+from embedder.model.resolve import resolve_model
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.vectors import column_codes
@@ -61,6 +64,28 @@ def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(ca
     assert calibration.record["exits"][0]["calibrated"]["cosine"] == depth_3.calibrated.cosine
     assert depth_3.calibrated.cosine > depth_3.native.cosine + 0.2
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15
+
+
+def test_a_calibration_reads_its_template_and_belongs_to_it(documentation: Path, minilm: str, ray_session: None) -> None:
+    chunkings: list[dict[str, Any]] = [{"max_tokens": 48}, {"max_tokens": 48, "template": "{module}: {chunk}"}]
+    values = {"embedding": {"model": minilm}, "calibrate": {"num_documents": 120, "depths": [6], "dims": [128], "attention": {"chunks": 0}}}
+    made = []
+    for number, chunking in enumerate(chunkings):
+        source, output = SOURCE | {"uri": str(documentation / "corpus")}, {"uri": str(documentation / f"axes-{number}")}
+        config = CalibrateConfig.model_validate(values | {"source": source, "chunking": chunking, "output": output})
+        calibration, report = run_calibrate(config)
+        write_calibration(calibration, config.output.uri)
+        made.append((calibration, report))
+    (plain, plain_report), (titled, titled_report) = made
+    assert titled_report.chunks_fitted > plain_report.chunks_fitted, "its context takes up to a third of each chunk"
+    assert titled.fitted_for["template"] == "{module}: {chunk}"
+    assert plain.rotation_WW is not None
+    assert titled.rotation_WW is not None
+    assert not np.allclose(np.abs(plain.rotation_WW[:, 0]), np.abs(titled.rotation_WW[:, 0]), atol=1e-3)
+    embedding = EmbeddingConfig(model=minilm, dim=128, rotate=True, calibration=str(documentation / "axes-1"))
+    assert resolve_model(embedding, ChunkingConfig(**chunkings[1])).spec.rotation
+    with pytest.raises(ConfigError, match=r"was fitted for another model or recipe \(template: '{module}: {chunk}' → None"):
+        resolve_model(embedding, ChunkingConfig(**chunkings[0]))
 
 
 def test_small_dims_keep_more_neighbors_rotated_onto_axes_of_other_documents(calibrated: tuple[Calibration, Report]) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
+from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
 from embedder.model.calibration import (
     DESCRIPTION,
@@ -26,6 +28,7 @@ from embedder.model.calibration import (
 )
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.resolve import resolve_model
 from tests.model.conftest import CONFIGS, TinyModel
 
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
@@ -219,6 +222,32 @@ def test_another_model_and_other_lengths_are_refused_by_name(
         tiny_models("roberta").resolve(depth=2, calibration=artifact)
     with pytest.raises(ConfigError, match=r"max_tokens: 128 → 64"):
         tiny_model.resolve(max_tokens=64, depth=2, calibration=artifact)
+
+
+def test_an_artifact_belongs_to_its_template_and_to_any_boundaries(tiny_model: TinyModel, artifact: str, tmp_path: Path) -> None:
+    def resolve(uri: str | None, **chunking: Any) -> EmbeddingSpec:
+        return resolve_model(EmbeddingConfig(model=str(tiny_model.folder), depth=2, calibration=uri), ChunkingConfig(**chunking)).spec
+
+    template = "{title}: {chunk}"
+    with pytest.raises(ConfigError, match=r"another model or recipe \(template: None → '{title}: {chunk}'; context_tokens: None → 42\)"):
+        resolve(artifact, template=template)
+    assert resolve(artifact, boundaries=("sentence", "word"), min_tokens=9, overlap_tokens=9).exit == "calibrated"
+    titled = str(tmp_path / "titled")
+    whole = resolve_model(EmbeddingConfig(model=str(tiny_model.folder)), ChunkingConfig(template=template)).spec
+    write_calibration(replace(calibrate(tiny_model), fitted_for=fitted_for(whole)), titled)
+    assert resolve(titled, template=template).calibration != calibrate(tiny_model).fingerprint
+    for chunking, named in (({}, "template: "), ({"template": template, "context_tokens": 9}, "context_tokens: 42 → 9")):
+        with pytest.raises(ConfigError, match=named):
+            resolve(titled, **chunking)
+
+
+def test_an_artifact_older_than_templates_keeps_its_fingerprint(tiny_model: TinyModel, artifact: str) -> None:
+    description = json.loads(Path(artifact, DESCRIPTION).read_text())
+    for name in ("template", "context_tokens"):
+        del description["fitted_for"][name]
+    Path(artifact, DESCRIPTION).write_text(json.dumps(description))
+    assert load_calibration(artifact).fingerprint == calibrate(tiny_model).fingerprint
+    assert tiny_model.resolve(depth=2, calibration=artifact).spec.exit == "calibrated"
 
 
 @pytest.mark.parametrize(

@@ -43,5 +43,25 @@ def test_wrong_settings_are_refused_at_the_first_batch(arguments: tuple[Any, ...
         encoder({"text": np.array(["a"])})
 
 
+@pytest.mark.real
+def test_a_template_takes_the_columns_of_the_batch(minilm: str) -> None:
+    embedding, rows = {"model": minilm, "depth": 1}, {"body": np.array(["an engine", "a river " * 40]), "title": np.array(["Boat", None])}
+    chunking = {"max_tokens": 48, "template": "{title|none}, {year}: {chunk}"}
+    titled = BatchEncoder(embedding, "body", chunking)(rows | {"year": np.array([1987.5, np.nan])})
+    assert {name: titled[name].tolist() for name in ("title", "num_chunks", "start_char")} == {
+        "title": ["Boat", None, None], "num_chunks": [1, 2, 2], "start_char": [0, 0, titled["end_char"][1] + 1]
+    }  # fmt: skip
+    around = [f"Boat, 1987.5: {rows['body'][0]}", *(f"none, : {rows['body'][1][start:end]}" for start, end in zip(
+        titled["start_char"][1:], titled["end_char"][1:], strict=True))]  # fmt: skip
+    plain = BatchEncoder(embedding, "body")({"body": np.array(around)})
+    assert titled["num_tokens"].tolist() == plain["num_tokens"].tolist()
+    np.testing.assert_allclose(titled["embedding"], plain["embedding"], atol=1e-5)
+    with pytest.raises(ConfigError, match=r"chunking\.template: {year} is not in the batch \(found: body, title\)"):
+        BatchEncoder(embedding, "body", chunking)(rows)
+    for structure in ({"template": "{headings}{chunk}"}, {"boundaries": ["sentence", "word"]}):
+        with pytest.raises(ConfigError, match=r"text_format=auto: a batch has no shard whose suffix names it; set plain, markdown or code"):
+            BatchEncoder(embedding, "body", structure)(rows)
+
+
 def test_outside_of_an_actor_all_cpus_are_used() -> None:
     assert list(assigned_resources()) == ["CPU"]

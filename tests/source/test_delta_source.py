@@ -15,7 +15,7 @@ from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError, SourceError, StorageError
 from embedder.core.storage import delta_options
 from embedder.core.units import Task
-from embedder.source.columns import inspect_source
+from embedder.source.columns import inspect_source, with_context
 from embedder.source.documents import read_units
 from embedder.source.shards import Listing, list_shards
 
@@ -30,9 +30,12 @@ ROWS = pa.table(
 COLUMNS: dict[str, Any] = {"id_column": "id", "metadata_columns": ["lang", "day"]}
 
 
-def rows_of(uri: Path | str, **settings: Any) -> list[dict[str, Any]]:
-    """Read everything of a source: its ids, texts and metadata."""
-    source = SourceConfig(uri=str(uri), **{**COLUMNS, **settings})
+TEMPLATE = "{lang|none}, {day}: {chunk}"
+
+
+def rows_of(uri: Path | str, template: str | None = None, **settings: Any) -> list[dict[str, Any]]:
+    """Read everything of a source: its ids, texts and metadata, and the columns of the template."""
+    source = with_context(SourceConfig(uri=str(uri), **{**COLUMNS, **settings}), template)
     listing = list_shards(source)
     metadata = inspect_source(source, listing.shards, types=listing.types)
     units = list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
@@ -44,6 +47,11 @@ def rows_of(uri: Path | str, **settings: Any) -> list[dict[str, Any]]:
 def sort_rows(rows: pa.Table) -> list[dict[str, Any]]:
     """Return rows as dicts with their ids as text."""
     return sorted(({**row, "id": str(row["id"])} for row in rows.to_pylist()), key=repr)
+
+
+def with_template(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with the columns of TEMPLATE."""
+    return [row | {"context:lang": row["lang"], "context:day": str(row["day"])} for row in rows]
 
 
 def rows_by_delta(uri: str, version: int | None = None) -> list[dict[str, Any]]:
@@ -96,6 +104,12 @@ def test_the_rows_of_each_version_are_those_that_deltalake_reads(location: str) 
         assert rows_of(location, version=version) == rows_by_delta(location, version)
     assert rows_of(location) == rows_of(location, format="delta") == rows_by_delta(location)
     assert {row["lang"] for row in rows_of(location)} == {"de", "en", None, "a/b %2F=é"}
+
+
+def test_the_columns_of_a_template_are_read_even_from_the_log(table: Path, tmp_path: Path) -> None:
+    assert rows_of(table, TEMPLATE) == with_template(rows_by_delta(str(table)))
+    write(tmp_path / "whole")
+    assert rows_of(tmp_path / "whole", TEMPLATE) == with_template(sort_rows(ROWS))
 
 
 def test_a_log_with_a_checkpoint_and_without_its_old_commits_is_read(table: Path) -> None:

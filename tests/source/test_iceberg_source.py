@@ -39,7 +39,7 @@ from embedder.demo.s3_server import S3Server
 from embedder.source.documents import read_units, slice_shard
 from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
-from tests.source.test_delta_source import ROWS, listed, refused, rows_of, sort_rows
+from tests.source.test_delta_source import ROWS, TEMPLATE, listed, refused, rows_of, sort_rows, with_template
 
 SCHEMA = Schema(
     NestedField(1, "id", LongType()),
@@ -98,6 +98,11 @@ def test_a_table_on_s3_is_read_with_the_storage_options_of_the_source(bucket: st
     for make_table in make_tables(tmp_path, bucket, **{"s3.endpoint": s3_server.endpoint}):
         table = make_table(spec=BY_LANG)
         assert rows_of(table.location()) == rows_of(table.metadata_location) == rows_by_pyiceberg(table)
+
+
+def test_the_columns_of_a_template_are_read_even_from_the_manifest(make: Callable[..., Table]) -> None:
+    table = make(spec=BY_LANG)
+    assert rows_of(root_of(table), TEMPLATE) == with_template(rows_by_pyiceberg(table))
 
 
 def test_a_shard_is_a_file_with_size_and_rows_from_the_manifest(make: Callable[..., Table]) -> None:

@@ -16,7 +16,7 @@ from embedder.source.documents import read_units
 from embedder.source.sampling import sample_documents
 from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
-from tests.source.test_delta_source import ROWS, listed, refused, rows_of, sort_rows
+from tests.source.test_delta_source import ROWS, TEMPLATE, listed, refused, rows_of, sort_rows, with_template
 
 
 def write(uri: Path | str, rows: pa.Table = ROWS, **settings: Any) -> Any:
@@ -43,6 +43,11 @@ def test_the_rows_of_each_version_are_those_that_pylance_reads(location: str) ->
     for version in range(1, dataset.latest_version + 1):
         assert rows_of(f"{location}/t.lance", version=version) == rows_by_lance(f"{location}/t.lance", version)
     assert rows_of(f"{location}/t.lance") == rows_of(f"{location}/t.lance", format="lance") == rows_by_lance(f"{location}/t.lance")
+
+
+def test_the_columns_of_a_template_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "t", max_rows_per_file=2).delete("id = 2")
+    assert rows_of(tmp_path / "t", TEMPLATE) == with_template(rows_by_lance(tmp_path / "t"))
 
 
 def test_a_shard_is_a_fragment_and_only_those_that_changed_have_another_version(tmp_path: Path) -> None:

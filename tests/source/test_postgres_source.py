@@ -17,6 +17,7 @@ from embedder.core import retry
 from embedder.core.errors import ConfigError, EmptySourceError, SourceError, StorageError
 from embedder.core.units import Task
 from embedder.source import postgres_source
+from embedder.source.columns import with_context
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.sampling import sample_documents
 from embedder.source.selection import select_shards
@@ -115,6 +116,18 @@ def test_an_edit_an_insert_and_a_delete_each_change_one_range_and_name_no_other(
     database.run("UPDATE t SET lang = 'fr', seen = now() WHERE id = 300; ALTER TABLE t ADD other int DEFAULT 7")
     database.run("VACUUM FULL t")
     assert database.versions(**settings) == before
+
+
+def test_a_column_of_a_template_is_read_and_its_edit_changes_its_range(database: Database) -> None:
+    fill(database)
+    source = with_context(database.source(text_columns="body"), "{lang|none}, {seen}: {chunk}")
+    before, metadata = select_shards(source, list_shards(source))
+    documents = pa.concat_tables([unit.documents for unit in read_units(Task("0" * 16, "0" * 32, before.shards), source, metadata)])
+    rows = database.connection.execute("SELECT id::text, lang FROM t").fetchall()
+    assert dict(zip(*(documents[name].to_pylist() for name in ("doc_id", "context:lang")), strict=True)) == dict(rows)
+    assert all(text.startswith("20") for text in documents["context:seen"].to_pylist())
+    database.run("UPDATE t SET lang = 'fr' WHERE id = 300")
+    assert len({shard.version for shard in list_shards(source).shards} - {shard.version for shard in before.shards}) == 1
 
 
 def test_a_range_that_gains_its_first_key_is_split_and_no_other_changes(database: Database) -> None:

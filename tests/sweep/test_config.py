@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedder.calibrate.config import AttentionSettings, CalibrateSettings
+from embedder.calibrate.config import AttentionSettings, CalibrateConfig, CalibrateSettings
 from embedder.sweep.config import GridConfig, QualityConfig, SweepConfig
 
 
@@ -18,6 +18,13 @@ def test_too_few_chunks_for_a_step_are_refused() -> None:
         AttentionSettings(chunks=1)
     assert AttentionSettings(chunks=0).chunks == 0
     assert AttentionSettings(chunks=4).chunks == 4
+
+
+def test_a_counter_of_an_apis_tokens_is_refused_without_an_api() -> None:
+    values = {"source": {"uri": "s"}, "embedding": {"model": "m"}, "chunking": {"tokenizer": "m"}, "output": {"uri": "o"}}
+    for config in (CalibrateConfig, SweepConfig):
+        with pytest.raises(ValueError, match=r"chunking\.tokenizer='m': is for models named openai:NAME; leave it out"):
+            config.model_validate(values)
 
 
 def test_so_few_documents_that_a_hundred_are_all_are_refused() -> None:

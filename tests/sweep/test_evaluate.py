@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.core.quantization import Floats
-from embedder.sweep.candidates import Side
+from embedder.sweep.candidates import Side, Texts
 from embedder.sweep.evaluate import COSINE, OVERLAP, evaluate_fidelity
 from embedder.sweep.grid import Grid, View
 
@@ -18,7 +18,8 @@ class Noise:
     name: str = "noise"
     width: int = 8
 
-    def embed(self, texts: Sequence[str], side: Side, depth: int) -> Floats:
+    def embed(self, texts: Texts, side: Side, depth: int) -> Floats:
+        assert isinstance(texts, Sequence)
         return np.array([np.random.default_rng([depth, zlib.crc32(text.encode())]).normal(size=8) for text in texts], np.float32)
 
 

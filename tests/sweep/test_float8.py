@@ -164,8 +164,8 @@ def test_adding_float8_runs_only_the_documents_again(swept: SweepResult, monkeyp
         tapped.append((model.spec.float8, key))
         tap(model, key, *args)
 
-    def time_nothing(encoders: Mapping[ExitVariant, Encoder], *_: object) -> dict[ExitVariant, Speed]:
-        return {exit_: Speed(1000.0, 1.0, 1) for exit_ in encoders}
+    def time_nothing(encoders: Mapping[ExitVariant, Encoder], *_: object) -> dict[str, dict[ExitVariant, Speed]]:
+        return {"": {exit_: Speed(1000.0, 1.0, 1) for exit_ in encoders}}
 
     monkeypatch.setattr(Transformer, "_tap", watch)
     monkeypatch.setattr("embedder.sweep.run.measure_speeds", time_nothing)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from embedder.core.quantization import cut_vectors
+from embedder.sweep.config import Precision
 from embedder.sweep.retrieval import find_neighbors, mean_reciprocal_rank, neighbor_overlap, rank_documents, store_vectors
 
 
@@ -65,3 +66,13 @@ def test_the_mean_reciprocal_rank_of_a_case_ranked_by_hand() -> None:
 def test_ties_count_against_the_wanted_document() -> None:
     same_ND = np.ones((4, 2), np.float32)
     assert mean_reciprocal_rank(same_ND[:1], same_ND, np.array([0])) == 1 / 4
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "binary", "binary_rescored"])
+def test_a_document_of_several_chunks_has_the_score_of_its_best(vectors: np.ndarray, precision: Precision) -> None:
+    starts, stored = np.array([0, 3, 4, 90, 200]), store_vectors(vectors[:300], precision)
+    found = rank_documents(vectors[:9], stored, precision, 4, starts)
+    queries = store_vectors(vectors[:9], "binary") if precision == "binary" else vectors[:9]
+    best = np.stack([scores.max(axis=1) for scores in np.split(queries @ stored.T, starts[1:], axis=1)], axis=1)
+    np.testing.assert_allclose(found.scores_QK, -np.sort(-best, axis=1)[:, :4], rtol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(best, found.positions_QK, 1), found.scores_QK, rtol=1e-5)

@@ -12,7 +12,9 @@ import pytest
 from embedder.benchmark.source_files import COLUMNS, WRITERS
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, SourceError
+from embedder.core.schema import DOCUMENTS as DOCUMENTS_SCHEMA
 from embedder.core.units import Task
+from embedder.source.columns import with_context
 from embedder.source.documents import read_units
 from embedder.source.formats.registry import FORMATS, find_encoding
 from embedder.source.selection import select_shards
@@ -64,8 +66,8 @@ def write(tmp_path):
     return write_documents
 
 
-def read(folder: Path, **settings) -> Result:
-    source = SourceConfig(uri=str(folder), **{**SETTINGS, **settings})
+def read(folder: Path, template: str | None = None, **settings) -> Result:
+    source = with_context(SourceConfig(uri=str(folder), **{**SETTINGS, **settings}), template)
     listing, metadata = select_shards(source, list_shards(source))
     return Result(list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata)))
 
@@ -86,6 +88,16 @@ def test_the_same_documents_give_the_same_table(write, name):
     }
     assert got.documents["date"].type == pa.timestamp("us", "UTC")
     assert got.quarantined.select(["doc_id", "reason"]).to_pylist() == [{"doc_id": f"urn:uuid:{4:032x}", "reason": "empty_text"}]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_columns_of_a_template_are_read_as_text_by_their_names_or_keys(write, name):
+    got = read(write(name).parent, template="{link|none}, {date}: {chunk}", metadata_columns={"link": "url"}, metadata_types={}).documents
+    assert got.drop_columns(list(DOCUMENTS_SCHEMA.names)).column_names == ["link", "context:link", "context:date"]
+    assert got["context:link"].to_pylist() == got["link"].to_pylist()
+    assert [text[:10] for text in sorted(got["context:date"].to_pylist())] == [
+        f"{START + timedelta(days=number):%Y-%m-%d}" for number, text in enumerate(TEXTS) if text
+    ]
 
 
 @pytest.mark.parametrize("name", WRITERS)
