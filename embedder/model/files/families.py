@@ -167,15 +167,23 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_UNSUPPORTED = {
+    "qwen3_vl": "it reads every text in a chat template, beside images",
+    "lfm2": "transformers' convolutions see earlier tokens only, those of LFM2.5-Embedding's remote code later ones too",
+    "bidirectional_pplx_qwen3": "a module of its remote code makes its vectors int8",
+}
+"""Families of much used embedding models, to what transformers or this encoder does not compute."""
+
 RELATIVE_POSITIONS = 512
 """Limit of a family with relative positions whose config states none: T5's, in training."""
 
 
 def find_family(model_type: str | None) -> Family:
-    """Return the family of a config's `model_type`; ModelError lists the supported ones."""
+    """Return the family of a config's `model_type`; ModelError names the reason if it is known, and the supported ones."""
     family = FAMILIES.get(model_type or "")
     if family is None:
-        raise ModelError(f"config.json: family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+        reason = f" ({_UNSUPPORTED[model_type]})" if model_type in _UNSUPPORTED else ""
+        raise ModelError(f"config.json: family {model_type!r} is not supported{reason}; supported are {', '.join(FAMILIES)}")
     return family
 
 
