@@ -18,6 +18,7 @@ from embedder.model.check_late import check_late
 from embedder.model.defaults import Defaults, choose_defaults
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
+from embedder.model.files.st_layout import LINEAR
 from embedder.model.files.tokenizer import load_tokenizer
 from embedder.model.query_route import check_routes, resolve_queries
 
@@ -209,6 +210,8 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
+    if embedding.pooling not in (None, *LINEAR) and find_family(recipe.family).projection:
+        problems.append(f"embedding.pooling={embedding.pooling!r}: {name} projects its states; choose among {', '.join(LINEAR)}")
     if embedding.pooling is not None and "+" in recipe.pooling:
         problems.append(f"embedding.pooling={embedding.pooling!r}: {name} has {recipe.pooling}, side by side; leave it out")
     if embedding.final_norm is not None and not recipe.has_final_norm:

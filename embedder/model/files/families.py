@@ -44,6 +44,12 @@ class Family:
     """Entries that transformers ignores for other families that have a field for them."""
     model_class: str | None = None
     """Module and class to build, if it is not AutoModel's."""
+    projection: tuple[str, str] | None = None
+    """Path of a linear module without bias after the final norm, and config entry with its width: run after pooling, as a Dense."""
+    rows_by_layer: str | None = None
+    """Name of a weight with rows of every layer in turn, truncated with the layers."""
+    part: str = ""
+    """Prefix of the weights in a model of several modalities, whose part for texts the family is."""
     shared_layers: bool = False
     """Whether one layer is run `num_hidden_layers` times."""
     remote_class: str | None = None
@@ -125,6 +131,18 @@ FAMILIES: dict[str, Family] = {
         sliding=True,
         float16=False,
         heads=_GENERATION_HEADS,
+    ),
+    "embedding_gemma2_text": Family(
+        layers="layers",
+        final_norm="norm",
+        layer_lists=("layer_types",),
+        sliding=True,
+        float16=False,
+        projection=("embedding_projection", "embedding_dim"),
+        rows_by_layer="ple.per_layer_model_projection.weight",
+        part="language_model.",
+        model_class="transformers.EmbeddingGemma2TextModel",
+        heads=frozenset({"vision_tower", "embed_vision", "audio_tower", "embed_audio"}),
     ),
     "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
     "jina_embeddings_v3": Family(layers="layers", pooler=True),

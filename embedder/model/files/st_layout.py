@@ -26,6 +26,8 @@ POOLINGS: dict[str, Pooling] = {
     "weightedmean": "weightedmean",
     "mean_sqrt_len_tokens": "mean_sqrt_len",
 }
+LINEAR: tuple[Pooling, ...] = ("mean", "cls", "last", "weightedmean", "mean_sqrt_len")
+"""Poolings before which a linear map gives the same as behind them."""
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -59,6 +61,8 @@ class Step:
     out_features: int = 0
     bias: bool = True
     activation: str = "Identity"
+    weight_names: tuple[str, ...] = ()
+    """Names that the weight may have if it is one of the transformer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,9 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
     # a chat template would change every text
     modalities = config.pop("modality_config", {"text": _PLAIN_TEXT})
     output = config.pop("module_output_name", "token_embeddings")
-    if set(modalities) != {"text"} or _PLAIN_TEXT.items() - modalities["text"].items() or output != "token_embeddings":
+    if "message" in modalities:
+        raise ModelError(f"{name}: modality_config has 'message': a chat template around every text is not supported; only plain text is")
+    if _PLAIN_TEXT.items() - modalities.get("text", {}).items() or output != "token_embeddings":
         raise ModelError(f"{name}: modality_config={modalities!r} with output {output!r} is not supported; only plain text is")
     lower_case = bool(config.pop("do_lower_case", False))
     config.pop("unpad_inputs", None)
