@@ -16,9 +16,8 @@ from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.check_late import check_late
 from embedder.model.defaults import Defaults, choose_defaults
-from embedder.model.files.families import find_family
+from embedder.model.files.families import LINEAR, find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
-from embedder.model.files.st_layout import LINEAR
 from embedder.model.files.tokenizer import load_tokenizer
 from embedder.model.query_route import check_routes, resolve_queries
 
@@ -250,8 +249,7 @@ def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     from embedder.model.float8 import find_unfit  # imports torch: seconds
     from embedder.model.loading import sketch_layers
 
-    unfit = find_unfit(sketch_layers(recipe, spec.depth))
-    return [unfit] if unfit else []
+    return [unfit] if (unfit := find_unfit(sketch_layers(recipe, spec.depth))) else []
 
 
 def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelRecipe, tokenizer: Tokenizer) -> list[str]:
@@ -294,8 +292,7 @@ def _check_prompts(spec: EmbeddingSpec) -> list[str]:
     """Return the problem of a pooling whose weights would begin after the prompt."""
     if spec.include_prompt:
         return []
-    where, advice = f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
-    refused = []
+    refused, where, advice = [], f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
     if "weightedmean" in spec.pooling.split("+"):
         refused.append(f"embedding.pooling={spec.pooling!r}: {where}; choose another, {advice}")
     if spec.template is not None:

@@ -185,6 +185,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+LINEAR = ("mean", "cls", "last", "weightedmean", "mean_sqrt_len")
+"""Poolings before which a linear map gives the same as behind them."""
+
 _UNSUPPORTED = {
     "qwen3_vl": "it reads every text in a chat template, beside images",
     "lfm2": "transformers' convolutions see earlier tokens only, those of LFM2.5-Embedding's remote code later ones too",

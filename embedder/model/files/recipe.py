@@ -14,11 +14,11 @@ from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec, Route
 from embedder.model.files.adapters import CONFIG, Adapters, find_adapters
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_files, list_weights
-from embedder.model.files.families import Family, find_family, position_limit
+from embedder.model.files.families import LINEAR, Family, find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
 from embedder.model.files.json_files import file_errors, read_json
 from embedder.model.files.model_config import is_translated, load_config, read_config
-from embedder.model.files.st_layout import LINEAR, REMOTE_MODULE, Layout, Step, read_layout, read_layouts
+from embedder.model.files.st_layout import REMOTE_MODULE, Layout, Step, read_layout, read_layouts
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")

@@ -26,8 +26,6 @@ POOLINGS: dict[str, Pooling] = {
     "weightedmean": "weightedmean",
     "mean_sqrt_len_tokens": "mean_sqrt_len",
 }
-LINEAR: tuple[Pooling, ...] = ("mean", "cls", "last", "weightedmean", "mean_sqrt_len")
-"""Poolings before which a linear map gives the same as behind them."""
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
