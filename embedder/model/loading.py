@@ -97,7 +97,7 @@ def load_transformer(
         raise ModelError(f"embedding.depth={depth}: {recipe.folder.name!r} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     family = find_family(recipe.family)
     with _quiet_transformers(), file_errors(recipe.folder.name):
-        config, combined = _cut_config(recipe, depth), read_combined(recipe, adapter)
+        config, combined = _cut_config(recipe, depth), read_combined(recipe, adapter, depth)
         model_class = _model_class(family) if combined is None else type(_build_empty(recipe, config))
         model, report = model_class.from_pretrained(
             recipe.transformer_folder if combined is None else None,
@@ -118,6 +118,8 @@ def load_transformer(
     if family.shared_layers:
         _unshare(model, family.layers, depth)
     assert_depth(model, recipe, depth)
+    if family.projection:
+        model.set_submodule(family.projection[0], nn.Identity())
     if final_norm == "skip" and family.final_norm is not None:
         model.set_submodule(family.final_norm, nn.Identity())
     if depth < recipe.num_layers:

@@ -29,8 +29,10 @@ def bytes_per_token(config: Any, dtype_bytes: int) -> int:
     """
     family = find_family(config.model_type)
     heads = int(config.num_attention_heads)
-    attention_width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    states = 8 * max(int(config.hidden_size), attention_width) + 3 * int(getattr(config, family.intermediate_size))
+    attention_width = heads * max(int(getattr(each, "head_dim", None) or config.hidden_size // heads) for each in config.per_layer_config)
+    # inputs of all layers are made at once, and normalized in float32
+    by_layer_width = int(config.num_hidden_layers) * int(getattr(config, "hidden_size_per_layer_input", None) or 0)
+    states = 8 * max(int(config.hidden_size), attention_width, by_layer_width) + 3 * int(getattr(config, family.intermediate_size))
     # attention with a bias, or eager, holds scores, softmax and mask with bias, each as wide as the sequence, per head
     scores = 0 if family.packed else 3 * heads * position_limit(config)
     return (states + scores) * dtype_bytes + 2 * 4 * int(config.hidden_size)

@@ -20,6 +20,7 @@ from embedder.model.files.checksum import list_weights
 from embedder.model.files.json_files import file_errors
 from embedder.model.files.st_layout import Step
 from embedder.model.pickled import read_pickled
+from embedder.model.weights import read_weight
 
 Pooler = Callable[[Tensor, Batch], Tensor]
 
@@ -141,6 +142,10 @@ def _load_step(step: Step) -> nn.Module:
     modules: dict[str, nn.Module] = {"norm": nn.LayerNorm(step.in_features)}
     if step.kind == "dense":
         modules = {"linear": nn.Linear(step.in_features, step.out_features, bias=step.bias)}
+    if step.weight_names:
+        linear = modules["linear"]
+        linear.load_state_dict({"weight": read_weight(step.folder, step.weight_names).float()})
+        return linear
     path = list_weights(step.folder)[0]
     with file_errors(f"{step.folder.name}/{path.name}"):
         weights = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)

@@ -16,7 +16,7 @@ from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.check_late import check_late
 from embedder.model.defaults import Defaults, choose_defaults
-from embedder.model.files.families import find_family
+from embedder.model.files.families import LINEAR, find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
 from embedder.model.query_route import check_routes, resolve_queries
@@ -209,6 +209,8 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
         problems.append(f"embedding.depth={embedding.depth}: {name} has {recipe.num_layers} layers; choose 1 to {recipe.num_layers}")
     if embedding.dim is not None and embedding.dim > recipe.width:
         problems.append(f"embedding.dim={embedding.dim}: {name} has {recipe.width} components; choose 1 to {recipe.width}")
+    if embedding.pooling not in (None, *LINEAR) and find_family(recipe.family).projection:
+        problems.append(f"embedding.pooling={embedding.pooling!r}: {name} projects its states; choose among {', '.join(LINEAR)}")
     if embedding.pooling is not None and "+" in recipe.pooling:
         problems.append(f"embedding.pooling={embedding.pooling!r}: {name} has {recipe.pooling}, side by side; leave it out")
     if embedding.final_norm is not None and not recipe.has_final_norm:
@@ -247,8 +249,7 @@ def check_float8(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     from embedder.model.float8 import find_unfit  # imports torch: seconds
     from embedder.model.loading import sketch_layers
 
-    unfit = find_unfit(sketch_layers(recipe, spec.depth))
-    return [unfit] if unfit else []
+    return [unfit] if (unfit := find_unfit(sketch_layers(recipe, spec.depth))) else []
 
 
 def _check_lengths(spec: EmbeddingSpec, chunking: ChunkingConfig, recipe: ModelRecipe, tokenizer: Tokenizer) -> list[str]:
@@ -291,8 +292,7 @@ def _check_prompts(spec: EmbeddingSpec) -> list[str]:
     """Return the problem of a pooling whose weights would begin after the prompt."""
     if spec.include_prompt:
         return []
-    where, advice = f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
-    refused = []
+    refused, where, advice = [], f"{spec.model!r} leaves the prompt out of pooling", "or set both prompts to ''"
     if "weightedmean" in spec.pooling.split("+"):
         refused.append(f"embedding.pooling={spec.pooling!r}: {where}; choose another, {advice}")
     if spec.template is not None:

@@ -15,7 +15,9 @@ from embedder.core.errors import ModelError
 from embedder.model.files import adapters
 from embedder.model.files.adapters import Adapters
 from embedder.model.files.checksum import list_weights
+from embedder.model.files.families import find_family
 from embedder.model.files.json_files import file_errors
+from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.pickled import read_pickled
 
@@ -23,6 +25,8 @@ Read = Callable[[Path], dict[str, Tensor]]
 
 _TABLES = ({"embedding.weight"}, {"embeddings"}, {"embeddings", "mapping"}, {"embeddings", "weights"}, {"embeddings", "mapping", "weights"})
 """Names of a table's weights as sentence-transformers and model2vec save them."""
+_EMBEDDINGS = "embed_tokens.weight"
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 _STACKED = ".parametrizations.weight."
 _PEFT = "base_model.model."
 
@@ -30,12 +34,41 @@ _PEFT = "base_model.model."
 def sketch_weights(recipe: ModelRecipe) -> dict[str, Tensor]:
     """Return a tensor of each weight's shape, all of one number's memory; only the files' headers are read."""
     sketched = _combine(recipe, recipe.adapters.document if recipe.adapters else None, _sketch_file)
+    sketched = _take_text(sketched, recipe, recipe.num_layers)
     return {name: torch.zeros(()).expand(tensor.shape) for name, tensor in sketched.items()}
 
 
-def read_combined(recipe: ModelRecipe, adapter: str | None) -> dict[str, Tensor] | None:
-    """Return the weights of a table, or with an adapter merged; None if the files hold the weights as they are."""
-    return _combine(recipe, adapter, _read_file) if recipe.is_static or recipe.adapters else None
+def read_combined(recipe: ModelRecipe, adapter: str | None, depth: int) -> dict[str, Tensor] | None:
+    """Return the weights of a table, with an adapter merged, or cut to a depth; None if the files hold the weights as they are."""
+    if not (recipe.is_static or recipe.adapters or find_family(recipe.family).rows_by_layer):
+        return None
+    return _take_text(_combine(recipe, adapter, _read_file), recipe, depth)
+
+
+def read_weight(folder: Path, names: tuple[str, ...]) -> Tensor:
+    """Return a folder's weight of one of these names."""
+    for path in list_weights(folder):
+        tensors = {} if path.suffix == ".json" else _read_file(path)
+        for name in names:
+            if name in tensors:
+                return tensors[name]
+    raise ModelError(f"{folder.name}: the weights hold no {names[0]}; download the model again")
+
+
+def _take_text(tensors: dict[str, Tensor], recipe: ModelRecipe, depth: int) -> dict[str, Tensor]:
+    """Return the weights of a model's part for texts, for `depth` layers. Placeholders of images are padding, as in the whole model."""
+    family = find_family(recipe.family)
+    if family.rows_by_layer is None:
+        return tensors
+    kept = {name.removeprefix(family.part): tensor for name, tensor in tensors.items()}
+    if family.rows_by_layer in kept:
+        rows = kept[family.rows_by_layer]
+        kept[family.rows_by_layer] = rows[: len(rows) * depth // recipe.num_layers]
+    config, table = load_config(recipe), kept.get(_EMBEDDINGS)
+    ids = [token_id for name in _PLACEHOLDERS if (token_id := getattr(config, name, None)) is not None and token_id < recipe.vocab_size]
+    if table is not None and ids:
+        table[ids] = table[config.pad_token_id].clone()
+    return kept
 
 
 def _combine(recipe: ModelRecipe, adapter: str | None, read: Read) -> dict[str, Tensor]:

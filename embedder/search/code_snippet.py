@@ -5,6 +5,7 @@ from embedder.core.rotation import rotation_uri
 from embedder.core.spec import API, EmbeddingSpec
 from embedder.core.storage import Location
 from embedder.model.files.families import find_family
+from embedder.model.files.json_files import read_json
 from embedder.model.files.recipe import PACKAGE, ModelRecipe, find_recipe
 
 _NORMALIZE = "vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)"
@@ -74,15 +75,17 @@ def _refuse_impossible(spec: EmbeddingSpec, recipe: ModelRecipe) -> None:
 
 def _model_changes(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
     family, lines = find_family(recipe.family), []
+    is_part = "text_config" in read_json(recipe.transformer_folder / "config.json")
+    transformer = f"model[0].auto_model.{family.part if is_part else ''}"
     if spec.depth < recipe.num_layers and family.shared_layers:
-        lines.append(f"model[0].auto_model.config.num_hidden_layers = {spec.depth}")
+        lines.append(f"{transformer}config.num_hidden_layers = {spec.depth}")
     elif spec.depth < recipe.num_layers:
-        layers = f"model[0].auto_model.{family.layers}"
+        layers = f"{transformer}{family.layers}"
         lines.append(f"{layers} = {layers}[:{spec.depth}]")
     if not spec.include_prompt:
         lines.append("model.set_pooling_include_prompt(False)")
     if spec.final_norm == "skip":
-        lines.append(f"model[0].auto_model.{family.final_norm} = torch.nn.Identity()")
+        lines.append(f"{transformer}{family.final_norm} = torch.nn.Identity()")
     if spec.max_tokens != recipe.max_tokens and not recipe.is_static:  # a table takes queries of any length
         lines.append(f"model.max_seq_length = {spec.max_tokens}")
     return lines

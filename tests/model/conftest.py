@@ -75,6 +75,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         | WINDOWED
         | {"use_bidirectional_attention": True, "sliding_window": 8, "query_pre_attn_scalar": 16, "max_position_embeddings": 128},
     ),
+    "embedding_gemma2_text": (
+        "EmbeddingGemma2TextConfig",
+        DECODER
+        | {
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "hidden_size_per_layer_input": 32,
+            "embedding_dim": 80,
+        },
+    ),
     "qwen2": ("Qwen2Config", DECODER | {"is_causal": False}),
     "llama": ("LlamaConfig", DECODER | {"is_causal": False}),
     "ministral3": ("Ministral3Config", DECODER | {"rope_parameters": YARN, "is_causal": False}),
@@ -193,6 +205,9 @@ def save_transformer(folder: Path, family: str) -> None:
         if "norm" in name.lower():
             centre = 0.0 if name.endswith("bias") or family.startswith("gemma") else 1.0
             torch.nn.init.normal_(parameter, mean=centre, std=0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            torch.nn.init.uniform_(buffer, 0.5, 1.5)
     model.save_pretrained(folder)
     build_tokenizer(family).save_pretrained(folder)
 

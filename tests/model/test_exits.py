@@ -28,6 +28,7 @@ from embedder.model.calibration import (
 )
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.files.recipe import read_recipe
 from embedder.model.resolve import resolve_model
 from tests.model.conftest import CONFIGS, TinyModel
 
@@ -46,12 +47,12 @@ WEIGHING = make_up_weighing()
 
 def calibrate(model: Any, seed: int = 0) -> Calibration:
     """Make up a calibration of a tiny model: maps for depths 2 and 3, ranges for dims 32 and 64 at depth 2."""
-    rng = np.random.default_rng(seed)
+    rng, width = np.random.default_rng(seed), read_recipe(model.folder).width
     maps = {
         depth: ExitMap(
             tuple(range(depth + 1)),
-            rng.normal(size=((depth + 1) * NUM_POOLINGS * 64, 64)).astype(np.float32),
-            rng.normal(size=64).astype(np.float32),
+            rng.normal(size=((depth + 1) * NUM_POOLINGS * 64, width)).astype(np.float32),
+            rng.normal(size=width).astype(np.float32),
         )
         for depth in DEPTHS
     }

@@ -47,6 +47,20 @@ def test_a_refused_model_is_exit_code_1_with_the_reason(folder: Path, capsys: py
     assert "family 'xlnet' is not supported" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"model_type": "qwen3_vl"}, "'qwen3_vl' is not supported (it reads every text in a chat template"),
+        ({"model_type": "lfm2"}, "'lfm2' is not supported (transformers' convolutions see earlier tokens only"),
+        ({"model_type": "bidirectional_pplx_qwen3"}, "is not supported (a module of its remote code makes its vectors int8)"),
+        ({"position_embedding_type": "rotary", "num_experts": 8}, "ignores position_embedding_type='rotary', num_experts=8, which"),
+    ],
+)
+def test_a_much_used_model_is_refused_with_its_reason(entries: dict[str, Any], reason: str, folder: Path) -> None:
+    edit(folder / "config.json", **entries)
+    assert reason in describe_model(str(folder), None)["refused"]
+
+
 def test_a_hub_model_is_described_without_its_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 

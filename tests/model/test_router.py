@@ -37,6 +37,12 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trans
     return lambda family, **settings: Transformer(str(folder / family), **settings)
 
 
+@pytest.fixture(scope="module")
+def texts(texts: list[str]) -> list[str]:
+    """Six texts; the longest exceeds the limit of tokens."""
+    return [*texts[:5], max(texts, key=len)]
+
+
 def save(folder: Path, *modules: nn.Module) -> TinyModel:
     SentenceTransformer(modules=list(modules), prompts=PROMPTS, device="cpu").save(str(folder), create_model_card=False)
     return TinyModel(folder, "bert")

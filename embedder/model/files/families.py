@@ -44,6 +44,12 @@ class Family:
     """Entries that transformers ignores for other families that have a field for them."""
     model_class: str | None = None
     """Module and class to build, if it is not AutoModel's."""
+    projection: tuple[str, str] | None = None
+    """Path of a linear module without bias after the final norm, and config entry with its width: run after pooling, as a Dense."""
+    rows_by_layer: str | None = None
+    """Name of a weight with rows of every layer in turn, truncated with the layers."""
+    part: str = ""
+    """Prefix of the weights in a model of several modalities, whose part for texts the family is."""
     shared_layers: bool = False
     """Whether one layer is run `num_hidden_layers` times."""
     remote_class: str | None = None
@@ -126,6 +132,18 @@ FAMILIES: dict[str, Family] = {
         float16=False,
         heads=_GENERATION_HEADS,
     ),
+    "embedding_gemma2_text": Family(
+        layers="layers",
+        final_norm="norm",
+        layer_lists=("layer_types",),
+        sliding=True,
+        float16=False,
+        projection=("embedding_projection", "embedding_dim"),
+        rows_by_layer="ple.per_layer_model_projection.weight",
+        part="language_model.",
+        model_class="transformers.EmbeddingGemma2TextModel",
+        heads=frozenset({"vision_tower", "embed_vision", "audio_tower", "embed_audio"}),
+    ),
     "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
     "jina_embeddings_v3": Family(layers="layers", pooler=True),
     "gte": Family(layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"})),
@@ -167,15 +185,26 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+LINEAR = ("mean", "cls", "last", "weightedmean", "mean_sqrt_len")
+"""Poolings before which a linear map gives the same as behind them."""
+
+_UNSUPPORTED = {
+    "qwen3_vl": "it reads every text in a chat template, beside images",
+    "lfm2": "transformers' convolutions see earlier tokens only, those of LFM2.5-Embedding's remote code later ones too",
+    "bidirectional_pplx_qwen3": "a module of its remote code makes its vectors int8",
+}
+"""Families of much used embedding models, to what transformers or this encoder does not compute."""
+
 RELATIVE_POSITIONS = 512
 """Limit of a family with relative positions whose config states none: T5's, in training."""
 
 
 def find_family(model_type: str | None) -> Family:
-    """Return the family of a config's `model_type`; ModelError lists the supported ones."""
+    """Return the family of a config's `model_type`; ModelError names the reason if it is known, and the supported ones."""
     family = FAMILIES.get(model_type or "")
     if family is None:
-        raise ModelError(f"config.json: family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+        reason = f" ({_UNSUPPORTED[model_type]})" if model_type in _UNSUPPORTED else ""
+        raise ModelError(f"config.json: family {model_type!r} is not supported{reason}; supported are {', '.join(FAMILIES)}")
     return family
 
 

@@ -85,11 +85,9 @@ def _refuse_values(raw: dict[str, Any], config: Any, family: Family) -> None:
     if thetas:  # a family with rotary positions
         neutral |= {"position_embedding_type": (None, "absolute", *_ROTARY), "rotary_emb_base": (None, *thetas)}
         neutral = {name: values for name, values in neutral.items() if name not in ("rope_scaling", "rope_theta")}
-    for name, values in neutral.items():
-        if name in raw and raw[name] not in values:
-            raise ModelError(
-                f"config.json: {name}={raw[name]!r} is ignored for family {config.model_type!r}, whose vectors it would change"
-            )
+    ignored = [f"{name}={raw[name]!r}" for name, values in neutral.items() if name in raw and raw[name] not in values]
+    if ignored:
+        raise ModelError(f"config.json: family {config.model_type!r} ignores {', '.join(ignored)}, which would change its vectors")
     activation = raw.get("activation_function")
     if activation and "activation_function" not in neutral and activation != getattr(config, "hidden_act", activation):
         raise ModelError(f"config.json: activation_function={activation!r} is ignored; rename it to hidden_act")

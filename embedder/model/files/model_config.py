@@ -86,6 +86,17 @@ REMOTE_CODE = (
 jina-embeddings-v2, two kinds; jina-embeddings-v3; jina-embeddings-v5-text."""
 
 
+_TEXT_PARTS = {"embedding_gemma2": "embedding_gemma2_text"}
+"""Models of several modalities, and the families of their parts for texts."""
+_PARTS = ("text_config", "vision_config", "audio_config")
+
+
+def _take_text(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a model's part for texts, with the entries that all parts share."""
+    shared = {name: value for name, value in raw.items() if name not in _PARTS}
+    return shared | dict(raw.get("text_config") or {}) | {"model_type": _TEXT_PARTS[raw["model_type"]]}
+
+
 def read_config(layout: Layout) -> dict[str, Any]:
     """Read config.json, translated; {} if there is no file. A static embedding has its sizes in the header of its weights."""
     if layout.is_static:
@@ -93,7 +104,7 @@ def read_config(layout: Layout) -> dict[str, Any]:
     raw = read_json(layout.transformer_folder / "config.json")
     known = _find_remote_code(raw)
     if known is None:
-        return raw
+        return _take_text(raw) if raw.get("model_type") in _TEXT_PARTS else raw
     with file_errors("config.json"):
         kept = {name: value for name, value in raw.items() if name != "auto_map"}
         return known.translate(kept | {"model_type": known.family})

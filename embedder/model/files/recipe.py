@@ -2,7 +2,8 @@
 
 import importlib
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from embedder.core.errors import ModelError
 from embedder.core.spec import EmbeddingSpec, Route
-from embedder.model.files.adapters import Adapters, find_adapters
+from embedder.model.files.adapters import CONFIG, Adapters, find_adapters
 from embedder.model.files.checksum import TOKENIZER_FILES, compute_checksum, list_files, list_weights
-from embedder.model.files.families import find_family, position_limit
+from embedder.model.files.families import LINEAR, Family, find_family, position_limit
 from embedder.model.files.guards import refuse_entries, refuse_sources
 from embedder.model.files.json_files import file_errors, read_json
 from embedder.model.files.model_config import is_translated, load_config, read_config
-from embedder.model.files.st_layout import REMOTE_MODULE, Layout, read_layout, read_layouts
+from embedder.model.files.st_layout import REMOTE_MODULE, Layout, Step, read_layout, read_layouts
 
 PACKAGE = "package:"
 _LOCAL = (".", "/", "~")
@@ -112,9 +113,11 @@ def peek_model(model: str, revision: str | None) -> tuple[int | None, int | None
             return None, None
     layout = read_layout(folder)
     raw = read_config(layout)
-    find_family(raw.get("model_type"))
+    family = find_family(raw.get("model_type"))
     num_layers, hidden_size = (raw[name] if isinstance(raw.get(name), int) else None for name in ("num_hidden_layers", "hidden_size"))
-    return num_layers, hidden_size and _check_widths(layout, hidden_size)
+    if hidden_size is None or (family.projection and family.projection[1] not in raw):
+        return num_layers, None
+    return num_layers, _check_widths(_add_projection(layout, family, raw), hidden_size)
 
 
 def read_recipe(folder: Path, with_weights: bool = True, route: Route = "document") -> ModelRecipe:
@@ -136,6 +139,7 @@ def read_recipe(folder: Path, with_weights: bool = True, route: Route = "documen
     if layout.has_remote_module and adapters is None:
         raise ModelError(f"modules.json: module {REMOTE_MODULE!r} is not part of sentence_transformers; remote code is not run")
     _check_pooling(raw, layout)
+    layout = _add_projection(layout, family, config.to_dict())
     for step in layout.steps:
         if step.kind != "normalize" and with_weights:
             list_weights(step.folder)
@@ -205,6 +209,20 @@ def _locate_package(model: str) -> Path:
     if folder is None or not Path(folder).is_dir():
         raise ModelError(f"embedding.model={model!r}: package {name!r} has no folder MODEL_DIR; choose a package that contains a model")
     return Path(folder)
+
+
+def _add_projection(layout: Layout, family: Family, config: Mapping[str, Any]) -> Layout:
+    """Return the layout with the transformer's projection as the first module after pooling; ModelError if it cannot be moved there."""
+    if family.projection is None:
+        return layout
+    name, width = family.projection
+    if layout.pooling not in LINEAR:
+        raise ModelError(f"modules.json: pooling {layout.pooling} of projected states is not supported; choose among {', '.join(LINEAR)}")
+    if (layout.transformer_folder / CONFIG).is_file():
+        raise ModelError(f"{CONFIG}: not supported beside {name}; merge it (peft: merge_and_unload), save the model again")
+    names = (f"{name}.weight", f"{family.part}{name}.weight")
+    step = Step("dense", layout.transformer_folder, config["hidden_size"], config[width], bias=False, weight_names=names)
+    return replace(layout, steps=(step, *layout.steps))
 
 
 def _check_widths(layout: Layout, hidden_size: int) -> int:

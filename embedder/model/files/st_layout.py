@@ -59,6 +59,8 @@ class Step:
     out_features: int = 0
     bias: bool = True
     activation: str = "Identity"
+    weight_names: tuple[str, ...] = ()
+    """Names that the weight may have if it is one of the transformer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,9 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
     # a chat template would change every text
     modalities = config.pop("modality_config", {"text": _PLAIN_TEXT})
     output = config.pop("module_output_name", "token_embeddings")
-    if set(modalities) != {"text"} or _PLAIN_TEXT.items() - modalities["text"].items() or output != "token_embeddings":
+    if "message" in modalities:
+        raise ModelError(f"{name}: modality_config has 'message': a chat template around every text is not supported; only plain text is")
+    if _PLAIN_TEXT.items() - modalities.get("text", {}).items() or output != "token_embeddings":
         raise ModelError(f"{name}: modality_config={modalities!r} with output {output!r} is not supported; only plain text is")
     lower_case = bool(config.pop("do_lower_case", False))
     config.pop("unpad_inputs", None)
