@@ -4,10 +4,16 @@ fsspec's own glob and local find pass over a folder that cannot be listed: an ou
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 WILDCARDS = "*?["
 
@@ -33,6 +39,92 @@ Info = dict[str, Any]
 """fsspec's description of an entry."""
 List = Callable[[str], list[Info]]
 Threads = Callable[[List, list[str]], list[list[Info]]]
+
+
+SPLIT_FOLDERS, SPLIT_LEVELS = 16, 3
+"""A listing is split by folders until there are so many, at most so many levels deep: a request for each folder above them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object in a listing; `version` changes with its content."""
+
+    uri: str
+    version: str
+    size_bytes: int
+    modified: float | None = None
+    """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
+    kind: str = Kind.FILE
+    """A Kind."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """Files as columns."""
+
+    uris: pa.LargeStringArray
+    versions: pa.LargeStringArray
+    sizes: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(found: Sequence[Found]) -> "Files":
+        """Return files as columns."""
+        uris, versions = (pa.array(texts, pa.large_string()) for texts in ([each.uri for each in found], [each.version for each in found]))
+        return Files(uris, versions, np.array([each.size_bytes for each in found], np.int64))
+
+    @staticmethod
+    def concat(each: Sequence["Files"]) -> "Files":
+        """Return the files of all, of at least one, in order of uri."""
+        uris, versions = (pa.concat_arrays([getattr(files, name) for files in each]) for name in ("uris", "versions"))
+        files = Files(uris, versions, np.concatenate([files.sizes for files in each]))
+        is_sorted = pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py()
+        return files if is_sorted else files.select(pc.sort_indices(uris))
+
+    def select(self, rows: pa.Array) -> "Files":
+        """Return some rows, by number or by mask."""
+        take = pc.filter if pa.types.is_boolean(rows.type) else pc.take
+        return Files(take(self.uris, rows), take(self.versions, rows), self.sizes[rows.to_numpy(zero_copy_only=False)])
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A listing, in order of uri."""
+
+    files: Files
+    others: tuple[Found, ...]
+    """Entries that are not files, or whose name is not UTF-8."""
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.others)
+
+    @property
+    def uris(self) -> list[str]:
+        """All uris, in order."""
+        return sorted([*self.files.uris.to_pylist(), *(each.uri for each in self.others)])
+
+
+NOTHING = Entries(Files.of(()), ())
+
+
+def split_folders(path: str, ls: List, map_threads: Threads) -> tuple[list[Info], list[str]]:
+    """Return the entries in a folder and the upper ones below it, and the folders that hold all others.
+
+    The folder itself is returned if a name below it has an empty component, which no path of a folder can have.
+    """
+    found: list[Info] = []
+    folders = [path]
+    for _ in range(SPLIT_LEVELS):
+        if not 0 < len(folders) < SPLIT_FOLDERS:
+            break
+        listed = [info for infos in map_threads(ls, folders) for info in infos]
+        folders = [info["name"] for info in listed if info["type"] == Kind.FOLDER]
+        if any("//" in f"{folder}/" for folder in folders):
+            return [], [path]
+        found += [info for info in listed if info["type"] != Kind.FOLDER]
+    return found, folders
 
 
 def list_matches(pattern: str, ls: List, find: List, map_threads: Threads) -> list[Info]:
@@ -91,6 +183,14 @@ def find_version(info: Mapping[str, Any], size_bytes: int) -> tuple[str, float |
     return str(tag).strip('"') if tag else f"{size_bytes}-{changed}", to_seconds(changed)
 
 
+def find_versions(infos: Sequence[Info], sizes: Sequence[int]) -> pa.LargeStringArray:
+    """Return `find_version` of each entry, as one operation if all have the tag that comes first."""
+    tags = [info.get(_TAGS[0]) for info in infos]
+    if all(tags) and all(type(tag) is str for tag in tags):
+        return pc.utf8_trim(pa.array(tags, pa.large_string()), '"')
+    return pa.array([find_version(info, size)[0] for info, size in zip(infos, sizes, strict=True)], pa.large_string())
+
+
 def to_seconds(moment: Any) -> float | None:
     """Return a modification time in seconds since 1970; filesystems report seconds, a datetime, or ISO text."""
     if isinstance(moment, str):
@@ -98,3 +198,11 @@ def to_seconds(moment: Any) -> float | None:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None if moment is None else float(moment)
+
+
+def is_utf8(name: str) -> bool:
+    """Check for lone surrogates, by which Python represents bytes of a local name that are not UTF-8. They cannot be stored."""
+    try:
+        return name.isascii() or name.encode() is not None
+    except UnicodeEncodeError:
+        return False

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from embedder.core.columns import join_texts
 from embedder.core.errors import StorageError
-from embedder.core.listing import WILDCARDS, Info, Kind, find_version, list_matches
-from embedder.core.local_files import find_entries, link_once, list_entries
+from embedder.core.listing import NOTHING, WILDCARDS, Entries, Files, Found, Info, Kind, find_version, find_versions, is_utf8, list_matches, split_folders
+from embedder.core.local_files import find_entries, link_once, list_entries, walk_entries
 from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, fetch_whole, is_transient, with_retries
 from embedder.core.storage_errors import explained
 
@@ -29,6 +33,12 @@ T = TypeVar("T")
 
 READ_BLOCK_BYTES = 8 << 20
 """Size of a ranged request: hides an object store's latency, small beside a worker's memory."""
+
+LISTING_THREADS = 8
+"""Folders listed at a time: a page of 1,000 keys takes a core tens of milliseconds, and holds a megabyte."""
+
+_STRANGE = r"//|/\.{0,2}$|/\.{1,2}/|[^A-Za-z0-9_=./+@, -]"
+"""Found in each name that a filesystem might open as another one."""
 
 PROBE_PREFIX = "_writable-"
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -48,19 +58,6 @@ _DELTA_RETRIES: Mapping[str, str] = {
 """delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An object in a listing; `version` changes with its content."""
-
-    uri: str
-    version: str
-    size_bytes: int
-    modified: float | None = None
-    """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
-    kind: str = Kind.FILE
-    """A Kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +139,65 @@ class Store:
 
     def list_files(self) -> list[Found]:
         """Return the file, the folder's files at any depth, or the glob's matches, ordered by uri; [] if there are none."""
-        return [found for found in self.list_entries() if found.kind == Kind.FILE]
+        files = self.list_entries().files
+        columns = files.uris.to_pylist(), files.versions.to_pylist(), files.sizes.tolist()
+        return [Found(*row) for row in zip(*columns, strict=True)]
 
-    def list_entries(self) -> list[Found]:
+    def list_entries(self) -> Entries:
         """Return `list_files` and, marked by kind, everything else below the folder or beside the glob's matches that is not a file.
 
-        Raise StorageError if any folder below cannot be listed.
+        Folders of an object store are listed side by side. Raise StorageError if any folder below cannot be listed.
         """
-        find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
         with explained(self.uri, "list"):
-            infos = list_matches(self.path, ls, find, map_threads) if self.is_glob else find(self.path)
-            return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
+            batches = [self._sort(infos) for infos in [self._match()]] if self.is_glob else self._walk()
+        others = (other for batch in batches for other in batch.others)
+        return Entries(Files.concat([batch.files for batch in batches] or [NOTHING.files]), tuple(sorted(others, key=lambda each: each.uri)))
+
+    def _match(self) -> list[Info]:
+        find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
+        return list_matches(self.path, ls, find, map_threads)
+
+    def _walk(self) -> list[Entries]:
+        if self.is_local:
+            return [self._sort(infos) for infos in walk_entries(self.path)]
+        above, folders = split_folders(self.path, self._ls, map_threads) if self._is_folder() else ([], [self.path])
+        return [self._sort(above), *map_threads(lambda folder: self._sort(self._find(folder)), folders, LISTING_THREADS)]
+
+    def _is_folder(self) -> bool:
+        """Return whether the store lists this path by folders; the hub lists a whole tree by one request."""
+        try:
+            return self._hub is None and with_retries(self._info, self.uri)["type"] == Kind.FOLDER
+        except FileNotFoundError:
+            return False
+
+    def _sort(self, infos: list[Info]) -> Entries:
+        """Return the files among some entries as columns, and the others."""
+        marked = infos if self.is_local else self._mark_strange(infos)
+        files = [info for info in marked if info["type"] == Kind.FILE and is_utf8(info["name"])]
+        others = [info for info in marked if info["type"] != Kind.FILE or not is_utf8(info["name"])] if len(files) < len(marked) else []
+        sizes = [int(info["size"] or 0) for info in files]
+        names = pa.array([info["name"] for info in files], pa.large_string())
+        uris = names if self.is_local else join_texts(self._uri_of(""), names)
+        return Entries(Files(uris, find_versions(files, sizes), np.array(sizes, np.int64)), tuple(map(self._found, others)))
+
+    def _mark_strange(self, infos: list[Info]) -> list[Info]:
+        """Mark keys that stand for folders, and names that this filesystem would open as other ones."""
+        names = pa.array([info["name"] for info in infos], pa.large_string())
+        is_strange = pc.match_substring_regex(names, _STRANGE).to_numpy(zero_copy_only=False)
+        return [self._marked(info) if strange else info for info, strange in zip(infos, is_strange, strict=True)] if is_strange.any() else infos
 
     def _find(self, path: str) -> list[Info]:
-        return [self._marked(info) for info in with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values()]
+        return list(with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values())
 
     def _ls(self, path: str) -> list[Info]:
         try:
-            return [self._marked(info) for info in with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri)]
+            return list(with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri))
         except FileNotFoundError:
             return []
 
     def _marked(self, info: Info) -> Info:
-        """Mark a key that stands for a folder, and a name that this filesystem would open as another one."""
         name = info["name"]
-        if info["type"] == Kind.FOLDER:
+        if info["type"] != Kind.FILE:
             return info
         if name.endswith("/"):
             return {**info, "type": Kind.FOLDER_MARKER}
@@ -181,6 +212,12 @@ class Store:
             except FileNotFoundError:
                 return []
         return [self._found(info) for info in infos if info["type"] == "file"]
+
+    def list_sizes(self) -> dict[str, int]:
+        """Return the sizes of the files directly in the folder, by file name; {} if it does not exist."""
+        with explained(self.uri, "list"):
+            infos = list_entries(self.path) if self.is_local else self._ls(self.path)
+        return {info["name"].rpartition("/")[2]: int(info["size"] or 0) for info in infos if info["type"] == Kind.FILE}
 
     def info(self) -> Found | None:
         """Return one object's entry; None if it does not exist."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import IO, Any
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import digest
@@ -38,7 +39,7 @@ def list_lance_fragments(source: SourceConfig, root: str) -> TableFiles:
     refuse_columns(source, dataset.schema, f"source.uri={source.uri!r}: {words}")
     wanted = {key: _find_ids(dataset, key, f"source.uri={source.uri!r}: {words}") for key in sorted(find_keys(source))}
     shards = (_to_shard(source, root, dataset.version, fragment, wanted) for fragment in dataset.get_fragments())
-    return TableFiles(words, dataset.schema, tuple(sorted(shards, key=lambda each: each.uri)))
+    return TableFiles(words, dataset.schema, Shards.of(sorted(shards, key=lambda each: each.uri)))
 
 
 def _open_version(source: SourceConfig, root: str) -> Any:

@@ -74,7 +74,7 @@ def test_parts_of_an_unfinished_run_are_adopted_when_complete_and_skipped_when_n
             assert task not in plan.read
         else:
             assert task in plan.read
-            assert plan.done[task.key] == frozenset(map(str, mine))
+            assert plan.done.get(task.key, frozenset()) == frozenset(map(str, mine))
 
 
 def test_another_layout_reads_everything_and_removes_everything() -> None:

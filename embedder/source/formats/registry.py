@@ -7,8 +7,11 @@ from importlib import import_module
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.config.source import POSTGRES, Format
+from embedder.core.columns import Numbers, Shards
 from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
@@ -82,6 +85,10 @@ KNOWN_SUFFIXES = (
 )
 
 
+_END = rf"(?i)(?P<end>[^./](?:(?:\.[^./]*)?\.(?:{'|'.join(DECODERS)})|\.[^./]*))$"
+"""The suffixes that decide a name's encoding, and the character before them, since a dot at the start of a name starts no suffix."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The format and compression of a shard."""
@@ -112,3 +119,22 @@ def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
     if format_ is None or (format_.is_binary and compression and wanted == "auto"):
         return None
     return Encoding(format_, None if format_.is_binary else compression)
+
+
+def find_formats(uris: pa.LargeStringArray, wanted: Format = "auto") -> tuple[list[FileFormat | None], Numbers]:
+    """Return formats, None for an unknown suffix, and of each uri the place of its format among them, as `find_encoding` finds it."""
+    if wanted != "auto":
+        return [FORMATS[_OF_TABLES.get(wanted, wanted)]], np.zeros(len(uris), np.int64)
+    ends = pc.struct_field(pc.extract_regex(uris, _END), "end").dictionary_encode(null_encoding="encode")
+    found = [find_encoding(end or "") for end in ends.dictionary.to_pylist()]
+    return [each and each.format for each in found], ends.indices.to_numpy().astype(np.int64)
+
+
+def group_by_format(shards: Shards, wanted: Format) -> dict[FileFormat, Numbers]:
+    """Return the rows of the shards of each format, that of the first shard first, as `encoding_of` finds it; all of a table are of one."""
+    if len(shards) and (shards.kinds[0].fragment or shards.kinds[0].is_logged or shards[0].uri.startswith(POSTGRES)):
+        found, places = [(encoding := encoding_of(shards[0], wanted)) and encoding.format], np.zeros(len(shards), np.int64)
+    else:
+        found, places = find_formats(shards.uris, wanted)
+    grouped = {format_: [place for place, each in enumerate(found) if each is format_] for format_ in dict.fromkeys(found) if format_}
+    return {format_: np.flatnonzero(np.isin(places, mine)) for format_, mine in grouped.items()}
