@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedder.core.digests import join_texts
+
 WILDCARDS = "*?["
 
 
@@ -40,6 +42,9 @@ Info = dict[str, Any]
 List = Callable[[str], list[Info]]
 Threads = Callable[[List, list[str]], list[list[Info]]]
 
+
+_STRANGE = r"//|/\.{0,2}$|/\.{1,2}/|[^A-Za-z0-9_=./+@, -]"
+"""Found in each name that a filesystem might open as another one."""
 
 SPLIT_FOLDERS, SPLIT_LEVELS = 16, 3
 """A listing is split by folders until there are so many, at most so many levels deep: a request for each folder above them."""
@@ -176,6 +181,40 @@ def matches(file: Sequence[str], pattern: Sequence[str]) -> bool:
     return (file[0] == pattern[0] or fnmatchcase(file[0], pattern[0])) and matches(file[1:], pattern[1:])
 
 
+def mark_names(infos: list[Info], strip: Callable[[str], str]) -> list[Info]:
+    """Mark keys that stand for folders, and names that their filesystem would open as other ones: those that `strip` changes."""
+    names = pa.array([info["name"] for info in infos], pa.large_string())
+    is_strange = pc.match_substring_regex(names, _STRANGE).to_numpy(zero_copy_only=False)
+    return [_mark_name(info, strip) if strange else info for info, strange in zip(infos, is_strange, strict=True)]
+
+
+def _mark_name(info: Info, strip: Callable[[str], str]) -> Info:
+    name = info["name"]
+    if info["type"] != Kind.FILE:
+        return info
+    if name.endswith("/"):
+        return {**info, "type": Kind.FOLDER_MARKER}
+    # s3fs takes ?versionId= in a key for a version of the key before it
+    return info if strip(name) == name and "?versionId=" not in name else {**info, "type": Kind.UNOPENABLE}
+
+
+def sort_entries(infos: list[Info], before: str) -> Entries:
+    """Return the files among some entries as columns, and the others; `before` stands before each name in its uri."""
+    files = [info for info in infos if info["type"] == Kind.FILE and is_utf8(info["name"])]
+    others = [info for info in infos if info["type"] != Kind.FILE or not is_utf8(info["name"])] if len(files) < len(infos) else []
+    sizes = [int(info["size"] or 0) for info in files]
+    uris = join_texts(before, pa.array([info["name"] for info in files], pa.large_string()))
+    found = (to_found(info, before + info["name"]) for info in others)
+    return Entries(Files(uris, _find_versions(files, sizes), np.array(sizes, np.int64)), tuple(found))
+
+
+def to_found(info: Info, uri: str) -> Found:
+    """Return an entry of fsspec as an object."""
+    size = int(info["size"] or 0)
+    version, modified = find_version(info, size)
+    return Found(uri, version, size, modified, info["type"])
+
+
 def find_version(info: Mapping[str, Any], size_bytes: int) -> tuple[str, float | None]:
     """Return an entry's version, which changes with its content, and when it was modified, in seconds since 1970."""
     tag = next((info[name] for name in _TAGS if info.get(name)), None)
@@ -183,7 +222,7 @@ def find_version(info: Mapping[str, Any], size_bytes: int) -> tuple[str, float |
     return str(tag).strip('"') if tag else f"{size_bytes}-{changed}", to_seconds(changed)
 
 
-def find_versions(infos: Sequence[Info], sizes: Sequence[int]) -> pa.LargeStringArray:
+def _find_versions(infos: Sequence[Info], sizes: Sequence[int]) -> pa.LargeStringArray:
     """Return `find_version` of each entry, as one operation if all have the tag that comes first."""
     tags = [info.get(_TAGS[0]) for info in infos]
     if all(tags) and all(type(tag) is str for tag in tags):

@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedder.core.columns import BATCH_ROWS, Numbers, PartNames, Shards, Tasks, digest_each, digest_groups, escape, is_among, join_texts
+from embedder.core.columns import Numbers, PartNames, Shards, Tasks, is_among
+from embedder.core.digests import BATCH_ROWS, digest_each, digest_groups, escape, join_texts
 from embedder.core.spec import canonical
 from embedder.core.units import KEY_BYTES, VERSION_BYTES, PartName, Shard, Task, complete_parts, numbered_bucket_key
 
@@ -87,9 +89,9 @@ def _fill_buckets(shards: Shards, small: Numbers, bits: int) -> tuple[Numbers, l
     return small[order], found.tolist(), np.append(firsts, len(small))[1:]
 
 
-def _number_buckets(uris: pa.LargeStringArray, bits: int) -> Numbers:
+def _number_buckets(uris: pa.LargeStringArray, bits: int) -> npt.NDArray[np.uint64]:
     hashes = digest_each(['["', escape(uris), '"]'], KEY_BYTES).view(">u8").ravel().astype(np.uint64)
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(uris), np.int64)
+    return hashes >> np.uint64(64 - bits) if bits else np.zeros(len(uris), np.uint64)
 
 
 def _digest_buckets(shards: Shards, rows: Numbers, stops: Numbers, layout: str) -> Iterator[str]:

@@ -15,17 +15,26 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from embedder.core.columns import join_texts
 from embedder.core.errors import StorageError
-from embedder.core.listing import NOTHING, WILDCARDS, Entries, Files, Found, Info, Kind, find_version, find_versions, is_utf8, list_matches, split_folders
+from embedder.core.listing import (
+    NOTHING,
+    WILDCARDS,
+    Entries,
+    Files,
+    Found,
+    Info,
+    Kind,
+    list_matches,
+    mark_names,
+    sort_entries,
+    split_folders,
+    to_found,
+)
 from embedder.core.local_files import find_entries, link_once, list_entries, walk_entries
-from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, fetch_whole, is_transient, with_retries
+from embedder.core.retry import fetch_whole, is_transient, with_retries
 from embedder.core.storage_errors import explained
 
 Options = Mapping[str, Any]
@@ -37,25 +46,12 @@ READ_BLOCK_BYTES = 8 << 20
 LISTING_THREADS = 8
 """Folders listed at a time: a page of 1,000 keys takes a core tens of milliseconds, and holds a megabyte."""
 
-_STRANGE = r"//|/\.{0,2}$|/\.{1,2}/|[^A-Za-z0-9_=./+@, -]"
-"""Found in each name that a filesystem might open as another one."""
-
 PROBE_PREFIX = "_writable-"
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _S3_CONFIG: Options = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30, "max_pool_connections": 32}
 """botocore tries once: its retry quota runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, which are
 kept (2 seconds a request). With 8 attempts here, a throttled write failed after 45 requests and 222 s."""
-
-_DELTA_RETRIES: Mapping[str, str] = {
-    "max_retries": "100",
-    "retry_timeout": f"{PATIENCE_SECONDS / 2:.0f}s",
-    "backoff_config.init_backoff": "200ms",
-    "backoff_config.max_backoff": f"{LONGEST_PAUSE_SECONDS:.0f}s",
-    "connect_timeout": "10s",
-    "timeout": "60s",
-}
-"""delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -151,7 +147,9 @@ class Store:
         with explained(self.uri, "list"):
             batches = [self._sort(infos) for infos in [self._match()]] if self.is_glob else self._walk()
         others = (other for batch in batches for other in batch.others)
-        return Entries(Files.concat([batch.files for batch in batches] or [NOTHING.files]), tuple(sorted(others, key=lambda each: each.uri)))
+        return Entries(
+            Files.concat([batch.files for batch in batches] or [NOTHING.files]), tuple(sorted(others, key=lambda each: each.uri))
+        )
 
     def _match(self) -> list[Info]:
         find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
@@ -171,20 +169,7 @@ class Store:
             return False
 
     def _sort(self, infos: list[Info]) -> Entries:
-        """Return the files among some entries as columns, and the others."""
-        marked = infos if self.is_local else self._mark_strange(infos)
-        files = [info for info in marked if info["type"] == Kind.FILE and is_utf8(info["name"])]
-        others = [info for info in marked if info["type"] != Kind.FILE or not is_utf8(info["name"])] if len(files) < len(marked) else []
-        sizes = [int(info["size"] or 0) for info in files]
-        names = pa.array([info["name"] for info in files], pa.large_string())
-        uris = names if self.is_local else join_texts(self._uri_of(""), names)
-        return Entries(Files(uris, find_versions(files, sizes), np.array(sizes, np.int64)), tuple(map(self._found, others)))
-
-    def _mark_strange(self, infos: list[Info]) -> list[Info]:
-        """Mark keys that stand for folders, and names that this filesystem would open as other ones."""
-        names = pa.array([info["name"] for info in infos], pa.large_string())
-        is_strange = pc.match_substring_regex(names, _STRANGE).to_numpy(zero_copy_only=False)
-        return [self._marked(info) if strange else info for info, strange in zip(infos, is_strange, strict=True)] if is_strange.any() else infos
+        return sort_entries(infos, "") if self.is_local else sort_entries(mark_names(infos, self.fs._strip_protocol), self._uri_of(""))
 
     def _find(self, path: str) -> list[Info]:
         return list(with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values())
@@ -194,15 +179,6 @@ class Store:
             return list(with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri))
         except FileNotFoundError:
             return []
-
-    def _marked(self, info: Info) -> Info:
-        name = info["name"]
-        if info["type"] != Kind.FILE:
-            return info
-        if name.endswith("/"):
-            return {**info, "type": Kind.FOLDER_MARKER}
-        # s3fs takes ?versionId= in a key for a version of the key before it
-        return info if self.fs._strip_protocol(name) == name and "?versionId=" not in name else {**info, "type": Kind.UNOPENABLE}
 
     def list_folder(self) -> list[Found]:
         """Return the files directly in the folder; [] if it does not exist."""
@@ -288,10 +264,8 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def _found(self, info: Mapping[str, Any]) -> Found:
-        size = int(info["size"] or 0)
-        version, modified = find_version(info, size)
-        return Found(self._uri_of(info["name"]), version, size, modified, info["type"])
+    def _found(self, info: Info) -> Found:
+        return to_found(info, self._uri_of(info["name"]))
 
 
 def _with_s3_retries(options: Options) -> Options:
@@ -300,31 +274,6 @@ def _with_s3_retries(options: Options) -> Options:
 
     set_custom_error_handler(is_transient)
     return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
-
-
-def delta_options(uri: str, options: Options) -> dict[str, str]:
-    """Return fsspec's s3 options as options of the Delta writer; credentials stay in the environment for both."""
-    if "://" not in uri:
-        return {}
-    if not uri.startswith(("s3://", "s3a://")):
-        return dict(_DELTA_RETRIES)
-    client = options.get("client_kwargs") or {}
-    environ = os.environ
-    endpoint = options.get("endpoint_url") or client.get("endpoint_url")
-    given = {
-        "aws_endpoint_url": endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
-        "aws_region": client.get("region_name") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
-        "aws_access_key_id": options.get("key"),
-        "aws_secret_access_key": options.get("secret"),
-        "aws_session_token": options.get("token"),
-        "aws_skip_signature": "true" if options.get("anon") else None,
-    }
-    named = dict(_DELTA_RETRIES) | {name: str(value) for name, value in given.items() if value}
-    if named.get("aws_endpoint_url", "").startswith("http://"):
-        named["aws_allow_http"] = "true"
-    if "aws_endpoint_url" in named:
-        named.setdefault("aws_region", "us-east-1")
-    return named
 
 
 def map_threads(function: Callable[[T], Any], items: list[T], num_threads: int = 32) -> list[Any]:

@@ -27,9 +27,10 @@ def suits(config: EmbedConfig, shards: Shards) -> bool:
     """Return whether a run needs no Ray: little to read, no cluster named or joined, no GPU, and settings for one local actor."""
     compute, embedding = config.compute, config.embedding
     is_plain = compute.actors in (None, (1, 1)) and not embedding.is_api
-    is_small = shards.sizes.sum() <= MOST_BYTES and sum(
-        shard.size_bytes * (RATIO if shard.uri.endswith(COMPRESSED) else 1) for shard in shards
-    ) <= MOST_BYTES
+    is_small = (
+        shards.sizes.sum() <= MOST_BYTES
+        and sum(shard.size_bytes * (RATIO if shard.uri.endswith(COMPRESSED) else 1) for shard in shards) <= MOST_BYTES
+    )
     if not is_small or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
         return False
     return (compute.device == "cpu" or (compute.device == "auto" and not _has_gpu())) and not Attempts.listed(config.output.location).any

@@ -17,8 +17,9 @@ from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
 from embedder.run.prepare import RunPlan
 from embedder.source.columns import with_context
+from embedder.source.file_kinds import Ignored, count_ignored, describe_ignored
 from embedder.source.sampling import sample_documents
-from embedder.source.shards import Ignored, Listing, count_ignored, describe_ignored
+from embedder.source.shards import Listing
 from embedder.table.commits import list_records
 from embedder.table.parts import part_file, read_batches
 from embedder.text.byte_estimate import chunk_counted

@@ -10,7 +10,7 @@ from embedder.core.units import Part, Stats
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import align
 from embedder.run.prepare import RunPlan
-from embedder.source.shards import count_ignored, describe_ignored
+from embedder.source.file_kinds import count_ignored, describe_ignored
 
 
 @dataclass(frozen=True, slots=True)

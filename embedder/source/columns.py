@@ -67,9 +67,7 @@ def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.Data
     return {key: metadata.field(name).type for name, key in source.metadata_columns.items() if not name.startswith(CONTEXT_PREFIX)}
 
 
-def _inspect_formats(
-    source: SourceConfig, shards: Shards, types: Mapping[str, pa.DataType]
-) -> tuple[list[list[ShardColumns]], list[str]]:
+def _inspect_formats(source: SourceConfig, shards: Shards, types: Mapping[str, pa.DataType]) -> tuple[list[list[ShardColumns]], list[str]]:
     if len(shards) and (shards[0].columns or shards[0].fragment):
         # the table declares its columns, and a file may hold another one under the same name
         return [[ShardColumns(source.uri, list(types), types.get, "declared")]], []
@@ -104,9 +102,7 @@ def _inspect(
     return []
 
 
-def _read_samples(
-    shards: Shards, found: Numbers, source: SourceConfig, read: Callable[[IO[bytes], str | None], T]
-) -> list[tuple[str, T]]:
+def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
     """Read a few shards spread over the list, and others in place of unreadable ones; SourceError if none can be read."""
     num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
     spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})

@@ -19,10 +19,10 @@ from deltalake.exceptions import DeltaError
 from embedder.config.section import is_ambiguous
 from embedder.config.source import SourceConfig
 from embedder.core.columns import Shards
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.spec import digest
-from embedder.core.storage import delta_options
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import find_keys

@@ -9,10 +9,11 @@ from typing import IO, Any
 
 from embedder.config.source import SourceConfig
 from embedder.core.columns import Shards
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import digest
-from embedder.core.storage import Location, delta_options
+from embedder.core.storage import Location
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import BATCH_BYTES, ArrowColumn, check_types, decode, find_field, to_rows
 from embedder.source.formats.rows import Reading, Rows

@@ -1,8 +1,7 @@
 """A folder, glob or file → its shards, and the check that no output lies among them."""
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -12,32 +11,17 @@ import pyarrow.compute as pc
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import TABLES, Format, SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, EmptySourceError, StorageError
-from embedder.core.columns import Mask, Shards
-from embedder.core.listing import NOTHING, Entries, Files, Found, Kind, is_pattern, is_utf8, matches
+from embedder.core.listing import NOTHING, Entries, Kind, is_pattern, matches
 from embedder.core.storage import Location, Store
-from embedder.core.units import Shard
 from embedder.source.delta_source import list_delta_files
+from embedder.source.file_kinds import MATCHED_FOLDER, UNKNOWN_SUFFIX, Ignored, count_ignored, describe_ignored, is_hidden, sort_files
 from embedder.source.formats.arrow_columns import find_field
-from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding, find_formats
-from embedder.source.partitions import Constants, find_keys, infer_types, parse_folders
+from embedder.source.formats.registry import KNOWN_SUFFIXES
+from embedder.source.partitions import find_keys, infer_types
 from embedder.source.table_files import TableFiles
 from embedder.source.table_formats import FORMATS_BY_KIND, MARK, FoundTable, find_delta_table, find_table_above, find_tables
-
-HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
-_JOB_MARKER = re.compile(r"_SUCCESS|_committed_[0-9]+|_started_[0-9]+|_metadata|_common_metadata|\.[^/]*\.crc")
-"""Files that Spark and others write beside the data."""
-_HIDDEN = re.compile(r"\.[^/]*|_[^/=]*|[^/]*\._COPYING_")
-"""Spark's rule: a partition such as _date=2024 is not hidden, and a file that is still copied is."""
-SHOWN_NAMES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """Files passed over for one reason, and the uris of the first few."""
-
-    count: int = 0
-    uris: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +69,7 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     if source.format in TABLES or source.version is not None:
         setting = f"source.format={source.format!r}" if source.format in TABLES else f"source.version={source.version!r}"
         raise ConfigError(f"{setting}: no table is at or above {source.uri!r}; name the folder that holds its log")
-    shards, ignored = _sort(found, "" if is_file else root, source)
+    shards, ignored = sort_files(found, "" if is_file else root, source)
     if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
         uri = ignored[UNKNOWN_SUFFIX].uris[0]
         where = "" if uri.endswith(source.uri) else f" of {uri!r}"
@@ -151,78 +135,6 @@ def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
     return found[1] if found else None
 
 
-def _sort(entries: Entries, root: str | None, source: SourceConfig) -> tuple[Shards, dict[str, Ignored]]:
-    """Sort entries into shards and ignored files; ConfigError for a shard whose name cannot be stored or opened."""
-    found: defaultdict[str, list[tuple[int, Sequence[str]]]] = defaultdict(list)
-    wanted: list[Found] = []
-    for each in entries.others:
-        if reason := _reason(each, root, source):
-            found[reason].append((1, [each.uri]))
-        else:
-            wanted.append(each)
-    if strange := [each.uri for each in wanted if each.kind != Kind.BROKEN_LINK or not is_utf8(each.uri)]:
-        names = ", ".join(map(repr, strange[:8]))
-        raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, or hold ?versionId=; rename them: {names}")
-    files = Files.concat([entries.files, Files.of(wanted)]) if wanted else entries.files
-    left = np.ones(len(files), np.bool_)
-    for reason, mask in _reasons(files.uris, root, source):
-        rows = np.flatnonzero(mask & left)
-        left[rows] = False
-        if len(rows):
-            found[reason].append((len(rows), files.uris.take(pa.array(rows[:SHOWN_NAMES])).to_pylist()))
-    ignored = {reason: _count(each) for reason, each in found.items()}
-    files = files if left.all() else files.select(pa.array(left))
-    return _to_shards(files, find_keys(source)), dict(sorted(ignored.items(), key=lambda each: each[1].uris))
-
-
-def _count(found: Sequence[tuple[int, Sequence[str]]]) -> Ignored:
-    uris = sorted(uri for _, uris in found for uri in uris)
-    return Ignored(sum(count for count, _ in found), tuple(uris[:SHOWN_NAMES]))
-
-
-def _to_shards(files: Files, keys: Collection[str]) -> Shards:
-    """Return files as shards, with the columns that the names of their folders give."""
-    if not keys or not pc.any(pc.match_substring(files.uris, "=")).as_py():
-        return Shards(files.uris, files.versions, files.sizes, np.zeros(len(files), np.int32), (Shard("", "", 0),))
-    folders = pc.replace_substring_regex(files.uris, "[^/]*$", "").dictionary_encode()
-    kinds: dict[Constants, int] = {}
-    kind = np.array([kinds.setdefault(parse_folders(folder, keys), len(kinds)) for folder in folders.dictionary.to_pylist()], np.int32)
-    return Shards(files.uris, files.versions, files.sizes, kind[folders.indices.to_numpy()], tuple(Shard("", "", 0, each) for each in kinds))
-
-
-def _reasons(uris: pa.LargeStringArray, root: str | None, source: SourceConfig) -> Iterator[tuple[str, Mask]]:
-    """Yield reasons not to read a file, and the files to which each applies unless an earlier one does; as `_reason` for one entry."""
-    if root:
-        below = pc.if_else(pc.starts_with(uris, root), pc.utf8_slice_codeunits(uris, len(root)), uris)
-        is_hidden = _match(below, f"(?:^|/)(?:{_HIDDEN.pattern})(?:/|$)")
-        yield JOB_MARKER, is_hidden & _match(uris, f"/(?:{_JOB_MARKER.pattern})$")
-        yield HIDDEN, is_hidden
-    formats, places = find_formats(uris, source.format)
-    yield UNKNOWN_SUFFIX, np.array([each is None for each in formats], np.bool_)[places]
-
-
-def _match(texts: pa.LargeStringArray, pattern: str) -> Mask:
-    return np.asarray(pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False), np.bool_)
-
-
-def _reason(found: Found, root: str | None, source: SourceConfig) -> str | None:
-    """Return why an entry that is not a plain file is not read; None: it is a shard. A broken link of a known suffix cannot be read."""
-    if found.kind in (Kind.FOLDER_MARKER, Kind.LINK_CYCLE, Kind.SPECIAL_FILE):
-        return found.kind
-    if found.kind == Kind.FOLDER:
-        return MATCHED_FOLDER
-    name = found.uri.rpartition("/")[2]
-    if root and any(map(_is_hidden, found.uri.removeprefix(root).split("/"))):
-        return JOB_MARKER if _JOB_MARKER.fullmatch(name) else HIDDEN
-    if find_encoding(found.uri, source.format):
-        return None
-    return Kind.BROKEN_LINK if found.kind == Kind.BROKEN_LINK else UNKNOWN_SUFFIX
-
-
-def _is_hidden(name: str) -> bool:
-    return _HIDDEN.fullmatch(name) is not None
-
-
 def _root_of(store: Store) -> str:
     """Return the folder below which names count: the part of a pattern before its first wildcard. It may lie in a hidden folder."""
     root = store.uri
@@ -243,7 +155,14 @@ def _find_table(source: SourceConfig, store: Store, root: str, entries: Entries)
     files = entries.files.uris
     seen = {uri: uri for uri in files.filter(pc.match_substring_regex(files, MARK.pattern)).to_pylist()}
     seen |= {each.uri: f"{each.uri}/" if each.kind in (Kind.FOLDER, Kind.BESIDE) else each.uri for each in entries.others}
-    table = next((each for each in find_tables(seen[uri] for uri in sorted(seen)) if not any(map(_is_hidden, each.folder.removeprefix(root).split("/")))), None)
+    table = next(
+        (
+            each
+            for each in find_tables(seen[uri] for uri in sorted(seen))
+            if not any(map(is_hidden, each.folder.removeprefix(root).split("/")))
+        ),
+        None,
+    )
     if table is None and len(entries):
         folders = pc.unique(pc.replace_substring_regex(files, "[^/]*$", "")).to_pylist() if store.is_glob else [store.place]
         table = find_table_above(sorted(folders), source.storage_options)
@@ -276,16 +195,6 @@ def _nothing_found(source: SourceConfig, store: Store, found: Entries, ignored: 
     if store.is_glob:
         return EmptySourceError(f"{where}: nothing matches the pattern; {hint}")
     return EmptySourceError(f"{where}: no file is there; give a folder, glob or file that has some")
-
-
-def count_ignored(ignored: Mapping[str, Ignored]) -> dict[str, int]:
-    """Return the number of ignored files by reason."""
-    return {reason: each.count for reason, each in ignored.items()}
-
-
-def describe_ignored(counts: Mapping[str, int]) -> str:
-    """Return the numbers of ignored files by reason as words."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
 
 
 def _suffix(uri: str) -> str:

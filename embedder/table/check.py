@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from embedder.core.errors import CommitError, ModelError, StorageError
-from embedder.core.rotation import ROTATION_FOLDER, read_rotation, rotation_uri
 from embedder.core.listing import Found
+from embedder.core.rotation import ROTATION_FOLDER, read_rotation, rotation_uri
 from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align

@@ -13,10 +13,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from embedder.core.columns import PartNames, find_foreign
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import CommitError, TableDamagedError, VersionGoneError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, delta_options
+from embedder.core.storage import Location
 from embedder.core.units import Part
 from embedder.table.commits import find_commit, open_delta, read_files, unreadable
 from embedder.table.parts import find_missing

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from embedder.core.columns import find_foreign
 from embedder.core.errors import StorageError, TableDamagedError
+from embedder.core.listing import Found
 from embedder.core.quantization import Ranges
 from embedder.core.retry import is_transient, one_line
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.listing import Found
 from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.checksums import checksum_of, compute_checksum, describe_pages

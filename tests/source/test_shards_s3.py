@@ -8,7 +8,8 @@ from embedder.config.source import SourceConfig
 from embedder.core import retry
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.storage import Store
-from embedder.source.shards import Ignored, list_shards
+from embedder.source.file_kinds import Ignored
+from embedder.source.shards import list_shards
 from tests.faulty_proxy import FaultyProxy, break_first
 from tests.source.test_shards import NAMES
 
