@@ -127,6 +127,11 @@ class Tasks(Rows[Task]):
         return pc.utf8_slice_codeunits(self.names, 0, _KEY_CHARS)
 
     @property
+    def versions(self) -> pa.StringArray:
+        """The version of each task."""
+        return pc.utf8_slice_codeunits(self.names, _KEY_CHARS + 1, _TASK_CHARS)
+
+    @property
     def size_bytes(self) -> int:
         """Stored bytes of all their shards."""
         return int(self.sizes.sum())
@@ -141,7 +146,8 @@ class Tasks(Rows[Task]):
         """The rows of all their shards."""
         lengths = self.stops - self.starts
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self.members[np.repeat(self.starts, lengths) + within]
+        rows: Numbers = self.members[np.repeat(self.starts, lengths) + within]
+        return rows
 
     def __len__(self) -> int:
         return len(self.names)
@@ -198,6 +204,11 @@ class PartNames(Rows[PartName]):
         return pc.utf8_slice_codeunits(self.names, 0, _KEY_CHARS)
 
     @property
+    def versions(self) -> pa.StringArray:
+        """The version of each part's task."""
+        return pc.utf8_slice_codeunits(self.names, _KEY_CHARS + 1, _TASK_CHARS)
+
+    @property
     def num_documents(self) -> int:
         """Rows of their shards, quarantined ones included."""
         first, stop = _TASK_CHARS + 1, _TASK_CHARS + _ROW_CHARS + 2
@@ -224,7 +235,8 @@ class PartNames(Rows[PartName]):
 def find_foreign(names: Iterable[str]) -> list[str]:
     """Return the names that are not those of parts."""
     column = pa.array(names, pa.string())
-    return column.filter(pc.invert(pc.match_substring_regex(column, f"^(?:{PART.pattern})$"))).to_pylist()
+    foreign: list[str] = column.filter(pc.invert(pc.match_substring_regex(column, f"^(?:{PART.pattern})$"))).to_pylist()
+    return foreign
 
 
 def is_among(values: pa.Array, among: pa.Array) -> Mask:

@@ -1,6 +1,6 @@
 """A planned run → its work and cost in words and figures, without running it."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from embedder.core.columns import Numbers, Rows, Shards, is_among
+from embedder.core.columns import Mask, Numbers, Rows, Shards, is_among
 from embedder.core.context import keep_context
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards
 from embedder.core.storage import Location, map_threads
@@ -150,32 +150,35 @@ def count_removed_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
 def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State, Sequence[tuple[str, int]]]:
     """Sort shards by state; `rows_before` counts rows of parts to be removed by shard."""
     plan, shards = run_plan.plan, run_plan.listing.shards
-    keys, versions = {name.key for name in plan.remove}, {name.version for name in plan.remove}
-    changed: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
-    for task in plan.read:
-        for shard in task.shards:
-            # a shard of no bytes has no row by which to recognize it
-            known = shard.uri in rows_before or (shard.size_bytes == 0 and task.key in keys)
-            state: State = "new"
-            if shard.size_bytes < SMALL_SHARD_BYTES:
-                state = "regrouped" if known else "new"
-            elif known or task.key in keys:
-                state = "changed"
-            elif task.version in versions:
-                state = "moved"
-            changed[state].append((shard.uri, shard.size_bytes))
-    is_unchanged = np.ones(len(shards), np.bool_)
-    is_unchanged[plan.read.rows] = False
-    by_state: dict[State, Sequence[tuple[str, int]]] = {state: sorted(each) for state, each in changed.items()}
-    if plan.adopt:
-        adopted = group_shards(shards, "", run_plan.bucket_bits).with_keys({name.key for name in plan.adopt}).rows
-        is_unchanged[adopted] = False
-        by_state["adopted"] = Amounts(shards.select(np.sort(adopted)))
-    by_state["unchanged"] = Amounts(shards.select(np.flatnonzero(is_unchanged)))
     before = pa.array(rows_before, pa.large_string())
+    rows, task = plan.read.rows, np.repeat(np.arange(len(plan.read)), plan.read.stops - plan.read.starts)
+    order = np.argsort(rows)
+    read, task = shards.select(rows[order]), task[order]
+    had_parts, is_moved = is_among(plan.read.keys, plan.remove.keys)[task], is_among(plan.read.versions, plan.remove.versions)[task]
+    # a shard of no bytes has no row by which to recognize it
+    known = is_among(read.uris, before) | ((read.sizes == 0) & had_parts)
+    is_small = read.sizes < SMALL_SHARD_BYTES
+    conditions: dict[State, Mask] = {
+        "regrouped": is_small & known,
+        "changed": ~is_small & (known | had_parts),
+        "moved": ~is_small & is_moved,
+    }
+    states = np.select(list(conditions.values()), list(conditions), "new")
+    adopted = (
+        group_shards(shards, "", run_plan.bucket_bits).with_keys({name.key for name in plan.adopt}).rows
+        if plan.adopt
+        else np.zeros(0, np.int64)
+    )
+    is_unchanged = np.ones(len(shards), np.bool_)
+    is_unchanged[rows] = is_unchanged[adopted] = False
+    by_state: dict[State, Sequence[tuple[str, int]]] = {
+        state: Amounts(read.select(np.flatnonzero(states == state))) for state in (*conditions, "new")
+    }
+    by_state["adopted"] = Amounts(shards.select(np.sort(adopted)))
+    by_state["unchanged"] = Amounts(shards.select(np.flatnonzero(is_unchanged)))
     gone = before.filter(pa.array(~is_among(before, shards.uris))).to_pylist()
     by_state["gone"] = sorted((uri, rows_before[uri]) for uri in gone)
-    return {state: by_state.get(state, ()) for state in MEANINGS}
+    return {state: by_state[state] for state in MEANINGS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

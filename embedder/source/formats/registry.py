@@ -127,13 +127,14 @@ def find_formats(uris: pa.LargeStringArray, wanted: Format = "auto") -> tuple[li
         return [FORMATS[_OF_TABLES.get(wanted, wanted)]], np.zeros(len(uris), np.int64)
     ends = pc.struct_field(pc.extract_regex(uris, _END), "end").dictionary_encode(null_encoding="encode")
     found = [find_encoding(end or "") for end in ends.dictionary.to_pylist()]
-    return [each and each.format for each in found], ends.indices.to_numpy().astype(np.int64)
+    return [each.format if each else None for each in found], ends.indices.to_numpy().astype(np.int64)
 
 
 def group_by_format(shards: Shards, wanted: Format) -> dict[FileFormat, Numbers]:
     """Return the rows of the shards of each format, that of the first shard first, as `encoding_of` finds it; all of a table are of one."""
     if len(shards) and (shards.kinds[0].fragment or shards.kinds[0].is_logged or shards[0].uri.startswith(POSTGRES)):
-        found, places = [(encoding := encoding_of(shards[0], wanted)) and encoding.format], np.zeros(len(shards), np.int64)
+        encoding = encoding_of(shards[0], wanted)
+        found, places = [encoding.format if encoding else None], np.zeros(len(shards), np.int64)
     else:
         found, places = find_formats(shards.uris, wanted)
     grouped = {format_: [place for place, each in enumerate(found) if each is format_] for format_ in dict.fromkeys(found) if format_}
