@@ -74,6 +74,10 @@ def test_columns_hold_the_names_versions_and_sizes_of_files_and_other_entries_ar
 
 
 def test_versions_are_tags_without_quotes_or_sizes_and_times() -> None:
-    infos = [as_file("a"), {"name": "b", "type": "file", "size": 7, "mtime": 1.5}, {"name": "c", "type": "file", "size": 1, "generation": 3}]
+    infos = [
+        as_file("a"),
+        {"name": "b", "type": "file", "size": 7, "mtime": 1.5},
+        {"name": "c", "type": "file", "size": 1, "generation": 3},
+    ]
     for some in ([infos[0]], infos, infos[1:]):
         assert sort_entries(some, "").files.versions.to_pylist() == [find_version(info, info["size"])[0] for info in some]

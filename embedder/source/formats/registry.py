@@ -1,5 +1,6 @@
 """The formats of shards, one entry each. A new format is one module and one entry."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -85,8 +86,8 @@ KNOWN_SUFFIXES = (
 )
 
 
-_END = rf"(?i)(?P<end>[^./](?:(?:\.[^./]*)?\.(?:{'|'.join(DECODERS)})|\.[^./]*))$"
-"""The suffixes that decide a name's encoding, and the character before them, since a dot at the start of a name starts no suffix."""
+_END = rf"(?i)(?P<end>[^./]\.*(?:(?:\.[^./]*)?\.(?:{'|'.join(DECODERS)})|\.[^./]*))$"
+"""The suffixes that decide a name's encoding, and a character before them, since dots at the start of a name start no suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,17 @@ def find_formats(uris: pa.LargeStringArray, wanted: Format = "auto") -> tuple[li
     """Return formats, None for an unknown suffix, and of each uri the place of its format among them, as `find_encoding` finds it."""
     if wanted != "auto":
         return [FORMATS[_OF_TABLES.get(wanted, wanted)]], np.zeros(len(uris), np.int64)
+    name = uris[0].as_py().rpartition("/")[2] if len(uris) else ""
+    suffix = f".{name.rpartition('.')[2]}"
+    if suffix[1:].lower() not in DECODERS and pc.all(pc.ends_with(uris, suffix)).as_py():
+        # eight times as fast, for a source of one format
+        nameless = pc.match_substring_regex(uris, rf"(?:^|/)\.*{re.escape(suffix)}$")
+        if not pc.any(nameless).as_py():
+            found = find_encoding(f"a{suffix}")
+            return [found.format if found else None], np.zeros(len(uris), np.int64)
     ends = pc.struct_field(pc.extract_regex(uris, _END), "end").dictionary_encode(null_encoding="encode")
-    found = [find_encoding(end or "") for end in ends.dictionary.to_pylist()]
-    return [each.format if each else None for each in found], ends.indices.to_numpy().astype(np.int64)
+    encodings = [find_encoding(end or "") for end in ends.dictionary.to_pylist()]
+    return [each.format if each else None for each in encodings], ends.indices.to_numpy().astype(np.int64)
 
 
 def group_by_format(shards: Shards, wanted: Format) -> dict[FileFormat, Numbers]:
