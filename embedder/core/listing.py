@@ -46,8 +46,8 @@ Threads = Callable[[List, list[str]], list[list[Info]]]
 _STRANGE = r"//|/\.{0,2}$|/\.{1,2}/|[^A-Za-z0-9_=./+@, -]"
 """Found in each name that a filesystem might open as another one."""
 
-SPLIT_FOLDERS, SPLIT_LEVELS = 16, 3
-"""A listing is split by folders until there are so many, at most so many levels deep: a request for each folder above them."""
+SPLIT_FOLDERS, SPLIT_LEVELS, MOST_FOLDERS = 16, 3, 1_000
+"""A listing is split by folders until there are so many, at most so many levels deep, and into at most so many: each is a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +125,12 @@ def split_folders(path: str, ls: List, map_threads: Threads) -> tuple[list[Info]
         if not 0 < len(folders) < SPLIT_FOLDERS:
             break
         listed = [info for infos in map_threads(ls, folders) for info in infos]
-        folders = [info["name"] for info in listed if info["type"] == Kind.FOLDER]
-        if any("//" in f"{folder}/" for folder in folders):
+        below = [info["name"] for info in listed if info["type"] == Kind.FOLDER]
+        if any("//" in f"{folder}/" for folder in below):
             return [], [path]
+        if len(below) > MOST_FOLDERS:
+            break
+        folders = below
         found += [info for info in listed if info["type"] != Kind.FOLDER]
     return found, folders
 

@@ -43,6 +43,7 @@ T = TypeVar("T")
 READ_BLOCK_BYTES = 8 << 20
 """Size of a ranged request: hides an object store's latency, small beside a worker's memory."""
 
+PAGE_KEYS = 1_000
 LISTING_THREADS = 8
 """Folders listed at a time: a page of 1,000 keys takes a core tens of milliseconds, and holds a megabyte."""
 
@@ -142,7 +143,7 @@ class Store:
     def list_entries(self) -> Entries:
         """Return `list_files` and, marked by kind, everything else below the folder or beside the glob's matches that is not a file.
 
-        Folders of an object store are listed side by side. Raise StorageError if any folder below cannot be listed.
+        Folders of a large source on S3 are listed side by side. Raise StorageError if any folder below cannot be listed.
         """
         with explained(self.uri, "list"):
             batches = [self._sort(infos) for infos in [self._match()]] if self.is_glob else self._walk()
@@ -158,15 +159,17 @@ class Store:
     def _walk(self) -> list[Entries]:
         if self.is_local:
             return [self._sort(infos) for infos in walk_entries(self.path)]
-        above, folders = split_folders(self.path, self._ls, map_threads) if self._is_folder() else ([], [self.path])
+        above, folders = split_folders(self.path, self._ls, map_threads) if self._is_large() else ([], [self.path])
         return [self._sort(above), *map_threads(lambda folder: self._sort(self._find(folder)), folders, LISTING_THREADS)]
 
-    def _is_folder(self) -> bool:
-        """Return whether the store lists this path by folders; the hub lists a whole tree by one request."""
-        try:
-            return self._hub is None and with_retries(self._info, self.uri)["type"] == Kind.FOLDER
-        except FileNotFoundError:
+    def _is_large(self) -> bool:
+        """Return whether a folder on S3 holds more than a page of keys, so that its folders are worth a request each."""
+        if not hasattr(self.fs, "call_s3"):
             return False
+        bucket, key, _ = self.fs.split_path(self.path)
+        prefix = f"{key}/" if key else ""
+        page = with_retries(lambda: self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE_KEYS), self.uri)
+        return bool(page.get("IsTruncated"))
 
     def _sort(self, infos: list[Info]) -> Entries:
         return sort_entries(infos, "") if self.is_local else sort_entries(mark_names(infos, self.fs._strip_protocol), self._uri_of(""))

@@ -55,6 +55,12 @@ def test_a_folder_of_a_few_levels_takes_a_request_for_each_folder_above_the_spli
     assert (len(found), len(folders), many.requests) == (0, 40, 1)
 
 
+def test_a_listing_is_not_split_into_more_folders_than_pages() -> None:
+    wide = Bucket([f"{name}/{number}/x.jsonl" for name in "abc" for number in range(400)])
+    found, folders = split_folders("docs", wide.ls, lambda function, items: [function(item) for item in items])
+    assert (len(found), folders, wide.requests) == (0, ["docs/a", "docs/b", "docs/c"], 4)
+
+
 def test_columns_hold_the_names_versions_and_sizes_of_files_and_other_entries_are_kept() -> None:
     infos = [*map(as_file, NAMES), {"name": "docs/folder", "type": "directory", "size": 0}, as_file("docs/\udce9")]
     sorted_ = sort_entries(mark_names(infos[:-1], lambda name: name.replace("/./", "/").rstrip("/")), "s3://")
