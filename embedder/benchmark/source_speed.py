@@ -96,7 +96,7 @@ def _read(path: Path) -> Iterator[int]:
     settings: dict[str, Any] = {"id_column": "id", "metadata_columns": ["url", "date"], "metadata_types": {"date": "timestamp"}}
     source = SourceConfig(uri=str(path), **settings)
     listing, metadata = select_shards(source, list_shards(source))
-    for unit in read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata):
+    for unit in read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata):
         yield unit.documents.num_rows + unit.quarantined.num_rows
 
 

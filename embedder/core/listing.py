@@ -4,10 +4,18 @@ fsspec's own glob and local find pass over a folder that cannot be listed: an ou
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedder.core.digests import join_texts
 
 WILDCARDS = "*?["
 
@@ -33,6 +41,98 @@ Info = dict[str, Any]
 """fsspec's description of an entry."""
 List = Callable[[str], list[Info]]
 Threads = Callable[[List, list[str]], list[list[Info]]]
+
+
+_STRANGE = r"//|/\.{0,2}$|/\.{1,2}/|[^A-Za-z0-9_=./+@, -]"
+"""Found in each name that a filesystem might open as another one."""
+
+SPLIT_FOLDERS, SPLIT_LEVELS, MOST_FOLDERS = 16, 3, 1_000
+"""A listing is split by folders until there are so many, at most so many levels deep, and into at most so many: each is a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object in a listing; `version` changes with its content."""
+
+    uri: str
+    version: str
+    size_bytes: int
+    modified: float | None = None
+    """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
+    kind: str = Kind.FILE
+    """A Kind."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """Files as columns."""
+
+    uris: pa.LargeStringArray
+    versions: pa.LargeStringArray
+    sizes: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(found: Sequence[Found]) -> "Files":
+        """Return files as columns."""
+        uris, versions = (pa.array(texts, pa.large_string()) for texts in ([each.uri for each in found], [each.version for each in found]))
+        return Files(uris, versions, np.array([each.size_bytes for each in found], np.int64))
+
+    @staticmethod
+    def concat(each: Sequence["Files"]) -> "Files":
+        """Return the files of all, of at least one, in order of uri."""
+        uris, versions = (pa.concat_arrays([getattr(files, name) for files in each]) for name in ("uris", "versions"))
+        files = Files(uris, versions, np.concatenate([files.sizes for files in each]))
+        is_sorted = pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py()
+        return files if is_sorted else files.select(pc.sort_indices(uris))
+
+    def select(self, rows: pa.Array) -> "Files":
+        """Return some rows, by number or by mask."""
+        take = pc.filter if pa.types.is_boolean(rows.type) else pc.take
+        return Files(take(self.uris, rows), take(self.versions, rows), self.sizes[rows.to_numpy(zero_copy_only=False)])
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """A listing, in order of uri."""
+
+    files: Files
+    others: tuple[Found, ...]
+    """Entries that are not files, or whose name is not UTF-8."""
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.others)
+
+    @property
+    def uris(self) -> list[str]:
+        """All uris, in order."""
+        return sorted([*self.files.uris.to_pylist(), *(each.uri for each in self.others)])
+
+
+NOTHING = Entries(Files.of(()), ())
+
+
+def split_folders(path: str, ls: List, map_threads: Threads) -> tuple[list[Info], list[str]]:
+    """Return the entries in a folder and the upper ones below it, and the folders that hold all others.
+
+    The folder itself is returned if a name below it has an empty component, which no path of a folder can have.
+    """
+    found: list[Info] = []
+    folders = [path]
+    for _ in range(SPLIT_LEVELS):
+        if not 0 < len(folders) < SPLIT_FOLDERS:
+            break
+        listed = [info for infos in map_threads(ls, folders) for info in infos]
+        below = [info["name"] for info in listed if info["type"] == Kind.FOLDER]
+        if any("//" in f"{folder}/" for folder in below):
+            return [], [path]
+        if len(below) > MOST_FOLDERS:
+            break
+        folders = below
+        found += [info for info in listed if info["type"] != Kind.FOLDER]
+    return found, folders
 
 
 def list_matches(pattern: str, ls: List, find: List, map_threads: Threads) -> list[Info]:
@@ -84,11 +184,53 @@ def matches(file: Sequence[str], pattern: Sequence[str]) -> bool:
     return (file[0] == pattern[0] or fnmatchcase(file[0], pattern[0])) and matches(file[1:], pattern[1:])
 
 
+def mark_names(infos: list[Info], strip: Callable[[str], str]) -> list[Info]:
+    """Mark keys that stand for folders, and names that their filesystem would open as other ones: those that `strip` changes."""
+    names = pa.array([info["name"] for info in infos], pa.large_string())
+    is_strange = pc.match_substring_regex(names, _STRANGE).to_numpy(zero_copy_only=False)
+    return [_mark_name(info, strip) if strange else info for info, strange in zip(infos, is_strange, strict=True)]
+
+
+def _mark_name(info: Info, strip: Callable[[str], str]) -> Info:
+    name = info["name"]
+    if info["type"] != Kind.FILE:
+        return info
+    if name.endswith("/"):
+        return {**info, "type": Kind.FOLDER_MARKER}
+    # s3fs takes ?versionId= in a key for a version of the key before it
+    return info if strip(name) == name and "?versionId=" not in name else {**info, "type": Kind.UNOPENABLE}
+
+
+def sort_entries(infos: list[Info], before: str) -> Entries:
+    """Return the files among some entries as columns, and the others; `before` stands before each name in its uri."""
+    files = [info for info in infos if info["type"] == Kind.FILE and is_utf8(info["name"])]
+    others = [info for info in infos if info["type"] != Kind.FILE or not is_utf8(info["name"])] if len(files) < len(infos) else []
+    sizes = [int(info["size"] or 0) for info in files]
+    uris = join_texts(before, pa.array([info["name"] for info in files], pa.large_string()))
+    found = (to_found(info, before + info["name"]) for info in others)
+    return Entries(Files(uris, _find_versions(files, sizes), np.array(sizes, np.int64)), tuple(found))
+
+
+def to_found(info: Info, uri: str) -> Found:
+    """Return an entry of fsspec as an object."""
+    size = int(info["size"] or 0)
+    version, modified = find_version(info, size)
+    return Found(uri, version, size, modified, info["type"])
+
+
 def find_version(info: Mapping[str, Any], size_bytes: int) -> tuple[str, float | None]:
     """Return an entry's version, which changes with its content, and when it was modified, in seconds since 1970."""
     tag = next((info[name] for name in _TAGS if info.get(name)), None)
     changed = next((info[name] for name in ("mtime", "LastModified", "last_modified", "updated") if info.get(name)), None)
     return str(tag).strip('"') if tag else f"{size_bytes}-{changed}", to_seconds(changed)
+
+
+def _find_versions(infos: Sequence[Info], sizes: Sequence[int]) -> pa.LargeStringArray:
+    """Return `find_version` of each entry, as one operation if all have the tag that comes first."""
+    tags = [info.get(_TAGS[0]) for info in infos]
+    if all(tags) and all(type(tag) is str for tag in tags):
+        return pc.utf8_trim(pa.array(tags, pa.large_string()), '"')
+    return pa.array([find_version(info, size)[0] for info, size in zip(infos, sizes, strict=True)], pa.large_string())
 
 
 def to_seconds(moment: Any) -> float | None:
@@ -98,3 +240,11 @@ def to_seconds(moment: Any) -> float | None:
     if isinstance(moment, datetime):
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None if moment is None else float(moment)
+
+
+def is_utf8(name: str) -> bool:
+    """Check for lone surrogates, by which Python represents bytes of a local name that are not UTF-8. They cannot be stored."""
+    try:
+        return name.isascii() or name.encode() is not None
+    except UnicodeEncodeError:
+        return False

@@ -4,25 +4,33 @@ import errno
 import os
 import stat
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from embedder.core.listing import Info, Kind
 
+BATCH = 10_000
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def find_entries(path: str) -> list[Info]:
-    """Return the file, or everything below the folder but folders, links as their targets; [] if nothing is there.
+    """Return all that `walk_entries` yields."""
+    return [info for infos in walk_entries(path) for info in infos]
+
+
+def walk_entries(path: str) -> Iterator[list[Info]]:
+    """Yield the file, or everything below the folder but folders, links as their targets, some thousand entries at a time.
 
     Raise OSError if a folder below cannot be listed.
     """
     try:
         root = _describe(path, Path(path).stat())
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     if root["type"] != Kind.FOLDER:
-        return [root]
+        yield [root]
+        return
     found: list[Info] = []
     folders = [path]
     while folders:
@@ -32,7 +40,10 @@ def find_entries(path: str) -> list[Info]:
                 folders.append(info["name"])
             else:
                 found.append(info)
-    return found
+        if len(found) >= BATCH:
+            yield found
+            found = []
+    yield found
 
 
 def list_entries(folder: str) -> list[Info]:

@@ -39,9 +39,14 @@ _LATER: dict[str, Any] = {
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def canonical(value: Any) -> str:
+    """Return the JSON text that is hashed for a value."""
+    return _CANONICAL.encode(value)
+
+
 def digest(*values: Any, num_bytes: int = 16) -> str:
     """Return a hex hash of JSON-encodable values, equal on every machine and Python version."""
-    return hashlib.blake2b(_CANONICAL.encode(values).encode(), digest_size=num_bytes).hexdigest()
+    return hashlib.blake2b(canonical(values).encode(), digest_size=num_bytes).hexdigest()
 
 
 class QueryRoute(BaseModel):

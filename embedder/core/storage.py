@@ -19,9 +19,22 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.core.errors import StorageError
-from embedder.core.listing import WILDCARDS, Info, Kind, find_version, list_matches
-from embedder.core.local_files import find_entries, link_once, list_entries
-from embedder.core.retry import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, fetch_whole, is_transient, with_retries
+from embedder.core.listing import (
+    NOTHING,
+    WILDCARDS,
+    Entries,
+    Files,
+    Found,
+    Info,
+    Kind,
+    list_matches,
+    mark_names,
+    sort_entries,
+    split_folders,
+    to_found,
+)
+from embedder.core.local_files import find_entries, link_once, list_entries, walk_entries
+from embedder.core.retry import fetch_whole, is_transient, with_retries
 from embedder.core.storage_errors import explained
 
 Options = Mapping[str, Any]
@@ -30,6 +43,10 @@ T = TypeVar("T")
 READ_BLOCK_BYTES = 8 << 20
 """Size of a ranged request: hides an object store's latency, small beside a worker's memory."""
 
+PAGE_KEYS = 1_000
+LISTING_THREADS = 8
+"""Folders listed at a time: a page of 1,000 keys takes a core tens of milliseconds, and holds a megabyte."""
+
 PROBE_PREFIX = "_writable-"
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -37,30 +54,7 @@ _S3_CONFIG: Options = {"retries": {"total_max_attempts": 1}, "connect_timeout": 
 """botocore tries once: its retry quota runs out when half of 300 requests fail, and its attempts multiply with the 5 of s3fs, which are
 kept (2 seconds a request). With 8 attempts here, a throttled write failed after 45 requests and 222 s."""
 
-_DELTA_RETRIES: Mapping[str, str] = {
-    "max_retries": "100",
-    "retry_timeout": f"{PATIENCE_SECONDS / 2:.0f}s",
-    "backoff_config.init_backoff": "200ms",
-    "backoff_config.max_backoff": f"{LONGEST_PAUSE_SECONDS:.0f}s",
-    "connect_timeout": "10s",
-    "timeout": "60s",
-}
-"""delta-rs retries a busy server, but not a commit whose connection broke or a truncated response."""
-
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An object in a listing; `version` changes with its content."""
-
-    uri: str
-    version: str
-    size_bytes: int
-    modified: float | None = None
-    """Seconds since 1970 by the storage's clock; None if the filesystem does not report it."""
-    kind: str = Kind.FILE
-    """A Kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,36 +136,52 @@ class Store:
 
     def list_files(self) -> list[Found]:
         """Return the file, the folder's files at any depth, or the glob's matches, ordered by uri; [] if there are none."""
-        return [found for found in self.list_entries() if found.kind == Kind.FILE]
+        files = self.list_entries().files
+        columns = files.uris.to_pylist(), files.versions.to_pylist(), files.sizes.tolist()
+        return [Found(*row) for row in zip(*columns, strict=True)]
 
-    def list_entries(self) -> list[Found]:
+    def list_entries(self) -> Entries:
         """Return `list_files` and, marked by kind, everything else below the folder or beside the glob's matches that is not a file.
 
-        Raise StorageError if any folder below cannot be listed.
+        Folders of a large source on S3 are listed side by side. Raise StorageError if any folder below cannot be listed.
         """
-        find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
         with explained(self.uri, "list"):
-            infos = list_matches(self.path, ls, find, map_threads) if self.is_glob else find(self.path)
-            return sorted((self._found(info) for info in infos), key=lambda each: each.uri)
+            batches = [self._sort(infos) for infos in [self._match()]] if self.is_glob else self._walk()
+        others = (other for batch in batches for other in batch.others)
+        return Entries(
+            Files.concat([batch.files for batch in batches] or [NOTHING.files]), tuple(sorted(others, key=lambda each: each.uri))
+        )
+
+    def _match(self) -> list[Info]:
+        find, ls = (find_entries, list_entries) if self.is_local else (self._find, self._ls)
+        return list_matches(self.path, ls, find, map_threads)
+
+    def _walk(self) -> list[Entries]:
+        if self.is_local:
+            return [self._sort(infos) for infos in walk_entries(self.path)]
+        above, folders = split_folders(self.path, self._ls, map_threads) if self._is_large() else ([], [self.path])
+        return [self._sort(above), *map_threads(lambda folder: self._sort(self._find(folder)), folders, LISTING_THREADS)]
+
+    def _is_large(self) -> bool:
+        """Return whether a folder on S3 holds more than a page of keys, so that its folders are worth a request each."""
+        if not hasattr(self.fs, "call_s3"):
+            return False
+        bucket, key, _ = self.fs.split_path(self.path)
+        prefix = f"{key}/" if key else ""
+        page = with_retries(lambda: self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=PAGE_KEYS), self.uri)
+        return bool(page.get("IsTruncated"))
+
+    def _sort(self, infos: list[Info]) -> Entries:
+        return sort_entries(infos, "") if self.is_local else sort_entries(mark_names(infos, self.fs._strip_protocol), self._uri_of(""))
 
     def _find(self, path: str) -> list[Info]:
-        return [self._marked(info) for info in with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values()]
+        return list(with_retries(lambda: self.fs.find(path, detail=True, **self._listed), self.uri).values())
 
     def _ls(self, path: str) -> list[Info]:
         try:
-            return [self._marked(info) for info in with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri)]
+            return list(with_retries(lambda: self.fs.ls(path, detail=True, **self._listed), self.uri))
         except FileNotFoundError:
             return []
-
-    def _marked(self, info: Info) -> Info:
-        """Mark a key that stands for a folder, and a name that this filesystem would open as another one."""
-        name = info["name"]
-        if info["type"] == Kind.FOLDER:
-            return info
-        if name.endswith("/"):
-            return {**info, "type": Kind.FOLDER_MARKER}
-        # s3fs takes ?versionId= in a key for a version of the key before it
-        return info if self.fs._strip_protocol(name) == name and "?versionId=" not in name else {**info, "type": Kind.UNOPENABLE}
 
     def list_folder(self) -> list[Found]:
         """Return the files directly in the folder; [] if it does not exist."""
@@ -181,6 +191,12 @@ class Store:
             except FileNotFoundError:
                 return []
         return [self._found(info) for info in infos if info["type"] == "file"]
+
+    def list_sizes(self) -> dict[str, int]:
+        """Return the sizes of the files directly in the folder, by file name; {} if it does not exist."""
+        with explained(self.uri, "list"):
+            infos = list_entries(self.path) if self.is_local else self._ls(self.path)
+        return {info["name"].rpartition("/")[2]: int(info["size"] or 0) for info in infos if info["type"] == Kind.FILE}
 
     def info(self) -> Found | None:
         """Return one object's entry; None if it does not exist."""
@@ -251,10 +267,8 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def _found(self, info: Mapping[str, Any]) -> Found:
-        size = int(info["size"] or 0)
-        version, modified = find_version(info, size)
-        return Found(self._uri_of(info["name"]), version, size, modified, info["type"])
+    def _found(self, info: Info) -> Found:
+        return to_found(info, self._uri_of(info["name"]))
 
 
 def _with_s3_retries(options: Options) -> Options:
@@ -263,31 +277,6 @@ def _with_s3_retries(options: Options) -> Options:
 
     set_custom_error_handler(is_transient)
     return {**options, "config_kwargs": {**_S3_CONFIG, **options.get("config_kwargs", {})}}
-
-
-def delta_options(uri: str, options: Options) -> dict[str, str]:
-    """Return fsspec's s3 options as options of the Delta writer; credentials stay in the environment for both."""
-    if "://" not in uri:
-        return {}
-    if not uri.startswith(("s3://", "s3a://")):
-        return dict(_DELTA_RETRIES)
-    client = options.get("client_kwargs") or {}
-    environ = os.environ
-    endpoint = options.get("endpoint_url") or client.get("endpoint_url")
-    given = {
-        "aws_endpoint_url": endpoint or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
-        "aws_region": client.get("region_name") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
-        "aws_access_key_id": options.get("key"),
-        "aws_secret_access_key": options.get("secret"),
-        "aws_session_token": options.get("token"),
-        "aws_skip_signature": "true" if options.get("anon") else None,
-    }
-    named = dict(_DELTA_RETRIES) | {name: str(value) for name, value in given.items() if value}
-    if named.get("aws_endpoint_url", "").startswith("http://"):
-        named["aws_allow_http"] = "true"
-    if "aws_endpoint_url" in named:
-        named.setdefault("aws_region", "us-east-1")
-    return named
 
 
 def map_threads(function: Callable[[T], Any], items: list[T], num_threads: int = 32) -> list[Any]:

@@ -10,6 +10,7 @@ from embedder.core.spec import digest
 
 KEY_BYTES = 8
 """64 bits: among a million tasks, the chance that two share a key is 1 in 37 million."""
+VERSION_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Task:
 _LATER = frozenset({"filtered", "chunks_reused", "tokens_reused"})
 """Counts of `Stats` that older tables lack."""
 
-_PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>\d{12})-(?P<stop>\d{12})(?P<last>-last)?\.parquet")
+PART = re.compile(r"(?P<key>[0-9a-f]{16})-(?P<version>[0-9a-f]{32})-(?P<first>[0-9]{12})-(?P<stop>[0-9]{12})(?P<last>-last)?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class PartName:
     @staticmethod
     def parse(name: str) -> "PartName | None":
         """Return the parsed file name; None if the file is not a part."""
-        found = _PART.fullmatch(name)
+        found = PART.fullmatch(name)
         if found is None:
             return None
         return PartName(found["key"], found["version"], int(found["first"]), int(found["stop"]), found["last"] is not None)
@@ -180,11 +181,12 @@ def shard_key(uri: str) -> str:
 
 def bucket_key(uri: str, bits: int) -> str:
     """Return the key of the bucket of a small shard."""
-    return _numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
+    return numbered_bucket_key(int(digest(uri, num_bytes=8), 16) >> (64 - bits), bits)
 
 
 @cache
-def _numbered_bucket_key(number: int, bits: int) -> str:
+def numbered_bucket_key(number: int, bits: int) -> str:
+    """Return the key of a bucket by its number."""
     return task_key("bucket", str(bits), str(number))
 
 

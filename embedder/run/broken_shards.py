@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from embedder.core.columns import PartNames, Tasks, is_among
 from embedder.core.plan import Plan, group_shards, plan_work
 from embedder.core.storage import Location
+from embedder.core.units import Shard
 from embedder.run.prepare import RunPlan, layout_of
 from embedder.table.parts import list_parts, part_file, read_batches
 
@@ -33,22 +35,22 @@ def replan_without_broken_shards(run_plan: RunPlan, broken: Mapping[str, Collect
     if run_plan.replaces:
         return None  # all-or-nothing
     folder = run_plan.config.output.location
-    committed = run_plan.table.parts if run_plan.table else []
+    committed = run_plan.table.parts if run_plan.table else PartNames.of(())
     parts: defaultdict[str, list[str]] = defaultdict(list)
-    for name in committed:
-        if name.key in broken:
-            parts[name.key].append(str(name))
-    tasks = []
-    for task in run_plan.plan.read:
-        shards = [shard for shard in task.shards if shard.uri not in broken.get(task.key, ())]
+    for name in committed.with_keys(broken):
+        parts[name.key].append(str(name))
+    left: list[Shard] = []
+    for task in run_plan.plan.read.with_keys(broken):
+        shards = [shard for shard in task.shards if shard.uri not in broken[task.key]]
         if shards and len(shards) < len(task.shards) and not holds_rows(parts[task.key], broken[task.key], folder):
-            layout = layout_of(run_plan.config, run_plan.spec, run_plan.metadata)
-            tasks += group_shards(shards, layout, run_plan.bucket_bits)
-    if not tasks:
+            left += shards
+    if not left:
         return None
-    keys, known = frozenset(task.key for task in tasks), set(committed)
-    stored = [name for name in list_parts(folder) if name.key in keys and name not in known]
-    plan = plan_work(tasks, [name for name in committed if name.key in keys], stored)
+    tasks = group_shards(left, layout_of(run_plan.config, run_plan.spec, run_plan.metadata), run_plan.bucket_bits)
+    keys = frozenset(tasks.keys.to_pylist())
+    mine = committed.with_keys(keys)
+    stored = PartNames.parse(list_parts(folder)).with_keys(keys)
+    plan = plan_work(tasks, mine, stored.select(~is_among(stored.names, mine.names)))
     logger.info("retrying %d buckets of small shards without those that cannot be read", len(tasks))
     return Retry(replace(run_plan, plan=plan), replace(run_plan, plan=merge_plans(run_plan.plan, plan, keys)), keys)
 
@@ -56,12 +58,12 @@ def replan_without_broken_shards(run_plan: RunPlan, broken: Mapping[str, Collect
 def merge_plans(plan: Plan, retry: Plan, keys: Collection[str]) -> Plan:
     """Replace the plan of some tasks, given by key."""
     return Plan(
-        read=(*(task for task in plan.read if task.key not in keys), *retry.read),
-        done={**plan.done, **retry.done},
+        read=Tasks.concat(plan.read.with_keys(keys, invert=True), retry.read),
+        done={key: names for key, names in plan.done.items() if key not in keys} | retry.done,
         adopt=(*(name for name in plan.adopt if name.key not in keys), *retry.adopt),
-        keep=(*(name for name in plan.keep if name.key not in keys), *retry.keep),
-        remove=(*(name for name in plan.remove if name.key not in keys), *retry.remove),
-        previous={**plan.previous, **retry.previous},
+        keep=PartNames.concat(plan.keep.with_keys(keys, invert=True), retry.keep),
+        remove=PartNames.concat(plan.remove.with_keys(keys, invert=True), retry.remove),
+        previous={key: names for key, names in plan.previous.items() if key not in keys} | retry.previous,
     )
 
 

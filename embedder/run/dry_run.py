@@ -1,22 +1,25 @@
 """A planned run → its work and cost in words and figures, without running it."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from embedder.core.columns import Mask, Numbers, Rows, Shards, is_among
 from embedder.core.context import keep_context
-from embedder.core.plan import SMALL_SHARD_BYTES
+from embedder.core.plan import SMALL_SHARD_BYTES, group_shards
 from embedder.core.storage import Location, map_threads
-from embedder.core.units import Shard, bucket_key, shard_key
+from embedder.core.units import Shard
 from embedder.observe.progress import align
 from embedder.run.estimate import Estimate, Rates, estimate_work, learn_rates, learn_speed
 from embedder.run.prepare import RunPlan
 from embedder.source.columns import with_context
+from embedder.source.file_kinds import Ignored, count_ignored, describe_ignored
 from embedder.source.sampling import sample_documents
-from embedder.source.shards import Ignored, Listing, count_ignored, describe_ignored
+from embedder.source.shards import Listing
 from embedder.table.commits import list_records
 from embedder.table.parts import part_file, read_batches
 from embedder.text.byte_estimate import chunk_counted
@@ -66,9 +69,9 @@ class Preview:
 
     def record(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
-        figures = asdict(self) | {
+        figures = asdict(replace(self, shards={})) | {
             "spec": dict(self.spec),
-            "shards": dict(self.shards),
+            "shards": {state: list(shards) for state, shards in self.shards.items()},
             "ignored": {reason: asdict(each) for reason, each in self.ignored.items()},
         }
         return figures if self.source_table else {name: value for name, value in figures.items() if name != "source_table"}
@@ -124,9 +127,9 @@ def preview_run(run_plan: RunPlan) -> Preview:
         source_table=run_plan.listing.table,
         parts_adopted=len(plan.adopt),
         parts_kept=len(plan.keep),
-        rows_kept=sum(rows[str(name)] for name in plan.keep),
+        rows_kept=sum(map(rows.__getitem__, plan.keep.names.to_pylist())),
         parts_removed=len(plan.remove),
-        rows_removed=sum(rows[str(name)] for name in plan.remove),
+        rows_removed=sum(map(rows.__getitem__, plan.remove.names.to_pylist())),
         parts_not_looked_into=num_left_out,
         estimate=estimate_run(run_plan) if plan.read else None,
     )
@@ -134,8 +137,9 @@ def preview_run(run_plan: RunPlan) -> Preview:
 
 def count_removed_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
     """Count rows by shard in parts to be removed, without large shards that are read again; and the parts left out."""
-    large = {task.key for task in run_plan.plan.read if task.key == shard_key(task.shards[0].uri)}
-    names = sorted((name for name in run_plan.plan.remove if name.key not in large), key=lambda name: (name.key, name.first_row))
+    read = run_plan.plan.read
+    large = read.select(read.shards.sizes[read.members[read.starts]] >= SMALL_SHARD_BYTES).keys.to_pylist()
+    names = sorted(run_plan.plan.remove.with_keys(large, invert=True), key=lambda name: (name.key, name.first_row))
     folder = run_plan.config.output.location
     found: Counter[str] = Counter()
     for counts in map_threads(lambda name: _count_shards(folder, str(name)), names[:MOST_LOOKED_INTO]):
@@ -143,28 +147,57 @@ def count_removed_rows(run_plan: RunPlan) -> tuple[Counter[str], int]:
     return found, max(0, len(names) - MOST_LOOKED_INTO)
 
 
-def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State, list[tuple[str, int]]]:
+def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State, Sequence[tuple[str, int]]]:
     """Sort shards by state; `rows_before` counts rows of parts to be removed by shard."""
-    plan = run_plan.plan
-    read = {task.key: task for task in plan.read}
-    adopted = {name.key for name in plan.adopt}
-    keys, versions = {name.key for name in plan.remove}, {name.version for name in plan.remove}
-    by_state: defaultdict[State, list[tuple[str, int]]] = defaultdict(list)
-    for shard in run_plan.listing.shards:
-        is_small = shard.size_bytes < SMALL_SHARD_BYTES
-        key = bucket_key(shard.uri, run_plan.bucket_bits) if is_small else shard_key(shard.uri)
-        state: State = "unchanged"
-        if key in adopted:
-            state = "adopted"
-        elif key in read:
-            # a shard of no bytes has no row by which to recognize it
-            known = shard.uri in rows_before or (shard.size_bytes == 0 and key in keys)
-            same = not is_small and read[key].version in versions
-            state = ("regrouped" if known else "new") if is_small else "changed" if known or key in keys else "moved" if same else "new"
-        by_state[state].append((shard.uri, shard.size_bytes))
-    listed = {shard.uri for shard in run_plan.listing.shards}
-    by_state["gone"] = sorted((uri, rows) for uri, rows in rows_before.items() if uri not in listed)
+    plan, shards = run_plan.plan, run_plan.listing.shards
+    before = pa.array(rows_before, pa.large_string())
+    rows, task = plan.read.rows, np.repeat(np.arange(len(plan.read)), plan.read.stops - plan.read.starts)
+    order = np.argsort(rows)
+    read, task = shards.select(rows[order]), task[order]
+    had_parts, is_moved = is_among(plan.read.keys, plan.remove.keys)[task], is_among(plan.read.versions, plan.remove.versions)[task]
+    # a shard of no bytes has no row by which to recognize it
+    known = is_among(read.uris, before) | ((read.sizes == 0) & had_parts)
+    is_small = read.sizes < SMALL_SHARD_BYTES
+    conditions: dict[State, Mask] = {
+        "regrouped": is_small & known,
+        "changed": ~is_small & (known | had_parts),
+        "moved": ~is_small & is_moved,
+    }
+    states = np.select(list(conditions.values()), list(conditions), "new")
+    adopted = (
+        group_shards(shards, "", run_plan.bucket_bits).with_keys({name.key for name in plan.adopt}).rows
+        if plan.adopt
+        else np.zeros(0, np.int64)
+    )
+    is_unchanged = np.ones(len(shards), np.bool_)
+    is_unchanged[rows] = is_unchanged[adopted] = False
+    by_state: dict[State, Sequence[tuple[str, int]]] = {
+        state: Amounts(read.select(np.flatnonzero(states == state))) for state in (*conditions, "new")
+    }
+    by_state["adopted"] = Amounts(shards.select(np.sort(adopted)))
+    by_state["unchanged"] = Amounts(shards.select(np.flatnonzero(is_unchanged)))
+    gone = before.filter(pa.array(~is_among(before, shards.uris))).to_pylist()
+    by_state["gone"] = sorted((uri, rows_before[uri]) for uri in gone)
     return {state: by_state[state] for state in MEANINGS}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Amounts(Rows[tuple[str, int]]):
+    """The uri and the bytes of shards."""
+
+    shards: Shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def make(self, rows: Numbers) -> list[tuple[str, int]]:
+        """Return the pairs of some rows."""
+        return [(shard.uri, shard.size_bytes) for shard in self.shards.make(rows)]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return int(self.shards.sizes.sum())
 
 
 def estimate_run(run_plan: RunPlan) -> Estimate:
@@ -178,20 +211,20 @@ def estimate_run(run_plan: RunPlan) -> Estimate:
 
 def sample_rates(run_plan: RunPlan) -> Rates:
     """Read and tokenize some documents of a few shards."""
-    shards = choose_shards([shard for task in run_plan.plan.read for shard in task.shards], SAMPLE_SHARDS)
+    shards = choose_shards(run_plan.plan.read.all_shards, SAMPLE_SHARDS)
     source = with_context(run_plan.config.source, run_plan.config.chunking.template)
-    sample = sample_documents(source, Listing(tuple(shards)), SAMPLE_DOCUMENTS, seed=0, metadata=keep_context(run_plan.metadata))
+    sample = sample_documents(source, Listing(Shards.of(shards)), SAMPLE_DOCUMENTS, seed=0, metadata=keep_context(run_plan.metadata))
     chunks = chunk_counted(sample.documents, run_plan.model.tokenizer_json, run_plan.spec)
     num_tokens = int(chunks["num_tokens"].to_numpy().sum())
     basis = f"a sample of {sample.documents.num_rows:,} documents of {len(shards)} shard{'s' * (len(shards) > 1)}"
     return Rates(sample.records_read / max(1, sample.bytes_read), num_tokens / sample.documents.num_rows, basis)
 
 
-def choose_shards(shards: Sequence[Shard], count: int) -> list[Shard]:
+def choose_shards(shards: Shards, count: int) -> list[Shard]:
     """Choose shards at even distances by bytes, so that large ones are likely chosen."""
-    ends = np.cumsum([shard.size_bytes for shard in shards])
+    ends = np.cumsum(shards.sizes)
     places = np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1], side="right")
-    return [shards[place] for place in np.unique(np.minimum(places, len(shards) - 1))]
+    return shards.make(np.unique(np.minimum(places, len(shards) - 1)))
 
 
 def _count_shards(folder: Location, name: str) -> Counter[str]:
@@ -202,7 +235,7 @@ def _count_shards(folder: Location, name: str) -> Counter[str]:
 
 
 def _total(state: State, shards: Sequence[tuple[str, int]]) -> str:
-    total = sum(size for _, size in shards)
+    total = shards.total if isinstance(shards, Amounts) else sum(size for _, size in shards)
     amount = f"{total:,} rows" if state == "gone" else f"{total / 1e6:,.2f} MB"
     return f"{len(shards):,} shards, {amount}: {MEANINGS[state]}"
 

@@ -127,8 +127,8 @@ def open_pipeline(run_plan: RunPlan, labels: Mapping[str, str], stack: ExitStack
 
     Ray Data's settings are this run's own until the stack is closed.
     """
-    config, source_bytes = run_plan.config, sum(task.size_bytes for task in run_plan.plan.read)
-    if in_process.suits(config, [shard for task in run_plan.plan.read for shard in task.shards]):
+    config, source_bytes = run_plan.config, run_plan.plan.read.size_bytes
+    if in_process.suits(config, run_plan.plan.read.all_shards):
         return in_process.choose_pool(config.compute).suited_to(source_bytes), in_process.embed_units, lambda _: None
     from embedder.pipeline import cluster, graph
 
@@ -162,8 +162,8 @@ def index_documents(run_plan: RunPlan) -> HashIndex:
     table = run_plan.table
     if table is None or not run_plan.same_space:
         return NO_INDEX
-    size = sum(task.size_bytes for task in run_plan.plan.read)
-    return open_index(run_plan.config.output.location, table.rows, max(LEAST_BYTES, min(size, MOST_BYTES)))
+    size = max(LEAST_BYTES, min(run_plan.plan.read.size_bytes, MOST_BYTES))
+    return open_index(run_plan.config.output.location, table.rows, size)
 
 
 def slice_large(task: Task, source: SourceConfig) -> list[Task]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from embedder.config.embed import EmbedConfig
+from embedder.core.columns import PartNames, Shards
 from embedder.core.context import drop_context
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.core.plan import Plan, choose_bucket_bits, group_shards, plan_work
 from embedder.core.problems import Problems
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
-from embedder.core.units import PartName
 from embedder.model.backends import check_backend
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.run.quality_gate import check_quality_gate
@@ -19,7 +19,7 @@ from embedder.source.columns import with_context
 from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
-from embedder.table.parts import QUARANTINE_FOLDER, check_stored, list_by_name
+from embedder.table.parts import QUARANTINE_FOLDER, check_stored, list_parts
 
 PART_VERSION = 1
 """Part of every part's name. Raise it when a part's bytes change under unchanged settings."""
@@ -107,12 +107,12 @@ def plan_run(inputs: Inputs) -> RunPlan:
     keeps = table is not None and table.spec.space_id == model.spec.space_id
     bits = int(table.info["bucket_bits"]) if table and keeps else choose_bucket_bits(listing.shards)
     tasks = group_shards(listing.shards, layout_of(config, model.spec, metadata), bits)
-    committed = table.parts if table else []
-    known = set(committed)
-    stored = list_by_name(config.output.location)
+    stored = list_parts(config.output.location)
     if table and keeps:
         check_stored(table.sizes, stored, config.output.uri)
-    plan = plan_work(tasks, committed, [name for name in map(PartName.parse, stored) if name and name not in known])
+    committed = table.parts if table else PartNames.of(())
+    left = PartNames.parse(name for name in stored if not table or name not in table.rows)
+    plan = plan_work(tasks, committed, left)
     return RunPlan(config, model, listing, metadata, table, bits, plan)
 
 
@@ -148,7 +148,7 @@ def select_source(config: EmbedConfig, table: TableState | None) -> tuple[Listin
             raise ConfigError(
                 f"{error}; the table keeps its {sum(table.rows.values()):,} rows, to empty it insist with --output.max_removed_fraction 1"
             ) from error
-        return select_shards(source, Listing(()), known)
+        return select_shards(source, Listing(Shards.of(())), known)
 
 
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:

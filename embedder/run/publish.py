@@ -24,15 +24,15 @@ def choose_change(run_plan: RunPlan, outcome: Outcome) -> tuple[tuple[Part, ...]
     A broken shard of a bucket also keeps the parts that it had when it was large, even if its bucket is published without it.
     """
     plan = run_plan.plan
-    failed = [task for task in plan.read if task.key in outcome.unread]
-    if failed and run_plan.replaces:
+    failed = plan.read.with_keys(outcome.unread)
+    if len(failed) and run_plan.replaces:
         logger.error("%d shards failed: replace is all-or-nothing; nothing was published", len(failed))
         return (), ()
-    committed = {name.key for name in run_plan.table.parts} if run_plan.table else set()
+    committed = set(run_plan.table.parts.keys.to_pylist()) if run_plan.table else set()
     protected = protected_keys(failed, run_plan.bucket_bits, committed)
     protected |= {shard_key(uri) for uris in outcome.broken.values() for uri in uris}
     add = tuple(part for part in (*outcome.adopted, *outcome.parts) if part.key not in protected)
-    remove = tuple(str(name) for name in plan.remove if name.key not in protected)
+    remove = tuple(plan.remove.with_keys(protected, invert=True).names.to_pylist())
     return add, remove
 
 

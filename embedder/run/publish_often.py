@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from embedder.config.output import parse_every
+from embedder.core.columns import PartNames, Tasks
 from embedder.core.errors import CommitError
-from embedder.core.plan import Plan, protected_keys
-from embedder.core.units import Part, PartName, Task, complete_parts, shard_key
+from embedder.core.plan import Plan, protected_keys, shard_keys
+from embedder.core.units import Part, PartName, complete_parts
 from embedder.observe.progress import Meter
 from embedder.run.prepare import RunPlan
 from embedder.run.publish import allows_removal, check_removal, choose_change, publish
@@ -74,8 +75,8 @@ class Publisher:
         """Publish the shards that are finished and that no unfinished one depends on; nothing if there are none."""
         run_plan, table = self.run_plan, self.table
         self._finished |= {key for key, parts in self._waiting.items() if is_complete(parts)}
-        unfinished = [task for task in run_plan.plan.read if task.key not in self._finished]
-        held = find_held(unfinished, run_plan.bucket_bits, table.parts if table else [])
+        unfinished = run_plan.plan.read.with_keys(self._finished, invert=True)
+        held = find_held(unfinished, run_plan.bucket_bits, table.parts if table else PartNames.of(()))
         ready = [key for key in self._waiting if key in self._finished and key not in held]
         add = [part for key in ready for part in self._waiting[key]]
         remove = replaced_by(add, run_plan.plan, held, table.rows if table else {})
@@ -84,7 +85,7 @@ class Publisher:
         outcome = Outcome(
             parts=tuple(part for part in published if part.name not in adopted),
             adopted=tuple(part for part in published if part.name in adopted),
-            unread=frozenset(task.key for task in unfinished),
+            unread=frozenset(unfinished.keys.to_pylist()),
             reasons=meter.reasons,
             probe=probe,
             seconds=meter.seconds,
@@ -108,10 +109,10 @@ class Publisher:
         sync_quarantine(location)
 
 
-def find_held(unfinished: Sequence[Task], bucket_bits: int, committed: Sequence[PartName]) -> set[str]:
+def find_held(unfinished: Tasks, bucket_bits: int, committed: PartNames) -> set[str]:
     """Return the keys whose parts must stay as they are, because they are or may hold rows of shards that are not finished."""
-    held = protected_keys(unfinished, bucket_bits, {name.key for name in committed})
-    return held | {shard_key(shard.uri) for task in unfinished for shard in task.shards} if committed else held
+    held = protected_keys(unfinished, bucket_bits, set(committed.keys.to_pylist()))
+    return held | set(shard_keys(unfinished.all_shards.uris)) if len(committed) else held
 
 
 def is_complete(parts: Sequence[Part]) -> bool:
@@ -124,6 +125,6 @@ def replaced_by(add: Sequence[Part], plan: Plan, held: Collection[str], committe
     """Return the committed parts that these replace: earlier ones of the same tasks, and those of a shard that only moved."""
     names = [name for part in add if (name := PartName.parse(part.name))]
     keys, versions = {name.key for name in names}, {name.version for name in names}
-    awaited = {task.key for task in plan.read} | {name.key for name in plan.adopt} | set(held)
+    awaited = set(plan.read.keys.to_pylist()) | {name.key for name in plan.adopt} | set(held)
     moved = {str(name) for name in plan.remove if name.version in versions and name.key not in awaited}
     return [str(name) for name in plan.remove if str(name) in committed and (name.key in keys or str(name) in moved)]

@@ -15,6 +15,7 @@ import pyarrow as pa
 from embedder.config.embed import EmbedConfig
 from embedder.config.output import CutTableConfig, TableConfig
 from embedder.config.section import Section
+from embedder.core.columns import PartNames
 from embedder.core.errors import ConfigError
 from embedder.core.problems import Problems
 from embedder.core.redaction import mask_secrets
@@ -32,7 +33,7 @@ from embedder.table.parts import (
     check_stored,
     encode_batches,
     footer_of,
-    list_by_name,
+    list_parts,
     part_file,
     quarantine_file,
     read_batches,
@@ -89,14 +90,14 @@ def run_recut(config: RecutConfig) -> Recut:
     replaces = table is not None and not (table.spec.space_id == cut.spec.space_id and table.schema.equals(schema))
     wanted = {replace(name, version=digest("recut", name.version, cut.spec.space_id)): name for name in parent.parts}
     tasks = {(name.key, name.version) for name in wanted}
-    old = table.parts if table and not replaces else []
+    old = table.parts if table and not replaces else PartNames.of(())
     have = {(name.key, name.version) for name in old}
     # by task, not by part: either table may have been compacted since
     missing = [name for name in wanted if (name.key, name.version) not in have]
     remove = tuple(str(name) for name in old if (name.key, name.version) not in tasks)
     folders = config.parent.location, output.location
     if table and not replaces:
-        check_stored(table.sizes, list_by_name(output.location), output.uri)
+        check_stored(table.sizes, list_parts(output.location), output.uri)
     output.location.open().check_writable()
     rotation_WW = cut.rotation_WW if cut.rotation_WW is not None else read_rotation(parent.spec, config.parent.location)
     if rotation_WW is not None:
@@ -117,7 +118,7 @@ def run_recut(config: RecutConfig) -> Recut:
         parts_added=len(add),
         parts_kept=len(old) - len(remove),
         parts_removed=len(table.rows) if table and replaces else len(remove),
-        documents_reused=sum(name.stop_row - name.first_row for name in parent.parts),
+        documents_reused=parent.parts.num_documents,
         rows=sum(parent.rows.values()),
         bytes_added=sum(part.size_bytes for part in add),
         seconds=time.perf_counter() - clock,

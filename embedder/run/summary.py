@@ -5,11 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from embedder.core.columns import PartNames
 from embedder.core.units import Part, Stats
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import align
 from embedder.run.prepare import RunPlan
-from embedder.source.shards import count_ignored, describe_ignored
+from embedder.source.file_kinds import count_ignored, describe_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def summarize(
         shards=len(run_plan.listing.shards),
         shards_ignored=sum(ignored.values()),
         ignored=ignored,
-        shards_empty=sum(shard.size_bytes == 0 for shard in run_plan.listing.shards),
+        shards_empty=int((run_plan.listing.shards.sizes == 0).sum()),
         quarantined_adopted=sum(part.stats.quarantined for part in outcome.adopted),
         stats=sum((part.stats for part in outcome.parts), Stats()),
         reasons=outcome.reasons,
@@ -195,10 +196,10 @@ def summarize(
         parts_adopted=len(outcome.adopted),
         parts_kept=len(kept),
         parts_removed=len(rows) - len(kept),
-        documents_reused=sum(name.stop_row - name.first_row for name in (*plan.keep, *plan.adopt)),
+        documents_reused=plan.keep.num_documents + PartNames.of(plan.adopt).num_documents,
         rows=sum(rows[name] for name in kept) + sum(part.rows for part in add),
         bytes_added=sum(part.size_bytes for part in add),
-        source_bytes=sum(task.size_bytes for task in plan.read if task.key not in outcome.unread),
+        source_bytes=plan.read.with_keys(outcome.unread, invert=True).size_bytes,
         actors=outcome.actors,
         encoder_busy_share=outcome.encoder_busy_share,
         driver_peak_bytes=peak_bytes(),

@@ -1,19 +1,20 @@
 """A few shards → the metadata's schema, before the first document is read; or one ConfigError with all problems."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
 import pyarrow as pa
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Numbers, Shards
 from embedder.core.context import CONTEXT_PREFIX
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import map_threads
 from embedder.core.template import parse_template
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
-from embedder.source.formats.registry import Encoding, FileFormat, encoding_of
+from embedder.source.formats.registry import FileFormat, encoding_of, group_by_format
 from embedder.source.formats.rows import ShardColumns
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
@@ -30,7 +31,7 @@ NO_TYPES: Mapping[str, pa.DataType] = {}
 
 
 def inspect_source(
-    source: SourceConfig, shards: Sequence[Shard], known: pa.Schema | None = None, types: Mapping[str, pa.DataType] = NO_TYPES
+    source: SourceConfig, shards: Iterable[Shard], known: pa.Schema | None = None, types: Mapping[str, pa.DataType] = NO_TYPES
 ) -> pa.Schema:
     """Return the schema of the metadata after sampling shards of each format.
 
@@ -38,7 +39,7 @@ def inspect_source(
     that folders or a table's log give, so that a file need not have them. A ConfigError lists all problems, one per line. A shard that
     cannot be opened is skipped, for the run to report; SourceError if all are.
     """
-    by_format, problems = _inspect_formats(source, shards, types)
+    by_format, problems = _inspect_formats(source, Shards.of(shards), types)
     problems += [problem for columns in by_format for problem in _check_columns(source, columns, types)]
     sampled = [each for columns in by_format for each in columns]
     fields = []
@@ -66,22 +67,16 @@ def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.Data
     return {key: metadata.field(name).type for name, key in source.metadata_columns.items() if not name.startswith(CONTEXT_PREFIX)}
 
 
-def _inspect_formats(
-    source: SourceConfig, shards: Sequence[Shard], types: Mapping[str, pa.DataType]
-) -> tuple[list[list[ShardColumns]], list[str]]:
-    if shards and (shards[0].columns or shards[0].fragment):
+def _inspect_formats(source: SourceConfig, shards: Shards, types: Mapping[str, pa.DataType]) -> tuple[list[list[ShardColumns]], list[str]]:
+    if len(shards) and (shards[0].columns or shards[0].fragment):
         # the table declares its columns, and a file may hold another one under the same name
         return [[ShardColumns(source.uri, list(types), types.get, "declared")]], []
-    by_format: dict[FileFormat, list[tuple[Shard, Encoding]]] = {}
-    for shard in shards:
-        if encoding := encoding_of(shard, source.format):
-            by_format.setdefault(encoding.format, []).append((shard, encoding))
     columns: list[list[ShardColumns]] = []
     problems: list[str] = []
     failure: SourceError | None = None
-    for format_, found in by_format.items():
+    for format_, rows in group_by_format(shards, source.format).items():
         try:
-            columns.append(_inspect(format_, found, source, types))
+            columns.append(_inspect(format_, shards, rows, source, types))
         except ConfigError as error:
             problems.append(str(error))
         except SourceError as error:
@@ -92,10 +87,10 @@ def _inspect_formats(
 
 
 def _inspect(
-    format_: FileFormat, found: Sequence[tuple[Shard, Encoding]], source: SourceConfig, types: Mapping[str, pa.DataType]
+    format_: FileFormat, shards: Shards, rows: Numbers, source: SourceConfig, types: Mapping[str, pa.DataType]
 ) -> list[ShardColumns]:
     def read_samples(read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
-        return _read_samples(found, source, read)
+        return _read_samples(shards, rows, source, read)
 
     if format_.inspect:
         with _located(f"source.uri={source.uri!r}"):
@@ -103,21 +98,20 @@ def _inspect(
     absent = {name: key for name, key in source.metadata_columns.items() if key not in types}
     if absent or (source.id_column and source.id_column not in types):
         wanted = _name_setting(*next(iter(absent.items()))) if absent else f"source.id_column={source.id_column!r}"
-        raise ConfigError(f"{wanted}: {found[0][0].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
+        raise ConfigError(f"{wanted}: {shards[int(rows[0])].uri} is a text file, which has no columns; leave it out, or narrow source.uri")
     return []
 
 
-def _read_samples(
-    found: Sequence[tuple[Shard, Encoding]], source: SourceConfig, read: Callable[[IO[bytes], str | None], T]
-) -> list[tuple[str, T]]:
+def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
     """Read a few shards spread over the list, and others in place of unreadable ones; SourceError if none can be read."""
     num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
     spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})
     others = [index for index in range(min(MOST_TRIED, len(found))) if index not in spread]
-    waiting = [found[index] for index in (*spread, *others)][:MOST_TRIED]
+    waiting = shards.make(found[[*spread, *others][:MOST_TRIED]])
 
-    def try_one(tried: tuple[Shard, Encoding]) -> tuple[str, T] | SourceError:
-        shard, encoding = tried
+    def try_one(shard: Shard) -> tuple[str, T] | SourceError:
+        encoding = encoding_of(shard, source.format)
+        assert encoding is not None, shard
         try:
             with open_shard(shard, source) as file:
                 return shard.uri, read(file, encoding.compression)

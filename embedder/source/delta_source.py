@@ -18,10 +18,11 @@ from deltalake.exceptions import DeltaError
 
 from embedder.config.section import is_ambiguous
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.spec import digest
-from embedder.core.storage import delta_options
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import find_field
 from embedder.source.partitions import find_keys
@@ -46,7 +47,7 @@ def list_delta_files(source: SourceConfig, root: str) -> TableFiles:
         adds = pa.table(delta.get_add_actions())
     refuse_columns(source, schema, f"{where}: version {delta.version()}")
     shards = sorted(_list_shards(source, root, adds, schema, delta), key=lambda each: each.uri)
-    return TableFiles(f"Delta version {delta.version()} of {_to_text(time)}", schema, tuple(shards))
+    return TableFiles(f"Delta version {delta.version()} of {_to_text(time)}", schema, Shards.of(shards))
 
 
 def _open(source: SourceConfig, root: str) -> tuple[DeltaTable, int | None]:

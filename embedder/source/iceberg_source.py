@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, EmbedderError, StorageError
 from embedder.core.retry import one_line
 from embedder.core.spec import digest
@@ -124,7 +125,7 @@ def list_iceberg_files(source: SourceConfig, root: str | None) -> TableFiles:
         for task in tasks:
             constants = _partition_values(source, task.file, metadata, table_schema, where)
             shards.append(_to_shard(task.file, columns, constants, deleted.get(task.file.file_path, np.array([], np.int64)), where))
-    return TableFiles(words, schema, tuple(sorted(shards, key=lambda each: each.uri)))
+    return TableFiles(words, schema, Shards.of(sorted(shards, key=lambda each: each.uri)))
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from functools import lru_cache
 from typing import IO, Any
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, StorageError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import digest
-from embedder.core.storage import Location, delta_options
+from embedder.core.storage import Location
 from embedder.core.units import Shard
 from embedder.source.formats.arrow_columns import BATCH_BYTES, ArrowColumn, check_types, decode, find_field, to_rows
 from embedder.source.formats.rows import Reading, Rows
@@ -38,7 +40,7 @@ def list_lance_fragments(source: SourceConfig, root: str) -> TableFiles:
     refuse_columns(source, dataset.schema, f"source.uri={source.uri!r}: {words}")
     wanted = {key: _find_ids(dataset, key, f"source.uri={source.uri!r}: {words}") for key in sorted(find_keys(source))}
     shards = (_to_shard(source, root, dataset.version, fragment, wanted) for fragment in dataset.get_fragments())
-    return TableFiles(words, dataset.schema, tuple(sorted(shards, key=lambda each: each.uri)))
+    return TableFiles(words, dataset.schema, Shards.of(sorted(shards, key=lambda each: each.uri)))
 
 
 def _open_version(source: SourceConfig, root: str) -> Any:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.types as is_
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, EmptySourceError, SourceError, StorageError
 from embedder.core.retry import one_line, with_retries
 from embedder.core.spec import digest
@@ -189,7 +190,7 @@ def _list_ranges(source: SourceConfig, connection: Connection) -> tuple[TableFil
         fragment = json.dumps(asdict(part))
         shards.append(Shard(uri, part.version(num_rows, total), size_bytes, num_rows=num_rows, is_logged=True, fragment=fragment))
     arrow = pa.schema([(each, find_type(type_)) for each, type_ in types.items()])
-    return TableFiles(f"as of {moment}", arrow, tuple(sorted(shards, key=lambda each: each.uri))), place
+    return TableFiles(f"as of {moment}", arrow, Shards.of(sorted(shards, key=lambda each: each.uri))), place
 
 
 def _choose_key(source: SourceConfig, is_view: bool, indexes: list[tuple[str, bool]], where: str) -> str:

@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 import pyarrow as pa
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.schema import DOCUMENTS
 from embedder.core.units import Shard
@@ -54,13 +56,12 @@ def sample_documents(source: SourceConfig, listing: Listing, num_documents: int,
     """
     draw = np.random.default_rng(seed)
     ordered = _order_by_size(listing.shards, draw)
-    first, others = ordered[:MOST_SHARDS], ordered[MOST_SHARDS:]
+    first = ordered[:MOST_SHARDS]
     total_bytes = max(sum(shard.size_bytes for shard in first), 1)
     quotas = [math.ceil(num_documents * shard.size_bytes / total_bytes) for shard in first]
-    quotas += [math.ceil(num_documents / MOST_SHARDS)] * len(others)
     samples: list[tuple[Sample, int]] = []
     failure: SourceError | None = None
-    for number, (shard, quota) in enumerate(zip(ordered, quotas, strict=True)):
+    for number, (shard, quota) in enumerate(zip(ordered, chain(quotas, repeat(math.ceil(num_documents / MOST_SHARDS))), strict=False)):
         if number >= len(first) and sum(min(each.documents.num_rows, share) for each, share in samples) >= num_documents:
             break
         try:
@@ -79,10 +80,9 @@ def sample_documents(source: SourceConfig, listing: Listing, num_documents: int,
     return sample
 
 
-def _order_by_size(shards: Sequence[Shard], draw: np.random.Generator) -> list[Shard]:
+def _order_by_size(shards: Shards, draw: np.random.Generator) -> Shards:
     """Shuffle shards as drawing without replacement would, with probabilities by size."""
-    keys = draw.exponential(size=len(shards)) / np.maximum([shard.size_bytes for shard in shards], 1)
-    return [shards[number] for number in np.argsort(keys)]
+    return shards.select(np.argsort(draw.exponential(size=len(shards)) / np.maximum(shards.sizes, 1)))
 
 
 def _sample_shard(shard: Shard, source: SourceConfig, metadata: pa.Schema, quota: int, draw: np.random.Generator) -> Sample:

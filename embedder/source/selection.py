@@ -17,12 +17,13 @@ import pyarrow as pa
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
 from embedder.source.columns import FILTER_PREFIX, choose_types, inspect_source
+from embedder.source.file_kinds import SHOWN_NAMES, Ignored
 from embedder.source.filter import Filter, Group, columns_of, names_in, parse_filter, passes
 from embedder.source.formats.registry import FileFormat
 from embedder.source.formats.rows import Reading, Rows
 from embedder.source.metadata_types import name_of, parse_type
 from embedder.source.metadata_values import MISFITS, converter
-from embedder.source.shards import Ignored, Listing
+from embedder.source.shards import Listing
 
 FILTERED = "left out by source.filter"
 _SETTING = "source.filter="
@@ -33,7 +34,7 @@ def select_shards(source: SourceConfig, listing: Listing, known: pa.Schema | Non
 
     `known`: the columns of an existing table. Raise ConfigError for a wrong column or filter, EmptySourceError if no shard is left.
     """
-    if source.filter is None or not listing.shards:
+    if source.filter is None or not len(listing.shards):
         return listing, inspect_source(source, listing.shards, known, listing.types)
     names = names_in(source.filter, _SETTING)
     wanted = source.model_copy(update={"metadata_columns": {**source.metadata_columns, **{FILTER_PREFIX + name: name for name in names}}})
@@ -44,20 +45,16 @@ def select_shards(source: SourceConfig, listing: Listing, known: pa.Schema | Non
     schema = pa.schema([(name, types.get(name, found.field(FILTER_PREFIX + name).type)) for name in names])
     where = parse_filter(source.filter, schema, _SETTING)
     row_filter = json.dumps({"filter": source.filter, "types": {field.name: _name_type(field) for field in schema}}, sort_keys=True)
-    verdicts: dict[tuple[tuple[str, str | None], ...], bool | None] = {}
-    shards, left_out = [], Ignored()
-    for shard in listing.shards:
-        if shard.constants not in verdicts:
-            verdicts[shard.constants] = _decide(where, _typed(dict(shard.constants), schema))
-        verdict = verdicts[shard.constants]
-        if verdict is False:
-            left_out = left_out.add(shard.uri)
-        else:
-            shards.append(shard if verdict else replace(shard, row_filter=row_filter))
-    if not shards:
-        raise EmptySourceError(f"{_SETTING}{source.filter!r}: no shard of {source.uri} passes ({left_out.count:,} are left out)")
-    ignored = {**listing.ignored, FILTERED: left_out} if left_out.count else listing.ignored
-    return replace(listing, shards=tuple(shards), ignored=ignored), metadata
+    shards = listing.shards
+    verdicts = {each: _decide(where, _typed(dict(each), schema)) for each in {kind.constants for kind in shards.kinds}}
+    kinds = [kind if verdicts[kind.constants] else replace(kind, row_filter=row_filter) for kind in shards.kinds]
+    is_left_out = np.array([verdicts[kind.constants] is False for kind in shards.kinds])[shards.kind]
+    kept, left_out = replace(shards, kinds=tuple(kinds)).select(np.flatnonzero(~is_left_out)), np.flatnonzero(is_left_out)
+    if not len(kept):
+        raise EmptySourceError(f"{_SETTING}{source.filter!r}: no shard of {source.uri} passes ({len(left_out):,} are left out)")
+    uris = shards.uris.take(pa.array(left_out[:SHOWN_NAMES])).to_pylist()
+    ignored = {**listing.ignored, FILTERED: Ignored(len(left_out), tuple(uris))} if uris else listing.ignored
+    return replace(listing, shards=kept, ignored=ignored), metadata
 
 
 def _name_type(field: pa.Field) -> str:

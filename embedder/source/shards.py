@@ -1,49 +1,34 @@
 """A folder, glob or file → its shards, and the check that no output lies among them."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import TABLES, Format, SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, EmptySourceError, StorageError
-from embedder.core.listing import Kind, is_pattern, matches
-from embedder.core.storage import Found, Location, Store
-from embedder.core.units import Shard
+from embedder.core.listing import NOTHING, Entries, Kind, is_pattern, matches
+from embedder.core.storage import Location, Store
 from embedder.source.delta_source import list_delta_files
+from embedder.source.file_kinds import MATCHED_FOLDER, UNKNOWN_SUFFIX, Ignored, count_ignored, describe_ignored, is_hidden, sort_files
 from embedder.source.formats.arrow_columns import find_field
-from embedder.source.formats.registry import KNOWN_SUFFIXES, find_encoding
-from embedder.source.partitions import find_keys, infer_types, parse_folders
+from embedder.source.formats.registry import KNOWN_SUFFIXES
+from embedder.source.partitions import find_keys, infer_types
 from embedder.source.table_files import TableFiles
-from embedder.source.table_formats import FORMATS_BY_KIND, FoundTable, find_delta_table, find_table_above, find_tables
-
-HIDDEN, JOB_MARKER, UNKNOWN_SUFFIX, MATCHED_FOLDER = "hidden", "job marker", "unknown suffix", "folder matched by the pattern"
-_JOB_MARKER = re.compile(r"_SUCCESS|_committed_\d+|_started_\d+|_metadata|_common_metadata|\..*\.crc")
-"""Files that Spark and others write beside the data."""
-SHOWN_NAMES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """Files passed over for one reason, and the uris of the first few."""
-
-    count: int = 0
-    uris: tuple[str, ...] = ()
-
-    def add(self, uri: str) -> "Ignored":
-        """Return it with one more file."""
-        return Ignored(self.count + 1, self.uris if self.count >= SHOWN_NAMES else (*self.uris, uri))
+from embedder.source.table_formats import FORMATS_BY_KIND, MARK, FoundTable, find_delta_table, find_table_above, find_tables
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The shards to read, in order of uri, and all other files by the reason why they are not read."""
 
-    shards: tuple[Shard, ...]
+    shards: Shards
     ignored: Mapping[str, Ignored] = field(default_factory=dict)
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Types of the wanted columns that folders or the log of a table give."""
@@ -69,11 +54,11 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
         return _to_listing(source, _list_files(source, "iceberg", None if _names_catalog(source, store) else store.uri), source.uri)
     table = None if store.is_glob else find_delta_table(store.place, source.storage_options)
     commit = store.find_commit()
-    entries = [] if table else store.list_entries()
+    entries = NOTHING if table else store.list_entries()
     if store.find_commit() != commit:
         raise StorageError(f"{store.uri}: a commit was pushed while it was listed; run again")
-    found = [each for each in entries if each.kind != Kind.BESIDE]
-    is_file = len(found) == 1 and found[0].uri == store.uri
+    found = replace(entries, others=tuple(each for each in entries.others if each.kind != Kind.BESIDE))
+    is_file = len(found) == 1 and found.uris == [store.uri]
     root = _root_of(store)
     table = table or _find_table(source, store, root, entries)
     if table and Location(table.folder, source.storage_options).open().place in own:
@@ -84,14 +69,14 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
     if source.format in TABLES or source.version is not None:
         setting = f"source.format={source.format!r}" if source.format in TABLES else f"source.version={source.version!r}"
         raise ConfigError(f"{setting}: no table is at or above {source.uri!r}; name the folder that holds its log")
-    shards, ignored = _sort(found, "" if is_file else root, source)
+    shards, ignored = sort_files(found, "" if is_file else root, source)
     if UNKNOWN_SUFFIX in ignored and (is_file or store.is_glob):
         uri = ignored[UNKNOWN_SUFFIX].uris[0]
         where = "" if uri.endswith(source.uri) else f" of {uri!r}"
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(uri)!r}{where}; {KNOWN_SUFFIXES}")
-    if not shards:
+    if not len(shards):
         raise _nothing_found(source, store, found, ignored)
-    return Listing(shards, ignored, infer_types(shard.constants for shard in shards), table=commit)
+    return Listing(shards, ignored, infer_types(kind.constants for kind in shards.kinds), table=commit)
 
 
 def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable) -> Listing:
@@ -113,8 +98,9 @@ def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable
     if root == folder and not store.is_glob:
         return _to_listing(source, found, folder)
     pattern = store.path.split("/") if store.is_local else store.uri.split("/")
-    named = tuple(shard for shard in found.shards if _is_matched(shard.uri.split("/"), pattern, store.is_glob))
-    return _to_listing(source, replace(found, shards=named), folder, len(found.shards) - len(named))
+    named = [_is_matched(uri.split("/"), pattern, store.is_glob) for uri in found.shards.uris.to_pylist()]
+    shards = found.shards.select(np.flatnonzero(named))
+    return _to_listing(source, replace(found, shards=shards), folder, len(found.shards) - len(shards))
 
 
 def _list_files(source: SourceConfig, format_: Format, root: str | None) -> TableFiles:
@@ -149,45 +135,6 @@ def _find_type(schema: pa.Schema, key: str) -> pa.DataType | None:
     return found[1] if found else None
 
 
-def _sort(found: Sequence[Found], root: str | None, source: SourceConfig) -> tuple[tuple[Shard, ...], dict[str, Ignored]]:
-    """Sort entries into shards and ignored files; ConfigError for a shard whose name cannot be stored or opened."""
-    shards: list[Shard] = []
-    ignored: dict[str, Ignored] = {}
-    strange: list[str] = []
-    keys = find_keys(source)
-    for each in found:
-        reason = _reason(each, root, source)
-        if reason:
-            ignored[reason] = ignored.get(reason, Ignored()).add(each.uri)
-        elif each.kind == Kind.UNOPENABLE or not _is_utf8(each.uri):
-            strange.append(each.uri)
-        else:
-            shards.append(Shard(each.uri, each.version, each.size_bytes, parse_folders(each.uri, keys)))
-    if strange:
-        names = ", ".join(map(repr, strange[:8]))
-        raise ConfigError(f"source.uri={source.uri!r}: names that are not UTF-8, or hold ?versionId=; rename them: {names}")
-    return tuple(shards), ignored
-
-
-def _reason(found: Found, root: str | None, source: SourceConfig) -> str | None:
-    """Return why a file is not read; None: it is a shard. A broken link of a known suffix is a shard that cannot be read."""
-    if found.kind in (Kind.FOLDER_MARKER, Kind.LINK_CYCLE, Kind.SPECIAL_FILE):
-        return found.kind
-    if found.kind == Kind.FOLDER:
-        return MATCHED_FOLDER
-    name = found.uri.rpartition("/")[2]
-    if root and any(map(_is_hidden, found.uri.removeprefix(root).split("/"))):
-        return JOB_MARKER if _JOB_MARKER.fullmatch(name) else HIDDEN
-    if find_encoding(found.uri, source.format):
-        return None
-    return Kind.BROKEN_LINK if found.kind == Kind.BROKEN_LINK else UNKNOWN_SUFFIX
-
-
-def _is_hidden(name: str) -> bool:
-    """Apply Spark's rule: a partition such as _date=2024 is not hidden, and a file that is still copied is."""
-    return name.startswith(".") or (name.startswith("_") and "=" not in name) or name.endswith("._COPYING_")
-
-
 def _root_of(store: Store) -> str:
     """Return the folder below which names count: the part of a pattern before its first wildcard. It may lie in a hidden folder."""
     root = store.uri
@@ -203,12 +150,21 @@ def _refuse_syntax(source: SourceConfig, store: Store) -> None:
         raise ConfigError(f"source.uri={source.uri!r}: ** matches whole folders; write it between slashes, as in a/**/*.jsonl")
 
 
-def _find_table(source: SourceConfig, store: Store, root: str, entries: Sequence[Found]) -> FoundTable | None:
+def _find_table(source: SourceConfig, store: Store, root: str, entries: Entries) -> FoundTable | None:
     """Find the table that the source holds, by its listing, or in which a pattern's matches lie, by the folders above them."""
-    seen = (f"{each.uri}/" if each.kind in (Kind.FOLDER, Kind.BESIDE) else each.uri for each in entries)
-    table = next((each for each in find_tables(seen) if not any(map(_is_hidden, each.folder.removeprefix(root).split("/")))), None)
-    if table is None and entries:
-        folders = {each.uri.rpartition("/")[0] + "/" for each in entries if each.kind == Kind.FILE} if store.is_glob else {store.place}
+    files = entries.files.uris
+    seen = {uri: uri for uri in files.filter(pc.match_substring_regex(files, MARK.pattern)).to_pylist()}
+    seen |= {each.uri: f"{each.uri}/" if each.kind in (Kind.FOLDER, Kind.BESIDE) else each.uri for each in entries.others}
+    table = next(
+        (
+            each
+            for each in find_tables(seen[uri] for uri in sorted(seen))
+            if not any(map(is_hidden, each.folder.removeprefix(root).split("/")))
+        ),
+        None,
+    )
+    if table is None and len(entries):
+        folders = pc.unique(pc.replace_substring_regex(files, "[^/]*$", "")).to_pylist() if store.is_glob else [store.place]
         table = find_table_above(sorted(folders), source.storage_options)
     return table
 
@@ -224,11 +180,11 @@ def _refused_table(source: SourceConfig, table: FoundTable, place: str) -> Confi
     return ConfigError(f"source.uri={source.uri!r}: {problem}; {advice}")
 
 
-def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], ignored: Mapping[str, Ignored]) -> EmptySourceError:
+def _nothing_found(source: SourceConfig, store: Store, found: Entries, ignored: Mapping[str, Ignored]) -> EmptySourceError:
     """Return the error for a source without shards, with what was found instead."""
     where = f"source.uri={source.uri!r}"
     if set(ignored) == {UNKNOWN_SUFFIX}:
-        common = Counter(_suffix(each.uri) for each in found).most_common(8)
+        common = Counter(map(_suffix, found.uris)).most_common(8)
         suffixes = ", ".join(f"{count} × {suffix!r}" for suffix, count in common)
         return EmptySourceError(f"{where}: no file has a known suffix (found: {suffixes}); {KNOWN_SUFFIXES}")
     hint = "* ? [ ] are wildcards unless a file or folder of that name exists, and [[] is a bracket"
@@ -239,25 +195,6 @@ def _nothing_found(source: SourceConfig, store: Store, found: Sequence[Found], i
     if store.is_glob:
         return EmptySourceError(f"{where}: nothing matches the pattern; {hint}")
     return EmptySourceError(f"{where}: no file is there; give a folder, glob or file that has some")
-
-
-def count_ignored(ignored: Mapping[str, Ignored]) -> dict[str, int]:
-    """Return the number of ignored files by reason."""
-    return {reason: each.count for reason, each in ignored.items()}
-
-
-def describe_ignored(counts: Mapping[str, int]) -> str:
-    """Return the numbers of ignored files by reason as words."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-
-
-def _is_utf8(uri: str) -> bool:
-    """Check for lone surrogates, by which Python represents bytes of a local name that are not UTF-8. They cannot be stored."""
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _suffix(uri: str) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.types as is_
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.units import Shard
 from embedder.source.partitions import find_keys
@@ -31,7 +32,7 @@ class TableFiles:
     words: str
     """The format and the version."""
     schema: pa.Schema
-    shards: tuple[Shard, ...]
+    shards: Shards
 
 
 def refuse_columns(source: SourceConfig, schema: pa.Schema, where: str) -> None:

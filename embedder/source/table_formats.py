@@ -14,7 +14,7 @@ _MARKS = {
     "Iceberg": r"metadata/(?:(?:v\d+|\d{5,}-[0-9a-f-]+)(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text)/?$",
     "Lance": r"_versions/(?:[^/]+\.manifest)?/?$|data/[^/]+\.lance/?$",
 }
-_MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MARKS.items()) + ")")
+MARK = re.compile("/(?:" + "|".join(f"(?P<{name}>{mark})" for name, mark in _MARKS.items()) + ")")
 
 _LOGS = {"Delta": "_delta_log", "Hudi": ".hoodie", "Lance": "_versions"}
 
@@ -37,7 +37,7 @@ class FoundTable:
 def find_tables(uris: Iterable[str]) -> Iterator[FoundTable]:
     """Yield the tables that these files belong to, without a request. A folder, and an entry of unknown kind, ends with a slash."""
     for uri in uris:
-        found = _MARK.search(uri)
+        found = MARK.search(uri)
         if found:
             yield FoundTable(str(found.lastgroup), uri[: found.start()])
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, HnswSq, IvfFlat, IvfPq
 
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import StorageError
 from embedder.core.redaction import mask_text
 from embedder.core.spec import Quantization
-from embedder.core.storage import delta_options
 from embedder.search.exact import Hit
 from embedder.source.filter import Filter
 from embedder.stores.config import LanceConfig

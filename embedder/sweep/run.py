@@ -154,6 +154,6 @@ def estimate_corpus(plan: SweepPlan, num_chunks: int, num_tokens: int) -> Corpus
     if plan.sample is None or plan.listing is None:
         return Corpus(len(plan.texts), num_chunks, num_tokens, is_estimate=False)
     num_sampled = plan.sample.documents.num_rows
-    total = max(plan.sample.estimate_documents(sum(shard.size_bytes for shard in plan.listing.shards)), num_sampled)
+    total = max(plan.sample.estimate_documents(int(plan.listing.shards.sizes.sum())), num_sampled)
     scale = total / num_sampled
     return Corpus(total, round(num_chunks * scale), round(num_tokens * scale), is_estimate=scale > 1)

@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from embedder.core.errors import CommitError, ModelError, StorageError
+from embedder.core.listing import Found
 from embedder.core.rotation import ROTATION_FOLDER, read_rotation, rotation_uri
-from embedder.core.storage import Found, Location, Store, map_threads
+from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import PartName, Stats, complete_parts
 from embedder.observe.progress import align
 from embedder.table.check_rows import Fault, check_checksum, check_rows

@@ -9,9 +9,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import StorageError, TableDamagedError
 from embedder.core.retry import is_transient, one_line
-from embedder.core.storage import Location, delta_options
+from embedder.core.storage import Location
 from embedder.table.log_files import describe_log_damage
 from embedder.table.run_record import INFO_KEY, missing_table
 

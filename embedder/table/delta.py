@@ -12,11 +12,13 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
+from embedder.core.columns import PartNames, find_foreign
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import CommitError, TableDamagedError, VersionGoneError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Location, delta_options
-from embedder.core.units import Part, PartName
+from embedder.core.storage import Location
+from embedder.core.units import Part
 from embedder.table.commits import find_commit, open_delta, read_files, unreadable
 from embedder.table.parts import find_missing
 from embedder.table.run_record import INFO_KEY, find_info, missing_table
@@ -49,9 +51,9 @@ class TableState:
         return EmbeddingSpec.model_validate(self.info["spec"])
 
     @property
-    def parts(self) -> list[PartName]:
+    def parts(self) -> PartNames:
         """The committed parts."""
-        return [_parse(name) for name in self.rows]
+        return PartNames.parse(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +116,15 @@ def _read_state(location: Location) -> TableState:
         )
     check_record(info, location.uri)
     files, schema = read_files(delta), pa.schema(delta.schema().to_arrow())
-    own = {name: found for name, found in files.items() if PartName.parse(name)}
+    foreign = {name: files[name][0] for name in find_foreign(files)}
     return TableState(
         version=delta.version(),
-        rows={name: rows for name, (_, rows) in own.items()},
-        sizes={name: size for name, (size, _) in own.items()},
+        rows={name: rows for name, (_, rows) in files.items() if name not in foreign},
+        sizes={name: size for name, (size, _) in files.items() if name not in foreign},
         schema=schema,
         info=info,
         run_number=delta.transaction_version(_APP_ID) or 0,
-        foreign={name: size for name, (size, _) in files.items() if name not in own},
+        foreign=foreign,
         problems=tuple(find_problems(delta, files, info)),
     )
 
@@ -146,7 +148,7 @@ def open_checked(location: Location) -> DeltaTable:
         raise unreadable(location, error) from error
 
 
-def list_committed(location: Location, version: int) -> list[PartName]:
+def list_committed(location: Location, version: int) -> PartNames:
     """List the parts of one version; VersionGoneError if its log is gone."""
     try:
         delta = open_delta(location, version)
@@ -164,7 +166,7 @@ def list_committed(location: Location, version: int) -> list[PartName]:
     if info is not None:
         check_seal(info, location.uri)
     _refuse_problems(location, version, find_problems(delta, files, info))
-    return [_parse(name) for name in files]
+    return PartNames.parse(files)
 
 
 def commit_table(location: Location, change: Change, before: TableState | None) -> int:
@@ -240,9 +242,3 @@ def add_action(name: str, size_bytes: int, rows: int, data_change: bool, checksu
 def remove_actions(names: Iterable[str], sizes: Mapping[str, int], data_change: bool) -> list[RemoveAction]:
     """Return the actions that remove files."""
     return [RemoveAction(name, data_change, int(time.time() * 1000), sizes[name], {}) for name in names]
-
-
-def _parse(name: str) -> PartName:
-    parsed = PartName.parse(name)
-    assert parsed is not None, name
-    return parsed

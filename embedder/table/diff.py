@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from embedder.core.columns import PartNames, is_among
 from embedder.core.errors import TableDamagedError, VersionGoneError
 from embedder.core.storage import Location, map_threads
 from embedder.core.units import PartName, bucket_key
@@ -117,12 +118,10 @@ def name_rows(changes: Changes) -> Iterator[dict[str, Any]]:
         yield from ({"change": "left", **row} for row in keys.select(KEY).to_pylist())
 
 
-def plan_changes(before: Iterable[PartName], after: Iterable[PartName]) -> tuple[tuple[PartName, ...], tuple[PartName, ...]]:
+def plan_changes(before: Iterable[PartName], after: Iterable[PartName]) -> tuple[PartNames, PartNames]:
     """Return the removed and the added parts, without tasks that are complete in both, split differently."""
-    old, new = list(before), list(after)
-    tasks_old, tasks_new = ({(name.key, name.version) for name in names} for names in (old, new))
-    removed = tuple(name for name in old if (name.key, name.version) not in tasks_new)
-    return removed, tuple(name for name in new if (name.key, name.version) not in tasks_old)
+    old, new = PartNames.of(before), PartNames.of(after)
+    return old.select(~is_among(old.tasks, new.tasks)), new.select(~is_among(new.tasks, old.tasks))
 
 
 def group_parts(removed: Sequence[PartName], added: Sequence[PartName], buckets: dict[str, str]) -> tuple[PartGroup, ...]:

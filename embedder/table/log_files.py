@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from embedder.core.errors import StorageError, TableDamagedError
-from embedder.core.storage import Found, Location, map_threads
+from embedder.core.listing import Found
+from embedder.core.storage import Location, map_threads
 from embedder.table.parts import list_by_name, open_parquet, why_damaged
 from embedder.table.run_record import INFO_KEY, LOG_FOLDER, find_commits
 from embedder.table.seal import RESTORE

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from embedder.core.columns import find_foreign
 from embedder.core.errors import StorageError, TableDamagedError
+from embedder.core.listing import Found
 from embedder.core.quantization import Ranges
 from embedder.core.retry import is_transient, one_line
 from embedder.core.schema import DOCUMENTS, LEADING, QUARANTINE, VECTORS, table_schema
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Found, Location, Store, map_threads
+from embedder.core.storage import Location, Store, map_threads
 from embedder.core.units import Part, PartName, Stats
 from embedder.table.checksums import checksum_of, compute_checksum, describe_pages
 from embedder.table.vectors import Codes, quantization_of, vector_column
@@ -134,17 +136,20 @@ def list_by_name(folder: Location) -> dict[str, Found]:
     return {found.uri.rsplit("/", 1)[-1]: found for found in folder.open().list_folder()}
 
 
-def list_parts(table: Location) -> list[PartName]:
-    """List the parts on storage, committed or not."""
-    return [name for name in map(PartName.parse, list_by_name(table)) if name is not None]
+def list_parts(table: Location) -> dict[str, int]:
+    """List the parts on storage, committed or not; return their sizes by name."""
+    sizes = table.open().list_sizes()
+    for name in find_foreign(sizes):
+        del sizes[name]
+    return sizes
 
 
-def check_stored(sizes: Mapping[str, int], stored: Mapping[str, Found], uri: str) -> None:
+def check_stored(sizes: Mapping[str, int], stored: Mapping[str, int], uri: str) -> None:
     """Raise TableDamagedError if a committed part is gone from a listing of the folder, or has another size than in the log."""
     for name, size in sizes.items():
         found = stored.get(name)
-        if found is None or found.size_bytes != size:
-            what = "not on storage" if found is None else f"{found.size_bytes:,} bytes on storage, {size:,} in the log"
+        if found != size:
+            what = "not on storage" if found is None else f"{found:,} bytes on storage, {size:,} in the log"
             raise TableDamagedError(f"{uri}: part {name}: {what}; {REPAIR}")
 
 
@@ -170,7 +175,7 @@ def read_part(name: str, table: Location) -> Part:
 def find_missing(names: Sequence[str], table: Location) -> list[str]:
     """Return the parts that are not on storage, such as leftovers that a run adopted while a vacuum deleted them."""
     if len(names) > LISTED_PARTS:
-        stored = list_by_name(table)
+        stored = table.open().list_sizes()
         return [name for name in names if name not in stored]
     infos = map_threads(lambda name: part_file(table, name).info(), list(names))
     return [name for name, found in zip(names, infos, strict=True) if found is None]

@@ -4,10 +4,11 @@ from deltalake import Schema
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import create_table_with_add_actions
 
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import CommitError, TableDamagedError
 from embedder.core.retry import is_transient, one_line, with_retries
 from embedder.core.schema import QUARANTINE
-from embedder.core.storage import Location, delta_options, map_threads
+from embedder.core.storage import Location, map_threads
 from embedder.table.commits import is_delta_table, open_delta, read_files, unreadable
 from embedder.table.delta import add_action, remove_actions
 from embedder.table.parts import QUARANTINE_FOLDER, list_by_name, quarantine_file, read_checksum, read_metadata

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedder.core.errors import StorageError, TableDamagedError
+from embedder.core.listing import Found
 from embedder.core.quantization import Ranges, read_ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.core.storage import Found, Location
+from embedder.core.storage import Location
 from embedder.table.parts import list_by_name, open_parquet, part_file, read_footer
 from embedder.table.seal import RESTORE, check_record, parse_spec
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
+from embedder.core.columns import PartNames, find_foreign
 from embedder.core.errors import TableDamagedError
 from embedder.core.spec import RECIPE_VERSION, EmbeddingSpec, digest
-from embedder.core.units import PartName, complete_parts
+from embedder.core.units import complete_parts
 from embedder.table.parts import group_by_task
 
 if TYPE_CHECKING:
@@ -131,14 +132,13 @@ def find_problems(delta: "DeltaTable", files: Mapping[str, tuple[int, int]], inf
         yield Problem(what, is_mendable=False)
     if delta.metadata().partition_columns:
         yield Problem(f"it is partitioned by {', '.join(delta.metadata().partition_columns)}", is_mendable=False)
-    foreign = [name for name in files if PartName.parse(name) is None]
-    if foreign:
+    if foreign := find_foreign(files):
         yield Problem(f"it holds {foreign[0]!r}, which embedder did not write", is_mendable=True)
         return
     rows, sizes = ({name: found[place] for name, found in files.items()} for place in (1, 0))
     if info is not None and HOLDS in info:
         yield from _find_mismatches(info, rows, sizes, pa.schema(delta.schema().to_arrow()))
         return
-    for parts in group_by_task(name for name in map(PartName.parse, rows) if name):
+    for parts in group_by_task(PartNames.parse(rows)):
         if len(complete_parts(parts)) != len(parts):
             yield Problem(f"the parts of a task do not reach from row 0 to its end ({parts[0]})", is_mendable=True)

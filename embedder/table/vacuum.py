@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from embedder.core.errors import CommitError, ConfigError
-from embedder.core.storage import PROBE_PREFIX, Found, Location, map_threads
+from embedder.core.listing import Found
+from embedder.core.storage import PROBE_PREFIX, Location, map_threads
 from embedder.core.units import PartName
 from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER

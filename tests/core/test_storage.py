@@ -15,8 +15,9 @@ import pytest
 
 from embedder.config.source import SourceConfig
 from embedder.core import retry as retries
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import StorageError
-from embedder.core.storage import Location, Store, delta_options
+from embedder.core.storage import Location, Store
 from embedder.core.units import Task
 from embedder.demo.s3_server import S3Server
 from embedder.source.documents import read_units

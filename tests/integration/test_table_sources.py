@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from embedder.core.storage import Store, delta_options
+from embedder.core.delta_options import delta_options
+from embedder.core.storage import Store
 from embedder.source import postgres_source
 from embedder.source.shards import list_shards
 from tests.integration.conftest import Site, documents, on_s3

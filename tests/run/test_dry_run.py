@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embedder.core.columns import Shards
 from embedder.core.plan import SMALL_SHARD_BYTES
 from embedder.core.units import Shard
 from embedder.run.dry_run import Preview, choose_shards, preview_run
@@ -75,9 +76,9 @@ def test_files_that_are_not_read_are_named_by_reason(site: Site) -> None:
 
 def test_shards_are_chosen_by_bytes() -> None:
     shards = [Shard(str(number), "", size) for number, size in enumerate([1, 1, 1000, 1, 1])]
-    assert choose_shards(shards, 3) == [shards[2]]
-    assert len(choose_shards([replace(shard, size_bytes=0) for shard in shards], 3)) == 1
-    assert len(choose_shards([replace(shard, size_bytes=5) for shard in shards], 3)) == 3
+    assert choose_shards(Shards.of(shards), 3) == [shards[2]]
+    assert len(choose_shards(Shards.of(replace(shard, size_bytes=0) for shard in shards), 3)) == 1
+    assert len(choose_shards(Shards.of(replace(shard, size_bytes=5) for shard in shards), 3)) == 3
 
 
 @pytest.mark.slow

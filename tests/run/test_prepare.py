@@ -178,7 +178,7 @@ def test_a_table_whose_log_cannot_be_read_is_an_outage_or_a_wrong_setting(
     site: Site, bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, fault: str, kind: type[Exception]
 ) -> None:
     monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("embedder.core.storage._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
+    monkeypatch.setattr("embedder.core.delta_options._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
     proxy.inject(break_first(FOR_EVER, fault))
     with pytest.raises(kind, match=rf"{bucket}: the table cannot be opened .*check the uri"):
         prepare_run(site.config(output={"uri": bucket}))

@@ -3,6 +3,7 @@
 import pytest
 
 from embedder.config.output import Every, parse_every
+from embedder.core.columns import PartNames, Tasks
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.run.publish_often import find_held, is_complete, replaced_by
@@ -11,8 +12,12 @@ BITS = 0
 LARGE = SMALL_SHARD_BYTES
 
 
+def tasks_of(*shards: Shard) -> Tasks:
+    return group_shards(shards, "layout", BITS)
+
+
 def task_of(*shards: Shard) -> Task:
-    [task] = group_shards(shards, "layout", BITS)
+    [task] = tasks_of(*shards)
     return task
 
 
@@ -55,31 +60,31 @@ def test_the_parts_of_an_edited_shard_are_replaced_and_those_of_a_lost_one_stay_
     old = [task_of(Shard(uri, "1", LARGE)) for uri in ("edited", "lost")]
     edited = task_of(Shard("edited", "2", LARGE))
     committed = [name for task in old for name in names_of(task, 10, 20)]
-    plan = plan_work([edited], committed, [])
+    plan = plan_work(tasks_of(Shard("edited", "2", LARGE)), committed, [])
     replaced = replaced_by(parts_of(names_of(edited, 15)), plan, set(), set(map(str, committed)))
     assert sorted(replaced) == sorted(map(str, names_of(old[0], 10, 20)))
 
 
 def test_the_parts_of_a_moved_shard_leave_with_its_copy_unless_another_content_took_its_place() -> None:
     old = task_of(Shard("old", "1", LARGE))
-    moved, successor = task_of(Shard("new", "1", LARGE)), task_of(Shard("old", "2", LARGE))
+    moved, successor = Shard("new", "1", LARGE), Shard("old", "2", LARGE)
     committed = names_of(old, 10)
     names = set(map(str, committed))
-    added = parts_of(names_of(moved, 10))
-    assert replaced_by(added, plan_work([moved], committed, []), set(), names) == [str(committed[0])]
-    assert replaced_by(added, plan_work([moved, successor], committed, []), set(), names) == []
+    added = parts_of(names_of(task_of(moved), 10))
+    assert replaced_by(added, plan_work(tasks_of(moved), committed, []), set(), names) == [str(committed[0])]
+    assert replaced_by(added, plan_work(tasks_of(moved, successor), committed, []), set(), names) == []
 
 
 def test_a_bucket_waits_for_a_shard_that_it_may_have_held() -> None:
     grown = Shard("grown", "2", LARGE)
     before = task_of(Shard("grown", "1", 10), Shard("small", "1", 10))
-    after, alone = task_of(Shard("small", "1", 10)), task_of(grown)
+    after, alone = task_of(Shard("small", "1", 10)), tasks_of(grown)
     assert after.key == before.key
-    held = find_held([alone], BITS, names_of(before, 10))
-    assert held >= {before.key, alone.key}
-    assert before.key not in find_held([], BITS, names_of(before, 10))
+    committed = PartNames.of(names_of(before, 10))
+    assert find_held(alone, BITS, committed) >= {before.key, alone[0].key}
+    assert before.key not in find_held(tasks_of(), BITS, committed)
 
 
 def test_a_shard_that_shrank_into_an_unfinished_bucket_keeps_its_parts() -> None:
-    large, bucket = task_of(Shard("shrunk", "1", LARGE)), task_of(Shard("shrunk", "2", 10))
-    assert large.key in find_held([bucket], BITS, names_of(large, 10))
+    large, bucket = task_of(Shard("shrunk", "1", LARGE)), tasks_of(Shard("shrunk", "2", 10))
+    assert large.key in find_held(bucket, BITS, PartNames.of(names_of(large, 10)))

@@ -12,8 +12,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from embedder.config.source import SourceConfig
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, EmptySourceError, SourceError, StorageError
-from embedder.core.storage import delta_options
 from embedder.core.units import Task
 from embedder.source.columns import inspect_source, with_context
 from embedder.source.documents import read_units

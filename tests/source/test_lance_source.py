@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from embedder.config.source import SourceConfig
+from embedder.core.delta_options import delta_options
 from embedder.core.errors import ConfigError, EmptySourceError, SourceError
-from embedder.core.storage import delta_options
 from embedder.core.units import Shard, Task
 from embedder.source.documents import read_units
 from embedder.source.sampling import sample_documents

@@ -12,6 +12,7 @@ from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Shards
 from embedder.core.storage import Location
 from embedder.core.units import Shard, Task
 from embedder.source import documents
@@ -132,6 +133,6 @@ def test_a_parquet_sample_costs_the_row_groups_it_reads(
     store: type[CountedFileSystem], shard: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedder.source.sampling.LEAST_READ_BYTES", 1)
-    sample = sample_documents(SourceConfig(uri=shard.uri), Listing((shard,)), 20, seed=0)
+    sample = sample_documents(SourceConfig(uri=shard.uri), Listing(Shards.of([shard])), 20, seed=0)
     assert sample.bytes_read < shard.size_bytes / 10
     assert store.bytes < shard.size_bytes / 3

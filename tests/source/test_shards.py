@@ -6,8 +6,9 @@ import pytest
 from embedder.config.source import TABLES, Format, SourceConfig
 from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Store
+from embedder.source.file_kinds import Ignored
 from embedder.source.formats.registry import FORMATS, Encoding, find_encoding
-from embedder.source.shards import Ignored, list_shards
+from embedder.source.shards import list_shards
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])

@@ -116,9 +116,11 @@ def test_every_row_is_new_from_nothing_and_none_between_equal_versions(table: Ma
 
 
 def test_parts_split_differently_are_unchanged() -> None:
-    whole = [PartName("k", "v", 0, 9, True), PartName("k", "w", 0, 2, True)]
-    cut = [PartName("k", "v", 0, 5, False), PartName("k", "v", 5, 9, True), PartName("k", "x", 0, 2, True)]
-    assert plan_changes(cut, whole) == ((cut[2],), (whole[1],))
+    key, (v, w, x) = "a" * 16, (digit * 32 for digit in "123")
+    whole = [PartName(key, v, 0, 9, True), PartName(key, w, 0, 2, True)]
+    cut = [PartName(key, v, 0, 5, False), PartName(key, v, 5, 9, True), PartName(key, x, 0, 2, True)]
+    removed, added = plan_changes(cut, whole)
+    assert (list(removed), list(added)) == ([cut[2]], [whole[1]])
 
 
 def test_versions_that_are_gone_are_refused_before_the_first_row(table: MadeTable) -> None:

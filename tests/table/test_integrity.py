@@ -382,7 +382,7 @@ def test_int8_vectors_are_searched_with_nothing_but_a_checkpoint(tmp_path: Path)
 @pytest.mark.s3
 def test_an_outage_is_an_error_of_the_storage(bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedder.core.retry.PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("embedder.core.storage._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
+    monkeypatch.setattr("embedder.core.delta_options._DELTA_RETRIES", {"max_retries": "1", "retry_timeout": "1s"})
     table = MadeTable(bucket)
     table.follow(CORPUS)
     proxy.inject(break_first(10**9, "slow_down"))

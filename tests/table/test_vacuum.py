@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 import embedder.core.plan
 import embedder.table.parts
 from embedder.core.errors import CommitError, ConfigError, StorageError
+from embedder.core.listing import Found
 from embedder.core.plan import group_shards
-from embedder.core.storage import Found, Location, Store
+from embedder.core.storage import Location, Store
 from embedder.table.attempts import Attempts
 from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
 from tests.table.conftest import CORPUS

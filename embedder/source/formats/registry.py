@@ -1,5 +1,6 @@
 """The formats of shards, one entry each. A new format is one module and one entry."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +8,11 @@ from importlib import import_module
 from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.config.source import POSTGRES, Format
+from embedder.core.columns import Numbers, Shards
 from embedder.core.errors import ConfigError
 from embedder.core.units import Shard
 from embedder.source.decompression import DECODERS
@@ -82,6 +86,10 @@ KNOWN_SUFFIXES = (
 )
 
 
+_END = rf"(?i)(?P<end>[^./]\.*(?:(?:\.[^./]*)?\.(?:{'|'.join(DECODERS)})|\.[^./]*))$"
+"""The suffixes that decide a name's encoding, and a character before them, since dots at the start of a name start no suffix."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The format and compression of a shard."""
@@ -112,3 +120,31 @@ def find_encoding(uri: str, wanted: Format = "auto") -> Encoding | None:
     if format_ is None or (format_.is_binary and compression and wanted == "auto"):
         return None
     return Encoding(format_, None if format_.is_binary else compression)
+
+
+def find_formats(uris: pa.LargeStringArray, wanted: Format = "auto") -> tuple[list[FileFormat | None], Numbers]:
+    """Return formats, None for an unknown suffix, and of each uri the place of its format among them, as `find_encoding` finds it."""
+    if wanted != "auto":
+        return [FORMATS[_OF_TABLES.get(wanted, wanted)]], np.zeros(len(uris), np.int64)
+    name = uris[0].as_py().rpartition("/")[2] if len(uris) else ""
+    suffix = f".{name.rpartition('.')[2]}"
+    if suffix[1:].lower() not in DECODERS and pc.all(pc.ends_with(uris, suffix)).as_py():
+        # eight times as fast, for a source of one format
+        nameless = pc.match_substring_regex(uris, rf"(?:^|/)\.*{re.escape(suffix)}$")
+        if not pc.any(nameless).as_py():
+            found = find_encoding(f"a{suffix}")
+            return [found.format if found else None], np.zeros(len(uris), np.int64)
+    ends = pc.struct_field(pc.extract_regex(uris, _END), "end").dictionary_encode(null_encoding="encode")
+    encodings = [find_encoding(end or "") for end in ends.dictionary.to_pylist()]
+    return [each.format if each else None for each in encodings], ends.indices.to_numpy().astype(np.int64)
+
+
+def group_by_format(shards: Shards, wanted: Format) -> dict[FileFormat, Numbers]:
+    """Return the rows of the shards of each format, that of the first shard first, as `encoding_of` finds it; all of a table are of one."""
+    if len(shards) and (shards.kinds[0].fragment or shards.kinds[0].is_logged or shards[0].uri.startswith(POSTGRES)):
+        encoding = encoding_of(shards[0], wanted)
+        found, places = [encoding.format if encoding else None], np.zeros(len(shards), np.int64)
+    else:
+        found, places = find_formats(shards.uris, wanted)
+    grouped = {format_: [place for place, each in enumerate(found) if each is format_] for format_ in dict.fromkeys(found) if format_}
+    return {format_: np.flatnonzero(np.isin(places, mine)) for format_, mine in grouped.items()}
