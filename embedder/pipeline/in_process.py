@@ -5,13 +5,13 @@ A document that kills the encoder kills the run. Its mark stays, and the next ru
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embed import EmbedConfig
 from embedder.core.columns import Shards
 from embedder.core.plan import Plan
-from embedder.core.units import Task
+from embedder.core.units import Shard, Task
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool, lay_out_pool
 from embedder.pipeline.rows import LandedRow, StageContext
@@ -23,15 +23,15 @@ MOST_BYTES = 2 << 20
 COMPRESSED, RATIO = (".gz", ".zst", ".bz2", ".xz", ".parquet", ".orc"), 4
 
 
-def suits(config: EmbedConfig, shards: Shards) -> bool:
+def suits(config: EmbedConfig, listed: Iterable[Shard]) -> bool:
     """Return whether a run needs no Ray: little to read, no cluster named or joined, no GPU, and settings for one local actor."""
     compute, embedding = config.compute, config.embedding
     is_plain = compute.actors in (None, (1, 1)) and not embedding.is_api
-    is_small = (
-        shards.sizes.sum() <= MOST_BYTES
-        and sum(shard.size_bytes * (RATIO if shard.uri.endswith(COMPRESSED) else 1) for shard in shards) <= MOST_BYTES
-    )
-    if not is_small or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
+    shards = Shards.of(listed)
+    # columns first: a large source makes no objects
+    is_small = shards.sizes.sum() <= MOST_BYTES
+    text_bytes = sum(shard.size_bytes * (RATIO if shard.uri.endswith(COMPRESSED) else 1) for shard in shards) if is_small else 0
+    if not is_small or text_bytes > MOST_BYTES or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
         return False
     return (compute.device == "cpu" or (compute.device == "auto" and not _has_gpu())) and not Attempts.listed(config.output.location).any
 

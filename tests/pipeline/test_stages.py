@@ -33,7 +33,7 @@ def die(_: int) -> None:
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"document {number}"}) + "\n" for number in range(5)))
-    return Task("0123456789abcdef", "0" * 32, list_shards(SourceConfig(uri=str(tmp_path / "a.jsonl"))).shards)
+    return Task("0123456789abcdef", "0" * 32, tuple(list_shards(SourceConfig(uri=str(tmp_path / "a.jsonl"))).shards))
 
 
 def make_context(folder: Path, run_id: str) -> StageContext:
@@ -89,7 +89,7 @@ def test_a_filtered_shard_of_a_folder_reaches_its_reader_and_what_is_left_out_is
     (tmp_path / "a.jsonl").rename(tmp_path / "lang=de" / "a.jsonl")
     source = SourceConfig(uri=str(tmp_path / "lang=de"), filter="text != 'document 1'", metadata_columns=["lang"])
     listing, metadata = select_shards(source, list_shards(source))
-    filtered = replace(task, shards=listing.shards)
+    filtered = replace(task, shards=tuple(listing.shards))
     row = task_row(filtered, Plan((filtered,), {}, (), (), (), {}))
     assert Task.from_fields(pa.Table.from_pylist([row["task"]]).to_pylist()[0]) == filtered, "as Ray may carry it"
     context = replace(make_context(tmp_path, "run"), source=source, metadata=metadata)

@@ -38,7 +38,7 @@ def rows_of(uri: Path | str, template: str | None = None, **settings: Any) -> li
     source = with_context(SourceConfig(uri=str(uri), **{**COLUMNS, **settings}), template)
     listing = list_shards(source)
     metadata = inspect_source(source, listing.shards, types=listing.types)
-    units = list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
+    units = list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata))
     assert not sum(unit.quarantined.num_rows for unit in units)
     rows = pa.concat_tables([unit.documents for unit in units]).rename_columns({"doc_id": "id"})
     return sort_rows(rows.select(["id", "text", *metadata.names]))

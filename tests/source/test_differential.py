@@ -230,7 +230,7 @@ def check(found: Sequence[File], metadata: pa.Schema | None) -> None:
         assert {shard.uri for shard in listing.shards} == {str(root / each.name) for each in found}
         assert sum(each.count for each in listing.ignored.values()) == len(IGNORED)
         schema = inspect_source(source, listing.shards)
-        units = list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, schema))
+        units = list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, schema))
     documents = [row for unit in units for row in unit.documents.to_pylist()]
     rejects = [row for unit in units for row in unit.quarantined.to_pylist()]
     for file in found:

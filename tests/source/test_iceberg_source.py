@@ -301,11 +301,11 @@ def test_slices_and_unread_row_groups_of_a_file_with_deletes_count_its_live_rows
     metadata = add_deletes(table, {task.file.file_path: [3, 10, 11, 39]})
     source = SourceConfig(uri=metadata, id_column="id", filter="id >= 10")
     listing, schema = select_shards(source, list_shards(source))
-    (whole,) = read_units(Task("0" * 16, "0" * 32, listing.shards), source, schema)
+    (whole,) = read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, schema)
     assert whole.documents["doc_id"].to_pylist() == [str(row) for row in range(12, 39)]
     assert whole.documents["row"].to_pylist() == list(range(9, 36))
     assert whole.stop_row == listing.shards[0].num_rows == 36
-    (second,) = read_units(Task("0" * 16, "0" * 32, listing.shards, (1, 3), 9), source, schema)
+    (second,) = read_units(Task("0" * 16, "0" * 32, tuple(listing.shards), (1, 3), 9), source, schema)
     assert second.documents.equals(whole.documents.slice(0, 18))
     assert slice_shard(listing.shards[0], source) == [(0, 4, 0)]
 

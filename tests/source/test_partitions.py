@@ -26,7 +26,7 @@ def rows_of(path: Path | str, **settings: Any) -> pa.Table:
     source = SourceConfig(uri=str(path), **settings)
     listing = list_shards(source)
     metadata = inspect_source(source, listing.shards, types=listing.types)
-    units = list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
+    units = list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata))
     assert not sum(unit.quarantined.num_rows for unit in units)
     return pa.concat_tables([unit.documents for unit in units])
 

@@ -46,7 +46,7 @@ class Database:
     def read(self, **settings: Any) -> list[SourceUnit]:
         source = self.source(**settings)
         listing, metadata = select_shards(source, list_shards(source))
-        return list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
+        return list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata))
 
     def rows(self, **settings: Any) -> list[dict[str, Any]]:
         units = self.read(**settings)
@@ -287,7 +287,7 @@ def test_a_table_or_server_that_is_gone_makes_a_broken_shard(
     monkeypatch.setattr(postgres_source, "_BATCH_ROWS", 2)
     source = database.source(text_columns="body", rows_per_unit=1)
     listing, metadata = select_shards(source, list_shards(source))
-    units = read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata)
+    units = read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata)
     if reason.startswith("terminating"):
         next(units)
     database.run(change)

@@ -28,7 +28,7 @@ def select(uri: Path | str, condition: str, **settings: Any) -> tuple[SourceConf
 
 def read(uri: Path | str, condition: str, **settings: Any) -> list[SourceUnit]:
     source, listing, metadata = select(uri, condition, **settings)
-    return list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
+    return list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata))
 
 
 def ids(units: list[SourceUnit]) -> list[str]:
@@ -78,8 +78,8 @@ def test_a_slice_takes_the_ids_of_wanted_records_before_it(write_file: Any) -> N
     rows = [{"id": str(number % 7), "text": f"t{number}", "lang": "de" if number > 4 else "en"} for number in range(14)]
     path = write_file("a.parquet", rows)  # two row groups of 7
     source, listing, metadata = select(path, "lang = 'de'", id_column="id")
-    (whole,) = read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata)
-    second = Task("0" * 16, "0" * 32, listing.shards, (1, 2), 7)
+    (whole,) = read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata)
+    second = Task("0" * 16, "0" * 32, tuple(listing.shards), (1, 2), 7)
     (unit,) = read_units(second, source, metadata)
     assert ids([whole]) == ["5", "6", "0", "1", "2", "3", "4"]
     assert ids([unit]) == ["0", "1", "2", "3", "4"]

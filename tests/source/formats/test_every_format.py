@@ -69,7 +69,7 @@ def write(tmp_path):
 def read(folder: Path, template: str | None = None, **settings) -> Result:
     source = with_context(SourceConfig(uri=str(folder), **{**SETTINGS, **settings}), template)
     listing, metadata = select_shards(source, list_shards(source))
-    return Result(list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata)))
+    return Result(list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata)))
 
 
 def test_every_format_is_tested():

@@ -28,7 +28,7 @@ NAN = float("nan")
 def read(path: Path, condition: str, **settings: Any) -> list[SourceUnit]:
     source = SourceConfig.model_validate({"uri": str(path), "filter": condition, "rows_per_unit": 7, **settings})
     listing, metadata = select_shards(source, list_shards(source))
-    return list(read_units(Task("0" * 16, "0" * 32, listing.shards), source, metadata))
+    return list(read_units(Task("0" * 16, "0" * 32, tuple(listing.shards)), source, metadata))
 
 
 def bounds_of(path: Path, name: str, wanted: pa.DataType) -> list[Bounds | None]:
@@ -128,7 +128,7 @@ def test_a_slice_counts_the_rows_of_groups_that_are_not_read(files: tuple[Path, 
     source = SourceConfig(uri=str(files[0]), filter="int8 > 30")
     listing, metadata = select_shards(source, list_shards(source))
     assert slice_shard(listing.shards[0], source) == [(0, 8, 0)]
-    (unit,) = read_units(Task("0" * 16, "0" * 32, listing.shards, (5, 7), 25), source, metadata)
+    (unit,) = read_units(Task("0" * 16, "0" * 32, tuple(listing.shards), (5, 7), 25), source, metadata)
     assert (unit.first_row, unit.stop_row, unit.documents["row"].to_pylist()) == (25, 35, [31, 32, 33, 34])
 
 
