@@ -35,14 +35,14 @@ rehearse: $(VENV)/.server ## Run four nightly refreshes of a corpus that is edit
 	@$(BIN)/python -m jobs.rehearse
 
 test: lint ## Run the same as CI: lint, types, import contracts, all tests except slow and GPU ones
-	@# one process with all tests of Ray, which fight each other, first; others by file, in the order of the folders
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=30 -m "not gpu and not slow"
+	@# in the order of the folders: by number of tests, the files with few and long tests would come last
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=30 -m "not gpu and not slow"
 
 test-slow: $(VENV)/.test ## Run the slow tests: killed workers and loads, chaos, edit histories, whole sweeps
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
 test-fast: $(VENV)/.test ## Run the tests without Ray, server, real model or GPU
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 chaos: $(VENV)/.test ## Kill, break and edit runs for CHAOS_ROUNDS rounds (20) by CHAOS_SEED, and compare with an undisturbed run
 	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-20} $(BIN)/python -m pytest -q -s -m "" tests/integration/test_chaos.py

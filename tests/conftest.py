@@ -34,15 +34,10 @@ WriteShard = Callable[..., Path]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever runs the real model; run the tests of Ray first, in one process with one Ray, and the others by file."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    """Mark whatever runs the real model, and give tests of Ray the time that they take on busy cores."""
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-            if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(900))  # on busy cores
-        else:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
         if "minilm" in getattr(item, "fixturenames", ()):
             item.add_marker("real")
 

@@ -55,40 +55,40 @@ def vectors_of(minilm: str, texts: list[str]) -> np.ndarray:
     return Encoder.load(resolved.spec, dtype="float32").encode(tokenize(resolved, texts), 4096).vectors_ND
 
 
-def test_an_outage_ends_the_run_and_the_next_one_resumes(local_site: Site, server: ApiServer, minilm: str) -> None:
+def test_an_outage_ends_the_run_and_the_next_one_resumes(ray_site: Site, server: ApiServer, minilm: str) -> None:
     rows = documents(0, 60)
     rows[23]["text"] = "forbidden words"
-    local_site.corpus.put("a.jsonl", rows)
+    ray_site.corpus.put("a.jsonl", rows)
     settings = sections(server)
     server.refused_word, server.delay_seconds = "forbidden", 0.3
     server.most_requests = 9  # three before the run, one for each actor, and then some units
     server.before_refusing.clear()
-    threading.Thread(target=set_after_the_first_part, args=(server.before_refusing, Path(local_site.table_uri)), daemon=True).start()
+    threading.Thread(target=set_after_the_first_part, args=(server.before_refusing, Path(ray_site.table_uri)), daemon=True).start()
     with pytest.raises(ModelError, match=r"openai:mini at http.*/v1: 401 AuthenticationError.*the key was taken away"):
-        local_site.embed(**settings)
-    assert read_table(Location(local_site.table_uri)) is None, "no partial result is published"
-    finished = {path.name: path.read_bytes() for path in Path(local_site.table_uri).glob("*.parquet")}
+        ray_site.embed(**settings)
+    assert read_table(Location(ray_site.table_uri)) is None, "no partial result is published"
+    finished = {path.name: path.read_bytes() for path in Path(ray_site.table_uri).glob("*.parquet")}
     assert finished, "the outage was in the middle of the run"
     server.most_requests, server.delay_seconds = None, 0.0
     server.requests.clear()
-    summary = local_site.embed(**settings)
+    summary = ray_site.embed(**settings)
     asked = [text for request in server.requests for text in request["input"]]
-    found = local_site.rows()
-    assert {name: Path(local_site.table_uri, name).read_bytes() for name in finished} == finished, "finished parts are kept"
+    found = ray_site.rows()
+    assert {name: Path(ray_site.table_uri, name).read_bytes() for name in finished} == finished, "finished parts are kept"
     times = Counter(row["text"] for row in found)
     paid = {text for data in finished.values() for text in pq.read_table(pa.BufferReader(data))["text"].to_pylist() if times[text] == 1}
     assert paid
     assert not paid & set(asked), "finished texts are not sent again"
     assert {row["doc_id"] for row in found} == {f"d{number}" for number in range(60) if number != 23}
-    assert [(row["doc_id"], row["reason"]) for row in local_site.quarantine()] == [("d23", "refused_by_api")]
+    assert [(row["doc_id"], row["reason"]) for row in ray_site.quarantine()] == [("d23", "refused_by_api")]
     expected = vectors_of(minilm, [row["text"] for row in found])
     np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-5)
     assert len({row["chunk"] for row in found}) > 1
     assert summary.cost_usd is not None
     assert 0 < summary.cost_usd < PRICE * summary.stats.tokens / 1e6, "tokens of the first run are not paid twice"
-    again = local_site.embed(**settings)
+    again = ray_site.embed(**settings)
     assert again.did_nothing
-    check_follow_ups(local_site, settings, server)
+    check_follow_ups(ray_site, settings, server)
 
 
 def set_after_the_first_part(event: threading.Event, table: Path) -> None:
