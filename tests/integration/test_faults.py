@@ -101,6 +101,7 @@ def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, un
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_runs_at_once_write_every_row_once(disturbed: Site, undisturbed: Site, repository: str, ray_address: str) -> None:
     runs = [start(disturbed, repository, ray_address) for _ in range(2)]
     outcomes = [(*run.communicate(timeout=500), run.returncode) for run in runs]

@@ -32,7 +32,7 @@ from embedder.sweep.run import SweepResult, run_sweep
 from tests.sentences import quiet
 from tests.sweep.test_run import report_of, settings, write_corpus
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 GRID = {"depths": [6, 3], "dims": [384, 64], "precisions": ["float32", "int8"], "float8": True}
 
