@@ -42,6 +42,22 @@ class Rows(Sequence[T]):
             yield from self.make(np.arange(start, min(start + BATCH_ROWS, len(self))))
 
 
+class Named(Rows[T]):
+    """Rows with a name that starts with the key and the version of a task."""
+
+    names: pa.StringArray
+
+    @property
+    def keys(self) -> pa.StringArray:
+        """The key of each row's task."""
+        return pc.utf8_slice_codeunits(self.names, 0, _KEY_CHARS)
+
+    @property
+    def versions(self) -> pa.StringArray:
+        """The version of each row's task."""
+        return pc.utf8_slice_codeunits(self.names, _KEY_CHARS + 1, _TASK_CHARS)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shards(Rows[Shard]):
     """Shards, most of which differ in three columns only."""
@@ -94,7 +110,7 @@ class Shards(Rows[Shard]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tasks(Rows[Task]):
+class Tasks(Named[Task]):
     """Tasks over the rows of some shards."""
 
     shards: Shards
@@ -120,16 +136,6 @@ class Tasks(Rows[Task]):
             np.concatenate([first.stops, second.stops + num]),
             np.concatenate([first.sizes, second.sizes]),
         )
-
-    @property
-    def keys(self) -> pa.StringArray:
-        """The key of each task."""
-        return pc.utf8_slice_codeunits(self.names, 0, _KEY_CHARS)
-
-    @property
-    def versions(self) -> pa.StringArray:
-        """The version of each task."""
-        return pc.utf8_slice_codeunits(self.names, _KEY_CHARS + 1, _TASK_CHARS)
 
     @property
     def size_bytes(self) -> int:
@@ -173,7 +179,7 @@ class Tasks(Rows[Task]):
 
 
 @dataclass(frozen=True, eq=False)
-class PartNames(Rows[PartName]):
+class PartNames(Named[PartName]):
     """Names of parts."""
 
     names: pa.StringArray
@@ -197,16 +203,6 @@ class PartNames(Rows[PartName]):
     def tasks(self) -> pa.StringArray:
         """Key and version of each part's task."""
         return pc.utf8_slice_codeunits(self.names, 0, _TASK_CHARS)
-
-    @property
-    def keys(self) -> pa.StringArray:
-        """Key of each part's task."""
-        return pc.utf8_slice_codeunits(self.names, 0, _KEY_CHARS)
-
-    @property
-    def versions(self) -> pa.StringArray:
-        """The version of each part's task."""
-        return pc.utf8_slice_codeunits(self.names, _KEY_CHARS + 1, _TASK_CHARS)
 
     @property
     def num_documents(self) -> int:
