@@ -371,9 +371,13 @@ def test_a_table_without_rows_is_an_empty_source_and_a_lost_file_cannot_be_read(
 
 def test_damaged_metadata_is_an_error_and_not_fewer_files(make: Callable[..., Table]) -> None:
     table = make()
-    newest, manifest = Path(table.metadata_location.removeprefix("file://")), next(Path(root_of(table), "metadata").glob("*-m0.avro"))
-    for path, damaged in ((newest, newest.read_bytes()[:-40]), (manifest, manifest.read_bytes()[:-40]), (manifest, avro_header(manifest))):
+    folder = Path(root_of(table), "metadata")
+    newest, manifest, manifests = (next(folder.glob(name)) for name in ("00001-*.json", "*-m0.avro", "snap-*.avro"))
+    schema_type = manifest.read_bytes().replace(b'"type":"bytes"', b'"type":"byves"').replace(b'"type": "bytes"', b'"type": "byves"')
+    cut = [(each, each.read_bytes()[:-40]) for each in (newest, manifest)]
+    for path, damaged in (*cut, *((each, avro_header(each)) for each in (manifest, manifests)), (manifest, schema_type)):
         whole = path.read_bytes()
+        assert damaged != whole
         path.write_bytes(damaged)
         with pytest.raises(StorageError, match="the table cannot be opened"):
             listed(root_of(table))
