@@ -29,7 +29,8 @@ def describe(report: Report, calibration: Calibration, uri: str) -> str:
     if report.cuts:
         rows.append(("truncated", "share of the full vectors' ten nearest: plain, rotated first"))
         rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]
-    sample = f"{report.documents:,} documents; {report.chunks_fitted:,} chunks fitted on, {report.chunks_held_out:,} held out"
+    fitted = f"{report.chunks_fitted:,} chunks and {report.chunks_synthetic:,} synthetic ones fitted on"
+    sample = f"{report.documents:,} documents; {fitted}, {report.chunks_held_out:,} held out"
     usage = f"use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true"
     return align([("sample", sample), *rows, ("calibration", f"{uri}, {calibration.fingerprint}; {usage}")])
 

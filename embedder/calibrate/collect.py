@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.calibrate.config import CalibrateSettings
-from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.calibrate.ridge import Features, Moments, Sums, unit
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, Ranges, fit_ranges
 from embedder.core.spec import Exit
@@ -74,31 +74,40 @@ class Collected:
 
     features: Features
     sums: Sums
+    """Of the chunks fitted on, synthetic ones included."""
+    moments: Moments
+    """Of the full model's vectors of the chunks fitted on, without synthetic ones."""
     held_out: ExitStates
     files: tuple[Path, ...]
-    """States and vectors of each fitted unit."""
+    """States and vectors of each fitted unit, without synthetic chunks."""
     extremes: Extremes
     """Of the raw exits."""
 
 
-def collect(tapped: Iterable[tuple[int, ExitStates]], split: Split, features: Features, folder: Path, extremes: Extremes) -> Collected:
-    """Sum up units as they arrive. Memory holds the sums, the chunks held out and one unit."""
+def collect(tapped: Iterable[tuple[int, int, ExitStates]], split: Split, features: Features, folder: Path, extremes: Extremes) -> Collected:
+    """Sum up units as they arrive. Memory holds the sums, the chunks held out and one unit.
+
+    A unit is its number, its chunks, and the states of these and of synthetic chunks behind them, which maps alone are fitted on.
+    """
     sums: Sums | None = None
     held: list[ExitStates] = []
     files: list[Path] = []
-    for done, (number, states) in enumerate(tapped, 1):
+    for done, (number, num_real, states) in enumerate(tapped, 1):
         logger.info("%d of %d units tapped", done, len(split.held_out) + len(split.fitted))
         if number < len(split.held_out):
             held.append(states)
             continue
-        sums = sums or Sums(len(features.tapped), features.block, states.full_NW.shape[1], features.pairs)
+        if sums is None:
+            width = states.full_NW.shape[1]
+            sums, moments = Sums(len(features.tapped), features.block, width, features.pairs), Moments(width)
         sums.add(states.states_NF, states.full_NW)
+        moments.add(states.full_NW[:num_real])
         for depth, native_NW in states.native.items():
-            extremes.add("native", depth, native_NW)
+            extremes.add("native", depth, native_NW[:num_real])
         files.append(folder / f"{number}.npz")
-        np.savez(files[-1], states=states.states_NF, full=states.full_NW)
+        np.savez(files[-1], states=states.states_NF[:num_real], full=states.full_NW[:num_real])
     assert sums is not None
-    return Collected(features, sums, join_states(held), tuple(files), extremes)
+    return Collected(features, sums, moments, join_states(held), tuple(files), extremes)
 
 
 def join_states(parts: Sequence[ExitStates]) -> ExitStates:

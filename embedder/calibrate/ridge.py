@@ -92,7 +92,6 @@ class Sums:
         self.grams = {pair: np.zeros((block, block)) for pair in pairs}
         """Products of the features of two blocks, the lower block first."""
         self.cross_KFW = np.zeros((num_blocks, block, width))
-        self.products_WW = np.zeros((width, width))
 
     def add(self, features_NF: Floats, vectors_NW: Floats) -> None:
         """Add a batch of normalized features and the vectors to map them to."""
@@ -104,14 +103,6 @@ class Sums:
         for first, second in self.grams:
             self.grams[first, second] += blocks[first].T @ blocks[second]
         self.cross_KFW += (features.T @ vectors).reshape(self.cross_KFW.shape)
-        self.products_WW += vectors.T @ vectors
-
-    @property
-    def covariance_WW(self) -> Doubles:  # noqa: N802
-        """Covariance of the vectors."""
-        mean_W = self.vectors_W / self.num_rows
-        covariance_WW: Doubles = self.products_WW / self.num_rows - np.outer(mean_W, mean_W)
-        return covariance_WW
 
     def mean_and_deviation(self, blocks: Sequence[int]) -> tuple[Doubles, Doubles]:
         """Return the mean and the standard deviation of the features of these blocks."""
@@ -136,6 +127,28 @@ class Sums:
             weight_FW = np.linalg.solve(covariance_FF, cross_FW) / deviation_F[:, None]
             # the map includes the standardization: one product and one sum per chunk
             yield strength, AffineMap(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
+
+
+class Moments:
+    """Number, mean and covariance of the vectors of a sample, in float64."""
+
+    def __init__(self, width: int) -> None:
+        self.num_rows = 0
+        self.vectors_W, self.products_WW = np.zeros(width), np.zeros((width, width))
+
+    def add(self, vectors_NW: Floats) -> None:
+        """Add a batch."""
+        vectors = vectors_NW.astype(np.float64)
+        self.num_rows += len(vectors)
+        self.vectors_W += vectors.sum(axis=0)
+        self.products_WW += vectors.T @ vectors
+
+    @property
+    def covariance_WW(self) -> Doubles:  # noqa: N802
+        """Covariance of the vectors."""
+        mean_W = self.vectors_W / self.num_rows
+        covariance_WW: Doubles = self.products_WW / self.num_rows - np.outer(mean_W, mean_W)
+        return covariance_WW
 
 
 def unit(vectors_NW: Floats) -> Floats:

@@ -48,6 +48,7 @@ class Report:
     seed: int
     documents: int
     chunks_fitted: int
+    chunks_synthetic: int
     chunks_held_out: int
     exits: tuple[ExitReport, ...]
     cuts: tuple[CutReport, ...]
@@ -71,14 +72,16 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     pool = choose_pool(config.compute)
     pooling = fit_pooling(model, split, features, settings, pool)
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
-        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling)
-        tapped = tap_units([*split.held_out, *split.fitted], tapping, pool)
+        synthetic = settings.synthetic if features.layers else 0.0
+        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed)
+        tapped = tap_units([*split.held_out, *split.fitted], len(split.held_out), tapping, pool)
         collected = collect(tapped, split, features, Path(folder), Extremes(dims, model.spec.normalize))
-        rotation_WW = fit_rotation(collected.sums.covariance_WW)
+        rotation_WW = fit_rotation(collected.moments.covariance_WW)
         maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths)
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
-    num_chunks = collected.sums.num_rows, len(collected.held_out.full_NW)
+    fitted = collected.moments.num_rows
+    num_chunks = fitted, collected.sums.num_rows - fitted, len(collected.held_out.full_NW)
     report = Report(config.source.uri, settings.seed, documents.num_rows, *num_chunks, exits, cuts, describe_environment())
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
     return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW), report
@@ -138,7 +141,9 @@ def fit_pooling(model: ResolvedModel, split: Split, features: Features, settings
         return pooling
     held_out, fitted = (pa.concat_tables(each) for each in (split.held_out, split.fitted))
     read = replace(features, tapped=tuple(sorted({layer for layers in features.layers.values() for layer in layers})))
-    task = PoolingTask(model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed)
+    task = PoolingTask(
+        model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed, settings.synthetic
+    )
     for step in run_steps(train_attention_pooling, (task, pool), pool):
         if isinstance(step, AttentionPooling):
             pooling = step

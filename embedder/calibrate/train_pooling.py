@@ -35,6 +35,7 @@ from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.text.chunking import chunk_documents, drop_tokenless
+from embedder.text.synthetic import mix_chunks
 from embedder.text.tokenizing import load_tokenizer
 
 Rows = npt.NDArray[np.int64]
@@ -63,6 +64,8 @@ class PoolingTask:
     start: AttentionPooling
     settings: AttentionSettings
     seed: int
+    synthetic: float = 0.0
+    """Synthetic chunks per chunk to train on, up to the wanted number of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,11 @@ def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | Att
 
 
 def make_training_set(task: PoolingTask, pool: Pool) -> tuple[TrainingSet, Floats]:
-    """Chunk the documents, draw up to the wanted number of chunks of each kind, and run the full model; return also the pooled states."""
+    """Chunk the documents, draw up to the wanted number of chunks of each kind, fill up those to train on with synthetic ones, and run the
+    full model; return also the pooled states."""
     held_out, others = (draw_chunks(task, documents) for documents in (task.held_out, task.documents))
+    missing = min(task.settings.chunks - len(others), round(task.synthetic * len(others)))
+    others = pa.concat_arrays([others, mix_chunks(others, missing, (task.seed,))])
     token_ids = pa.concat_arrays([held_out, others])
     encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
     tapped = encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), task.features.tapped, (), task.start)

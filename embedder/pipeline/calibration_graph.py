@@ -20,8 +20,10 @@ from embedder.text.token_idf import Counts
 Step = TypeVar("Step")
 
 
-def _start_graph(units: Sequence[pa.Table]) -> Dataset:
-    rows = [SampleRow(number=number, documents=to_ipc(documents)) for number, documents in enumerate(units)]
+def _start_graph(units: Sequence[pa.Table], num_held_out: int = 0) -> Dataset:
+    rows = [
+        SampleRow(number=number, documents=to_ipc(documents), is_fitted=number >= num_held_out) for number, documents in enumerate(units)
+    ]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
@@ -36,11 +38,12 @@ def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: 
     return chunks, counts_V
 
 
-def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterator[tuple[int, ExitStates]]:
-    """Tap non-empty units of DOCUMENTS; yield each with its number as it lands, in no order."""
+def tap_units(units: Sequence[pa.Table], num_held_out: int, tapping: Tapping, pool: Pool) -> Iterator[tuple[int, int, ExitStates]]:
+    """Tap non-empty units of DOCUMENTS, those held out first; yield each as it lands, in no order: its number, its chunks, and the states
+    of these and of the synthetic chunks behind them."""
     graph = (
-        _start_graph(units)
-        .map(tokenize_documents, fn_args=(tapping.spec, tapping.tokenizer_json), num_cpus=pool.reader_cpus)
+        _start_graph(units, num_held_out)
+        .map(tokenize_documents, fn_args=(tapping,), num_cpus=pool.reader_cpus)
         .map(TapActor, fn_constructor_args=(tapping, pool), **actor_options(pool))
     )
     row: TappedRow
@@ -49,7 +52,7 @@ def tap_units(units: Sequence[pa.Table], tapping: Tapping, pool: Pool) -> Iterat
         native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
         by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
         states_NF = np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1)
-        yield row["number"], ExitStates(states_NF, by_depth, full_NW)
+        yield row["number"], row["num_real"], ExitStates(states_NF, by_depth, full_NW)
 
 
 def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:

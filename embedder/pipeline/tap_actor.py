@@ -13,6 +13,7 @@ from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import from_ipc, to_ipc
 from embedder.text.chunking import chunk_documents, drop_tokenless
+from embedder.text.synthetic import mix_chunks
 from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 
@@ -28,6 +29,9 @@ class Tapping:
     depths: tuple[int, ...]
     """Layers at which exits are fitted."""
     weighing: AttentionPooling
+    synthetic: float = 0.0
+    """Synthetic chunks per chunk of the units that are fitted on."""
+    seed: int = 0
 
 
 class SampleRow(TypedDict):
@@ -36,20 +40,23 @@ class SampleRow(TypedDict):
     number: int
     documents: bytes
     """schema.DOCUMENTS, as Arrow IPC."""
+    is_fitted: bool
 
 
 class TokenizedRow(TypedDict):
     """A tokenized unit."""
 
     number: int
-    chunks: bytes
-    """schema.CHUNKS, as Arrow IPC."""
+    token_ids: bytes
+    """A column of token ids, as Arrow IPC; those of synthetic chunks last."""
+    num_real: int
 
 
 class TappedRow(TypedDict):
     """A unit's states, each as float32 bytes of [chunks, …]."""
 
     number: int
+    num_real: int
     states: bytes
     native: bytes
     full: bytes
@@ -81,22 +88,27 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
         """Return the states of a unit's chunks."""
         from embedder.model.runtime import ending_with_its_device
 
-        token_ids = from_ipc(row["chunks"])["token_ids"].combine_chunks()
+        token_ids = from_ipc(row["token_ids"])["token_ids"].combine_chunks()
         wanted = self.tapping
         with ending_with_its_device():
             tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "number": row["number"],
+            "num_real": row["num_real"],
             "states": tapped.states_NF.tobytes(),
             "native": native.tobytes(),
             "full": tapped.full_NW.tobytes(),
         }
 
 
-def tokenize_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str) -> TokenizedRow:
-    """Chunk and tokenize one unit of a sample."""
-    return {"number": row["number"], "chunks": to_ipc(_chunk(row, spec, tokenizer_json))}
+def tokenize_documents(row: SampleRow, tapping: Tapping) -> TokenizedRow:
+    """Chunk and tokenize one unit of a sample, and mix synthetic chunks of a unit that is fitted on."""
+    token_ids = _chunk(row, tapping.spec, tapping.tokenizer_json)["token_ids"].combine_chunks()
+    count = round(tapping.synthetic * len(token_ids)) if row["is_fitted"] else 0
+    mixed = mix_chunks(token_ids, count, (tapping.seed, row["number"]))
+    table = pa.table({"token_ids": pa.concat_arrays([token_ids, mixed])})
+    return {"number": row["number"], "token_ids": to_ipc(table), "num_real": len(token_ids)}
 
 
 def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> CountedRow:

@@ -38,8 +38,21 @@ def test_units_may_arrive_in_any_order(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)
     units = [ExitStates(np.ones((1, NUM_POOLINGS), np.float32), {1: full[number]}, full[number]) for number in range(4)]
     split, unit = Split([pa.table({})], [pa.table({})] * 3), np.linalg.norm(full[1:, 0], axis=1, keepdims=True)
-    tapped = [(number, units[number]) for number in (3, 1, 0, 2)]
+    tapped = [(number, 1, units[number]) for number in (3, 1, 0, 2)]
     collected = collect(tapped, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=True))
     assert (collected.sums.num_rows, len(collected.files)) == (3, 3)
     np.testing.assert_array_equal(collected.held_out.full_NW, full[0])
     np.testing.assert_allclose(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, (full[1:, 0] / unit).max(axis=0), rtol=1e-6)
+
+
+def test_synthetic_chunks_are_fitted_on_and_decide_nothing_else(tmp_path: Path) -> None:
+    full = np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32)
+    states = [ExitStates(np.ones((4, NUM_POOLINGS), np.float32), {1: each}, each) for each in full]
+    split = Split([pa.table({})], [pa.table({})] * 2)
+    tapped = [(0, 4, states[0]), (1, 2, states[1]), (2, 1, states[2])]
+    collected = collect(tapped, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=False))
+    real = np.concatenate([full[1, :2], full[2, :1]])
+    assert (collected.sums.num_rows, collected.moments.num_rows, len(collected.held_out.full_NW)) == (8, 3, 4)
+    np.testing.assert_allclose(collected.moments.covariance_WW, np.cov(real.T, bias=True), atol=1e-7)
+    np.testing.assert_array_equal(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, real.max(axis=0))
+    np.testing.assert_array_equal(np.concatenate([np.load(file)["full"] for file in collected.files]), real)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.calibrate.fit import fit_exits, measure_cuts, measure_fidelity, nearest_rows
-from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.calibrate.ridge import Features, Moments, Sums, unit
 from embedder.core.rotation import fit_rotation
 from embedder.model.exits import NUM_POOLINGS
 
@@ -56,12 +56,11 @@ def make_vectors(count: int, seed: int) -> np.ndarray:
 
 
 def test_a_rotated_small_dim_keeps_most_neighbors_of_vectors_with_few_directions() -> None:
-    sums = Sums(1, 1, 48)
+    moments = Moments(48)
     for start in range(0, 600, 200):
-        vectors = make_vectors(600, 0)[start : start + 200]
-        sums.add(np.zeros((200, 1), np.float32), vectors)
-    np.testing.assert_allclose(sums.covariance_WW, np.cov(make_vectors(600, 0).T, bias=True), atol=1e-9)
-    [small, large] = measure_cuts(make_vectors(300, 1), fit_rotation(sums.covariance_WW), (6, 24, 48))
+        moments.add(make_vectors(600, 0)[start : start + 200])
+    np.testing.assert_allclose(moments.covariance_WW, np.cov(make_vectors(600, 0).T, bias=True), atol=1e-9)
+    [small, large] = measure_cuts(make_vectors(300, 1), fit_rotation(moments.covariance_WW), (6, 24, 48))
     assert (small.dim, large.dim) == (6, 24)
     assert small.rotated > 0.85
     assert small.rotated > small.plain + 0.4

@@ -1,9 +1,11 @@
 """A calibration cuts its sample as the run cuts its documents."""
 
+import numpy as np
 import pyarrow as pa
 
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.pipeline.rows import from_ipc, to_ipc
-from embedder.pipeline.tap_actor import SampleRow, count_documents, tokenize_documents
+from embedder.pipeline.tap_actor import SampleRow, Tapping, count_documents, tokenize_documents
 from tests.text.test_chunking import make_spec
 from tests.text.tokenizers_for_tests import build_tokenizer
 
@@ -11,11 +13,15 @@ from tests.text.tokenizers_for_tests import build_tokenizer
 def test_a_sample_is_tokenized_and_counted_with_its_template() -> None:
     tokenizer, spec = build_tokenizer("wordpiece"), make_spec(template="{title|none}: {chunk}", context_tokens=8, max_tokens=24)
     documents = pa.table({"text": ["fox " * 20, "dog"], "context:title": ["The lazy dog", None]})
-    row = SampleRow(number=7, documents=to_ipc(documents))
-    tokenized = tokenize_documents(row, spec, tokenizer.to_str())
-    chunks = from_ipc(tokenized["chunks"])
+    row = SampleRow(number=7, documents=to_ipc(documents), is_fitted=False)
+    tapping = Tapping(spec, tokenizer.to_str(), (), (), start_attention_pooling(np.ones(8, np.float32), 1, 4), synthetic=2.0, seed=1)
+    tokenized = tokenize_documents(row, tapping)
+    chunks = from_ipc(tokenized["token_ids"])
     texts = [f"The lazy dog: {'fox ' * 18}", "The lazy dog: fox fox", "none: dog"]
     assert (tokenized["number"], chunks["token_ids"].to_pylist()) == (7, [tokenizer.encode(text).ids for text in texts])
+    fitted = tokenize_documents(row | {"is_fitted": True}, tapping)
+    found = from_ipc(fitted["token_ids"])["token_ids"].to_pylist()
+    assert (len(found), fitted["num_real"], found[:3]) == (9, 3, chunks["token_ids"].to_pylist()), "two synthetic chunks for each"
     counted = count_documents(row, spec, tokenizer.to_str(), tokenizer.get_vocab_size())
     dog = memoryview(counted["counts"]).cast("q")[tokenizer.token_to_id("dog")]
     assert (counted["chunks"], dog) == (3, 3), "a title counts in each of its chunks"
