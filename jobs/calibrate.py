@@ -20,12 +20,18 @@ def describe(report: Report, calibration: Calibration, uri: str) -> str:
         (
             f"depth {each.depth}",
             ", ".join(f"{it.cosine:.3f} {it.overlap:.2f}" for it in (each.calibrated, each.native))
+            + ("" if each.known_item is None else f", {each.known_item:.3f}")
             + f"  ({each.num_features:,} features, strength {each.strength:g})",
         )
         for each in report.exits
     ]
     if rows:
-        rows.insert(0, ("held out", "cosine and share of the full model's ten nearest: calibrated, raw"))
+        searched = (
+            f"; nDCG@10 of {report.known_items:,} first sentences as queries, full model {report.known_item:.3f}"
+            if report.known_item
+            else ""
+        )
+        rows.insert(0, ("held out", f"cosine and share of the full model's ten nearest: calibrated, raw{searched}"))
     if report.cuts:
         rows.append(("truncated", "share of the full vectors' ten nearest: plain, rotated first"))
         rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]

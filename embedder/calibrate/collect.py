@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.calibrate.config import CalibrateSettings
+from embedder.calibrate.fit import KnownItems
 from embedder.calibrate.ridge import Features, Moments, Sums, unit
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import Floats, Ranges, fit_ranges
@@ -78,6 +79,8 @@ class Collected:
     moments: Moments
     """Of the full model's vectors of the chunks fitted on, without synthetic ones."""
     held_out: ExitStates
+    known_items: KnownItems | None
+    """None: too few texts held out have a first sentence."""
     files: tuple[Path, ...]
     """States and vectors of each fitted unit, without synthetic chunks."""
     extremes: Extremes
@@ -87,15 +90,21 @@ class Collected:
 def collect(tapped: Iterable[tuple[int, int, ExitStates]], split: Split, features: Features, folder: Path, extremes: Extremes) -> Collected:
     """Sum up units as they arrive. Memory holds the sums, the chunks held out and one unit.
 
-    A unit is its number, its chunks, and the states of these and of synthetic chunks behind them, which maps alone are fitted on.
+    A unit is its number, how many chunks it has, and the states of these and of what follows: synthetic chunks, which maps alone are
+    fitted on, or known items and as many queries.
     """
     sums: Sums | None = None
     held: list[ExitStates] = []
+    items: list[ExitStates] = []
+    queries: list[Floats] = []
     files: list[Path] = []
     for done, (number, num_real, states) in enumerate(tapped, 1):
         logger.info("%d of %d units tapped", done, len(split.held_out) + len(split.fitted))
         if number < len(split.held_out):
-            held.append(states)
+            middle = (num_real + len(states.full_NW)) // 2
+            held.append(states.rows(0, num_real))
+            items.append(states.rows(num_real, middle))
+            queries.append(states.full_NW[middle:])
             continue
         if sums is None:
             width = states.full_NW.shape[1]
@@ -107,7 +116,9 @@ def collect(tapped: Iterable[tuple[int, int, ExitStates]], split: Split, feature
         files.append(folder / f"{number}.npz")
         np.savez(files[-1], states=states.states_NF[:num_real], full=states.full_NW[:num_real])
     assert sums is not None
-    return Collected(features, sums, moments, join_states(held), tuple(files), extremes)
+    queries_NW = np.concatenate(queries)
+    known = KnownItems(join_states(items), unit(queries_NW)) if len(queries_NW) >= LEAST_HELD_OUT else None
+    return Collected(features, sums, moments, join_states(held), known, tuple(files), extremes)
 
 
 def join_states(parts: Sequence[ExitStates]) -> ExitStates:

@@ -41,6 +41,21 @@ class ExitReport:
     strength: float
     calibrated: Fidelity
     native: Fidelity
+    known_item: float | None = None
+    """nDCG@10 of full-model queries, the first sentences of documents held out, over the calibrated vectors of the rest of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownItems:
+    """Texts held out, without their first sentences, and the full model's vectors of these sentences as queries, of length 1."""
+
+    items: ExitStates
+    queries_NW: Floats  # noqa: N815
+
+    @property
+    def found(self) -> float:
+        """nDCG@10 over the full model's vectors."""
+        return find_own(self.queries_NW, unit(self.items.full_NW))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +68,7 @@ class CutReport:
 
 
 def fit_exits(
-    sums: Sums, held_out: ExitStates, features: Features, strengths: Sequence[float]
+    sums: Sums, held_out: ExitStates, features: Features, strengths: Sequence[float], search: KnownItems | None = None
 ) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
     """Fit a map for each depth, at the strength with the highest cosine to the full model on chunks held out."""
     maps, reports = {}, []
@@ -65,7 +80,8 @@ def fit_exits(
         fidelity, strength, best = max(scored, key=lambda each: each[0].cosine)
         maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
-        reports.append(ExitReport(depth, len(columns), strength, fidelity, native))
+        found = find_own(search.queries_NW, unit(best.apply(search.items.states_NF[:, columns]))) if search else None
+        reports.append(ExitReport(depth, len(columns), strength, fidelity, native, found))
         if sums.num_rows < FEW_ROWS * len(columns):
             logger.warning(
                 "depth %d: %d chunks are few for %d features (held out: cosine %.3f, overlap %.2f); raise calibrate.num_documents",
@@ -98,6 +114,17 @@ def share_of_nearest(full_NW: Floats, documents_NX: Floats, queries_NX: Floats |
     found = nearest_rows(documents_NX if queries_NX is None else queries_NX, documents_NX, NUM_NEAREST)
     shared = [len(np.intersect1d(each, other)) for each, other in zip(wanted, found, strict=True)]
     return float(np.mean(shared)) / NUM_NEAREST
+
+
+def find_own(queries_NW: Floats, documents_NW: Floats) -> float:
+    """Return nDCG@10 of queries that each look for the document in their own row; all of length 1."""
+    places = []
+    for start in range(0, len(queries_NW), 512):
+        scores = queries_NW[start : start + 512] @ documents_NW.T
+        own = scores[np.arange(len(scores)), start + np.arange(len(scores))]
+        places.append((scores > own[:, None]).sum(axis=1))
+    place_N = np.concatenate(places)
+    return float(np.where(place_N < NUM_NEAREST, 1 / np.log2(place_N + 2), 0).mean())
 
 
 def nearest_rows(queries_NW: Floats, documents_NW: Floats, count: int) -> npt.NDArray[np.int64]:

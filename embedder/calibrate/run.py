@@ -50,6 +50,10 @@ class Report:
     chunks_fitted: int
     chunks_synthetic: int
     chunks_held_out: int
+    known_items: int
+    """Texts held out that were searched by their first sentences; 0: too few have one."""
+    known_item: float | None
+    """nDCG@10 of these searches over the full model's vectors."""
     exits: tuple[ExitReport, ...]
     cuts: tuple[CutReport, ...]
     environment: Mapping[str, Any]
@@ -76,13 +80,15 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed)
         tapped = tap_units([*split.held_out, *split.fitted], len(split.held_out), tapping, pool)
         collected = collect(tapped, split, features, Path(folder), Extremes(dims, model.spec.normalize))
+        known = collected.known_items
         rotation_WW = fit_rotation(collected.moments.covariance_WW)
-        maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths)
+        maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths, known)
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
     fitted = collected.moments.num_rows
     num_chunks = fitted, collected.sums.num_rows - fitted, len(collected.held_out.full_NW)
-    report = Report(config.source.uri, settings.seed, documents.num_rows, *num_chunks, exits, cuts, describe_environment())
+    searched = (len(known.queries_NW), known.found) if known else (0, None)
+    report = Report(config.source.uri, settings.seed, documents.num_rows, *num_chunks, *searched, exits, cuts, describe_environment())
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
     return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW), report
 

@@ -31,3 +31,8 @@ class ExitStates:
     """By depth: the vectors of an encoder of that depth, at full width."""
     full_NW: np.ndarray  # noqa: N815
     """Vectors of the full model."""
+
+    def rows(self, start: int, stop: int) -> "ExitStates":
+        """Return some of the rows."""
+        native = {depth: vectors_NW[start:stop] for depth, vectors_NW in self.native.items()}
+        return ExitStates(self.states_NF[start:stop], native, self.full_NW[start:stop])

@@ -39,8 +39,8 @@ def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: 
 
 
 def tap_units(units: Sequence[pa.Table], num_held_out: int, tapping: Tapping, pool: Pool) -> Iterator[tuple[int, int, ExitStates]]:
-    """Tap non-empty units of DOCUMENTS, those held out first; yield each as it lands, in no order: its number, its chunks, and the states
-    of these and of the synthetic chunks behind them."""
+    """Tap non-empty units of DOCUMENTS, those held out first; yield each as it lands, in no order: its number, how many chunks it has, and
+    the states of these and of what was added: synthetic chunks, or known items and as many queries."""
     graph = (
         _start_graph(units, num_held_out)
         .map(tokenize_documents, fn_args=(tapping,), num_cpus=pool.reader_cpus)

@@ -1,5 +1,6 @@
 """Tap every depth of a sample for a calibration: the stage that tokenizes, and the actor that holds the full model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -12,7 +13,8 @@ from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import from_ipc, to_ipc
-from embedder.text.chunking import chunk_documents, drop_tokenless
+from embedder.text.chunking import Chunker, chunk_documents, drop_tokenless
+from embedder.text.known_item import split_sentence
 from embedder.text.synthetic import mix_chunks
 from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
@@ -48,7 +50,7 @@ class TokenizedRow(TypedDict):
 
     number: int
     token_ids: bytes
-    """A column of token ids, as Arrow IPC; those of synthetic chunks last."""
+    """A column of token ids, as Arrow IPC: of the chunks, and then of synthetic chunks, or of as many passages as known-item queries."""
     num_real: int
 
 
@@ -103,12 +105,22 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
 
 
 def tokenize_documents(row: SampleRow, tapping: Tapping) -> TokenizedRow:
-    """Chunk and tokenize one unit of a sample, and mix synthetic chunks of a unit that is fitted on."""
+    """Chunk and tokenize one unit of a sample. Synthetic chunks are added to a unit that is fitted on, known items to one held out."""
     token_ids = _chunk(row, tapping.spec, tapping.tokenizer_json)["token_ids"].combine_chunks()
-    count = round(tapping.synthetic * len(token_ids)) if row["is_fitted"] else 0
-    mixed = mix_chunks(token_ids, count, (tapping.seed, row["number"]))
-    table = pa.table({"token_ids": pa.concat_arrays([token_ids, mixed])})
+    if row["is_fitted"]:
+        more = mix_chunks(token_ids, round(tapping.synthetic * len(token_ids)), (tapping.seed, row["number"]))
+    else:
+        more = _make_known_items(from_ipc(row["documents"])["text"].to_pylist(), tapping)
+    table = pa.table({"token_ids": pa.concat_arrays([token_ids, more])})
     return {"number": row["number"], "token_ids": to_ipc(table), "num_real": len(token_ids)}
+
+
+def _make_known_items(texts: Sequence[str], tapping: Tapping) -> pa.ListArray:
+    """Return the token ids of texts without their first sentences, as passages, and those of the sentences, as queries."""
+    spec, tokenizer = tapping.spec.for_passages(), load_tokenizer(tapping.tokenizer_json)
+    items = [] if spec.query_adapter != spec.adapter else [item for item in map(split_sentence, texts) if item[0]]
+    sides = ([rest for _, rest in items], spec), ([query for query, _ in items], spec.model_copy(update={"prompt": spec.query_prompt}))
+    return pa.concat_arrays([Chunker(tokenizer, each).chunk(side)["token_ids"].combine_chunks() for side, each in sides])
 
 
 def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> CountedRow:

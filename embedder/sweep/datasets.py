@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,13 @@ from embedder.core.storage import Location
 from embedder.source.formats.json_values import parse_json
 from embedder.source.formats.rows import to_id
 from embedder.sweep.config import QualityConfig
+from embedder.text.known_item import split_sentence
 
 TOP = 100
 """Documents returned for a query, for recall@100."""
 LEAST_QUERIES = 10
 KNOWN_ITEMS = "known items"
 _SHOWN = 5
-_SENTENCE = re.compile(r"(?P<first>\S.*?[.!?\u3002\uff01\uff1f])(?:\s+|(?<=[\u3002\uff01\uff1f]))(?P<rest>\S.*)", re.DOTALL)
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
-"""A character of a script without spaces, or what stands between spaces."""
-_MOST_QUERY_CHARS = 400
-_LEAST_WORDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +125,7 @@ def make_known_items(documents: pa.Table, query_column: str | None, num_queries:
         split = [_split_title(text, title) for text, title in zip(texts, documents[query_column].to_pylist(), strict=True)]
         found, advice = f"{query_column!r} column", "name another quality.query_column"
     else:
-        split = [_split_sentence(text) for text in texts]
+        split = [split_sentence(text) for text in texts]
         found, advice = "first sentence followed by more text", "set quality.query_column to a title"
     counts = Counter(query for query, _ in split)
     unique = [number for number, (query, _) in enumerate(split) if query and counts[query] == 1]
@@ -151,15 +146,6 @@ def _split_title(text: str, title: Any) -> tuple[str, str]:
     query = str(title or "").strip()
     rest = text.strip().removeprefix(query).strip()
     return (query, rest) if query and rest else ("", text)
-
-
-def _split_sentence(text: str) -> tuple[str, str]:
-    """Return the first sentence, or '' if it cannot be a query, and the text without it."""
-    found = _SENTENCE.fullmatch(text.strip())
-    if found is None or len(found["first"]) > _MOST_QUERY_CHARS:
-        return "", text
-    num_words = min(len(_WORD.findall(part)) for part in found.groups())
-    return (found["first"], found["rest"]) if num_words >= _LEAST_WORDS else ("", text)
 
 
 def _some(names: Sequence[Any]) -> str:

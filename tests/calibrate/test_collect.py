@@ -9,7 +9,7 @@ import pytest
 
 from embedder.calibrate.collect import Extremes, Split, collect, split_documents
 from embedder.calibrate.config import CalibrateSettings
-from embedder.calibrate.ridge import Features
+from embedder.calibrate.ridge import Features, unit
 from embedder.core.errors import ConfigError
 from embedder.model.calibration import RangeKey
 from embedder.model.exits import NUM_POOLINGS
@@ -42,6 +42,7 @@ def test_units_may_arrive_in_any_order(tmp_path: Path) -> None:
     collected = collect(tapped, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=True))
     assert (collected.sums.num_rows, len(collected.files)) == (3, 3)
     np.testing.assert_array_equal(collected.held_out.full_NW, full[0])
+    assert collected.known_items is None, "no text held out has a first sentence"
     np.testing.assert_allclose(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, (full[1:, 0] / unit).max(axis=0), rtol=1e-6)
 
 
@@ -56,3 +57,16 @@ def test_synthetic_chunks_are_fitted_on_and_decide_nothing_else(tmp_path: Path) 
     np.testing.assert_allclose(collected.moments.covariance_WW, np.cov(real.T, bias=True), atol=1e-7)
     np.testing.assert_array_equal(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, real.max(axis=0))
     np.testing.assert_array_equal(np.concatenate([np.load(file)["full"] for file in collected.files]), real)
+
+
+def test_known_items_and_their_queries_are_told_from_chunks_held_out(tmp_path: Path) -> None:
+    full = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
+    ones = np.ones((70, NUM_POOLINGS), np.float32)
+    units = [(0, 10, ExitStates(ones, {1: full}, full)), (1, 70, ExitStates(ones, {1: full}, full))]
+    split = Split([pa.table({})], [pa.table({})])
+    collected = collect(units, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=True))
+    known = collected.known_items
+    assert known is not None
+    np.testing.assert_array_equal(collected.held_out.full_NW, full[:10])
+    np.testing.assert_array_equal(known.items.full_NW, full[10:40])
+    np.testing.assert_allclose(known.queries_NW, unit(full[40:]), rtol=1e-6)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.calibrate.fit import fit_exits, measure_cuts, measure_fidelity, nearest_rows
+from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts, measure_fidelity, nearest_rows
 from embedder.calibrate.ridge import Features, Moments, Sums, unit
 from embedder.core.rotation import fit_rotation
 from embedder.model.exits import NUM_POOLINGS
@@ -41,6 +41,30 @@ def test_fidelity_is_1_for_the_full_model_and_near_chance_for_noise() -> None:
     noise = measure_fidelity(unit(rng.normal(size=(300, 16)).astype(np.float32)), vectors)
     assert abs(noise.cosine) < 0.1
     assert noise.overlap < 0.1
+
+
+def test_queries_are_scored_by_the_place_of_their_own_document() -> None:
+    documents = np.eye(12, dtype=np.float32)
+    assert find_own(documents, documents) == 1
+    second, last = documents.copy(), documents.copy()
+    second[0] = unit(np.array([[0.8, 0.9] + [0] * 10], np.float32))[0]
+    last[0] = unit(np.array([[0.1] + [0.9] * 11], np.float32))[0]
+    assert find_own(second, documents) == pytest.approx((11 + 1 / np.log2(3)) / 12)
+    assert find_own(last, documents) == pytest.approx(11 / 12), "not among the first ten"
+
+
+def test_an_exit_is_searched_by_queries_of_the_full_model() -> None:
+    rng = np.random.default_rng(0)
+    states_NF, weight_FW = rng.normal(size=(300, BLOCK)).astype(np.float32), rng.normal(size=(BLOCK, 12))
+    full_NW = unit((states_NF @ weight_FW).astype(np.float32))
+    features = Features({1: (1,)}, (1,), SIZE)
+    sums = Sums(1, BLOCK, 12, features.pairs)
+    sums.add(states_NF[:200], full_NW[:200])
+    held_out: Any = SimpleNamespace(states_NF=states_NF[200:], full_NW=full_NW[200:], native={1: full_NW[200:]})
+    matching, shuffled = KnownItems(held_out, full_NW[200:]), KnownItems(held_out, full_NW[200:][::-1].copy())
+    assert (matching.found, shuffled.found < 0.2) == (1, True)
+    [[good], [poor]] = [fit_exits(sums, held_out, features, (0.001,), known)[1] for known in (matching, shuffled)]
+    assert (good.known_item, poor.known_item is not None and poor.known_item < 0.2) == (1, True)
 
 
 def test_nearest_rows_leave_out_the_row_itself() -> None:

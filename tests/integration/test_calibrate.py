@@ -60,7 +60,10 @@ def calibrated(documentation: Path, minilm: str, ray_session: None) -> tuple[Cal
 def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(calibrated: tuple[Calibration, Report]) -> None:
     calibration, report = calibrated
     [depth_3] = report.exits
-    assert (report.documents, report.chunks_held_out) == (600, 120)
+    assert (report.documents, report.chunks_fitted, report.chunks_synthetic, report.chunks_held_out) == (600, 480, 1440, 120)
+    assert report.known_item is not None
+    assert depth_3.known_item is not None
+    assert 0.5 * report.known_item < depth_3.known_item <= report.known_item
     assert calibration.record["exits"][0]["calibrated"]["cosine"] == depth_3.calibrated.cosine
     assert depth_3.calibrated.cosine > depth_3.native.cosine + 0.2
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15

@@ -25,3 +25,15 @@ def test_a_sample_is_tokenized_and_counted_with_its_template() -> None:
     counted = count_documents(row, spec, tokenizer.to_str(), tokenizer.get_vocab_size())
     dog = memoryview(counted["counts"]).cast("q")[tokenizer.token_to_id("dog")]
     assert (counted["chunks"], dog) == (3, 3), "a title counts in each of its chunks"
+
+
+def test_texts_held_out_are_also_searched_by_their_first_sentences() -> None:
+    tokenizer = build_tokenizer("wordpiece")
+    spec = make_spec(prompt="a ", query_prompt="the ", max_tokens=24)
+    texts = ["The quick brown fox. It jumps over the dog.", "no sentence"]
+    row = SampleRow(number=0, documents=to_ipc(pa.table({"text": texts})), is_fitted=False)
+    tapping = Tapping(spec, tokenizer.to_str(), (), (), start_attention_pooling(np.ones(8, np.float32), 1, 4))
+    tokenized = tokenize_documents(row, tapping)
+    found = from_ipc(tokenized["token_ids"])["token_ids"].to_pylist()
+    expected = [f"a {texts[0]}", f"a {texts[1]}", "a It jumps over the dog.", "the The quick brown fox."]
+    assert (tokenized["num_real"], found) == (2, [tokenizer.encode(text).ids for text in expected])
