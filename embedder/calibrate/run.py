@@ -85,10 +85,19 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths, known)
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
-    fitted = collected.moments.num_rows
-    num_chunks = fitted, collected.sums.num_rows - fitted, len(collected.held_out.full_NW)
-    searched = (len(known.queries_NW), known.found) if known else (0, None)
-    report = Report(config.source.uri, settings.seed, documents.num_rows, *num_chunks, *searched, exits, cuts, describe_environment())
+    report = Report(
+        source=config.source.uri,
+        seed=settings.seed,
+        documents=documents.num_rows,
+        chunks_fitted=collected.moments.num_rows,
+        chunks_synthetic=collected.sums.num_rows - collected.moments.num_rows,
+        chunks_held_out=len(collected.held_out.full_NW),
+        known_items=len(known.queries_NW) if known else 0,
+        known_item=known.found if known else None,
+        exits=exits,
+        cuts=cuts,
+        environment=describe_environment(),
+    )
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
     return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW), report
 
