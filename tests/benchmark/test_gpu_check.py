@@ -81,6 +81,7 @@ def test_attention_that_sees_neighbours_fails_the_check(monkeypatch: pytest.Monk
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_dry_run_on_a_cpu_goes_through(tmp_path: Path) -> None:
     output = tmp_path / "check.json"
     steps = "env,ceilings,memory,float8,exits"

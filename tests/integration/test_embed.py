@@ -53,6 +53,7 @@ def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_actor_with_two_units_at_a_time_makes_the_table_that_this_process_makes(ray_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     local_site = ray_site
     fill(local_site)

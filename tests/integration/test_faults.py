@@ -71,24 +71,14 @@ def disturbed(undisturbed: Site, tmp_path: Path, ray_session: None) -> Site:
 
 
 @pytest.mark.ray
-def test_a_driver_killed_repeatedly_loses_no_rows(disturbed: Site, undisturbed: Site, repository: str) -> None:
-    for count in (2, 15):
-        process = start(disturbed, repository)
-        wait_for_parts(disturbed, process, count)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert read_table(Location(disturbed.table_uri)) is None, "no partial result is published"
-    # while workers of the killed run may still write
-    summary = disturbed.embed()
-    assert summary.version == 0
-    check_whole(disturbed, undisturbed)
-    assert len(disturbed.quarantine()) == 6
-
-
-@pytest.mark.ray
-def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, undisturbed: Site, repository: str) -> None:
+def test_a_run_that_is_killed_and_then_terminated_loses_no_rows(disturbed: Site, undisturbed: Site, repository: str) -> None:
     process = start(disturbed, repository)
-    wait_for_parts(disturbed, process, 3)
+    wait_for_parts(disturbed, process, 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert read_table(Location(disturbed.table_uri)) is None, "no partial result is published"
+    process = start(disturbed, repository)  # while workers of the killed run may still write
+    wait_for_parts(disturbed, process, 15)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     _, errors = process.communicate(timeout=30)
@@ -96,8 +86,11 @@ def test_a_terminated_run_exits_143_and_the_next_one_resumes(disturbed: Site, un
     assert process.returncode == 143, errors
     assert "finished parts are kept" in errors
     assert "Traceback" not in errors
-    disturbed.embed()
+    assert read_table(Location(disturbed.table_uri)) is None, "no partial result is published"
+    summary = disturbed.embed()
+    assert summary.version == 0
     check_whole(disturbed, undisturbed)
+    assert len(disturbed.quarantine()) == 6
 
 
 @pytest.mark.ray

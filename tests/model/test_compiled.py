@@ -72,6 +72,7 @@ def test_batches_of_any_shape_run_what_was_compiled_when_the_model_was_loaded(ti
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_the_last_of_many_models_in_a_process_is_compiled_like_the_first(tiny_models: Callable[[str], TinyModel]) -> None:
     graphs = [0]
     for family in ("bert", "modernbert", "qwen3", "bert", "modernbert"):

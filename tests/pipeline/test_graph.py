@@ -82,6 +82,7 @@ def test_chunks_and_vectors_stay_together_when_documents_are_quarantined(tmp_pat
     assert encoded.padded_tokens == kept.num_rows
 
 
+@pytest.mark.slow
 def test_a_machine_on_which_every_document_kills_the_encoder_ends_the_run(tmp_path: Path, chunks: pa.Table) -> None:
     with pytest.raises(ModelError, match=r"died on each of 4 documents of one unit \(unit\).*the machine or its software is at fault"):
         encode_over_deaths(Location(str(tmp_path)), set(range(40)), chunks)
