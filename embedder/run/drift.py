@@ -78,24 +78,25 @@ class DriftWatch:
     def measure(self, add: Sequence[Part], published: str) -> Measured | None:
         """Return the figures of the run before its last commit, and warn of drift; None if there are none. CommitError below the gate."""
         if not self.sample.num_rows:
-            if self.least is not None and any(part.stats.chunks for part in add):
-                raise CommitError(
-                    f"gate.min_fidelity={self.least:g}: a run that died embedded the {len(add)} parts to publish, their chunks cannot be "
-                    f"measured; {published}; leave it out for this run, or delete these parts to embed them again"
-                )
+            if self.run_plan.spec.exit == "calibrated" and any(part.stats.chunks for part in add):
+                why = f"a run that died embedded the {len(add)} parts to publish and kept no sample of them"
+                self._miss(why, "delete them to embed them again", published)
             return None
         try:
             measured = self._measure()
-        except Exception as error:  # a run of hours does not end by its measurement
-            if self.least is not None:
-                raise CommitError(
-                    f"gate.min_fidelity={self.least:g}: the full model did not run over the sample ({one_line(error)}); {published}; "
-                    "give it more memory, or leave the gate out"
-                ) from error
-            logger.warning("fidelity of the calibrated exit: not measured, the full model did not run (%s)", one_line(error))
+        except Exception as error:  # noqa: BLE001 - a run of hours does not end by its measurement
+            self._miss(f"the full model did not run ({one_line(error)})", "give it more memory", published, error)
             return None
         self._refuse(measured, published)
         return measured
+
+    def _miss(self, why: str, remedy: str, published: str, cause: Exception | None = None) -> None:
+        """Warn that there are no figures; CommitError if a gate needs them."""
+        if self.least is not None:
+            raise CommitError(
+                f"gate.min_fidelity={self.least:g}: not measured, {why}; {published}; {remedy}, or leave the gate out for this run"
+            ) from cause
+        logger.warning("fidelity of the calibrated exit: not measured, %s", why)
 
     def _refuse(self, measured: Measured, published: str) -> None:
         if self.least is not None and measured.cosine < self.least:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embedder.calibrate.drift import choose_quantizations, expect_fidelity, measure_draws
+from embedder.core.errors import ConfigError
 from embedder.core.fidelity import measure_sample, unit
 from embedder.core.quantization import fit_ranges
 from embedder.model.calibration import Calibration, ExitMap, RangeKey
@@ -71,3 +72,10 @@ def test_an_artifact_without_figures_for_a_spec_expects_nothing() -> None:
     assert found.overlap.mean == 0.8
     assert calibration.expect_fidelity(spec.model_copy(update={"dim": 4})) is None
     assert Calibration({}, 2, None, {}, {}).expect_fidelity(spec) is None  # type: ignore[arg-type]
+
+
+def test_damaged_figures_are_refused_by_name() -> None:
+    spec = SPEC.model_copy(update={"exit": "calibrated", "depth": 1, "dim": 8})
+    for damaged in ({"fidelity": []}, {"fidelity": {"calibrated.1.8": {"none": {"cosine": {}}}}}):
+        with pytest.raises(ConfigError, match=r"its held-out figures are damaged \(.*\); make it again with jobs\.calibrate"):
+            Calibration({}, 2, None, {}, {}, damaged).expect_fidelity(spec)  # type: ignore[arg-type]
