@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from embedder.calibrate.config import CalibrateSettings
 from embedder.calibrate.fit import KnownItems
-from embedder.calibrate.ridge import Features, Moments, Sums, unit
+from embedder.calibrate.ridge import Features, Moments, Sums
 from embedder.core.errors import ConfigError
+from embedder.core.fidelity import unit
 from embedder.core.quantization import Floats, Ranges, fit_ranges
 from embedder.core.spec import Exit
 from embedder.model.calibration import ExitMap, RangeKey

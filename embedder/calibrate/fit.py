@@ -8,28 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from embedder.calibrate.ridge import Features, Sums, unit
+from embedder.calibrate.ridge import Features, Sums
+from embedder.core.fidelity import NUM_NEAREST, Fidelity, measure_fidelity, share_of_nearest, unit
 from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
 from embedder.model.results import ExitStates
 
-NUM_NEAREST = 10
 FEW_ROWS = 2
 """Chunks per feature of a map. With fewer, a larger sample would improve the map much."""
 
 logger = logging.getLogger("embedder")
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How closely vectors match the full model's, over chunks held out."""
-
-    cosine: float
-    """Mean cosine between a chunk's vector and the full model's."""
-    overlap: float
-    """Share of the ten nearest chunks by full-model vectors that a full-model query finds among these vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +91,6 @@ def measure_cuts(full_NW: Floats, rotation_WW: Floats, dims: Sequence[int]) -> t
     return tuple(reports)
 
 
-def measure_fidelity(vectors_NW: Floats, full_NW: Floats) -> Fidelity:
-    """Compare vectors with the full model's: by cosine, and as documents searched by full-model queries."""
-    vectors_NW, full_NW = unit(vectors_NW), unit(full_NW)
-    return Fidelity(float((vectors_NW * full_NW).sum(axis=1).mean()), share_of_nearest(full_NW, vectors_NW, full_NW))
-
-
-def share_of_nearest(full_NW: Floats, documents_NX: Floats, queries_NX: Floats | None = None) -> float:
-    """Return the share of the nearest rows by full vectors that queries, or the documents themselves, find; all of length 1."""
-    wanted = nearest_rows(full_NW, full_NW, NUM_NEAREST)
-    found = nearest_rows(documents_NX if queries_NX is None else queries_NX, documents_NX, NUM_NEAREST)
-    shared = [len(np.intersect1d(each, other)) for each, other in zip(wanted, found, strict=True)]
-    return float(np.mean(shared)) / NUM_NEAREST
-
-
 def find_own(queries_NW: Floats, documents_NW: Floats) -> float:
     """Return nDCG@10 of queries that each look for the document in their own row; all of length 1."""
     places = []
@@ -125,13 +100,3 @@ def find_own(queries_NW: Floats, documents_NW: Floats) -> float:
         places.append((scores > own[:, None]).sum(axis=1))
     place_N = np.concatenate(places)
     return float(np.where(place_N < NUM_NEAREST, 1 / np.log2(place_N + 2), 0).mean())
-
-
-def nearest_rows(queries_NW: Floats, documents_NW: Floats, count: int) -> npt.NDArray[np.int64]:
-    """Return the nearest documents of each query, except the one in the query's own row; (N, count), unordered."""
-    found = []
-    for start in range(0, len(queries_NW), 512):
-        scores = queries_NW[start : start + 512] @ documents_NW.T
-        scores[np.arange(len(scores)), start + np.arange(len(scores))] = -np.inf
-        found.append(np.argpartition(-scores, count - 1, axis=1)[:, :count])
-    return np.concatenate(found)

@@ -149,9 +149,3 @@ class Moments:
         mean_W = self.vectors_W / self.num_rows
         covariance_WW: Doubles = self.products_WW / self.num_rows - np.outer(mean_W, mean_W)
         return covariance_WW
-
-
-def unit(vectors_NW: Floats) -> Floats:
-    """Return the vectors at length 1."""
-    unit_NW: Floats = vectors_NW / np.maximum(np.linalg.norm(vectors_NW, axis=1, keepdims=True), 1e-12)
-    return unit_NW

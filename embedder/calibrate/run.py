@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from embedder.calibrate.collect import Extremes, Split, add_ranges, collect, split_documents
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
+from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
 from embedder.calibrate.ridge import Features, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
@@ -25,8 +26,9 @@ from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.environment import describe_environment
-from embedder.pipeline.calibration_graph import count_units, run_steps, tap_units
+from embedder.pipeline.calibration_graph import count_units, tap_units
 from embedder.pipeline.cluster import choose_pool, start_ray
+from embedder.pipeline.graph import run_steps
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
 from embedder.source.columns import with_context
@@ -56,6 +58,7 @@ class Report:
     """nDCG@10 of these searches over the full model's vectors."""
     exits: tuple[ExitReport, ...]
     cuts: tuple[CutReport, ...]
+    fidelity: Figures
     environment: Mapping[str, Any]
 
 
@@ -96,6 +99,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         known_item=known.found if known else None,
         exits=exits,
         cuts=cuts,
+        fidelity=expect_fidelity(collected, maps, rotation_WW, settings.seed),
         environment=describe_environment(),
     )
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges

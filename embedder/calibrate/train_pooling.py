@@ -20,7 +20,8 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings
-from embedder.calibrate.ridge import LEAST_DEVIATION, Features, unit
+from embedder.calibrate.ridge import LEAST_DEVIATION, Features
+from embedder.core.fidelity import unit
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling

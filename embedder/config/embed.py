@@ -22,14 +22,26 @@ _NEUTRAL_FOR_API: dict[str, tuple[Any, ...]] = {
 
 
 class GateConfig(Section):
-    """Refuse settings whose quality was not measured to be good enough."""
+    """Refuse runs whose quality was not measured to be good enough: by a sweep before, or on a sample behind a calibrated exit."""
 
-    report: NonEmpty
+    report: NonEmpty | None = None
     """report.json of a sweep of this model and source."""
     min_quality: Annotated[float, Field(gt=0, le=1)] = 0.97
-    """Least share of the full model's quality that the setting kept there, at the lower end of its 95% interval."""
+    """Least share of the full model's quality that the setting kept in the report, at the lower end of its 95% interval."""
     rescored: bool = False
     """For binary: judge searches that rescore candidates with the float query, as jobs.search does and stores do not."""
+    min_fidelity: Annotated[float, Field(gt=0, le=1)] | None = None
+    """For a calibrated exit: least mean cosine to the full model of a sample of 64 chunks that the run embeds, below which it publishes
+    nothing."""
+
+    @model_validator(mode="after")
+    def _refuse_settings_without_effect(self) -> Self:
+        if self.report is None:
+            if self.min_fidelity is None:
+                raise ValueError("neither report nor min_fidelity is set; set one of them, or leave the gate out")
+            if self.rescored or self.min_quality != type(self).model_fields["min_quality"].default:
+                raise ValueError("min_quality and rescored are about a report; set report, or leave them out")
+        return self
 
 
 class EmbedConfig(Section):
@@ -41,7 +53,7 @@ class EmbedConfig(Section):
     compute: ComputeConfig = ComputeConfig()
     output: OutputConfig
     gate: GateConfig | None = None
-    """Refuse a setting that a sweep's report does not find good enough; default: any setting runs."""
+    """Refuse a setting or a run that was not measured to be good enough; default: any runs."""
 
     @model_validator(mode="after")
     def _refuse_settings_without_effect(self) -> Self:

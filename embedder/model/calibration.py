@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 
 from embedder import __version__
 from embedder.core.errors import ConfigError
+from embedder.core.fidelity import Expected
 from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, Exit, digest
@@ -107,6 +108,16 @@ class Calibration:
         for key, ranges in self.ranges.items():
             found |= {f"range.{key}.low": ranges.low_D, f"range.{key}.high": ranges.high_D}
         return found
+
+    def expect_fidelity(self, spec: EmbeddingSpec) -> Expected | None:
+        """Return the fidelity of a spec's vectors on held-out chunks, None if it was not measured; ConfigError if it is damaged."""
+        try:
+            found = self.record.get("fidelity", {}).get(str(RangeKey.of(spec)), {}).get(spec.quantization)
+            return None if found is None else Expected.from_fields(found)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"embedding.calibration: its held-out figures are damaged ({error}); make it again with jobs.calibrate"
+            ) from error
 
     def differences(self, spec: EmbeddingSpec) -> list[str]:
         """Return the differing fields of a spec, each as `name: fitted → asked`."""

@@ -47,6 +47,8 @@ METRICS = (
     Metric("embedder_bytes_written", "Bytes of written parts."),
     Metric("embedder_padding_share", "Share of padding in the computed tokens.", "gauge"),
     Metric("embedder_encoder_busy_share", "Share of the encoder actors' time spent encoding, since the first finished unit.", "gauge"),
+    Metric("embedder_fidelity_cosine", "Mean cosine to the full model of a sample embedded behind a calibrated exit.", "gauge"),
+    Metric("embedder_fidelity_overlap", "Share of the full model's ten nearest that this sample keeps.", "gauge"),
     Metric("embedder_done_share", "Estimated share of finished work.", "gauge"),
     Metric("embedder_cost_usd", "Cost of the run so far, if a price is set.", "gauge"),
 )

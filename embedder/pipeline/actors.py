@@ -22,6 +22,7 @@ from embedder.core.units import Stats
 from embedder.model.calibration import load_calibration
 from embedder.model.results import Encoded
 from embedder.observe.process import gc_tuned
+from embedder.pipeline.chunk_sample import ChunkSampler
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
@@ -91,6 +92,9 @@ class UnitActor(Actor[PreparedRow, EncodedRow]):
 class EncoderActor(UnitActor):
     """Holds a model. Takes up to `pool.calls` units at a time, each on a thread. The token budget only falls; the backend is set once."""
 
+    sampler: ChunkSampler | None = None
+    """Only behind a calibrated exit."""
+
     def setup(self, context: StageContext, pool: Pool) -> None:
         """Load the model, and check that it computes the table's probe vector."""
         with gc_tuned():
@@ -105,6 +109,7 @@ class EncoderActor(UnitActor):
                 self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "check weights, dtype, and the versions of torch and transformers")
         self.spec, self.ranges, self.pool, self.is_chosen = context.spec, context.ranges, pool, False
+        self.sampler = ChunkSampler(context.spec, context.ranges) if context.spec.exit == "calibrated" else None
         self.folder, self.max_attempts = context.folder, context.max_attempts
         self.attempts = Attempts.listed(self.folder)
         self.concurrency, self.clock = Concurrency(pool.calls), BusyClock()
@@ -130,11 +135,13 @@ class EncoderActor(UnitActor):
         stats = count_copies(Stats(**unit["stats"]), result.copies, result.copied_tokens)
         stats = replace(stats, padded_tokens=result.padded_tokens, encode_seconds=seconds)
         chunks, vectors_ND, broken = drop_non_finite(name, chunks, result.vectors_ND)
+        codes_NX = quantize(vectors_ND, self.spec.quantization, self.ranges)
         rejected = {Reason.NO_TOKENS: tokenless, Reason.KILLS_ENCODER: poison_documents, Reason.NOT_FINITE: broken}
         return {
             **unit,
             "chunks": to_ipc(chunks.select([name for name in chunks.schema.names if name not in _TOKENS])),
-            "codes": quantize(vectors_ND, self.spec.quantization, self.ranges).tobytes(),
+            "codes": codes_NX.tobytes(),
+            "sample": self.sampler.draw(chunks["token_ids"].combine_chunks(), codes_NX) if self.sampler else b"",
             "stats": asdict(stats),
             "rejected": [document for documents in rejected.values() for document in documents],
             "reasons": [str(reason) for reason, documents in rejected.items() for _ in documents],

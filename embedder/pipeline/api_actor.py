@@ -57,6 +57,7 @@ class ApiActor(UnitActor):
             **unit,
             "chunks": to_ipc(chunks.filter(pa.array(keep_N)).drop_columns(["token_ids"])),
             "codes": quantize(result.vectors_ND[keep_N], self.spec.quantization, None).tobytes(),
+            "sample": b"",
             "stats": asdict(stats),
             "rejected": [*tokenless, *refused],
             "reasons": [str(Reason.NO_TOKENS)] * len(tokenless) + [str(Reason.REFUSED_BY_API)] * len(refused),

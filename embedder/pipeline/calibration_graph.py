@@ -1,23 +1,19 @@
-"""The Ray Data graphs of a calibration: count a sample's tokens, tap its states, and run fitting steps on workers."""
+"""The Ray Data graphs of a calibration: count a sample's tokens and tap its states."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import Dataset
-from ray.exceptions import RayError
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.results import ExitStates
-from embedder.pipeline.graph import actor_options, find_cause, iterate
+from embedder.pipeline.graph import actor_options, iterate
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import to_ipc
 from embedder.pipeline.tap_actor import CountedRow, SampleRow, TapActor, TappedRow, Tapping, count_documents, tokenize_documents
 from embedder.text.token_idf import Counts
-
-Step = TypeVar("Step")
 
 
 def _start_graph(units: Sequence[pa.Table], num_held_out: int = 0) -> Dataset:
@@ -53,13 +49,3 @@ def tap_units(units: Sequence[pa.Table], num_held_out: int, tapping: Tapping, po
         by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
         states_NF = np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1)
         yield row["number"], row["num_real"], ExitStates(states_NF, by_depth, full_NW)
-
-
-def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:
-    """Run a generator with the resources of an encoder actor, and yield its values as they arrive."""
-    remote = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus or None, max_retries=0)(steps)
-    try:
-        for reference in remote.remote(*args):
-            yield ray.get(reference)
-    except RayError as error:
-        raise find_cause(error) from error

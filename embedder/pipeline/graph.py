@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
@@ -25,6 +25,8 @@ from embedder.table.hash_index import NO_INDEX
 
 Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function or an actor's class, and its arguments besides rows."""
+
+Step = TypeVar("Step")
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Start of the debugging advice that Ray appends to the message of an error."""
@@ -79,6 +81,16 @@ def actor_options(pool: Pool) -> dict[str, Any]:
         enable_true_multi_threading=pool.calls > 1,
     )
     return {"compute": actors, "num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus or None}
+
+
+def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool) -> Iterator[Step]:
+    """Run a generator with the resources of an encoder actor, and yield its values as they arrive."""
+    remote = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus or None, max_retries=0)(steps)
+    try:
+        for reference in remote.remote(*args):
+            yield ray.get(reference)
+    except RayError as error:
+        raise find_cause(error) from error
 
 
 def find_cause(error: BaseException) -> BaseException:

@@ -5,7 +5,8 @@ A document that kills the encoder kills the run. Its mark stays, and the next ru
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from embedder.config.compute import ComputeConfig
 from embedder.config.embed import EmbedConfig
@@ -17,6 +18,8 @@ from embedder.pipeline.pool import Pool, lay_out_pool
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.pipeline.stages import prepare_units, task_row, write_unit
 from embedder.table.attempts import Attempts
+
+Step = TypeVar("Step")
 
 MOST_BYTES = 2 << 20
 """Of text to read: some thousand documents."""
@@ -59,3 +62,8 @@ def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: 
     for task in tasks:
         for unit in prepare_units(task_row(task, plan), context):
             yield write_unit(actor(unit), context)
+
+
+def run_steps(steps: Callable[..., Iterator[Step]], args: Sequence[object], _pool: Pool) -> Iterator[Step]:
+    """Run a generator; see `graph.run_steps`."""
+    return steps(*args)

@@ -74,6 +74,8 @@ class EncodedUnit(PreparedUnit):
 
     codes: bytes
     """Quantized vectors, one for each chunk."""
+    sample: bytes
+    """Candidates of chunk_sample.SAMPLE; empty if there are none."""
     rejected: list[int]
     """Documents that cannot be embedded and have no chunks left."""
     reasons: list[str]
@@ -126,6 +128,8 @@ class LandedRow(TypedDict):
     attempt: int
     tokens: int
     """Embedded in this run."""
+    sample: bytes
+    """As in EncodedUnit."""
 
 
 def to_ipc(table: pa.Table) -> bytes:

@@ -161,7 +161,7 @@ def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
 def write_unit(row: EncodedRow, context: StageContext) -> LandedRow:
     """Write one unit as a part and describe it in a few bytes; a part that already exists is described as it is on storage."""
     landed: LandedRow = {"key": row["key"], "part": None, "error": row["error"], "broken": row["broken"], "reasons": [],
-                         "probe": row["probe"], "attempt": 0, "tokens": 0}  # fmt: skip
+                         "probe": row["probe"], "attempt": 0, "tokens": 0, "sample": b""}  # fmt: skip
     name, unit = row["name"], row["unit"]
     if name is None:
         return landed
@@ -174,7 +174,7 @@ def write_unit(row: EncodedRow, context: StageContext) -> LandedRow:
     elif unit["attempt"]:
         Attempts(context.folder).end(name, unit["attempt"])
     landed["reasons"] = _to_list(reasons)
-    return {**landed, "part": asdict(part), "attempt": unit["attempt"], "tokens": part.stats.tokens}
+    return {**landed, "part": asdict(part), "attempt": unit["attempt"], "tokens": part.stats.tokens, "sample": unit["sample"]}
 
 
 def _to_list(reasons: Counter[str]) -> list[ReasonCount]:

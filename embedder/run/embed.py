@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -12,19 +12,20 @@ from importlib import import_module
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
 from embedder.core.errors import CommitError, SourceError
-from embedder.core.plan import Plan, slice_task
+from embedder.core.plan import slice_task
 from embedder.core.rotation import keep_rotation
 from embedder.core.storage import map_threads
 from embedder.core.units import Part, PartName, Task, complete_parts
 from embedder.model.backends import EMULATED
 from embedder.observe.environment import describe_environment
 from embedder.observe.logs import add_log_fields, log_fields
-from embedder.observe.metrics import Sample, measure
+from embedder.observe.metrics import measure
 from embedder.observe.progress import Display, Meter
 from embedder.pipeline import in_process
-from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
+from embedder.run.drift import DriftWatch
+from embedder.run.open_pipeline import Report, open_pipeline
 from embedder.run.prepare import RunPlan, inspect_inputs, plan_run
 from embedder.run.publish import missing_parts_explained, refuse_moved_table
 from embedder.run.publish_often import Publisher
@@ -34,9 +35,6 @@ from embedder.source.documents import SLICE_BYTES, slice_shard
 from embedder.table.hash_index import LEAST_BYTES, MOST_BYTES, NO_INDEX, HashIndex, open_index
 from embedder.table.parts import read_part
 from embedder.table.quarantine import sync_quarantine
-
-EmbedUnits = Callable[[Sequence[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
-Report = Callable[[Iterable[Sample]], None]
 
 logger = logging.getLogger("embedder")
 
@@ -69,21 +67,23 @@ def run_embed(run_plan: RunPlan) -> Summary:
     if run_plan.model.rotation_WW is not None:
         keep_rotation(run_plan.model.rotation_WW, folder)
     environment = describe_environment()  # before hours of work, after which files it looks at may be gone
-    publisher = Publisher(run_plan, run_id, started, environment)
-    with missing_parts_explained(run_plan, lambda: publisher.table):
-        outcome = embed(run_plan, run_id, publisher)
-        retry = replan_without_broken_shards(run_plan, outcome.broken)
-        if retry:
-            run_plan, outcome = retry.whole, outcome.merge(embed(retry.work, run_id), retry.keys)
-    if outcome.failures:
-        refuse_moved_table(run_plan, publisher.table)
-    summary = publisher.publish_rest(run_plan, outcome)
+    watch = DriftWatch(run_plan, run_id)
+    publisher = Publisher(run_plan, run_id, started, environment, watch)
+    with watch.kept_if_refused():
+        with missing_parts_explained(run_plan, lambda: publisher.table):
+            outcome = embed(run_plan, run_id, watch, publisher)
+            retry = replan_without_broken_shards(run_plan, outcome.broken)
+            if retry:
+                run_plan, outcome = retry.whole, outcome.merge(embed(retry.work, run_id, watch), retry.keys)
+        if outcome.failures:
+            refuse_moved_table(run_plan, publisher.table)
+        summary = publisher.publish_rest(run_plan, outcome)
     if summary.version is not None or run_plan.table:
         sync_quarantine(folder)
     return summary
 
 
-def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) -> Outcome:
+def embed(run_plan: RunPlan, run_id: str, watch: DriftWatch, publisher: Publisher | None = None) -> Outcome:
     """Adopt finished parts, and run the pipeline over the tasks to read; CommitError if a unit is missing at the end.
 
     The publisher publishes finished shards meanwhile.
@@ -96,14 +96,15 @@ def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) ->
     if not plan.read:
         return Outcome(adopted=adopted)
     with ExitStack() as stack:
-        pool, embed_units, report = open_pipeline(run_plan, {"table": config.output.uri, "run_id": run_id}, stack)
+        pipeline = open_pipeline(run_plan, run_id, stack)
+        pool = pipeline.pool
         if run_plan.spec.float8 and pool.device == "cpu":
             logger.warning(EMULATED)  # here, since the logs of workers are not shown
         context = make_context(run_plan, run_id)
         price, actors = config.compute.price_per_device_hour_usd, pool.actors[1]
         meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
         tasks = [each for sliced in map_threads(lambda task: slice_large(task, config.source), list(plan.read)) for each in sliced]
-        parts, failed, probe = collect(embed_units(tasks, plan, context, pool), meter, report, publisher)
+        parts, failed, probe = collect(pipeline.embed_units(tasks, plan, context, pool), meter, pipeline.report, watch, publisher)
     failures = {each["key"]: str(each["error"]) for each in failed}
     check_complete(plan.read, parts, failures)
     return Outcome(
@@ -120,22 +121,6 @@ def embed(run_plan: RunPlan, run_id: str, publisher: Publisher | None = None) ->
         encoder_busy_share=meter.encoder_busy_share,
         actors=actors,
     )
-
-
-def open_pipeline(run_plan: RunPlan, labels: Mapping[str, str], stack: ExitStack) -> tuple[Pool, EmbedUnits, Report]:
-    """Return the actors, the function that runs the stages, and the receiver of metrics: in this process if that suits, else on Ray.
-
-    Ray Data's settings are this run's own until the stack is closed.
-    """
-    config, source_bytes = run_plan.config, run_plan.plan.read.size_bytes
-    if in_process.suits(config, run_plan.plan.read.all_shards):
-        return in_process.choose_pool(config.compute).suited_to(source_bytes), in_process.embed_units, lambda _: None
-    from embedder.pipeline import cluster, graph
-
-    stack.enter_context(cluster.own_data_context())
-    cluster.start_ray()
-    pool = cluster.choose_pool(config.compute, run_plan.spec.is_api).suited_to(source_bytes)
-    return pool, graph.embed_units, cluster.Reporter(labels).report
 
 
 def make_context(run_plan: RunPlan, run_id: str) -> StageContext:
@@ -178,7 +163,7 @@ def slice_large(task: Task, source: SourceConfig) -> list[Task]:
 
 
 def collect(
-    landings: Iterator[LandedRow], meter: Meter, report: Report, publisher: Publisher | None = None
+    landings: Iterator[LandedRow], meter: Meter, report: Report, watch: DriftWatch, publisher: Publisher | None = None
 ) -> tuple[list[Part], list[LandedRow], tuple[float, ...] | None]:
     """Show progress until all units have landed; return the parts, the failed tasks, and the encoder's probe vector."""
     parts: list[Part] = []
@@ -195,6 +180,7 @@ def collect(
                 parts.append(part)
                 meter.land(part, {each["reason"]: each["count"] for each in row["reasons"]}, row["attempt"], row["tokens"])
                 logger.debug("landed", extra=log_fields(unit=part.name))
+                watch.land(part.name, row["sample"])
                 if publisher:
                     publisher.land(part, meter, probe)
             report(measure(meter))

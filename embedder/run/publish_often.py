@@ -8,6 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from embedder.config.output import parse_every
@@ -16,6 +17,7 @@ from embedder.core.errors import CommitError
 from embedder.core.plan import Plan, protected_keys, shard_keys
 from embedder.core.units import Part, PartName, complete_parts
 from embedder.observe.progress import Meter
+from embedder.run.drift import DriftWatch
 from embedder.run.prepare import RunPlan
 from embedder.run.publish import allows_removal, check_removal, choose_change, publish
 from embedder.run.summary import Outcome, Summary, summarize
@@ -28,8 +30,8 @@ logger = logging.getLogger("embedder")
 class Publisher:
     """Publishes what one run embeds, and knows the newest version of the table."""
 
-    def __init__(self, run_plan: RunPlan, run_id: str, started: str, environment: Mapping[str, Any]) -> None:
-        self.run_plan, self.run_id, self.started, self.environment = run_plan, run_id, started, environment
+    def __init__(self, run_plan: RunPlan, run_id: str, started: str, environment: Mapping[str, Any], watch: DriftWatch) -> None:
+        self.run_plan, self.run_id, self.started, self.environment, self.watch = run_plan, run_id, started, environment, watch
         self.table = run_plan.table
         """The newest version that this run planned on or published."""
         every = run_plan.config.output.publish_every
@@ -64,12 +66,17 @@ class Publisher:
         add, remove = choose_change(run_plan, outcome)
         summary = summarize(run_plan, outcome, add, remove, self.run_id, self.started)
         is_partial = bool(self._published)
-        check_removal(run_plan, summary.rows, "the rest was not published" if is_partial else "nothing was published")
+        check_removal(run_plan, summary.rows, self._refused)
         if not (add or remove or is_partial or (self.table is None and not outcome.failures)):
             return summary
+        summary = replace(summary, fidelity=self.watch.measure(add, self._refused))
         committed = self.table.rows if self.table else {}
         left = [part for part in add if part.name not in committed], [name for name in remove if name in committed]
         return publish(run_plan, outcome, left, summary, self.environment, self.table)
+
+    @property
+    def _refused(self) -> str:
+        return "the rest was not published" if self._published else "nothing was published"
 
     def _publish_finished(self, meter: Meter, probe: tuple[float, ...]) -> None:
         """Publish the shards that are finished and that no unfinished one depends on; nothing if there are none."""
@@ -92,7 +99,7 @@ class Publisher:
             cost_usd=meter.cost_usd,
         )
         summary = summarize(run_plan, outcome, published, removed, self.run_id, self.started)
-        if not add or not allows_removal(run_plan, summary.rows):
+        if not (add and allows_removal(run_plan, summary.rows) and self.watch.lets_pass(add, self._refused)):
             return
         summary = publish(run_plan, outcome, (add, remove), summary, self.environment, table, is_partial=True)
         done = len(run_plan.plan.read) - len(unfinished)

@@ -1,4 +1,7 @@
-"""Check a run's settings against the report of a sweep: too little quality kept, or not measured, is a ConfigError."""
+"""Check a run's settings against the report of a sweep: too little quality kept, or not measured, is a ConfigError.
+
+`gate.min_fidelity` is checked by drift.py, on what the run embeds.
+"""
 
 import json
 from typing import Any
@@ -21,6 +24,13 @@ def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     """Raise ConfigError if the report does not show that the settings keep enough quality; without a gate, all settings pass."""
     gate = config.gate
     if gate is None:
+        return
+    if gate.min_fidelity is not None and spec.exit != "calibrated":
+        raise ConfigError(
+            f"gate.min_fidelity={gate.min_fidelity:g}: is measured behind a calibrated exit only, and the exit at depth {spec.depth} is "
+            f"{spec.exit}; leave it out"
+        )
+    if gate.report is None:
         return
     report = _read_report(gate.report)
     spaces = {name: _other_space(swept, spec) for name, swept in report.get("chunkings", {"": report["spec"]}).items()}

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from embedder.core.columns import PartNames
+from embedder.core.fidelity import CALIBRATE_AGAIN, Measured, describe_fidelity
 from embedder.core.units import Part, Stats
 from embedder.observe.process import peak_bytes
 from embedder.observe.progress import align
@@ -94,6 +95,8 @@ class Summary:
     """Share of the actors' time that went into encoding, between the first landed unit and the last."""
     driver_peak_bytes: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
+    fidelity: Measured | None = None
+    """Of a calibrated exit, on a sample of the chunks embedded; None: none was measured."""
     source_table: str = ""
     """The table that was read and its version; empty: the source is not a table."""
     version: int | None = None
@@ -160,6 +163,9 @@ class Summary:
             ("tokens", f"{stats.tokens:,}{_add_reused(stats.tokens_reused)} in {self.seconds:.1f} s, {speed}"),
             ("table", f"{self.uri}, {version}: {self.rows:,} rows, {parts}"),
         ]
+        if self.fidelity:
+            rows.append(("fidelity", describe_fidelity(asdict(self.fidelity))))
+            rows += [("drifted", CALIBRATE_AGAIN)] if self.fidelity.drifted else []
         if self.cost_usd is not None:
             rows.append(("cost", f"${self.cost_usd:,.4f}"))
         rows += [("failed", line) for why in self.failures.values() for line in why.split("\n")]

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from embedder.core.errors import CommitError
+from embedder.core.fidelity import describe_fidelity
 from embedder.core.printable import printable
 from embedder.core.spec import digest
 from embedder.core.storage import Location
@@ -16,7 +17,7 @@ from embedder.table.seal import parse_spec
 RUN, PARTIAL, DESCRIBE, FOREIGN = "run", "run so far", "describe", "foreign"
 _FIGURES = (
     "run_id", "started", "stats", "reasons", "ignored", "failures", "documents_reused", "parts_added", "parts_adopted", "parts_kept",
-    "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd",
+    "parts_removed", "rows", "bytes_added", "seconds", "tokens_per_second", "padding_share", "cost_usd", "fidelity",
 )  # fmt: skip
 _HEADER = ("version", "published", "what", "embedded", "reused", "quarantined", "chunks", "tokens", "rows", "added", "seconds", "cost")
 
@@ -141,6 +142,8 @@ def _notes(event: Event) -> Iterator[str]:
     stats = event.figures.get("stats") or {}
     if stats.get("chunks_reused"):
         yield f"reused: {stats['chunks_reused']:,} chunks, {stats['tokens_reused']:,} tokens, beside those embedded"
+    if event.figures.get("fidelity"):
+        yield f"fidelity: {describe_fidelity(event.figures['fidelity'])}"
     for why in (event.figures.get("failures") or {}).values():
         yield f"failed: {why}"
     for change in event.changes:

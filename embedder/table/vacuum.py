@@ -17,6 +17,7 @@ from embedder.observe.progress import align
 from embedder.table.attempts import ATTEMPTS_FOLDER
 from embedder.table.delta import read_table, require_table
 from embedder.table.hash_index import INDEX_FILE, INDEX_FOLDER, choose_files, read_files
+from embedder.table.kept_samples import SAMPLE_FILE, SAMPLES_FOLDER
 from embedder.table.parts import QUARANTINE_FOLDER, list_by_name
 from embedder.table.quarantine import read_quarantined
 from embedder.table.run_record import LOG_FOLDER, find_commits, read_actions
@@ -25,7 +26,7 @@ LEAST_HOURS = 1.0
 """A run's parts are in no version until it commits: a smaller age would delete them during the run."""
 
 LONGEST_LIST = 1000
-Kind = Literal["part", "quarantine", "temporary", "attempt", "index"]
+Kind = Literal["part", "quarantine", "temporary", "attempt", "index", "sample"]
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp")
 _PROBE = re.compile(re.escape(PROBE_PREFIX) + r"[0-9a-f]{32}")
@@ -88,11 +89,15 @@ def vacuum_table(location: Location, older_than_hours: float, dry_run: bool = Fa
     removed, first_version = read_recent_log(location, cutoff)
     needed = {*state.rows, *removed, *read_quarantined(location), *read_recent_log(quarantine, cutoff)[0]}
     needed.update(choose_files(read_files(index), state.rows))
-    files = [(found, folder is marks) for folder in (location, quarantine, marks, index) for found in folder.open().list_folder()]
+    folders = (location, quarantine, marks, index, location.child(SAMPLES_FOLDER))
+    files = [(found, folder is marks) for folder in folders for found in folder.open().list_folder()]
     stale = plan_vacuum(files, needed, cutoff)
     vacuumed = Vacuumed(stale, state.version if first_version is None else first_version, dry_run)
     if not dry_run:
-        for kinds in (("part",), ("quarantine", "temporary", "attempt", "index")):  # a part on storage always has its quarantine file
+        for kinds in (
+            ("part",),
+            ("quarantine", "temporary", "attempt", "index", "sample"),
+        ):  # a part on storage always has its quarantine file
             map_threads(lambda each: Location(each.uri, location.options).open().remove(), [each for each in stale if each.kind in kinds])
         check_untouched(location, stale)
     return vacuumed
@@ -127,6 +132,8 @@ def kind_of(uri: str, is_mark: bool) -> Kind | None:
     plain = temporary["name"] if temporary else name
     if is_mark:
         return "attempt" if _MARK.fullmatch(plain) else None
+    if folder.endswith(f"/{SAMPLES_FOLDER}"):
+        return "sample" if SAMPLE_FILE.fullmatch(plain) else None
     if _PROBE.fullmatch(plain):
         return "temporary"
     is_index = folder.endswith(f"/{INDEX_FOLDER}") and INDEX_FILE.fullmatch(plain)

@@ -9,8 +9,9 @@ import pytest
 
 from embedder.calibrate.collect import Extremes, Split, collect, split_documents
 from embedder.calibrate.config import CalibrateSettings
-from embedder.calibrate.ridge import Features, unit
+from embedder.calibrate.ridge import Features
 from embedder.core.errors import ConfigError
+from embedder.core.fidelity import unit
 from embedder.model.calibration import RangeKey
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.results import ExitStates

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts, measure_fidelity, nearest_rows
-from embedder.calibrate.ridge import Features, Moments, Sums, unit
+from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts
+from embedder.calibrate.ridge import Features, Moments, Sums
+from embedder.core.fidelity import unit
 from embedder.core.rotation import fit_rotation
 from embedder.model.exits import NUM_POOLINGS
 
@@ -32,17 +33,6 @@ def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float
     assert (unit(vectors_NW) * held_out.full_NW).sum(axis=1).mean() == pytest.approx(report.calibrated.cosine, abs=1e-5)
 
 
-def test_fidelity_is_1_for_the_full_model_and_near_chance_for_noise() -> None:
-    rng = np.random.default_rng(0)
-    vectors = unit(rng.normal(size=(300, 16)).astype(np.float32))
-    same = measure_fidelity(vectors, vectors)
-    assert same.cosine == pytest.approx(1, abs=1e-6)
-    assert same.overlap == 1
-    noise = measure_fidelity(unit(rng.normal(size=(300, 16)).astype(np.float32)), vectors)
-    assert abs(noise.cosine) < 0.1
-    assert noise.overlap < 0.1
-
-
 def test_queries_are_scored_by_the_place_of_their_own_document() -> None:
     documents = np.eye(12, dtype=np.float32)
     assert find_own(documents, documents) == 1
@@ -65,11 +55,6 @@ def test_an_exit_is_searched_by_queries_of_the_full_model() -> None:
     assert (matching.found, shuffled.found < 0.2) == (1, True)
     [[good], [poor]] = [fit_exits(sums, held_out, features, (0.001,), known)[1] for known in (matching, shuffled)]
     assert (good.known_item, poor.known_item is not None and poor.known_item < 0.2) == (1, True)
-
-
-def test_nearest_rows_leave_out_the_row_itself() -> None:
-    line = np.stack([np.cos(np.arange(6) / 10), np.sin(np.arange(6) / 10)], axis=1).astype(np.float32)
-    assert [sorted(each) for each in nearest_rows(line, line, 2).tolist()] == [[1, 2], [0, 2], [1, 3], [2, 4], [3, 5], [3, 4]]
 
 
 def make_vectors(count: int, seed: int) -> np.ndarray:

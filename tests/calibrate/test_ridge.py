@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedder.calibrate.ridge import MOST_FEATURES, Features, Sums, choose_layers, unit
+from embedder.calibrate.ridge import MOST_FEATURES, Features, Sums, choose_layers
 from embedder.calibrate.run import check_memory
 from embedder.core.errors import ConfigError
+from embedder.core.fidelity import unit
 from embedder.model.exits import NUM_POOLINGS
 
 RNG = np.random.default_rng(0)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from embedder.calibrate.config import AttentionSettings
-from embedder.calibrate.ridge import Features, unit
+from embedder.calibrate.ridge import Features
 from embedder.calibrate.train_pooling import PoolingTask, PoolingTraining, TrainingSet, make_training_set, map_rows, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.core.fidelity import unit
 from embedder.core.schema import DOCUMENTS
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.encoder import Encoder

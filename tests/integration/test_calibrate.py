@@ -105,7 +105,10 @@ def test_a_rotated_table_is_searched_without_its_calibration(
     site = Site(Corpus(str(documentation / "corpus")), str(tmp_path / "table"), minilm)
     embedding = {"depth": 3, "dim": 128, "calibration": str(artifact), "rotate": True, "quantization": "int8"}
     chunking = {"max_tokens": 64, "enabled": False, "overlap_tokens": 0}
-    site.embed(source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []}, chunking=chunking, embedding=embedding)
+    summary = site.embed(source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []}, chunking=chunking, embedding=embedding)
+    assert summary.fidelity is not None
+    assert summary.fidelity.expected is not None
+    assert not summary.fidelity.drifted, "the calibration is of these documents"
     shutil.rmtree(artifact)
     query_D = QueryEncoder.from_table(site.table_uri, model=minilm).encode(["split a path into folder and file"])[0]
     assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(site.table_uri)).find(query_D, 20, None)]

@@ -12,7 +12,11 @@ from sentence_transformers import SentenceTransformer
 from embedder.config.compute import ComputeConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.storage import Location
+from embedder.model.attention_pooling import start_attention_pooling
+from embedder.model.calibration import Calibration, ExitMap, fitted_for, write_calibration
+from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.recipe import locate_model
+from embedder.model.resolve import resolve_model
 from embedder.pipeline import in_process
 from embedder.pipeline.actors import check_probe
 from embedder.pipeline.cluster import choose_pool
@@ -52,15 +56,26 @@ def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     assert (vectors_of(rows) * wanted_ND).sum(axis=1).min() > 0.99999
 
 
+def make_up_calibration(site: Site, uri: str) -> str:
+    """Write a calibration of MiniLM's second layer whose map is drawn at random."""
+    model, draw, size = resolve_model(site.config().embedding, site.config().chunking), np.random.default_rng(0), 384
+    pooling = start_attention_pooling(np.ones(model.vocab_size, np.float32), 6, size)
+    weight, bias = draw.normal(size=(3 * NUM_POOLINGS * size, size)), np.zeros(size)
+    exits = {2: ExitMap((0, 1, 2), weight.astype(np.float32), bias.astype(np.float32))}
+    write_calibration(Calibration(fitted_for(model.spec), 6, pooling, exits, {}), uri)
+    return uri
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_actor_with_two_units_at_a_time_makes_the_table_that_this_process_makes(ray_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     local_site = ray_site
     fill(local_site)
+    embedding = {"depth": 2, "calibration": make_up_calibration(local_site, f"{local_site.table_uri}-calibration")}
     with monkeypatch.context() as patch:
         patch.setattr(in_process, "is_ray_running", lambda: False)
         assert in_process.suits(local_site.config(), [])
-        local_site.embed(source={"rows_per_unit": 2})
+        first = local_site.embed(source={"rows_per_unit": 2}, embedding=embedding)
     assert not in_process.suits(local_site.config(), [])
     expected = local_site.rows()
     pools = []
@@ -70,10 +85,15 @@ def test_an_actor_with_two_units_at_a_time_makes_the_table_that_this_process_mak
         return pools[-1]
 
     monkeypatch.setattr("embedder.pipeline.cluster.choose_pool", choose)
-    summary = local_site.embed(source={"rows_per_unit": 2}, output={"replace": True, "store_text": False})
-    rows = local_site.rows()
-    assert len(pools) == 1
-    assert summary.stats.documents == 36
+    other = dataclasses.replace(local_site, table_uri=f"{local_site.table_uri}-on-ray")
+    summary = other.embed(source={"rows_per_unit": 2}, embedding=embedding, output={"store_text": False})
+    rows = other.rows()
+    assert len(pools) == 2, "of the run, and of the full model over its sample"
+    assert summary.fidelity is not None
+    assert first.fidelity is not None
+    assert (summary.fidelity.chunks, summary.fidelity.overlap) == (first.fidelity.chunks, first.fidelity.overlap)
+    assert summary.fidelity.cosine == pytest.approx(first.fidelity.cosine, abs=1e-4)
+    assert (summary.stats.documents, summary.stats.reused) == (36, 0)
     for row, twin in zip(rows, expected, strict=True):
         assert row | {"embedding": 0} == {name: twin[name] for name in row} | {"embedding": 0}
     np.testing.assert_allclose(vectors_of(rows), vectors_of(expected), atol=1e-6)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedder.calibrate.ridge import unit
 from embedder.core.errors import ConfigError, ModelError, StorageError
+from embedder.core.fidelity import unit
 from embedder.core.quantization import Ranges
 from embedder.core.rotation import digest_array, fit_rotation, keep_rotation, read_rotation, rotation_uri
 from embedder.core.storage import Location

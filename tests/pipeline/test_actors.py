@@ -81,5 +81,5 @@ def test_a_device_that_fails_while_states_are_tapped_ends_the_worker(tap_actor: 
     monkeypatch.setattr(embedder.model.runtime.os, "_exit", leave)
     chunks = pa.table({"token_ids": pa.array([[1, 2]], pa.list_(pa.int32()))})
     with pytest.raises(SystemExit) as ended:
-        tap_actor({"chunks": to_ipc(chunks), "number": 0})
+        tap_actor({"token_ids": to_ipc(chunks), "number": 0, "num_real": 1})
     assert ended.value.code == embedder.model.runtime.DEVICE_FAILED

@@ -24,7 +24,8 @@ def run_plan(tmp_path: Path) -> Any:
     table = MadeTable(str(tmp_path / "table"), rows_per_unit=1)
     table.follow(CORPUS)
     output = SimpleNamespace(location=table.location, publish_every=None)
-    return SimpleNamespace(table=read_table(table.location), config=SimpleNamespace(output=output), model=SimpleNamespace(rotation_WW=None))
+    config, model = SimpleNamespace(output=output, gate=None), SimpleNamespace(rotation_WW=None, calibration=None)
+    return SimpleNamespace(table=read_table(table.location), config=config, model=model, spec=SimpleNamespace(exit="native"))
 
 
 def compact_and_vacuum(location: Location) -> None:

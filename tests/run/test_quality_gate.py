@@ -15,6 +15,7 @@ SPEC = EmbeddingSpec(
     model="m", revision=None, model_checksum="c", depth=6, final_norm="none", pooling="mean", layer_norm=False, prompt="",
     query_prompt="", max_tokens=256, chunking=True, overlap_tokens=0, dim=384, normalize=True,
 )  # fmt: skip
+SECTIONS: dict[str, Any] = {"source": {"uri": "corpus"}, "embedding": {"model": "m"}, "output": {"uri": "out"}}
 SETTING = {"model": "m", "depth": 6, "dim": 384, "precision": "float32", "exit": "native", "query_side": "same"}
 CALIBRATED = SPEC.model_copy(update={"depth": 3, "exit": "calibrated", "query_depth": 6, "calibration": "abc", "rotation": None})
 FLOORS: list[tuple[float, dict[str, Any]]] = [(1.0, {}), (0.8, {"precision": "binary"}), (0.98, {"precision": "binary_rescored"})]
@@ -26,8 +27,7 @@ def check(folder: Path, spec: EmbeddingSpec, gate: dict[str, Any] | None = None,
     rows = [{"setting": SETTING | setting, "kept": {"floor": floor}} for floor, setting in FLOORS]
     record = {"spec": SPEC.model_dump(), "source": None, "reference": SETTING, "rows": rows, "choice": {"setting": rows[2]["setting"]}}
     (folder / "report.json").write_text(json.dumps(record | report))
-    sections = {"source": {"uri": "corpus"}, "embedding": {"model": "m"}, "output": {"uri": "out"}}
-    config = EmbedConfig.model_validate(sections | {"gate": {"report": str(folder / "report.json")} | (gate or {})})
+    config = EmbedConfig.model_validate(SECTIONS | {"gate": {"report": str(folder / "report.json")} | (gate or {})})
     check_quality_gate(config, spec)
 
 
@@ -65,3 +65,28 @@ def test_a_report_without_a_calibration_covers_settings_without_one(tmp_path: Pa
 def test_a_report_of_another_query_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of another run \\(query_prompt: '' → 'query: '\\)"):
         check(tmp_path, SPEC.model_copy(update={"query_prompt": "query: "}))
+
+
+def test_a_least_fidelity_needs_no_report_and_is_refused_without_a_calibrated_exit(tmp_path: Path) -> None:
+    config = EmbedConfig.model_validate(SECTIONS | {"gate": {"min_fidelity": 0.9}})
+    check_quality_gate(config, CALIBRATED)
+    with pytest.raises(
+        ConfigError, match=r"gate\.min_fidelity=0\.9: is measured behind a calibrated exit only, .* depth 6 is native; leave"
+    ):
+        check_quality_gate(config, SPEC)
+    with pytest.raises(ConfigError, match="of another run \\(calibration"):
+        check(tmp_path, CALIBRATED, {"min_fidelity": 0.9}, calibration=None)
+
+
+@pytest.mark.parametrize(
+    ("gate", "problem"),
+    [
+        ({}, "neither report nor min_fidelity is set"),
+        ({"min_fidelity": 0.9, "rescored": True}, "are about a report"),
+        ({"min_fidelity": 0.9, "min_quality": 0.9}, "are about a report"),
+        ({"min_fidelity": 0}, "greater than 0"),
+    ],
+)
+def test_a_gate_without_effect_is_refused(gate: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        EmbedConfig.model_validate(SECTIONS | {"gate": gate})

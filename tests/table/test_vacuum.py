@@ -15,6 +15,7 @@ from embedder.core.listing import Found
 from embedder.core.plan import group_shards
 from embedder.core.storage import Location, Store
 from embedder.table.attempts import Attempts
+from embedder.table.kept_samples import keep_sample
 from embedder.table.vacuum import kind_of, plan_vacuum, vacuum_table
 from tests.table.conftest import CORPUS
 from tests.tables import BITS, MadeTable, as_shard
@@ -69,6 +70,16 @@ def test_a_dry_run_lists_files_and_bytes_and_deletes_none(tmp_path: Path) -> Non
     done = vacuum_table(table.location, 168)
     assert done.stale == planned.stale
     assert files(table) == before - {each.uri.removeprefix(f"{table.uri}/") for each in planned.stale}
+
+
+def test_an_old_sample_of_a_run_that_was_refused_is_deleted(tmp_path: Path) -> None:
+    table = MadeTable(str(tmp_path / "table"))
+    table.follow(CORPUS)
+    keep_sample(b"", "0123456789ab", table.location)
+    assert vacuum_table(table.location, 1).stale == ()
+    age(table, 2)
+    assert [(each.kind, each.name) for each in vacuum_table(table.location, 1).stale] == [("sample", "0123456789ab.arrow")]
+    assert "_samples/0123456789ab.arrow" not in files(table)
 
 
 def test_quarantine_files_of_removed_parts_are_deleted(tmp_path: Path) -> None:
