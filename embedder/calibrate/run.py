@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from embedder.calibrate.collect import Extremes, Split, add_ranges, collect, split_documents
@@ -19,6 +20,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.context import keep_context
 from embedder.core.errors import ConfigError
 from embedder.core.rotation import fit_rotation
+from embedder.core.text_hashes import hash_texts
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, fitted_for
 from embedder.model.exits import NUM_POOLINGS, check_pooling
@@ -103,7 +105,8 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         environment=describe_environment(),
     )
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
-    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW), report
+    seen = np.unique(hash_texts(text for unit in split.fitted for text in unit["text"].to_pylist()))
+    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW, seen), report
 
 
 def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:

@@ -20,6 +20,7 @@ from embedder.core.quantization import Floats, Ranges
 from embedder.core.rotation import digest_array
 from embedder.core.spec import EmbeddingSpec, Exit, digest
 from embedder.core.storage import Store
+from embedder.core.text_hashes import Hashes
 from embedder.model.attention_pooling import AttentionPooling
 
 FORMAT = 5
@@ -30,6 +31,7 @@ there is a rotation; 5: a token's weight is unbounded.
 """
 
 DESCRIPTION, TENSORS = "calibration.json", "calibration.safetensors"
+SEEN = "fitted_texts"
 
 _FITTED_FOR = ("model_checksum", "pooling", "final_norm", "layer_norm", "prompt", "max_tokens", "chunking", "normalize")
 """Fields of the spec that must be equal when the calibration is fitted and used: all that layers see around a chunk's own text, which
@@ -88,6 +90,8 @@ class Calibration:
     """Sample, held-out quality, versions."""
     rotation_WW: Floats | None = None  # noqa: N815
     """Principal axes of the full model's vectors as columns, most variance first."""
+    fitted_texts: Hashes | None = None
+    """Of the documents fitted on; None for an artifact of earlier releases. Not in the fingerprint: no vector depends on it."""
 
     @property
     def fingerprint(self) -> str:
@@ -150,7 +154,8 @@ def write_calibration(calibration: Calibration, uri: str) -> None:
         "record": dict(calibration.record),
     }
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in calibration.tensors().items()}
-    wrote = Store(folder.child(TENSORS)).write_once(save(tensors))
+    seen = {} if calibration.fitted_texts is None else {SEEN: calibration.fitted_texts}
+    wrote = Store(folder.child(TENSORS)).write_once(save(tensors | seen))
     if not wrote and load_calibration(uri).fingerprint != calibration.fingerprint:
         raise ConfigError(f"output.uri={uri!r}: holds another calibration, which tables may use; choose another folder")
     Store(folder.child(DESCRIPTION)).write_once(json.dumps(description, indent=1).encode())
@@ -188,6 +193,7 @@ def load_calibration(uri: str) -> Calibration:
             },
             record=description["record"],
             rotation_WW=tensors.get("rotation"),
+            fitted_texts=tensors.get(SEEN),
         )
         is_intact = calibration.fingerprint == description["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 from typing import Any
 
 from embedder.config.embed import EmbedConfig
@@ -16,8 +17,12 @@ _SWEPT = frozenset({"model", "revision", "depth", "dim", "query_depth", "exit", 
 """Fields of a spec that a report covers several values of, or that do not change the space by themselves."""
 _LATER = {"rotated": False, "float8": False, "chunking": ""}
 """Values of fields that reports did not have at first."""
+MOST_FITTED = 0.05
+"""Share of documents fitted on, among those that quality is measured on, above which the gate warns."""
 _PRECISIONS = {"none": "float32", "int8": "int8", "binary": "binary"}
 """The sweep's names of quantizations."""
+
+logger = logging.getLogger("embedder")
 
 
 def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
@@ -50,6 +55,12 @@ def check_quality_gate(config: EmbedConfig, spec: EmbeddingSpec) -> None:
     name = ", ".join(f"{key} {value}" for key, value in wanted.items() if key != "model" and value != "")
     if not rows:
         raise ConfigError(f"gate.report={gate.report!r}: holds no row for {name}; add it to the sweep's grid and sweep again")
+    fitted_on = (report.get("calibration") or {}).get("fitted_on")
+    if spec.exit == "calibrated" and fitted_on and fitted_on[0] > MOST_FITTED * fitted_on[1]:
+        logger.warning(
+            "gate.report=%r: the calibration was fitted on %d of the %d documents that quality was measured on; unseen ones keep less",
+            *(gate.report, *fitted_on),
+        )
     kept = rows[0]["kept"]
     floor = kept["floor"] if kept else 0.0
     if floor < gate.min_quality:

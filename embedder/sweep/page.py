@@ -34,9 +34,16 @@ def show_corpus(result: SweepResult) -> str:
     return f"{about}{corpus.documents:,} documents, {corpus.chunks:,} chunks, {corpus.tokens:,} tokens"
 
 
+def show_fitted(count: int, total: int) -> str:
+    """Return in words how many of the documents measured a calibration was fitted on."""
+    advice = "; unseen documents keep less: calibrate on some shards, and sweep the others" if count else ""
+    return f"fitted on {count:,} of the {total:,} documents that quality is measured on{advice}"
+
+
 def _subject(result: SweepResult) -> str:
-    source = result.plan.config.source
-    return f"{result.full.setting.model} on {source.uri if source else 'labeled sets'}: {show_corpus(result)}."
+    source, fitted_on = result.plan.config.source, result.plan.fitted_on
+    calibration = f" Its calibration was {show_fitted(*fitted_on)}." if fitted_on else ""
+    return f"{result.full.setting.model} on {source.uri if source else 'labeled sets'}: {show_corpus(result)}.{calibration}"
 
 
 def show_name(row: Row, result: SweepResult) -> str:

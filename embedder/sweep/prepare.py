@@ -13,6 +13,7 @@ from embedder.core.context import CONTEXT_PREFIX
 from embedder.core.errors import ConfigError
 from embedder.core.problems import Problems
 from embedder.core.storage import Location
+from embedder.core.text_hashes import count_seen
 from embedder.model.calibration import Calibration, load_calibration
 from embedder.model.files.recipe import find_recipe
 from embedder.model.float8 import check_device
@@ -74,6 +75,16 @@ class SweepPlan:
         """Documents as `embed` reads them, which are timed and priced."""
         whole: Sequence[str] = self.sample.documents["text"].to_pylist() if self.sample else self.texts
         return whole
+
+    @property
+    def fitted_on(self) -> tuple[int, int] | None:
+        """How many of the documents that quality is measured on the calibration was fitted on, and of how many; None: not known."""
+        seen = self.calibration.fitted_texts if self.calibration else None
+        if seen is None:
+            return None
+        read = [each.documents for each in self.datasets if isinstance(each, Retrieval) and each.name != KNOWN_ITEMS]
+        texts = [text for documents in (self.whole_texts if self.sample else (), *read) for text in documents]
+        return count_seen(texts, seen), len(texts)
 
 
 def prepare_sweep(config: SweepConfig) -> SweepPlan:

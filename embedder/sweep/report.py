@@ -25,6 +25,7 @@ from embedder.sweep.page import (
     render_page,
     show_corpus,
     show_figures,
+    show_fitted,
     show_name,
     show_sizes,
 )
@@ -63,7 +64,7 @@ def build_record(result: SweepResult) -> dict[str, Any]:
         "config": mask_secrets(config.model_dump(mode="json")),
         "spec": plan.model.resolved.spec.model_dump(),
         "chunkings": {model.chunking: model.resolved.spec.model_dump() for model in plan.models},
-        "calibration": calibration and {"calibration": calibration.fingerprint, "rotation": rotation},
+        "calibration": calibration and {"calibration": calibration.fingerprint, "rotation": rotation, "fitted_on": plan.fitted_on},
         "source": None if config.source is None else config.source.model_dump(mode="json", include={"uri", "format", "text_columns"}),
         "machine": asdict(result.machine),
         "corpus": asdict(result.corpus),
@@ -158,6 +159,8 @@ def print_report(result: SweepResult, files: Mapping[str, str], console: Console
         table.add_row("→" if row == chosen else "", show_name(row, result), share, bounds, speed, *others, usd, *sizes)
     console.print(table)
     console.print(f"\ncorpus: {show_corpus(result)}")
+    if result.plan.fitted_on:
+        console.print(f"calibration: {show_fitted(*result.plan.fitted_on)}")
     console.print(f"recommended: {chosen.setting.label}: {result.why}" if chosen else result.why)
     if is_emulated(result):
         console.print(EMULATED)

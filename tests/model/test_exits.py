@@ -67,6 +67,15 @@ def artifact(tiny_model: TinyModel, tmp_path: Path) -> str:
     return uri
 
 
+def test_the_texts_fitted_on_are_kept_with_an_artifact_and_change_no_space(tiny_model: TinyModel, tmp_path: Path) -> None:
+    plain, seen = calibrate(tiny_model), np.array([3, 2**64 - 1], np.uint64)
+    write_calibration(replace(plain, fitted_texts=seen), str(tmp_path / "a"))
+    write_calibration(plain, str(tmp_path / "b"))
+    found, older = (load_calibration(str(tmp_path / name)) for name in "ab")
+    np.testing.assert_array_equal(found.fitted_texts, seen)
+    assert (found.fingerprint, older.fitted_texts) == (plain.fingerprint, None)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped(
     family: str, tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path

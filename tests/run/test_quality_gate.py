@@ -62,6 +62,14 @@ def test_a_report_without_a_calibration_covers_settings_without_one(tmp_path: Pa
         check(tmp_path, CALIBRATED)
 
 
+@pytest.mark.parametrize(("fitted_on", "warns"), [([30, 100], True), ([5, 100], False), (None, False)])
+def test_quality_that_was_measured_on_documents_fitted_on_is_said(
+    fitted_on: list[int] | None, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(tmp_path, CALIBRATED, calibration={"calibration": "abc", "rotation": None, "fitted_on": fitted_on})
+    assert ("fitted on 30 of the 100 documents that quality was measured on; unseen ones keep less" in caplog.text) == warns
+
+
 def test_a_report_of_another_query_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of another run \\(query_prompt: '' → 'query: '\\)"):
         check(tmp_path, SPEC.model_copy(update={"query_prompt": "query: "}))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from embedder.benchmark.exit_cost import make_up_exits
 from embedder.config.embed import EmbedConfig, GateConfig
@@ -23,6 +24,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError
 from embedder.core.quantization import cut_vectors
 from embedder.core.storage import Location
+from embedder.core.text_hashes import hash_texts
 from embedder.model.calibration import write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
@@ -32,7 +34,7 @@ from embedder.sweep.config import GridConfig, SweepConfig
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
 from embedder.sweep.prepare import prepare_sweep
-from embedder.sweep.report import build_config, build_csv, write_report
+from embedder.sweep.report import build_config, build_csv, print_report, write_report
 from embedder.sweep.retrieval import rank_documents
 from embedder.sweep.run import SweepResult, run_sweep
 from tests.conftest import WriteShard
@@ -284,7 +286,9 @@ def rotated(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResul
     resolved = resolve_model(EmbeddingConfig(model=minilm), ChunkingConfig())
     rotation_WW = np.linalg.qr(np.random.default_rng(0).normal(size=(384, 384)))[0].astype(np.float32)
     made_up = make_up_exits(resolved)
-    calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW)
+    rows = [json.loads(line) for line in (folder / "corpus" / "a.jsonl").read_text().splitlines()[:50]]
+    seen = np.unique(hash_texts([row["text"] for row in rows]))
+    calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW, fitted_texts=seen)
     write_calibration(calibration, str(folder / "calibration"))
     values = settings(folder, minilm, embedding={"model": minilm, "calibration": str(folder / "calibration")})
     found = run_sweep(prepare_sweep(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
@@ -296,6 +300,15 @@ def test_views_in_the_full_models_space_are_also_tried_rotated_if_cut(rotated: S
     tried = {(row.setting.depth, row.setting.exit, row.setting.dim, row.setting.query_side) for row in rotated.rows if row.setting.rotated}
     assert tried == {(6, "native", 64, "same"), (3, "calibrated", 64, "same"), (3, "calibrated", 64, "full")}
     assert "quality kept, int8, calibrated, rotated" in report_of(rotated).with_name("report.html").read_text()
+
+
+def test_a_report_counts_the_documents_that_its_calibration_was_fitted_on(rotated: SweepResult) -> None:
+    assert json.loads(report_of(rotated).read_text())["calibration"]["fitted_on"] == [50, 200]
+    words = "fitted on 50 of the 200 documents that quality is measured on; unseen documents keep less"
+    assert words in report_of(rotated).with_name("report.html").read_text()
+    shown = io.StringIO()
+    print_report(rotated, {"html": "report.html"}, Console(file=shown, width=200))
+    assert f"calibration: {words}" in shown.getvalue()
 
 
 @pytest.mark.parametrize(("depth", "query_side"), [(6, "same"), (3, "full")])
