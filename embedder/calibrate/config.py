@@ -49,7 +49,7 @@ class CalibrateSettings(Section):
     synthetic: Annotated[float, Field(ge=0, le=20)] = 3.0
     """Synthetic chunks per chunk that is fitted on, of the sample's own words in new combinations, each run through the full model as well.
     They make a small sample worth a larger one, and take their share of the time."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Ridge strengths to choose from."""
     seed: int = 0
     """Seed of the sample."""
