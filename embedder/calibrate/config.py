@@ -18,8 +18,8 @@ class AttentionSettings(Section):
     """Training of the attention-pooling queries that the maps read at every layer."""
 
     chunks: Annotated[int, Field(ge=0)] = 4096
-    """Chunks to train on, drawn from the chunks that maps are fitted on. 0 keeps the starting queries, by rarity and by position.
-    Memory holds a square matrix over these chunks."""
+    """Chunks to train on, drawn from the chunks that maps are fitted on; synthetic ones fill up. 0 keeps the starting queries, by rarity
+    and by position. Memory holds a square matrix over these chunks."""
     epochs: Positive = 3
     """Passes over these chunks."""
     batch_chunks: Annotated[int, Field(ge=LEAST_STEP)] = 32

@@ -73,7 +73,8 @@ def fit_exits(
         reports.append(ExitReport(depth, len(columns), strength, fidelity, native, found))
         if sums.num_rows < FEW_ROWS * len(columns):
             logger.warning(
-                "depth %d: %d chunks are few for %d features (held out: cosine %.3f, overlap %.2f); raise calibrate.num_documents",
+                "depth %d: %d chunks, synthetic ones included, are few for %d features (held out: cosine %.3f, overlap %.2f); "
+                "raise calibrate.num_documents",
                 *(depth, sums.num_rows, len(columns), fidelity.cosine, fidelity.overlap),
             )
     return maps, tuple(reports)

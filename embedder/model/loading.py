@@ -150,7 +150,7 @@ def _model_class(family: Family) -> Any:
 
 
 def _unshare(model: Any, path: str, depth: int) -> None:
-    """Give each run of the shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
+    """Make each run of the shared layer a module of its own, with the same weights, so that it can be tapped and counted."""
     (layer,) = model.get_submodule(path)
     kept = {id(each): each for each in (model.config, *model.parameters())}
     model.set_submodule(path, nn.ModuleList(copy.deepcopy(layer, dict(kept)) for _ in range(depth)))

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
@@ -120,7 +121,9 @@ def _make_known_items(texts: Sequence[str], tapping: Tapping) -> pa.ListArray:
     spec, tokenizer = tapping.spec.for_passages(), load_tokenizer(tapping.tokenizer_json)
     items = [] if spec.query_adapter != spec.adapter else [item for item in map(split_sentence, texts) if item[0]]
     sides = ([rest for _, rest in items], spec), ([query for query, _ in items], spec.model_copy(update={"prompt": spec.query_prompt}))
-    return pa.concat_arrays([Chunker(tokenizer, each).chunk(side)["token_ids"].combine_chunks() for side, each in sides])
+    passages, queries = (Chunker(tokenizer, each).chunk(side) for side, each in sides)
+    has_tokens = pc.and_(pc.greater(passages["num_tokens"], 0), pc.greater(queries["num_tokens"], 0))
+    return pa.concat_arrays([each.filter(has_tokens)["token_ids"].combine_chunks() for each in (passages, queries)])
 
 
 def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> CountedRow:

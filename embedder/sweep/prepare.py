@@ -59,6 +59,8 @@ class SweepPlan:
     listing: Listing | None
     calibration: Calibration | None = None
     """Its exits and rotation are tried beside the native ones."""
+    fitted_on: tuple[int, int] | None = None
+    """How many of the documents that quality is measured on the calibration was fitted on, and of how many; None: not known."""
 
     @property
     def model(self) -> Model:
@@ -75,16 +77,6 @@ class SweepPlan:
         """Documents as `embed` reads them, which are timed and priced."""
         whole: Sequence[str] = self.sample.documents["text"].to_pylist() if self.sample else self.texts
         return whole
-
-    @property
-    def fitted_on(self) -> tuple[int, int] | None:
-        """How many of the documents that quality is measured on the calibration was fitted on, and of how many; None: not known."""
-        seen = self.calibration.fitted_texts if self.calibration else None
-        if seen is None:
-            return None
-        read = [each.documents for each in self.datasets if isinstance(each, Retrieval) and each.name != KNOWN_ITEMS]
-        texts = [text for documents in (self.whole_texts if self.sample else (), *read) for text in documents]
-        return count_seen(texts, seen), len(texts)
 
 
 def prepare_sweep(config: SweepConfig) -> SweepPlan:
@@ -122,7 +114,18 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     sample, listing = drawn or (None, None)
     apis = tuple(each for each in config.baselines if each.is_api)
     others = tuple(each for each in baselines if each)
-    return SweepPlan(config, models, others, apis, datasets, _choose_texts(sample, datasets), sample, listing, calibration)
+    texts, fitted_on = _choose_texts(sample, datasets), _count_fitted(calibration, sample, datasets)
+    return SweepPlan(config, models, others, apis, datasets, texts, sample, listing, calibration, fitted_on)
+
+
+def _count_fitted(
+    calibration: Calibration | None, sample: Sample | None, datasets: Sequence[Retrieval | Similarity]
+) -> tuple[int, int] | None:
+    if calibration is None or calibration.fitted_texts is None:
+        return None
+    texts = [text for each in datasets if isinstance(each, Retrieval) and each.name != KNOWN_ITEMS for text in each.documents]
+    texts += sample.documents["text"].to_pylist() if sample else []
+    return count_seen(texts, calibration.fitted_texts), len(texts)
 
 
 def _resolve(embedding: EmbeddingConfig, wanted: GridConfig | BaselineConfig, config: SweepConfig, where: str) -> Model:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.pipeline.rows import from_ipc, to_ipc
@@ -37,3 +39,13 @@ def test_texts_held_out_are_also_searched_by_their_first_sentences() -> None:
     found = from_ipc(tokenized["token_ids"])["token_ids"].to_pylist()
     expected = [f"a {texts[0]}", f"a {texts[1]}", "a It jumps over the dog.", "the The quick brown fox."]
     assert (tokenized["num_real"], found) == (2, [tokenizer.encode(text).ids for text in expected])
+
+
+def test_a_sentence_or_a_rest_without_tokens_is_no_known_item() -> None:
+    tokenizer = Tokenizer(BPE({"a": 0, "b": 1}, []))  # other characters have no token
+    texts = ["aa a bb. b b ab", "aa a bb. xx yy zz", "xx yy zz! aa b b"]
+    row = SampleRow(number=0, documents=to_ipc(pa.table({"text": texts})), is_fitted=False)
+    tapping = Tapping(make_spec(max_tokens=24), tokenizer.to_str(), (), (), start_attention_pooling(np.ones(8, np.float32), 1, 4))
+    tokenized = tokenize_documents(row, tapping)
+    found = from_ipc(tokenized["token_ids"])["token_ids"].to_pylist()
+    assert found[tokenized["num_real"] :] == [[1, 1, 0, 1], [0, 0, 0, 1, 1]]
