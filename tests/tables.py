@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedder.core.columns import Shards, Tasks
 from embedder.core.plan import SMALL_SHARD_BYTES, group_shards, plan_work
 from embedder.core.schema import DOCUMENTS, QUARANTINE, table_schema
 from embedder.core.spec import EmbeddingSpec, digest
@@ -99,6 +100,15 @@ class MadeTable:
         """Return the committed parts."""
         names = pa.table(open_delta(self.location, version).get_add_actions())["path"].to_pylist()
         return [name for name in map(PartName.parse, sorted(names)) if name is not None]
+
+
+def as_columns(tasks: Sequence[Task]) -> Tasks:
+    """Return tasks as the columns that a plan has."""
+    stops = np.cumsum([len(task.shards) for task in tasks])
+    names = pa.array([f"{task.key}-{task.version}" for task in tasks], pa.string())
+    sizes = np.array([task.size_bytes for task in tasks])
+    shards = Shards.of(shard for task in tasks for shard in task.shards)
+    return Tasks(shards, names, np.arange(len(shards)), np.concatenate([[0], stops])[:-1], stops, sizes)
 
 
 def to_columns(schema: pa.Schema, records: Sequence[Sequence[Any]]) -> pa.Table:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 Numbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+_COMPRESSED = r"\.(?:gz|zst|bz2|xz|parquet|orc)$"
 _KEY_CHARS, _ROW_CHARS = 2 * KEY_BYTES, 12
 _TASK_CHARS = _KEY_CHARS + 1 + 2 * VERSION_BYTES
 
@@ -96,6 +97,11 @@ class Shards(Rows[Shard]):
 
     def __len__(self) -> int:
         return len(self.uris)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of those in a compressed format."""
+        return int(self.sizes[pc.match_substring_regex(self.uris, _COMPRESSED).to_numpy(zero_copy_only=False)].sum())
 
     def make(self, rows: Numbers) -> list[Shard]:
         """Return the shards of some rows."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from embedder.core.listing import Info, Kind
 
 BATCH = 10_000
+_KINDS = {stat.S_IFDIR: Kind.FOLDER, stat.S_IFREG: Kind.FILE}
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -56,6 +57,22 @@ def list_entries(folder: str) -> list[Info]:
     return found
 
 
+def list_sizes(folder: str) -> dict[str, int]:
+    """Return the sizes of the files in a folder by name, as `list_entries` finds them, in half its time: of a table they are many."""
+    found = {}
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or entry.is_symlink():
+                    continue
+                raise
+            if stat.S_ISREG(status.st_mode):
+                found[entry.name] = status.st_size
+    return found
+
+
 def _describe_entry(entry: "os.DirEntry[str]") -> Info:
     """Describe an entry; a link to a folder above itself is not followed, and one whose target cannot be reached is broken."""
     if not entry.is_symlink():
@@ -74,9 +91,7 @@ def _describe(path: str, found: os.stat_result) -> Info:
 
 
 def _kind_of(found: os.stat_result) -> str:
-    if stat.S_ISDIR(found.st_mode):
-        return Kind.FOLDER
-    return Kind.FILE if stat.S_ISREG(found.st_mode) else Kind.SPECIAL_FILE
+    return _KINDS.get(stat.S_IFMT(found.st_mode), Kind.SPECIAL_FILE)
 
 
 def link_once(path: Path, data: bytes) -> bool:

@@ -18,6 +18,9 @@ from embedder.core.units import KEY_BYTES, VERSION_BYTES, PartName, Shard, Task,
 SMALL_SHARD_BYTES = 256 << 10
 """Smaller shards are grouped: alone, each would be less than a second of work and a tiny part."""
 
+BATCHES = 1_000
+"""A row of tasks, for one reader, holds one in so many of the bytes that are left; readers are some hundred."""
+
 BUCKET_BYTES = 8 << 20
 BUCKET_SHARDS = 512
 """A bucket is opened shard by shard: at 50 ms a request, 512 take one reader half a minute."""
@@ -151,6 +154,24 @@ def find_previous(read: Tasks, remove: PartNames) -> dict[str, tuple[str, ...]]:
         by_version[name.version].append(str(name))
     named = (text.split("-") for text in (read.names.to_pylist() if by_key else ()))
     return {key: tuple(found) for key, version in named if (found := by_key.get(key, []) + by_version.get(version, []))}
+
+
+def batch_tasks(tasks: Iterable[Task], size_bytes: int) -> Iterator[list[Task]]:
+    """Group neighboring tasks of so many bytes in all: each batch holds a thousandth of the bytes that are left, or one task or slice.
+
+    A million tasks are handed out as some thousand batches, and the last ones are small, so that readers end together (guided
+    self-scheduling, Polychronopoulos and Kuck 1987).
+    """
+    batch: list[Task] = []
+    held, left = 0, size_bytes
+    for task in tasks:
+        batch.append(task)
+        held += task.size_bytes if task.ends else 0
+        if task.row_groups or held * BATCHES >= left:
+            yield batch
+            batch, held, left = [], 0, left - held
+    if batch:
+        yield batch
 
 
 def slice_task(task: Task, slices: Sequence[tuple[int, int, int]]) -> list[Task]:

@@ -33,7 +33,7 @@ from embedder.core.listing import (
     split_folders,
     to_found,
 )
-from embedder.core.local_files import find_entries, link_once, list_entries, walk_entries
+from embedder.core.local_files import find_entries, link_once, list_entries, list_sizes, walk_entries
 from embedder.core.retry import fetch_whole, is_transient, with_retries
 from embedder.core.storage_errors import explained
 
@@ -195,7 +195,9 @@ class Store:
     def list_sizes(self) -> dict[str, int]:
         """Return the sizes of the files directly in the folder, by file name; {} if it does not exist."""
         with explained(self.uri, "list"):
-            infos = list_entries(self.path) if self.is_local else self._ls(self.path)
+            if self.is_local:
+                return list_sizes(self.path)
+            infos = self._ls(self.path)
         return {info["name"].rpartition("/")[2]: int(info["size"] or 0) for info in infos if info["type"] == Kind.FILE}
 
     def info(self) -> Found | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -38,11 +38,19 @@ class Shard:
     """The fragment of a Lance dataset, or the rows of a database, that it stands for, as JSON; it is then not a file, and its uri is a name
     only."""
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields that differ from their defaults; most shards have three, and a run may have millions."""
+        return {name: value for name in Shard.__slots__ if (value := getattr(self, name)) != _DEFAULTS.get(name)}
+
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Shard":
-        """Return the shard of `dataclasses.asdict`, whose tuples may have become lists."""
-        constants = tuple((name, value) for name, value in fields["constants"])
-        return Shard(**{**fields, "constants": constants, "optional": tuple(fields["optional"])})
+        """Return the shard of `fields`, whose tuples may have become lists."""
+        constants = tuple((name, value) for name, value in fields.get("constants", ()))
+        return Shard(**{**fields, "constants": constants, "optional": tuple(fields.get("optional", ()))})
+
+
+_DEFAULTS = {each.name: each.default for each in fields(Shard)[3:]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +76,14 @@ class Task:
         """Stored bytes of all its shards."""
         return sum(shard.size_bytes for shard in self.shards)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields, and those of the shards."""
+        return {name: getattr(self, name) for name in Task.__slots__} | {"shards": [shard.fields for shard in self.shards]}
+
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> "Task":
-        """Return the task of `dataclasses.asdict`, whose tuples may have become lists."""
+        """Return the task of `fields`, whose tuples may have become lists."""
         shards = tuple(map(Shard.from_fields, fields["shards"]))
         return Task(**{**fields, "shards": shards, "row_groups": tuple(fields["row_groups"]) if fields["row_groups"] else None})
 

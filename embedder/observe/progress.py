@@ -4,20 +4,20 @@ import logging
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from embedder.core.columns import Tasks
 from embedder.core.printable import printable
-from embedder.core.units import Part, PartName, Stats, Task
+from embedder.core.units import Part, PartName, Stats
 from embedder.observe.logs import is_json, log_fields
 
 LOG_SECONDS = 10.0
 NO_REASONS: Mapping[str, int] = MappingProxyType({})
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".parquet")
 
 logger = logging.getLogger("embedder")
 
@@ -25,9 +25,7 @@ logger = logging.getLogger("embedder")
 class Meter:
     """Sums finished units and estimates the remaining work from bytes: document counts are unknown until a shard is read."""
 
-    def __init__(
-        self, tasks: Sequence[Task], usd_per_hour: float | None, actors: int = 1, usd_per_million_tokens: float | None = None
-    ) -> None:
+    def __init__(self, tasks: Tasks, usd_per_hour: float | None, actors: int = 1, usd_per_million_tokens: float | None = None) -> None:
         self.total = Stats()
         self.reasons: Counter[str] = Counter()
         """Quarantined records by reason."""
@@ -39,18 +37,15 @@ class Meter:
         """Tokens embedded in this run, which an API bills; parts that were on storage already add none."""
         self._first_landing: tuple[float, Stats] | None = None
         self._last_landing = self.started
-        self._left: defaultdict[str, int] = defaultdict(int)
-        for task in tasks:
-            self._left[task.key] = sum(shard.size_bytes for shard in task.shards)
-        self._source_bytes = max(1, sum(self._left.values()))
+        self._left: dict[str, int] = dict(zip(tasks.keys.to_pylist(), tasks.sizes.tolist(), strict=True))
+        self._source_bytes = max(1, tasks.size_bytes)
         self._finished_bytes = 0
         self._finished_text = 0
         self._open_text: defaultdict[str, int] = defaultdict(int)
         self._rows: defaultdict[str, int] = defaultdict(int)
         """Rows of finished units, by unfinished task: units, and slices of a shard, finish in any order."""
         self._ends: dict[str, int] = {}
-        compressed = sum(shard.size_bytes for task in tasks for shard in task.shards if shard.uri.endswith(_COMPRESSED))
-        self._guess = 1.0 - 0.65 * compressed / self._source_bytes
+        self._guess = 1.0 - 0.65 * tasks.all_shards.compressed_bytes / self._source_bytes
         """Source bytes per byte of text, until a shard is finished: compressed text is about a third."""
 
     def land(self, part: Part, reasons: Mapping[str, int] = NO_REASONS, attempt: int = 1, tokens_embedded: int = 0) -> None:

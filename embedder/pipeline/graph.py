@@ -5,22 +5,23 @@ size. The first stage is a generator, so a unit is encoded while the next one is
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data.block import BlockAccessor
 from ray.exceptions import RayError
 
 from embedder.core.errors import EmbedderError
-from embedder.core.plan import Plan
+from embedder.core.plan import Plan, batch_tasks
 from embedder.core.units import Task
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import LandedRow, Row, StageContext
-from embedder.pipeline.stages import prepare_units, task_row, write_unit
+from embedder.pipeline.stages import prepare_tasks, tasks_row, write_unit
 from embedder.table.hash_index import NO_INDEX
 
 Stage = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -32,13 +33,13 @@ _RAYS_ADVICE = "\nFailed to apply UDF"
 """Start of the debugging advice that Ray appends to the message of an error."""
 
 
-def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
+def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
     """Read, embed and write the units of all tasks; yield each as it lands, in no order.
 
     Units whose part is already on storage (`plan.done`) are skipped by the reader, and yielded like the others.
     """
-    rows = [task_row(task, plan) for task in tasks]
-    read: Stage = (prepare_units, (context,))
+    rows = [tasks_row(batch, plan) for batch in batch_tasks(tasks, plan.read.size_bytes)]
+    read: Stage = (prepare_tasks, (context,))
     context = replace(context, index=NO_INDEX)  # up to a gigabyte
     embed: Stage = (EncoderActor, (context, pool))
     if context.spec.is_api:
@@ -55,8 +56,10 @@ def iterate(graph: Dataset) -> Iterator[Any]:
     """
     try:
         with redirect_stdout(sys.stderr):
-            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from batch.to_pylist()
+            # iter_batches sends the statistics of all blocks so far to an actor every five seconds, which takes ever longer
+            for bundle in graph.iter_internal_ref_bundles():
+                for block in ray.get([entry.ref for entry in bundle.blocks]):
+                    yield from BlockAccessor.for_block(block).to_arrow().to_pylist()
     except RayError as error:
         raise find_cause(error) from error
 

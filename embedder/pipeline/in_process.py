@@ -23,7 +23,8 @@ Step = TypeVar("Step")
 
 MOST_BYTES = 2 << 20
 """Of text to read: some thousand documents."""
-COMPRESSED, RATIO = (".gz", ".zst", ".bz2", ".xz", ".parquet", ".orc"), 4
+RATIO = 4
+"""Of text to its compressed bytes."""
 
 
 def suits(config: EmbedConfig, listed: Iterable[Shard]) -> bool:
@@ -31,10 +32,8 @@ def suits(config: EmbedConfig, listed: Iterable[Shard]) -> bool:
     compute, embedding = config.compute, config.embedding
     is_plain = compute.actors in (None, (1, 1)) and not embedding.is_api
     shards = Shards.of(listed)
-    # columns first: a large source makes no objects
-    is_small = shards.sizes.sum() <= MOST_BYTES
-    text_bytes = sum(shard.size_bytes * (RATIO if shard.uri.endswith(COMPRESSED) else 1) for shard in shards) if is_small else 0
-    if not is_small or text_bytes > MOST_BYTES or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
+    text_bytes = shards.sizes.sum() + (RATIO - 1) * shards.compressed_bytes
+    if text_bytes > MOST_BYTES or os.environ.get("RAY_ADDRESS") or is_ray_running() or not is_plain:
         return False
     return (compute.device == "cpu" or (compute.device == "auto" and not _has_gpu())) and not Attempts.listed(config.output.location).any
 
@@ -56,7 +55,7 @@ def choose_pool(compute: ComputeConfig) -> Pool:
     return lay_out_pool(compute, [{"CPU": float(cpus)}])
 
 
-def embed_units(tasks: Sequence[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
+def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: Pool) -> Iterator[LandedRow]:
     """Read, embed and write the units of all tasks, in their order; see `graph.embed_units`."""
     actor = EncoderActor(context, pool)
     for task in tasks:

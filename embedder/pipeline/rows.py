@@ -47,11 +47,17 @@ class TaskRow(TypedDict):
     """Input of the first stage."""
 
     task: dict[str, Any]
-    """Fields of core.units.Task."""
+    """Of core.units.Task.fields."""
     done: list[str]
     """Names of the task's parts that are already on storage."""
     previous: list[str]
     """Names of parts to be removed whose vectors the task may reuse."""
+
+
+class TasksRow(TypedDict):
+    """Input of the first stage on Ray: some tasks, as JSON of TaskRow. Ray takes milliseconds and 20 kB for each of its rows."""
+
+    tasks: bytes
 
 
 class PreparedUnit(TypedDict):

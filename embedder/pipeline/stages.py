@@ -3,9 +3,10 @@
 One row is one unit. This module imports neither torch nor transformers, so a reader's process starts in a second and stays small.
 """
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,7 +21,18 @@ from embedder.core.plan import Plan
 from embedder.core.schema import QUARANTINE
 from embedder.core.storage import Location
 from embedder.core.units import Part, PartName, Stats, Task
-from embedder.pipeline.rows import EncodedRow, EncodedUnit, LandedRow, PreparedRow, ReasonCount, StageContext, TaskRow, from_ipc, to_ipc
+from embedder.pipeline.rows import (
+    EncodedRow,
+    EncodedUnit,
+    LandedRow,
+    PreparedRow,
+    ReasonCount,
+    StageContext,
+    TaskRow,
+    TasksRow,
+    from_ipc,
+    to_ipc,
+)
 from embedder.source.documents import SourceUnit, read_units
 from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.table.attempts import Attempts
@@ -36,7 +48,18 @@ PROBE_COSINE = 0.99
 
 def task_row(task: Task, plan: Plan) -> TaskRow:
     """Return the row of a task. Plain values only: reading them on a worker can run no code."""
-    return {"task": asdict(task), "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
+    return {"task": task.fields, "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
+
+
+def tasks_row(tasks: Iterable[Task], plan: Plan) -> TasksRow:
+    """Return the row of some tasks."""
+    return {"tasks": json.dumps([task_row(task, plan) for task in tasks]).encode()}
+
+
+def prepare_tasks(row: TasksRow, context: StageContext) -> Iterator[PreparedRow]:
+    """Yield the prepared units of some tasks, one task after the other; see `prepare_units`."""
+    for each in json.loads(row["tasks"]):
+        yield from prepare_units(each, context)
 
 
 def prepare_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:

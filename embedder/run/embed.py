@@ -11,6 +11,7 @@ from importlib import import_module
 
 from embedder.config.embed import EmbedConfig
 from embedder.config.source import SourceConfig
+from embedder.core.columns import Tasks
 from embedder.core.errors import CommitError, SourceError
 from embedder.core.plan import slice_task
 from embedder.core.rotation import keep_rotation
@@ -37,6 +38,8 @@ from embedder.table.parts import read_part
 from embedder.table.quarantine import sync_quarantine
 
 logger = logging.getLogger("embedder")
+
+OPENED_TASKS = 256
 
 
 def warm_up(config: EmbedConfig) -> None:
@@ -103,8 +106,8 @@ def embed(run_plan: RunPlan, run_id: str, watch: DriftWatch, publisher: Publishe
         context = make_context(run_plan, run_id)
         price, actors = config.compute.price_per_device_hour_usd, pool.actors[1]
         meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
-        tasks = [each for sliced in map_threads(lambda task: slice_large(task, config.source), list(plan.read)) for each in sliced]
-        parts, failed, probe = collect(pipeline.embed_units(tasks, plan, context, pool), meter, pipeline.report, watch, publisher)
+        landings = pipeline.embed_units(open_tasks(plan.read, config.source), plan, context, pool)
+        parts, failed, probe = collect(landings, meter, pipeline.report, watch, publisher)
     failures = {each["key"]: str(each["error"]) for each in failed}
     check_complete(plan.read, parts, failures)
     return Outcome(
@@ -151,6 +154,13 @@ def index_documents(run_plan: RunPlan) -> HashIndex:
     return open_index(run_plan.config.output.location, table.rows, size)
 
 
+def open_tasks(read: Tasks, source: SourceConfig) -> Iterator[Task]:
+    """Yield tasks, large ones sliced. They become objects some at a time: the shards of all would take gigabytes."""
+    for start in range(0, len(read), OPENED_TASKS):
+        for sliced in map_threads(lambda task: slice_large(task, source), read[start : start + OPENED_TASKS]):
+            yield from sliced
+
+
 def slice_large(task: Task, source: SourceConfig) -> list[Task]:
     """Split a shard that is too large for one reader, if its format allows; if it cannot be opened, its task fails when it is read."""
     if len(task.shards) > 1 or task.size_bytes < 2 * SLICE_BYTES:
@@ -188,7 +198,7 @@ def collect(
     return parts, failed, probe
 
 
-def check_complete(tasks: Sequence[Task], parts: Sequence[Part], failures: Mapping[str, str]) -> None:
+def check_complete(tasks: Tasks, parts: Sequence[Part], failures: Mapping[str, str]) -> None:
     """Raise CommitError unless each task's parts cover its rows from the first to the last, each row once."""
     names: defaultdict[str, list[PartName]] = defaultdict(list)
     for part in parts:
@@ -196,7 +206,8 @@ def check_complete(tasks: Sequence[Task], parts: Sequence[Part], failures: Mappi
         assert name is not None, part
         assert part.stats.documents == name.stop_row - name.first_row, part
         names[name.key].append(name)
-    for task in tasks:
-        found = names[task.key]
-        if task.key not in failures and not (found and len(complete_parts(found)) == len(found)):
-            raise CommitError(f"{task.shards[0].uri}: units are missing after the run, nothing was published; run again to embed them")
+    for number, key in enumerate(tasks.keys.to_pylist()):
+        found = names[key]
+        if key not in failures and not (found and len(complete_parts(found)) == len(found)):
+            where = tasks[number].shards[0].uri
+            raise CommitError(f"{where}: units are missing after the run, nothing was published; run again to embed them")

@@ -14,7 +14,7 @@ from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.prepare import RunPlan
 
 Step = TypeVar("Step")
-EmbedUnits = Callable[[Sequence[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
+EmbedUnits = Callable[[Iterable[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
 Report = Callable[[Iterable[Sample]], None]
 
 

@@ -1,11 +1,13 @@
 """A listing that is split by folders holds each file once, and its columns hold what its entries say."""
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedder.core.listing import Kind, find_version, mark_names, sort_entries, split_folders
+from embedder.core.storage import Location
 
 names = st.lists(st.text("ab/", min_size=1, max_size=8).filter(lambda name: not name.startswith("/")), max_size=30, unique=True)
 NAMES = ["docs/a.jsonl", "docs/sub/", "docs/a?versionId=1", "docs//b", "docs/é", "docs/./c", "docs/..", "docs/d e+f,@.txt"]
@@ -87,3 +89,13 @@ def test_versions_are_tags_without_quotes_or_sizes_and_times() -> None:
     ]
     for some in ([infos[0]], infos, infos[1:]):
         assert sort_entries(some, "").files.versions.to_pylist() == [find_version(info, info["size"])[0] for info in some]
+
+
+def test_sizes_of_a_folder_are_those_of_its_files_and_of_the_targets_of_its_links(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"12345")
+    (tmp_path / "link.parquet").symlink_to("a.parquet")
+    (tmp_path / "gone.parquet").symlink_to("nothing")
+    (tmp_path / "loop.parquet").symlink_to("loop.parquet")
+    (tmp_path / "folder").mkdir()
+    assert Location(str(tmp_path)).open().list_sizes() == {"a.parquet": 5, "link.parquet": 5}
+    assert Location(str(tmp_path / "missing")).open().list_sizes() == {}

@@ -5,7 +5,17 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.core.plan import BUCKET_BYTES, SMALL_SHARD_BYTES, choose_bucket_bits, group_shards, plan_work, protected_keys, slice_task
+from embedder.core.plan import (
+    BATCHES,
+    BUCKET_BYTES,
+    SMALL_SHARD_BYTES,
+    batch_tasks,
+    choose_bucket_bits,
+    group_shards,
+    plan_work,
+    protected_keys,
+    slice_task,
+)
 from embedder.core.units import PartName, Shard, Task, bucket_key, complete_parts, shard_key
 
 LARGE = SMALL_SHARD_BYTES
@@ -160,3 +170,34 @@ def test_a_chain_is_found_if_one_exists_and_takes_the_longest_parts_that_lead_to
     for link in found:
         others = [chain[0] for chain in chains_of(names, link.first_row)]
         assert link.stop_row == max(name.stop_row for name in others)
+
+
+sized_tasks = st.lists(st.builds(lambda size: Task("0" * 16, "1" * 32, (Shard("a", "v", size),)), st.integers(0, 10**6)), max_size=50)
+
+
+@given(sized_tasks)
+def test_up_to_a_thousand_equal_tasks_and_each_large_one_are_a_row_of_their_own(tasks: list[Task]) -> None:
+    total = sum(task.size_bytes for task in tasks)
+    batches = list(batch_tasks(tasks, total))
+    assert [task for batch in batches for task in batch] == tasks
+    for batch in batches:
+        assert all(task.size_bytes * BATCHES < total for task in batch[:-1])
+    equal = [Task("0" * 16, "1" * 32, (Shard("a", "v", 7),))] * len(tasks)
+    assert [len(batch) for batch in batch_tasks(equal, 7 * len(tasks))] == [1] * len(tasks)
+
+
+def test_a_hundred_thousand_tasks_are_some_thousand_rows_of_at_most_a_thousandth_of_what_is_left() -> None:
+    task = Task("0" * 16, "1" * 32, (Shard("a", "v", 100),))
+    sizes = [len(batch) for batch in batch_tasks([task] * 100_000, 100 * 100_000)]
+    assert sum(sizes) == 100_000
+    assert len(sizes) < 6_000
+    assert sizes[0] == 100
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-BATCHES:] == [1] * BATCHES
+
+
+def test_each_slice_of_a_large_shard_is_a_row_of_its_own() -> None:
+    large = Task("0" * 16, "1" * 32, (Shard("a.parquet", "v", 10**9),))
+    slices = slice_task(large, [(0, 1, 0), (1, 2, 10), (2, 3, 20)])
+    small = [Task("2" * 16, "1" * 32, (Shard("b", "v", 10**6),))] * 10
+    assert list(map(len, batch_tasks([*slices, *small], 10**9 + 10**7))) == [1, 1, 1, *[1] * 10]

@@ -17,9 +17,9 @@ import embedder.run.embed
 from embedder.config.compute import ComputeConfig
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.cluster import choose_pool
-from embedder.pipeline.graph import prepare_units, write_unit
+from embedder.pipeline.graph import prepare_tasks, write_unit
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import EncodedRow, LandedRow, PreparedRow, StageContext, TaskRow
+from embedder.pipeline.rows import EncodedRow, LandedRow, PreparedRow, StageContext, TasksRow
 from jobs.embed import main
 
 # definitions of the main script are pickled by value for the workers, this one included
@@ -32,9 +32,9 @@ def note(stage: str) -> None:
     Path(FOLDER, f"{stage} {ray.get_runtime_context().get_node_id()} {gpus} {os.getpid()}").touch()
 
 
-def prepare(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
+def prepare(row: TasksRow, context: StageContext) -> Iterator[PreparedRow]:
     note("read")
-    yield from prepare_units(row, context)
+    yield from prepare_tasks(row, context)
 
 
 class Encode(EncoderActor):
@@ -63,7 +63,7 @@ def choose(compute: ComputeConfig, is_api: bool = False) -> Pool:
 
 if __name__ == "__main__":
     embedder.run.embed.choose_pool = choose
-    embedder.pipeline.graph.prepare_units = prepare
+    embedder.pipeline.graph.prepare_tasks = prepare
     embedder.pipeline.graph.write_unit = write
     embedder.pipeline.graph.EncoderActor = Encode
     sys.exit(main(sys.argv[2:]))

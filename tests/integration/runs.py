@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-WORKERS = {"encoder": "EncoderActor", "reader": "prepare_units", "writer": "write_unit"}
+WORKERS = {"encoder": "EncoderActor", "reader": "prepare_tasks", "writer": "write_unit"}
 """Titles that Ray gives the processes."""
 AGENT = "Agent"
 """Ray's agents, which hold no data, sometimes outlive a killed process group."""

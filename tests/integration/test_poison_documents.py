@@ -16,7 +16,7 @@ from embedder.model.results import Encoded
 from embedder.pipeline import stages
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import PreparedRow, StageContext, TaskRow
+from embedder.pipeline.rows import PreparedRow, StageContext, TasksRow
 from embedder.text.tokenizing import load_tokenizer
 from tests.integration.conftest import Site, documents
 
@@ -50,7 +50,7 @@ class FailingDeviceActor(EncoderActor):
         self.encoder.encode = fail
 
 
-def fragile_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
+def fragile_units(row: TasksRow, context: StageContext) -> Iterator[PreparedRow]:
     """Read units in a worker that dies at the word."""
     chunk_counted = stages.chunk_counted
 
@@ -61,7 +61,7 @@ def fragile_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
 
     stages.chunk_counted = die
     try:
-        yield from stages.prepare_units(row, context)
+        yield from stages.prepare_tasks(row, context)
     finally:
         stages.chunk_counted = chunk_counted
 
@@ -102,7 +102,7 @@ def test_a_document_that_kills_the_encoder_or_its_device_is_quarantined(
 def test_a_shard_that_kills_its_reader_is_reported_and_the_others_are_published(local_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     local_site.corpus.put("a.jsonl", [{"id": "pad", "text": "x" * 300_000, "topic": "x", "meta": {"url": "u"}}, *documents(0, 12)])
     local_site.corpus.put("b.jsonl", [{"id": "poison", "text": WORD + " x" * 150_000, "topic": "x", "meta": {"url": "u"}}])
-    monkeypatch.setattr("embedder.pipeline.graph.prepare_units", fragile_units)
+    monkeypatch.setattr("embedder.pipeline.graph.prepare_tasks", fragile_units)
     summary = local_site.embed(compute={"max_attempts": 1})
     assert [message.partition(":")[2] for message in summary.failures.values()] == [
         " reading on from row 0 took its worker down 1 times; look at the records there, or run again to retry"

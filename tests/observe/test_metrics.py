@@ -10,6 +10,7 @@ import pytest
 from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.observe.metrics import METRICS, RUN_LABELS, measure
 from embedder.observe.progress import Meter
+from tests.tables import as_columns
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy/grafana/dashboard.json").read_text())
 NAMES = {f"ray_{metric.name}" + ("_total" if metric.kind == "counter" else "") for metric in METRICS}
@@ -27,7 +28,7 @@ def part(first: int, stop: int, last: bool) -> Part:
 def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("embedder.observe.progress.time.monotonic", lambda: now)
-    meter = Meter([TASK], usd_per_hour=3600.0, actors=2)
+    meter = Meter(as_columns([TASK]), usd_per_hour=3600.0, actors=2)
     assert {sample.value for sample in measure(meter)} == {0}
     meter.land(part(0, 10, last=False), {"empty_text": 2})
     now = 110.0
@@ -58,14 +59,14 @@ def test_figures_add_up_over_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_api_costs_only_tokens_embedded_in_this_run() -> None:
-    meter = Meter([TASK], None, 4, usd_per_million_tokens=2000.0)
+    meter = Meter(as_columns([TASK]), None, 4, usd_per_million_tokens=2000.0)
     meter.land(part(0, 10, last=False), tokens_embedded=300)
     meter.land(part(10, 20, last=True))  # on storage already
     assert meter.cost_usd == 0.6
 
 
 def test_samples_have_the_labels_that_their_metric_declares() -> None:
-    meter = Meter([TASK], None)
+    meter = Meter(as_columns([TASK]), None)
     meter.land(part(0, 10, last=True), {"empty_text": 2})
     declared = {metric.name: metric for metric in METRICS}
     assert all(tuple(sample.labels) == declared[sample.name].labels for sample in measure(meter))

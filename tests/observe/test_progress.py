@@ -6,6 +6,7 @@ import pytest
 
 from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.observe.progress import Display, Meter
+from tests.tables import as_columns
 
 TASKS = [Task(number * 16, "1" * 32, (Shard(f"{number}.jsonl", "v", 100),)) for number in "01"]
 UNITS = ((0, 10, False), (10, 20, False), (20, 30, True))
@@ -17,7 +18,7 @@ def land(meter: Meter, task: Task, unit: tuple[int, int, bool]) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(UNITS)))
 def test_a_shard_is_done_when_all_its_units_finished_in_any_order(order: tuple[tuple[int, int, bool], ...]) -> None:
-    meter = Meter(TASKS, None)
+    meter = Meter(as_columns(TASKS), None)
     shares = []
     for unit in order:
         land(meter, TASKS[0], unit)
@@ -29,7 +30,7 @@ def test_a_shard_is_done_when_all_its_units_finished_in_any_order(order: tuple[t
 
 
 def test_a_slice_that_finishes_after_another_failed_leaves_nothing_open() -> None:
-    meter = Meter(TASKS, None)
+    meter = Meter(as_columns(TASKS), None)
     meter.fail(TASKS[0].key)
     land(meter, TASKS[0], UNITS[2])
     assert not meter._open_text
@@ -42,7 +43,7 @@ def test_without_a_terminal_each_new_step_is_logged_at_once_and_progress_every_t
     now = 100.0
     monkeypatch.setattr("embedder.observe.progress.time.monotonic", lambda: now)
     caplog.set_level("INFO", "embedder")
-    meter = Meter(TASKS, None)
+    meter = Meter(as_columns(TASKS), None)
     with Display() as display:
         display.refresh(meter)
         for now in (109.0, 111.0, 112.0):

@@ -9,15 +9,19 @@ import pytest
 
 from embedder.config.output import OutputConfig
 from embedder.config.source import SourceConfig
+from embedder.core.columns import PartNames
 from embedder.core.plan import Plan
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Stats, Task
 from embedder.pipeline import stages
 from embedder.pipeline.rows import StageContext
-from embedder.pipeline.stages import prepare_units, task_row
+from embedder.pipeline.stages import prepare_tasks, tasks_row
 from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
 from embedder.table.attempts import ATTEMPTS_FOLDER
+from tests.tables import as_columns
+
+NO_PLAN = Plan(as_columns([]), {}, (), PartNames.of(()), PartNames.of(()), {})
 
 MAX_ATTEMPTS = 3
 
@@ -47,7 +51,7 @@ def make_context(folder: Path, run_id: str) -> StageContext:
 
 def read(task: Task, context: StageContext) -> tuple[int, str | None]:
     """Return the number of rows, and the error in the last one."""
-    rows = list(prepare_units(task_row(task, Plan((task,), {}, (), (), (), {})), context))
+    rows = list(prepare_tasks(tasks_row([task], NO_PLAN), context))
     return len(rows), rows[-1]["error"]
 
 
@@ -90,9 +94,9 @@ def test_a_filtered_shard_of_a_folder_reaches_its_reader_and_what_is_left_out_is
     source = SourceConfig(uri=str(tmp_path / "lang=de"), filter="text != 'document 1'", metadata_columns=["lang"])
     listing, metadata = select_shards(source, list_shards(source))
     filtered = replace(task, shards=tuple(listing.shards))
-    row = task_row(filtered, Plan((filtered,), {}, (), (), (), {}))
-    assert Task.from_fields(pa.Table.from_pylist([row["task"]]).to_pylist()[0]) == filtered, "as Ray may carry it"
+    row = tasks_row([filtered], NO_PLAN)
+    assert [Task.from_fields(each["task"]) for each in json.loads(row["tasks"])] == [filtered]
     context = replace(make_context(tmp_path, "run"), source=source, metadata=metadata)
-    units = [each["unit"] for each in prepare_units(row, context)]
+    units = [each["unit"] for each in prepare_tasks(row, context)]
     counted = [Stats(**unit["stats"]) for unit in units if unit is not None]
     assert (sum(each.documents for each in counted), sum(each.filtered for each in counted)) == (5, 1)
