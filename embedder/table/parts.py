@@ -165,11 +165,13 @@ def read_part(name: str, table: Location) -> Part:
     found = store.info()
     if found is None:
         raise StorageError(f"{store.uri}: the part is gone; run again to write it again")
-    num_rows, footer = read_footer(store)
-    stats = Stats(**footer["stats"])
+    # opened once: a run that resumes does this for each of its finished parts
+    with explain_damage(store.uri), store.open_input(narrow=True) as file:
+        metadata = open_pages(file, store.uri).metadata
+        stats = Stats(**parse_footer(metadata, store.uri)["stats"])
+        checksum = compute_checksum(file, trusts_pages=True)
     quarantine = quarantine_file(table, name).info() if stats.quarantined else None
-    checksum = read_checksum(store, trusts_pages=True)
-    return Part(name, num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0, checksum)
+    return Part(name, metadata.num_rows, found.size_bytes, stats, quarantine.size_bytes if quarantine else 0, checksum)
 
 
 def find_missing(names: Sequence[str], table: Location) -> list[str]:
@@ -187,10 +189,10 @@ def check_bytes(store: Store, checksum: str | None) -> None:
         raise TableDamagedError(f"{store.uri}: its bytes are not those that were written (checksum); {REPAIR}")
 
 
-def read_checksum(store: Store, trusts_pages: bool = False) -> str:
-    """Read a file to its end, or only its footer, and return its checksum; see `compute_checksum`."""
-    with explain_damage(store.uri), store.open_input(narrow=trusts_pages) as file:
-        return compute_checksum(file, trusts_pages)
+def read_checksum(store: Store) -> str:
+    """Read a file to its end and return its checksum; see `compute_checksum`."""
+    with explain_damage(store.uri), store.open_input() as file:
+        return compute_checksum(file)
 
 
 @contextmanager
