@@ -10,7 +10,7 @@ from pathlib import Path
 
 from embedder.benchmark.check_record import Bench, Record, run_steps
 from embedder.benchmark.gpu_check import print_summary, supervise
-from embedder.benchmark.gpu_steps import STEPS
+from embedder.benchmark.gpu_steps import OPTIONAL, STEPS
 
 
 def main() -> int:
@@ -18,7 +18,10 @@ def main() -> int:
     asked = argparse.ArgumentParser(
         prog="python -m jobs.gpu_check", description="Parity, ceilings and throughput of a GPU, in one JSON file."
     )
-    asked.add_argument("--steps", default=",".join(STEPS), help=f"some of {', '.join(STEPS)}; they run in this order")
+    by_default = ",".join(name for name in STEPS if name not in OPTIONAL)
+    asked.add_argument(
+        "--steps", default=by_default, help=f"some of {', '.join(STEPS)}; they run in this order, {', '.join(OPTIONAL)} only if named"
+    )
     asked.add_argument("--seconds", type=float, default=480, help="steps that would start later are recorded as not run")
     asked.add_argument("--output", type=Path, default=Path("gpu_check.json"), help="written anew after every item")
     asked.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run at tiny sizes")

@@ -69,6 +69,20 @@ def time_pooling(bench: Bench, width: int, num_tokens: int = 65_536) -> dict[str
     return found
 
 
+def rotary(bench: Bench) -> Iterator[Item]:
+    """Time layers with rotated heads, plain and fused."""
+    for name in ("nomic", "modernbert-base", "qwen3-0.6b"):
+        for token_budget in (512,) if bench.is_tiny else (65_536, 16_384):
+            yield f"{name} {token_budget}", partial(compare_backends, bench, name, token_budget)
+
+
+def compare_backends(bench: Bench, name: str, token_budget: int) -> dict[str, float]:
+    """Return tokens a second of plain and fused layers, and the ratio of their seconds."""
+    plain, changed = (build(bench, name, "bfloat16", "packed", backend) for backend in ("torch", "fused"))
+    rows = draw_rows(draw_lengths("mixed", 2_048 if bench.is_tiny else ROUND_TOKENS), VOCABULARY)
+    return compare_runs(bench, {"torch": plain, "fused": changed}, rows, token_budget, 2)
+
+
 def auto(bench: Bench) -> Iterator[Item]:
     """Report the choice of compute.backend=auto by model."""
     for name in ("bert-large", "minilm"):

@@ -21,7 +21,14 @@ from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.loading import BackendName
 
-TINY = {"minilm": Shape(2, 64, 2), "bert-base": Shape(2, 64, 2), "bert-large": Shape(4, 64, 2)}
+TINY = {
+    "minilm": Shape(2, 64, 2),
+    "bert-base": Shape(2, 64, 2),
+    "bert-large": Shape(4, 64, 2),
+    "nomic": Shape(1, 64, 2, "nomic_bert", 96),
+    "modernbert-base": Shape(2, 64, 2, "modernbert", 96),
+    "qwen3-0.6b": Shape(1, 64, 2, "qwen3", 96, key_heads=1, head_width=64),
+}
 BUDGETS = (65_536, 16_384, 4_096)
 PROFILES = ("mixed", "64", "512")
 ROUND_TOKENS = 524_288

@@ -20,4 +20,8 @@ STEPS: dict[str, Step] = {
     "peer": gpu_peer.peer,
     "compiled": gpu_speed.compiled,
     "compiled_parity": gpu_parity.compiled_parity,
+    "rotary_parity": gpu_parity.rotary_parity,
+    "rotary": gpu_exits.rotary,
 }
+OPTIONAL = ("rotary_parity", "rotary")
+"""Steps that run only if they are named: all of them together take longer than the default budget."""

@@ -54,7 +54,12 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         _SHAPE | _WINDOWED | {"local_attention": 128, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2},
     ),
     "nomic_bert": ("NomicBertConfig", _SHAPE),
+    "gte": ("GteConfig", _SHAPE | {"pad_token_id": 0}),
+    "qwen2": ("Qwen2Config", _SHAPE | _GROUPED | _WINDOWED | {"sliding_window": 64, "use_sliding_window": True}),
     "qwen3": ("Qwen3Config", _SHAPE | _GROUPED | {"head_dim": 128}),
+    "llama": ("LlamaConfig", _SHAPE | _GROUPED | {"is_causal": False, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", _SHAPE | _GROUPED | {"sliding_window": 64}),
+    "eurobert": ("EuroBertConfig", _SHAPE | _GROUPED | {"mask_token_id": 3}),
     "gemma3_text": (
         "Gemma3TextConfig",
         _SHAPE

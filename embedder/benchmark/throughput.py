@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, AutoModel
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.batches import LayoutName
 from embedder.model.encoder import Encoder
 from embedder.model.exits import Exit
+from embedder.model.files.families import find_family, is_causal
 from embedder.model.float8 import check_device, use_float8
 from embedder.model.loading import DTYPES, BackendName, resolve_layout
 from embedder.model.pooling import Head
@@ -33,14 +34,40 @@ PROFILES = ("64", "512", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a BERT is."""
+    """How large a transformer is; by default a BERT."""
 
     layers: int
     hidden_size: int
     heads: int
+    family: str = "bert"
+    gated_width: int | None = None
+    """Inner width of gated feed-forward blocks; None: four times the hidden size, not gated."""
+    key_heads: int | None = None
+    """Heads of keys; None: as many as of queries."""
+    head_width: int | None = None
+
+    def config(self) -> Any:
+        """Return transformers' config; the vocabulary is the family's own."""
+        optional = {"num_key_value_heads": self.key_heads, "head_dim": self.head_width}
+        return AutoConfig.for_model(  # type: ignore[no-untyped-call]
+            self.family,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.gated_width or 4 * self.hidden_size,
+            max_position_embeddings=MOST_TOKENS,
+            **{name: value for name, value in optional.items() if value},
+        )
 
 
-SHAPES = {"minilm": Shape(6, 384, 12), "bert-base": Shape(12, 768, 12), "bert-large": Shape(24, 1024, 16)}
+SHAPES = {
+    "minilm": Shape(6, 384, 12),
+    "bert-base": Shape(12, 768, 12),
+    "bert-large": Shape(24, 1024, 16),
+    "nomic": Shape(12, 768, 12, "nomic_bert", 3072),
+    "modernbert-base": Shape(22, 768, 12, "modernbert", 1152),
+    "qwen3-0.6b": Shape(28, 1024, 16, "qwen3", 3072, key_heads=8, head_width=128),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +89,12 @@ class Throughput:
 def build_random_encoder(
     shape: Shape, device: str, dtype: str, layout: LayoutName, backend: BackendName = "torch", leave: Exit | None = None
 ) -> Encoder:
-    """Build a BERT of random weights with mean pooling, or with a calibrated exit."""
+    """Build a transformer of random weights with mean pooling, or with a calibrated exit."""
     if dtype == FLOAT8:
         check_device(device)
-    config = BertConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.hidden_size,
-        max_position_embeddings=MOST_TOKENS,
-    )
+    heads = {"add_pooling_layer": False} if find_family(shape.family).pooler else {}
     with torch.device(device):  # a GPU draws the weights in a moment
-        model: Any = BertModel(config, add_pooling_layer=False)
+        model: Any = AutoModel.from_config(shape.config(), **heads)  # type: ignore[no-untyped-call]
     model = model.to(around(dtype)).eval().requires_grad_(False)
     spec = EmbeddingSpec(
         model="random",
@@ -127,9 +148,16 @@ def draw_lengths(profile: str, num_tokens: int, seed: int = 0) -> np.ndarray:
 
 def flops_of(shape: Shape, lengths: np.ndarray) -> float:
     """Count the layers' multiplications and additions for sequences of these lengths, padding not counted."""
-    tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
-    parameters = 12 * shape.hidden_size**2  # four projections, and two of four times the width
-    return shape.layers * (2 * parameters * tokens + 4 * shape.hidden_size * squares)
+    config = shape.config()
+    heads = shape.heads * (shape.head_width or shape.hidden_size // shape.heads)
+    keys = heads * (shape.key_heads or shape.heads) // shape.heads
+    widened = 3 * shape.gated_width if shape.gated_width else 8 * shape.hidden_size
+    parameters = shape.hidden_size * (2 * heads + 2 * keys + widened)
+    squares = 0.0
+    for kind in getattr(config, "layer_types", None) or ["full_attention"] * shape.layers:
+        seen = np.minimum(lengths, 2 * config.sliding_window + 1) if kind == "sliding_attention" else lengths
+        squares += float((lengths.astype(np.float64) * seen).sum())
+    return shape.layers * 2 * parameters * float(lengths.sum()) + (2 if is_causal(config) else 4) * heads * squares
 
 
 def measure_matrix_rate(device: str, dtype: str) -> float:

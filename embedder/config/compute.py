@@ -27,7 +27,7 @@ class ComputeConfig(Section):
     layout: Layout = "auto"
     """packed: sequences end to end, without padding; padded: side by side; auto: packed on cuda in half precision, except for MPNet."""
     backend: Backend = "auto"
-    """Runs the layers: torch, compiled, fused (cuda, BERT shape), or openvino (cpu, extra). auto on cuda: the faster of torch and fused,
+    """Runs the layers: torch, compiled, fused (cuda, most families), or openvino (cpu, extra). auto on cuda: the faster of torch and fused,
     measured on the first large unit together with the token budget; on a CPU: openvino if installed. Each must agree with torch."""
     actors: tuple[Positive, Positive] | None = None
     """Minimum and maximum number of encoder actors; default: one per GPU, or one per CPU node."""

@@ -130,7 +130,7 @@ class Encoder:
         return self
 
     def fuse_layers(self) -> "Encoder":
-        """Run the layers by fused kernels; ModelError for other shapes than BERT's, and for padded batches."""
+        """Run the layers by fused kernels; ModelError for layers of another shape, and for padded batches."""
         if self._layout.attention != PACKED:
             raise ModelError("fused layers take packed sequences; set compute.layout and compute.dtype to auto")
         fuse_layers(self.layers, self._config)
@@ -139,7 +139,7 @@ class Encoder:
 
     def offer_fused(self, least: float = LAYOUT_COSINE) -> None:
         """Add fused layers to the backends if this model and machine have them and they agree on the probe; go on running torch."""
-        if self._layout.attention != PACKED or not has_kernels() or find_unfusable(self._config):
+        if self._layout.attention != PACKED or not has_kernels() or find_unfusable(self.layers, self._config):
             return
         if agree_on_backend(self.probe_rows(), self.fuse_layers, "auto", least, "fused") is not None:
             self.backends = ("torch", "fused")

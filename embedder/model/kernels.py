@@ -1,9 +1,8 @@
-"""Kernels in Triton: residual and norm in one pass, GELU and float8 codes in one pass, pooling of segments that reads states once.
+"""Kernels in Triton: pooling of segments that reads states once, and the pooled states of an exit split for tensor cores.
 
 Import this module only where Triton is installed: on a GPU it comes with torch. TRITON_INTERPRET=1 runs the kernels on a CPU.
 
-N = rows, H = hidden size, I = columns, T = tokens, S = bounds of segments, B = segments, P = poolings, Q = queries.
-F = pooled components of all layers.
+H = hidden size, T = tokens, S = bounds of segments, B = segments, P = poolings, Q = queries. F = pooled components of all layers.
 """
 
 import torch
@@ -11,9 +10,8 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-LARGEST_CODE = 448.0
-"""Of float8 e4m3."""
-LEAST_SCALE = 1e-12
+from embedder.model.layer_kernels import count_warps
+
 POOLINGS, QUERIES = 4, 2
 """Poolings of an exit, and those of them that read the states through a query."""
 CHUNK = 64
@@ -22,61 +20,6 @@ _TOKENS = 8
 """Tokens that pooling reads at a time."""
 _SEARCHED = 1024
 """Bounds that pooling searches at a time."""
-
-
-@triton.jit
-def _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale):
-    scale = tl.maximum(tl.max(tl.abs(row), axis=0) / largest_code, least_scale)
-    tl.store(scales + number, scale)
-    tl.store(codes + offsets, (row / scale).to(codes.dtype.element_ty), mask=inside)
-
-
-# fmt: off
-@triton.jit
-def _add_norm(
-    product,
-    bias,
-    residual,
-    weight,
-    shift,
-    out,
-    codes,
-    scales,
-    width,
-    eps,
-    largest_code,
-    least_scale,
-    HAS_CODES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    number = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    offsets = number * width + columns
-    row = tl.load(product + offsets, mask=inside, other=0.0).to(tl.float32)
-    row += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    row += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(row, axis=0) / width
-    centred = tl.where(inside, row - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / width + eps)
-    row = centred * scale * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    row += tl.load(shift + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + offsets, row.to(out.dtype.element_ty), mask=inside)
-    if HAS_CODES:
-        _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale)
-# fmt: on
-
-
-@triton.jit
-def _encode(rows, codes, scales, width, largest_code, least_scale, HAS_GELU: tl.constexpr, BLOCK: tl.constexpr):
-    number = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    offsets = number * width + columns
-    row = tl.load(rows + offsets, mask=inside, other=0.0).to(tl.float32)
-    if HAS_GELU:
-        row = 0.5 * row * (1.0 + tl.erf(row * 0.7071067811865476))
-    _encode_row(row, codes, scales, number, offsets, inside, largest_code, least_scale)
 
 
 # fmt: off
@@ -195,52 +138,6 @@ def _normalize_split(states, out, width, num_blocks, num_features, BLOCK: tl.con
 # fmt: on
 
 
-def add_norm(
-    product_NH: Tensor, bias_H: Tensor, residual_NH: Tensor, weight_H: Tensor, shift_H: Tensor, eps: float, has_codes: bool = False
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return LayerNorm(product + bias + residual), and if asked its float8 codes with a scale a row, (N, 1)."""
-    num_rows, width = product_NH.shape
-    out_NH = torch.empty_like(residual_NH)
-    codes_NH, scales_N1 = _empty_codes(out_NH) if has_codes else (None, None)
-    block = triton.next_power_of_2(width)
-    _add_norm[(num_rows,)](
-        product_NH,
-        bias_H,
-        residual_NH,
-        weight_H,
-        shift_H,
-        out_NH,
-        codes_NH,
-        scales_N1,
-        width,
-        eps,
-        LARGEST_CODE,
-        LEAST_SCALE,
-        HAS_CODES=has_codes,
-        BLOCK=block,
-        num_warps=_num_warps(block),
-    )
-    return out_NH, codes_NH, scales_N1
-
-
-def encode_rows(rows_NI: Tensor, has_gelu: bool = False) -> tuple[Tensor, Tensor]:
-    """Return float8 codes and each row's scale (N, 1), of the rows or of their GELU."""
-    codes_NI, scales_N1 = _empty_codes(rows_NI)
-    block = triton.next_power_of_2(rows_NI.shape[1])
-    _encode[(rows_NI.shape[0],)](
-        rows_NI,
-        codes_NI,
-        scales_N1,
-        rows_NI.shape[1],
-        LARGEST_CODE,
-        LEAST_SCALE,
-        HAS_GELU=has_gelu,
-        BLOCK=block,
-        num_warps=_num_warps(block),
-    )
-    return codes_NI, scales_N1
-
-
 def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH: Tensor, bias_PT: Tensor) -> Tensor:
     """Return each segment's states averaged by softmax(bias), and by softmax(query · state + bias) for the last Q, in float32: (B, P, H).
 
@@ -269,10 +166,10 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH:
         TOKENS=_TOKENS,
         BLOCK=block,
         SEARCHED=_SEARCHED,
-        num_warps=_num_warps(block),
+        num_warps=count_warps(block),
     )
     if has_parts:
-        _combine[(num_segments * POOLINGS,)](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=_num_warps(block))
+        _combine[(num_segments * POOLINGS,)](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=count_warps(block))
     return out_BPH
 
 
@@ -283,16 +180,6 @@ def normalize_split(states_BF: Tensor, hidden_size: int) -> Tensor:
     out_BG = torch.empty((num_rows, 3 * num_features), dtype=torch.bfloat16, device=states_BF.device)
     num_blocks, block = num_features // hidden_size, triton.next_power_of_2(hidden_size)
     _normalize_split[(num_rows * num_blocks,)](
-        states_BF, out_BG, hidden_size, num_blocks, num_features, BLOCK=block, num_warps=_num_warps(block)
+        states_BF, out_BG, hidden_size, num_blocks, num_features, BLOCK=block, num_warps=count_warps(block)
     )
     return out_BG
-
-
-def _empty_codes(rows_NI: Tensor) -> tuple[Tensor, Tensor]:
-    codes_NI = torch.empty(rows_NI.shape, dtype=torch.float8_e4m3fn, device=rows_NI.device)
-    return codes_NI, torch.empty((rows_NI.shape[0], 1), dtype=torch.float32, device=rows_NI.device)
-
-
-def _num_warps(block: int) -> int:
-    """Return the warps that leave each thread eight components: sixteen bytes in half precision."""
-    return min(16, max(1, block // 256))

@@ -102,14 +102,34 @@ def attend_on_device(
     return attended_TAE.unsqueeze(0)
 
 
-def attend_segments(query_TAE: Tensor, key_TAE: Tensor, value_TAE: Tensor, segments: Segments) -> Tensor:
-    """Attend to all tokens of each sequence, without what varlen_attn does on the host at each of its calls: (T, A, E), contiguous."""
+def attend_segments(
+    query_TAE: Tensor,
+    key_TKE: Tensor,
+    value_TKE: Tensor,
+    segments: Segments,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Attend within each sequence, without what varlen_attn does on the host at each of its calls: (T, A, E), contiguous."""
+    window = choose_window(sliding_window, segments.is_causal)
     if not query_TAE.is_cuda:
-        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query_TAE, key_TAE, value_TAE))
-        return attend_by_segment(query, key, value, segments, None, (-1, -1))[0]
-    offsets_S, longest = segments.offsets_S, segments.longest
+        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query_TAE, key_TKE, value_TKE))
+        return attend_by_segment(query, key, value, segments, scaling, window)[0]
+    offsets_S, longest, (back, ahead) = segments.offsets_S, segments.longest, window
     found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_forward(
-        query_TAE, key_TAE, value_TAE, offsets_S, offsets_S, longest, longest, 0.0, segments.is_causal, False
+        query_TAE,
+        key_TKE,
+        value_TKE,
+        offsets_S,
+        offsets_S,
+        longest,
+        longest,
+        0.0,
+        window == (-1, 0),
+        False,
+        scale=scaling,
+        window_size_left=back,
+        window_size_right=ahead,
     )
     return found[0].contiguous()
 

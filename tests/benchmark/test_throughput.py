@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from embedder.benchmark.gpu_speed import TINY as TINY_SHAPES
+from embedder.benchmark.random_models import draw_rows
 from embedder.benchmark.throughput import (
     PROFILES,
     SHAPES,
@@ -22,7 +24,17 @@ from jobs.throughput import main
 TINY = Shape(2, 32, 2)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("minilm", 10.6), ("bert-base", 84.9), ("bert-large", 302.0)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("minilm", 10.6),
+        ("bert-base", 84.9),
+        ("bert-large", 302.0),
+        ("nomic", 113.2),
+        ("modernbert-base", 110.3),
+        ("qwen3-0.6b", 440.4),
+    ],
+)
 def test_a_token_costs_two_operations_a_parameter_of_the_layers(name: str, millions: float) -> None:
     one_token = flops_of(SHAPES[name], np.array([1]))
     assert one_token == pytest.approx(2e6 * millions, rel=0.01)
@@ -31,6 +43,22 @@ def test_a_token_costs_two_operations_a_parameter_of_the_layers(name: str, milli
 def test_attention_grows_with_the_square_of_the_length() -> None:
     apart, together = flops_of(TINY, np.array([64, 64])), flops_of(TINY, np.array([128]))
     assert together - apart == 2 * 4 * 32 * (128**2 - 2 * 64**2)
+
+
+def test_attention_counts_the_tokens_that_a_token_sees() -> None:
+    apart, together = np.array([64, 64]), np.array([128])
+    windowed = Shape(2, 64, 2, "modernbert", 96)  # the first layer sees all, the second 64 tokens back and ahead
+    causal = Shape(2, 64, 2, "qwen3", 96, key_heads=1, head_width=32)
+    assert flops_of(windowed, together) - flops_of(windowed, apart) == 2 * 4 * 64 * (128**2 - 2 * 64**2)
+    assert flops_of(windowed, np.array([256])) - flops_of(windowed, np.array([128, 128])) == 4 * 64 * (256**2 - 2 * 128**2 + 256)
+    assert flops_of(causal, together) - flops_of(causal, apart) == 2 * 2 * 64 * (128**2 - 2 * 64**2)
+
+
+@pytest.mark.parametrize("name", ["nomic", "modernbert-base", "qwen3-0.6b"])
+def test_shapes_of_other_families_run(name: str) -> None:
+    rows = draw_rows(np.array([9, 4]), 1000)
+    encoder = build_random_encoder(TINY_SHAPES[name], "cpu", "float32", "packed")
+    assert encoder.encode(rows, 40).padded_tokens == 13
 
 
 def test_mixed_lengths_are_128_on_average() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from embedder.core.errors import ModelError
 
@@ -30,8 +30,8 @@ class Family:
     """Learned positions start at pad id + 1, which leaves fewer for tokens."""
     intermediate_size: str = "intermediate_size"
     """Config entry with the inner width of the feed-forward blocks."""
-    fused: bool = False
-    """Whether layers have the shape that the fused kernels compute."""
+    fused: Literal["bert", "rotary"] | None = None
+    """Shape of the layers, if there are fused kernels for it; rotary: rotated heads and a gated feed-forward block."""
     float16: bool = True
     """False: activations overflow float16 to NaN."""
     float8: bool = True
@@ -58,8 +58,8 @@ class Family:
     """Modules after the hidden states, whose weights are left out: no vector depends on them."""
 
 
-_BERT = Family(layers="encoder.layer", pooler=True, fused=True)
-_ROBERTA = Family(layers="encoder.layer", pooler=True, positions_after_pad=True, fused=True)
+_BERT = Family(layers="encoder.layer", pooler=True, fused="bert")
+_ROBERTA = Family(layers="encoder.layer", pooler=True, positions_after_pad=True, fused="bert")
 _GENERATION_HEADS = frozenset({"lm_head", "score", "classifier"})
 
 
@@ -68,7 +68,7 @@ def _reads_backwards(config: Any) -> bool:
     return getattr(config, "is_causal", True) is not False
 
 
-_DECODER = Family(layers="layers", final_norm="norm", is_causal=_reads_backwards, heads=_GENERATION_HEADS)
+_DECODER = Family(layers="layers", final_norm="norm", is_causal=_reads_backwards, heads=_GENERATION_HEADS, fused="rotary")
 _WINDOWED_DECODER = replace(_DECODER, layer_lists=("layer_types",), sliding=True)
 _NOMIC_NAMES = {
     "n_embd": "hidden_size",
@@ -112,17 +112,25 @@ FAMILIES: dict[str, Family] = {
         layer_lists=("layer_types",),
         sliding=True,
         heads=frozenset({"head", "decoder", "classifier", "qa_outputs"}),
+        fused="rotary",
     ),
     "nomic_bert": Family(
-        layers="layers", pooler=True, other_names=_NOMIC_NAMES, neutral=_NOMIC_NEUTRAL, remote_class="modeling_hf_nomic_bert.NomicBertModel"
+        layers="layers",
+        pooler=True,
+        other_names=_NOMIC_NAMES,
+        neutral=_NOMIC_NEUTRAL,
+        remote_class="modeling_hf_nomic_bert.NomicBertModel",
+        fused="rotary",
     ),
     "qwen2": _WINDOWED_DECODER,
     "qwen3": _WINDOWED_DECODER,
     "llama": _DECODER,
-    "ministral3": replace(_DECODER, sliding=True),
+    "ministral3": replace(_DECODER, sliding=True, fused=None),  # it scales queries by their positions
     "mistral": replace(_DECODER, sliding=True),
     # transformers refuses sdpa for it, which has no soft cap
-    "gemma2": replace(_WINDOWED_DECODER, attention="eager", packed=False, float16=False, applies=frozenset({"attn_logit_softcapping"})),
+    "gemma2": replace(
+        _WINDOWED_DECODER, attention="eager", packed=False, float16=False, applies=frozenset({"attn_logit_softcapping"}), fused=None
+    ),
     "gemma3_text": Family(
         layers="layers",
         final_norm="norm",
@@ -131,6 +139,7 @@ FAMILIES: dict[str, Family] = {
         sliding=True,
         float16=False,
         heads=_GENERATION_HEADS,
+        fused="rotary",
     ),
     "embedding_gemma2_text": Family(
         layers="layers",
@@ -144,9 +153,11 @@ FAMILIES: dict[str, Family] = {
         model_class="transformers.EmbeddingGemma2TextModel",
         heads=frozenset({"vision_tower", "embed_vision", "audio_tower", "embed_audio"}),
     ),
-    "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS),
+    "eurobert": Family(layers="layers", final_norm="norm", heads=_GENERATION_HEADS, fused="rotary"),
     "jina_embeddings_v3": Family(layers="layers", pooler=True),
-    "gte": Family(layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"})),
+    "gte": Family(
+        layers="layers", neutral=_NEW_NEUTRAL, heads=frozenset({"pooler", "lm_head", "classifier", "qa_outputs"}), fused="rotary"
+    ),
     # its attention adds the bias of relative positions, which the first layer has
     "t5": Family(
         layers="encoder.block",
