@@ -49,7 +49,7 @@ class Shape:
     def config(self) -> Any:
         """Return transformers' config; the vocabulary is the family's own."""
         optional = {"num_key_value_heads": self.key_heads, "head_dim": self.head_width}
-        return AutoConfig.for_model(  # type: ignore[no-untyped-call]
+        return AutoConfig.for_model(
             self.family,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,

@@ -4,6 +4,7 @@ import os
 import shutil
 from functools import cache
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 
 from embedder.config.compute import Backend
 from embedder.core.errors import ConfigError
@@ -33,6 +34,16 @@ def has_c_compiler() -> bool:
 def has_kernels() -> bool:
     """Return whether kernels in Triton can be built here."""
     return find_spec("triton") is not None and has_c_compiler()
+
+
+@cache
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return the errors, none a RuntimeError, that Triton raises for a kernel it cannot build or launch, or whose launcher gcc cannot."""
+    if find_spec("triton") is None:
+        return (CalledProcessError,)
+    from triton.errors import TritonError
+
+    return (CalledProcessError, TritonError)
 
 
 def check_c_compiler(backend: Backend, device: str) -> None:

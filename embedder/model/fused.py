@@ -25,7 +25,7 @@ def fuse_layers(layers: nn.ModuleList, config: Any) -> None:
     build = (FusedFloat8Layer if has_float8(layers) else FusedLayer) if is_bert else RotaryLayer
     fused = [build(layer, config) for layer in layers]
     for layer, forward in zip(layers, fused, strict=True):
-        layer.forward = forward  # type: ignore[assignment]
+        layer.forward = forward
 
 
 def find_unfusable(layers: nn.ModuleList, config: Any) -> str | None:

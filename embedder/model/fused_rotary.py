@@ -60,7 +60,7 @@ class RotaryLayer:
         joined_TO = functional.linear(states_TH, *self.joined)
         rotate_heads(joined_TO, cosines_1TE[0], sines_1TE[0], self.num_heads, self.num_key_heads, self.head_weights_2E, self.head_eps)
         heads = (self.num_heads, self.num_key_heads, self.num_key_heads)
-        query, key, value = joined_TO.view(len(joined_TO), -1, self.width).split(heads, dim=1)
+        query, key, value = joined_TO.view(len(joined_TO), -1, self.width).split_with_sizes(heads, dim=1)
         return attend_segments(query, key, value, segments, self.scaling, self.window).flatten(1)
 
     def _widen(self, states_TH: Tensor) -> Tensor:

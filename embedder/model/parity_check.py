@@ -13,6 +13,7 @@ import torch
 
 from embedder.config.compute import Backend, Layout
 from embedder.core.errors import ModelError
+from embedder.model.backends import kernel_errors
 from embedder.model.batches import LayoutName
 from embedder.model.files.families import position_limit
 
@@ -76,6 +77,7 @@ def agree_on_backend(
     expected_ND: np.ndarray, convert: Callable[[], Encoding], asked: Backend, least: float = LAYOUT_COSINE, name: str = "openvino"
 ) -> Encoding | None:
     """Return the converted encoder if it reproduces torch's probe vectors; else raise ModelError if it was asked for, or warn."""
+    faults: tuple[type[Exception], ...] = (ModelError, RuntimeError, *kernel_errors())  # of a converter or compiler
     try:
         converted = convert()
         cosine = least_cosine(converted.probe_rows(), expected_ND)
@@ -84,7 +86,7 @@ def agree_on_backend(
             return converted
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except (ModelError, RuntimeError) as error:  # what a converter or compiler raises of its own
+    except faults as error:
         fault = str(error)
     if asked != "auto":
         raise ModelError(f"compute.backend={asked}: {fault}; choose auto or torch")

@@ -44,10 +44,11 @@ def test_fused_float8_is_near_plain_float8(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @interpreted
-def test_offered_layers_switch_between_torch_and_fused_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_offered_layers_switch_between_torch_and_fused_kernels(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr("embedder.model.encoder.has_kernels", lambda: True)
-    encoder, rows = build_encoder("bert", "cpu", torch.float32, "packed", depth=1), draw_rows(np.array([9, 4]), 1000)
+    encoder, rows = build_encoder(family, "cpu", torch.float32, "packed", depth=1), draw_rows(np.array([9, 4]), 1000)
     expected = encoder.encode(rows, 40).vectors_ND
     encoder.offer_fused()
     assert encoder.backends == ("torch", "fused")
@@ -57,6 +58,22 @@ def test_offered_layers_switch_between_torch_and_fused_kernels(monkeypatch: pyte
     assert np.abs(fused - expected).max() > 0
     assert least_cosine(fused, expected) >= 0.999999
     encoder.use_backend("torch")
+    np.testing.assert_array_equal(encoder.encode(rows, 40).vectors_ND, expected)
+
+
+@interpreted
+def test_auto_goes_on_with_torch_where_a_kernel_does_not_fit_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    def fail(*_: object) -> None:
+        raise OutOfResources(200_000, 100_000, "shared memory")
+
+    monkeypatch.setattr("embedder.model.encoder.has_kernels", lambda: True)
+    monkeypatch.setattr("embedder.model.fused_rotary.gate_rows", fail)
+    encoder, rows = build_encoder("nomic_bert", "cpu", torch.float32, "packed", depth=1), draw_rows(np.array([9, 4]), 1000)
+    expected = encoder.encode(rows, 40).vectors_ND
+    encoder.offer_fused()
+    assert encoder.backends == ("torch",)
     np.testing.assert_array_equal(encoder.encode(rows, 40).vectors_ND, expected)
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,17 @@ def test_a_device_that_fails_in_a_probe_is_not_taken_for_one_without_a_kernel(
         find_fault(encoder, np.ones((1, 1)))
     with pytest.raises(type(fault), match="made up"):
         agree_on_backend(np.ones((1, 1)), lambda: encoder, "compiled")
+
+
+def test_auto_goes_on_with_torch_where_a_kernel_cannot_be_built(tiny_model: TinyModel, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> Encoder:
+        raise CalledProcessError(1, ["gcc", "launcher.c"])
+
+    expected_ND = tiny_model.load().probe_rows()
+    assert agree_on_backend(expected_ND, fail, "auto", name="fused") is None
+    assert "fused: Command '['gcc', 'launcher.c']' returned non-zero exit status 1.; going on with torch" in caplog.text
+    with pytest.raises(ModelError, match=r"compute\.backend=fused: Command '\['gcc'"):
+        agree_on_backend(expected_ND, fail, "fused")
 
 
 def builder(model: TinyModel) -> Callable[[LayoutName], Encoder]:
