@@ -12,6 +12,7 @@ import torch
 
 from embedder.benchmark.throughput import SHAPES, build_random_encoder, choose_layout, measure_throughput
 from embedder.config.cli import run_job
+from embedder.model.backends import check_triton
 
 
 def main(args: Sequence[str]) -> int:
@@ -35,6 +36,8 @@ def main(args: Sequence[str]) -> int:
         parser.error("--device cuda: torch finds no CUDA here; choose cpu")
     shape = replace(SHAPES[options.model], layers=options.depth or SHAPES[options.model].layers)
     options.layout = choose_layout(options.layout, options.device, options.dtype)
+    if options.backend == "fused":
+        check_triton(options.layout)
     encoder = build_random_encoder(shape, options.device, options.dtype, options.layout, options.backend)
     found = measure_throughput(encoder, shape, options.dtype, options.tokens, options.token_budget, options.rounds)
     if options.json:

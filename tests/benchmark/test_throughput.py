@@ -120,3 +120,8 @@ def test_a_measurement_that_makes_no_sense_is_refused(
         main(["minilm", *flags])
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_fused_layers_that_cannot_run_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"compute\.backend=fused: "):
+        main(["minilm", "--device", "cpu", "--backend", "fused", "--layout", "padded"])
