@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,3 +196,18 @@ def test_a_run_that_adopted_deleted_parts_is_refused_and_publishes_nothing(tmp_p
     monkeypatch.undo()
     table.follow(CORPUS)
     assert len(table.rows()) == len(table.rows(2))
+
+
+def test_a_scan_that_began_before_later_versions_and_a_vacuum_reads_its_own_version_to_the_end(tmp_path: Path) -> None:
+    table = MadeTable(str(tmp_path / "table"))
+    table.follow(CORPUS)
+    before = sorted((row["doc_id"], row["text"]) for row in table.rows())
+    dataset = DeltaTable(table.uri).to_pyarrow_dataset()
+    scan = dataset.scanner(["doc_id", "text"], batch_size=1, batch_readahead=0, fragment_readahead=0).to_batches()
+    read = next(scan).to_pylist()
+    table.follow(EDITED)
+    age(table, 10)
+    assert vacuum_table(table.location, 24).stale == (), "the scan may be of any version of the last 24 hours"
+    table.follow({**EDITED, "p": []})
+    read += [row for batch in scan for row in batch.to_pylist()]
+    assert sorted((row["doc_id"], row["text"]) for row in read) == before

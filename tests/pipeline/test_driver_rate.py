@@ -1,0 +1,111 @@
+"""One driver takes units from a cluster of many nodes: stages that do nothing, and all that the driver does for a unit.
+
+python -m tests.pipeline.test_driver_rate UNITS NODES prints units a second, and what a unit costs the driver.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedder.core.plan import Plan, batch_tasks
+from embedder.core.units import Part, PartName, Shard, Stats, Task
+from embedder.observe.metrics import measure
+from embedder.observe.progress import Meter
+from embedder.pipeline.cluster import Reporter, start_ray
+from embedder.pipeline.graph import connect, iterate
+from embedder.pipeline.pool import Pool
+from embedder.pipeline.stages import tasks_row
+from embedder.run.embed import check_complete
+from tests.tables import as_columns
+
+UNITS_A_TASK = 100
+UNIT_ROWS = 10
+SHARD_BYTES = 1 << 30
+MOST_MILLISECONDS = 25
+
+
+def read(row: Any) -> Iterator[dict[str, Any]]:
+    """Yield made-up units of some tasks."""
+    for each in json.loads(row["tasks"]):
+        task = Task.from_fields(each["task"])
+        for number in range(UNITS_A_TASK):
+            first, is_last = number * UNIT_ROWS, number == UNITS_A_TASK - 1
+            name = str(PartName(task.key, task.version, first, first + UNIT_ROWS, is_last))
+            yield {"key": task.key, "name": name, "documents": b"x" * 10_000}
+
+
+class Encode:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the unit with a probe vector."""
+        return {**row, "probe": [0.1] * 384}
+
+
+def write(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a landed unit."""
+    part = Part(row["name"], UNIT_ROWS, 150_000, Stats(documents=UNIT_ROWS, chunks=UNIT_ROWS, tokens=1_000))
+    stats = {name: getattr(part.stats, name) for name in Stats.__slots__}
+    return {"key": row["key"], "name": part.name, "stats": stats, "probe": row["probe"]}
+
+
+def measure_driver(num_units: int, num_nodes: int) -> dict[str, float]:
+    """Run a graph on a cluster of made-up nodes; return the driver's figures over the second half of the units."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(num_nodes):
+        cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=200 << 20)
+    import ray
+
+    ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+    start_ray()
+    tasks = [Task(f"{number:016x}", "1" * 32, (Shard(f"{number}.jsonl", "v", SHARD_BYTES),)) for number in range(num_units // UNITS_A_TASK)]
+    columns = as_columns(tasks)
+    plan = Plan(columns, {}, (), None, None, {})  # type: ignore[arg-type]
+    rows = [tasks_row(batch, plan) for batch in batch_tasks(tasks, columns.size_bytes)]
+    pool = Pool("cuda", "bfloat16", 1, (num_nodes, num_nodes), 1.0, 0.5, 1, 0.49, initial=num_nodes, calls=2)
+    meter, reporter = Meter(columns, None, num_nodes), Reporter({"table": "made-up", "run_id": "0"})
+    parts: list[Part] = []
+    with closing(iterate(connect(rows, (read, ()), (Encode, ()), (write, ()), pool))) as landings:
+        for row in landings:
+            part = Part(row["name"], UNIT_ROWS, 150_000, Stats(**row["stats"]))
+            parts.append(part)
+            meter.land(part)
+            reporter.report(measure(meter))
+            if len(parts) == num_units // 2:  # the workers have started
+                started, cpu, memory = time.monotonic(), time.process_time(), peak_bytes()
+    seconds, num = time.monotonic() - started, len(parts) - num_units // 2
+    check_complete(columns, parts, {})
+    return {
+        "units": len(parts),
+        "units_per_second": num / seconds,
+        "driver_ms_per_unit": (time.process_time() - cpu) * 1000 / num,
+        "driver_bytes_per_unit": (peak_bytes() - memory) / num,
+    }
+
+
+def peak_bytes() -> int:
+    """Return the peak memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_unit_costs_the_driver_milliseconds(record_property: Callable[[str, object], None]) -> None:
+    command = [sys.executable, "-m", "tests.pipeline.test_driver_rate", "1000", "2"]
+    printed = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=True).stdout
+    figures = json.loads(printed.splitlines()[-1])
+    record_property("figures", figures)
+    assert figures["units"] == 1000
+    assert figures["driver_ms_per_unit"] < MOST_MILLISECONDS
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_driver(int(sys.argv[1]), int(sys.argv[2]))))
