@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,8 @@ class TinyModel:
     family: str
 
     def resolve(self, max_tokens: int | None = None, **embedding: Any) -> ResolvedModel:
-        return resolve_model(EmbeddingConfig(model=str(self.folder), **embedding), ChunkingConfig(max_tokens=max_tokens))
+        files = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in self.folder.rglob("*")))
+        return resolve_once(files, EmbeddingConfig(model=str(self.folder), **embedding), ChunkingConfig(max_tokens=max_tokens))
 
     def load(self, dtype: str = "float32", **embedding: Any) -> Encoder:
         return Encoder.load(self.resolve(**embedding).spec, dtype=dtype)
@@ -155,6 +157,12 @@ class TinyModel:
 
     def reference(self) -> SentenceTransformer:
         return SentenceTransformer(str(self.folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+@cache
+def resolve_once(files: tuple[tuple[str, int], ...], embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
+    """Resolve a model as long as its files stay the same: checking its weights takes a tenth of a second, a thousand times over."""
+    return resolve_model(embedding, chunking)
 
 
 def tokenize(resolved: ResolvedModel, texts: list[str]) -> pa.ListArray:
