@@ -55,20 +55,16 @@ def task(resolved: ResolvedModel, token_ids: pa.ListArray) -> PoolingTask:
     return PoolingTask(resolved.spec, resolved.tokenizer_json, held_out, others, Features({1: (0, 1)}, (0, 1), SIZE), start, SETTINGS, 0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plant(task: PoolingTask, token_ids: pa.ListArray) -> Callable[[], tuple[PoolingTraining, torch.Tensor]]:
     """Start a training whose full vectors are a random map of the states that one planted query pools at layer 1."""
-
-    def start() -> tuple[PoolingTraining, torch.Tensor]:
-        draw = np.random.default_rng(0)
-        planted = replace(task.start, queries_TQX=np.zeros_like(task.start.queries_TQX))
-        planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, 0.3, SIZE)
-        encoder = Encoder.load(task.spec, dtype="float32")
-        first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.start, planted))
-        full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
-        return PoolingTraining(task, TrainingSet(token_ids, full_NW, HELD_OUT), POOL), torch.from_numpy(first)
-
-    return start
+    draw = np.random.default_rng(0)
+    planted = replace(task.start, queries_TQX=np.zeros_like(task.start.queries_TQX))
+    planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, 0.3, SIZE)
+    encoder = Encoder.load(task.spec, dtype="float32")
+    first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.start, planted))
+    full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
+    return lambda: (PoolingTraining(task, TrainingSet(token_ids, full_NW.copy(), HELD_OUT), POOL), torch.tensor(first))
 
 
 def test_a_planted_query_is_found(plant: Callable[[], tuple[PoolingTraining, torch.Tensor]]) -> None:
