@@ -30,7 +30,7 @@ from embedder.table.delta import Change, commit_table
 from embedder.table.parts import footer_of, write_part
 from embedder.table.vectors import vector_column
 
-NUM_TEXTS, NUM_QUERIES, WANTED = 800, 200, 10
+NUM_TEXTS, NUM_QUERIES, WANTED = 500, 80, 10
 SHARDS = ("a.jsonl", "b.jsonl")
 
 
