@@ -33,6 +33,12 @@ BROKEN = ("reset_before", "reset_after", "truncate")
 DATA = random.Random(0).randbytes(3 << 20)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are about what is tried again, and wait a tenth as long between."""
+    monkeypatch.setattr(retries, "_FIRST_PAUSE_SECONDS", 0.05)
+
+
 def store(uri: str, proxy: FaultyProxy) -> Store:
     """Return a store with the proxy's own options: fsspec caches filesystems by their options."""
     return Store(uri, {"endpoint_url": proxy.endpoint})
@@ -90,16 +96,16 @@ def test_writes_succeed_while_half_of_all_requests_fail(proxy: FaultyProxy, buck
 
 @pytest.mark.parametrize("fault", ["slow_down", "reset_before"])
 def test_patience_ends(proxy: FaultyProxy, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 1.5)
     proxy.inject(break_first(FOR_EVER, fault))
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"new.bin: cannot write it"):
         store(f"{bucket}/new.bin", proxy).write_once(b"new")
-    assert time.monotonic() - started < 3 + 3, "the last call may take its 2 seconds"
+    assert time.monotonic() - started < 1.5 + 3, "the last call may take its 2 seconds"
 
 
 def test_a_missing_server_is_an_error_within_the_patience(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://docs/a.jsonl: cannot look at it .*127.0.0.1:9"):
         Store("s3://docs/a.jsonl", {"endpoint_url": "http://127.0.0.1:9"}).info()
