@@ -26,6 +26,12 @@ from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import Attempts
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run beside these has attempts that a pause could let end."""
+    monkeypatch.setattr("embedder.table.attempts.PAUSE_SECONDS", 0.0)
+
+
 class DeathError(Exception):
     """Stands for the death of the worker."""
 
