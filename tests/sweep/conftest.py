@@ -1,6 +1,6 @@
 """A grid over the real MiniLM, whose texts are run once for all tests, and a small labeled corpus."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,22 @@ import pytest
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.storage import Location
 from embedder.model.resolve import resolve_model
+from embedder.sweep import cost
 from embedder.sweep.candidates import Cache, Machine, Transformer
 from embedder.sweep.config import GridConfig
 from embedder.sweep.grid import Grid, view_model
 from tests.sentences import quiet, sentence
 
 MACHINE = Machine("cpu", "float32", 2048)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _short_timing() -> Iterator[None]:
+    """Time encoders on as few chunks as will do: no test reads more from a speed than that it was measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "LEAST_SECONDS", 0.05)
+        patch.setattr(cost, "ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")
