@@ -25,6 +25,7 @@ def test_a_process_that_fails_is_not_a_figure() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_floor_sends_a_row_through_a_graph_of_the_jobs_shape(ray_session: None) -> None:
     run_floor()
 
