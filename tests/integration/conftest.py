@@ -80,13 +80,14 @@ class Site:
     corpus: Corpus
     table_uri: str
     model: str
+    depth: int | None = None
 
     def config(self, **sections: dict[str, Any]) -> EmbedConfig:
         """Return the site's config; sections add settings or override them."""
         values: dict[str, dict[str, Any]] = {
             "source": {"uri": self.corpus.uri, "id_column": "id", "metadata_columns": ["topic", "meta.url"], "rows_per_unit": 10},
             "chunking": {"max_tokens": 64, "overlap_tokens": 8},
-            "embedding": {"model": self.model},
+            "embedding": {"model": self.model, "depth": self.depth},
             "compute": {"dtype": "float32", "backend": "torch"},
             "output": {"uri": self.table_uri},
         }
@@ -125,9 +126,10 @@ def vectors_of(rows: list[dict]) -> np.ndarray:
 
 
 @pytest.fixture
-def make_site(minilm: str) -> Callable[[str], Site]:
-    """Make a site below a local or remote folder."""
-    return lambda root: Site(Corpus(f"{root}/corpus"), f"{root}/table", minilm)
+def make_site(minilm: str, request: pytest.FixtureRequest) -> Callable[[str], Site]:
+    """Make a site below a local or remote folder, of the model's first layers where the test's module says DEPTH: they take less time."""
+    depth = getattr(request.module, "DEPTH", None)
+    return lambda root: Site(Corpus(f"{root}/corpus"), f"{root}/table", minilm, depth)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
@@ -27,6 +26,8 @@ from embedder.search.query_encoder import QueryEncoder
 from embedder.table.check import check_table
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
+DEPTH = 1
+
 
 def test_a_corpus_becomes_a_table(site: Site) -> None:
     fill(site)
@@ -49,7 +50,7 @@ def test_a_corpus_becomes_a_table(site: Site) -> None:
 
 def test_vectors_are_those_of_sentence_transformers(local_site: Site) -> None:
     fill(local_site)
-    local_site.embed(compute={"backend": "openvino"})
+    local_site.embed(embedding={"depth": 6}, compute={"backend": "openvino"})
     rows = local_site.rows()
     reference = SentenceTransformer(str(locate_model(local_site.model, None)[0]), device="cpu")
     wanted_ND = reference.encode([row["text"] for row in rows], normalize_embeddings=True)
@@ -122,7 +123,7 @@ def test_bad_records_are_quarantined_with_a_reason(site: Site) -> None:
 def test_another_spec_is_refused_with_its_differences_unless_replace_is_set(site: Site) -> None:
     fill(site)
     site.embed()
-    with pytest.raises(ConfigError, match=r"depth: 6 → 3; dim: 384 → 32.*output.replace"):
+    with pytest.raises(ConfigError, match=r"depth: 1 → 3; dim: 384 → 32.*output.replace"):
         prepare_run(site.config(embedding={"depth": 3, "dim": 32}))
     site.embed(embedding={"depth": 3, "dim": 32}, output={"replace": True})
     assert vectors_of(site.rows()).shape[1] == 32
@@ -132,11 +133,11 @@ def test_another_spec_is_refused_with_its_differences_unless_replace_is_set(site
 
 def test_a_float8_table_refuses_exact_vectors_and_is_searched_by_exact_queries(local_site: Site, caplog: pytest.LogCaptureFixture) -> None:
     fill(local_site)
-    coarse = {"embedding": {"float8": True}, "compute": {"dtype": "auto"}}
+    coarse = {"embedding": {"depth": 6, "float8": True}, "compute": {"dtype": "auto"}}
     local_site.embed(**coarse)
     assert any("is emulated on a CPU" in message for message in caplog.messages)
     with pytest.raises(ConfigError, match=r"float8: True → False.*output.replace"):
-        prepare_run(local_site.config())
+        prepare_run(local_site.config(embedding={"depth": 6}))
     assert local_site.embed(**coarse).did_nothing
     rows = local_site.rows()
     exact_ND = QueryEncoder.from_table(local_site.table_uri, model=local_site.model).encode_passages([row["text"] for row in rows])
@@ -146,11 +147,13 @@ def test_a_float8_table_refuses_exact_vectors_and_is_searched_by_exact_queries(l
 
 @pytest.mark.ray
 def test_results_do_not_depend_on_units_batches_layouts_or_actors(
-    ray_site: Site, make_site: Callable[[str], Site], tmp_path_factory: pytest.TempPathFactory
+    ray_site: Site, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_site = ray_site
     fill(local_site)
-    local_site.embed()
+    with monkeypatch.context() as patch:
+        patch.setattr(in_process, "is_ray_running", lambda: False)
+        local_site.embed()
     other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))
     other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25, "layout": "packed"})
     mine, theirs = local_site.rows(), other.rows()

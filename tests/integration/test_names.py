@@ -6,6 +6,8 @@ from pathlib import Path
 from tests.integration.conftest import Site, documents
 from tests.source.test_shards import NAMES
 
+DEPTH = 1
+
 
 def test_shards_with_names_like_syntax_are_embedded_once_and_every_other_entry_is_counted(site: Site) -> None:
     is_local = "://" not in site.corpus.uri

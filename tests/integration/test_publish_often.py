@@ -14,6 +14,7 @@ from embedder.run.publish_often import Publisher
 from embedder.table.history import PARTIAL, RUN, read_history
 from tests.integration.conftest import Site, documents, fill
 
+DEPTH = 1
 OFTEN = {"publish_every": "1 rows", "max_removed_fraction": 1.0}
 
 

@@ -13,6 +13,8 @@ from embedder.search.query_encoder import QueryEncoder
 from embedder.table.check import check_table
 from tests.integration.conftest import Site, documents, fill, on_s3, sentences, vectors_of
 
+DEPTH = 1
+
 
 def test_a_second_run_does_nothing(local_site: Site) -> None:
     fill(local_site)

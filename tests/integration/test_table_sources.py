@@ -13,6 +13,8 @@ from embedder.source import postgres_source
 from embedder.source.shards import list_shards
 from tests.integration.conftest import Site, documents, on_s3
 
+DEPTH = 1
+
 
 def append(uri: str, first: int, count: int) -> None:
     rows = [{key: document[key] for key in ("id", "text", "topic")} for document in documents(first, count)]
