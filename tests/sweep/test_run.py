@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from embedder.model.resolve import resolve_model
 from embedder.run.quality_gate import check_quality_gate
 from embedder.sweep.candidates import Cache, tokenize
 from embedder.sweep.config import GridConfig, SweepConfig
+from embedder.sweep.cost import Corpus, ExitVariant, Speed
 from embedder.sweep.datasets import Retrieval
 from embedder.sweep.metrics import NDCG, score_retrieval
-from embedder.sweep.prepare import prepare_sweep
+from embedder.sweep.prepare import Model, prepare_sweep
 from embedder.sweep.report import build_config, build_csv, print_report, write_report
 from embedder.sweep.retrieval import rank_documents
 from embedder.sweep.run import SweepResult, run_sweep
@@ -71,6 +73,11 @@ def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     found = run_sweep(plan, quiet)
     write_report(found)
     return found
+
+
+def time_nothing(models: Sequence[Model], *_: object) -> dict[str, tuple[Corpus, dict[ExitVariant, Speed]]]:
+    """Stand for the speeds of a sweep that is not looked at for its costs."""
+    return {each.chunking: (Corpus(1, 1, 1, False), defaultdict(lambda: Speed(1000.0, 1.0, 1))) for each in models}
 
 
 def report_of(swept: SweepResult) -> Path:
@@ -191,7 +198,8 @@ def test_the_gate_refuses_the_report_of_another_run(swept: SweepResult, tmp_path
         check_quality_gate(wrong, spec)
 
 
-def test_a_sweep_of_bits_alone_also_scores_the_full_model(swept: SweepResult) -> None:
+def test_a_sweep_of_bits_alone_also_scores_the_full_model(swept: SweepResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedder.sweep.run.time_model", time_nothing)
     config = swept.plan.config
     bits = config.model_copy(update={"grid": GridConfig(depths=(6,), dims=(384,), precisions=("binary", "binary_rescored"))})
     found = run_sweep(prepare_sweep(bits), quiet)
@@ -205,6 +213,7 @@ def test_cached_texts_are_not_run_again(swept: SweepResult, monkeypatch: pytest.
         raise AssertionError("a second pass")
 
     monkeypatch.setattr(Encoder, "tap", refuse)
+    monkeypatch.setattr("embedder.sweep.run.time_model", time_nothing)
     again = run_sweep(prepare_sweep(swept.plan.config), quiet)
     assert [row.metrics for row in again.rows] == [row.metrics for row in swept.rows]
 
@@ -291,7 +300,9 @@ def rotated(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> SweepResul
     calibration = replace(made_up, maps={3: made_up.maps[3]}, rotation_WW=rotation_WW, fitted_texts=seen)
     write_calibration(calibration, str(folder / "calibration"))
     values = settings(folder, minilm, embedding={"model": minilm, "calibration": str(folder / "calibration")})
-    found = run_sweep(prepare_sweep(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedder.sweep.run.time_model", time_nothing)
+        found = run_sweep(prepare_sweep(SweepConfig.model_validate(values | {"grid": {"depths": [6, 3], "dims": [384, 64]}})), quiet)
     write_report(found)
     return found
 
