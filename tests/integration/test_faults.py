@@ -71,14 +71,16 @@ def disturbed(undisturbed: Site, tmp_path: Path, ray_session: None) -> Site:
 
 
 @pytest.mark.ray
-def test_a_run_that_is_killed_and_then_terminated_loses_no_rows(disturbed: Site, undisturbed: Site, repository: str) -> None:
-    process = start(disturbed, repository)
+def test_a_run_that_is_killed_and_then_terminated_loses_no_rows(
+    disturbed: Site, undisturbed: Site, repository: str, ray_address: str
+) -> None:
+    process = start(disturbed, repository, ray_address)
     wait_for_parts(disturbed, process, 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert read_table(Location(disturbed.table_uri)) is None, "no partial result is published"
     process = start(disturbed, repository)  # while workers of the killed run may still write
-    wait_for_parts(disturbed, process, 15)
+    wait_for_parts(disturbed, process, 10)
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     _, errors = process.communicate(timeout=30)
