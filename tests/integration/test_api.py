@@ -71,6 +71,7 @@ def test_an_outage_ends_the_run_and_the_next_one_resumes(ray_site: Site, server:
     assert finished, "the outage was in the middle of the run"
     server.most_requests, server.delay_seconds = None, 0.0
     server.requests.clear()
+    settings["compute"]["actors"] = 1
     summary = ray_site.embed(**settings)
     asked = [text for request in server.requests for text in request["input"]]
     found = ray_site.rows()
