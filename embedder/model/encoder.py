@@ -221,19 +221,23 @@ class Encoder:
             return self._run(token_ids, token_budget, self.dim, lambda batch: self._head(exit_map(forward(batch))), spans)
 
     def tap(
-        self, token_ids: pa.ListArray, token_budget: int, depths: Sequence[int], weighing: AttentionPooling | None = None
+        self,
+        token_ids: pa.ListArray,
+        token_budget: int,
+        depths: Sequence[int],
+        weighing: AttentionPooling | None = None,
+        spans: Spans | None = None,
     ) -> dict[int, np.ndarray]:
-        """Return the pooled states of all rows by depth, from one pass: the inputs of the head of an encoder of that depth.
+        """Return the pooled states of all rows or spans by depth, from one pass: the inputs of the head of an encoder of that depth.
 
-        Depth 0 is the embedding layer's output. Order and number of rows are kept. With a weighing, states are pooled as
-        a calibrated exit reads them.
+        Depth 0 is the embedding layer's output. Order and number are kept. With a weighing, states are pooled as exits read them.
         """
         assert depths, "nothing to tap"
         assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
         pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
         width = len(depths) * (len(self._pooling.split("+")) if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
         with self._turn, self._tapped(depths, pool) as forward:
-            queued = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0])
+            queued = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0], spans)
         return dict(zip(depths, np.split(queued.fetch().vectors_ND, len(depths), axis=1), strict=True))
 
     def tap_exits(

@@ -28,6 +28,7 @@ from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
 from embedder.model.files.recipe import find_recipe, width_of
+from embedder.model.late_chunking import Spans, read_passes
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.text.chunking import Chunker
@@ -98,16 +99,26 @@ class Chunks:
     """Documents cut by one chunking, in order."""
 
     token_ids: pa.ListArray
+    """Of each chunk, or of each pass of late chunking."""
     starts_D: npt.NDArray[np.int64]  # noqa: N815
     """The first chunk of each document, which has at least one."""
+    spans: Spans | None = None
+    """The chunks in the passes of late chunking."""
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids if self.spans is None else self.spans.lengths_N)
 
     @property
     def digest(self) -> str:
         """Hash of the tokens and of where each chunk begins."""
-        return digest(digest_array(self.token_ids.flatten().to_numpy()), digest_array(self.token_ids.value_lengths().to_numpy()))
+        arrays = [self.token_ids.flatten().to_numpy(), self.token_ids.value_lengths().to_numpy()]
+        arrays += [] if self.spans is None else [self.spans.chunks_S, self.spans.starts_N, self.spans.lengths_N]
+        return digest(*map(digest_array, arrays))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Chunks":
+        """Return these rows of token ids, with their chunks, as documents of their own."""
+        spans = self.spans and self.spans.take(rows)
+        return Chunks(self.token_ids.take(pa.array(rows)), np.arange(len(rows)) if spans is None else spans.chunks_S[:-1], spans)
 
 
 Texts = Sequence[str] | Chunks
@@ -192,8 +203,7 @@ class Transformer:
         key = digest(spec.model_dump(include=same), pooled, *computing, own)
         names = self._cache.names(key)
         if not {f"all-{layer}" for layer in self.tapped} <= names:
-            token_ids = texts.token_ids if isinstance(texts, Chunks) else tokenize(texts, self.resolved, spec)
-            self._tap(key, names, token_ids, spec)
+            self._tap(key, names, texts if isinstance(texts, Chunks) else cut_documents(texts, self.resolved, spec), spec)
         return partial(self._read, key)
 
     def _spec_of(self, side: Side) -> EmbeddingSpec:
@@ -202,20 +212,22 @@ class Transformer:
         prompt, adapter = (spec.prompt, spec.adapter) if side == "document" else (spec.query_prompt, spec.query_adapter)
         return spec.for_passages().model_copy(update={"prompt": prompt, "adapter": adapter, "float8": spec.float8})
 
-    def _tap(self, key: str, names: set[str], token_ids: pa.ListArray, spec: EmbeddingSpec) -> None:
-        blocks = plan_blocks(np.diff(token_ids.offsets.to_numpy()), self.machine.block_tokens)
+    def _tap(self, key: str, names: set[str], chunks: Chunks, spec: EmbeddingSpec) -> None:
+        num_rows = len(chunks.token_ids)
+        blocks = plan_blocks(np.diff(chunks.token_ids.offsets.to_numpy()), self.machine.block_tokens)
         name = self.name + (", layers in float8" if self.spec.float8 else "")
-        self._report(name, 0, len(token_ids))
+        self._report(name, 0, num_rows)
         for start, stop in blocks:
             missing = [depth for depth in self.tapped if f"{start}-{stop}-{depth}" not in names and f"all-{depth}" not in names]
             if missing:
                 encoder = self._encoder(spec.adapter, "" if spec.include_prompt else spec.prompt)
-                states = encoder.tap(token_ids.slice(start, stop - start), self.machine.token_budget, missing, self.pooling)
+                block = chunks.take(np.arange(start, stop))
+                states = encoder.tap(block.token_ids, self.machine.token_budget, missing, self.pooling, block.spans)
                 for depth, states_NH in states.items():
                     self._cache.write(key, f"{start}-{stop}-{depth}", states_NH)
-            self._report(name, stop, len(token_ids))
+            self._report(name, stop, num_rows)
         for depth in self.tapped:
-            self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), len(token_ids)]))
+            self._cache.write(key, f"all-{depth}", np.array([*(start for start, _ in blocks), num_rows]))
 
     def _read(self, key: str, layer: int) -> Floats:
         bounds = self._cache.read(key, f"all-{layer}").tolist()
@@ -231,7 +243,8 @@ def cut_documents(texts: Sequence[str], resolved: ResolvedModel, spec: Embedding
     """Cut texts as the spec does; its template and format read the columns `shard` and `context:NAME`, a row a text."""
     known = pa.table({"shard": [""] * len(texts)}) if columns is None else columns
     chunks = Chunker(load_tokenizer(resolved.tokenizer_json), spec).chunk(texts, read_contexts(known, spec))
-    return Chunks(chunks["token_ids"].combine_chunks(), np.flatnonzero(chunks["chunk"].to_numpy() == 0))
+    token_ids, spans = read_passes(chunks)
+    return Chunks(token_ids, np.flatnonzero(chunks["chunk"].to_numpy() == 0), spans)
 
 
 def digest_texts(texts: Sequence[str]) -> str:

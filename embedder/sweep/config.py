@@ -184,8 +184,10 @@ class SweepConfig(Section):
             )
         if any(each.normalize is False for each in (embedding, *self.baselines)):
             raise ValueError("embedding.normalize=false: a sweep compares cosines; leave it out")
-        if any(each.late for _, each in self.chunkings):
-            raise ValueError("chunking.late=true: a sweep embeds each chunk alone; leave it out")
+        if self.chunking.late and not self.grid.chunkings:
+            raise ValueError("chunking.late=true: without grid.chunkings a sweep embeds a document as one sequence; leave it out")
+        if any(each.late for _, each in self.chunkings) and self.compute.backend == "openvino":
+            raise ValueError("compute.backend=openvino: does not pool by chunks; leave it out, or late")
         if embedding.is_api:
             raise ValueError(f"embedding.model={embedding.model!r}: an API has no depths; list it in baselines")
         return self

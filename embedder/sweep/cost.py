@@ -7,10 +7,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from embedder.core.spec import Exit
 from embedder.model.encoder import Encoder
+from embedder.sweep.candidates import Chunks
 from embedder.sweep.timing import Run, compare
 
 ROUNDS = 3
@@ -82,20 +82,20 @@ class Cost:
 
 
 def measure_speeds(
-    encoders: Mapping[ExitVariant, Encoder], cut: Mapping[str, pa.ListArray], token_budget: int
+    encoders: Mapping[ExitVariant, Encoder], cut: Mapping[str, Chunks], token_budget: int
 ) -> dict[str, dict[ExitVariant, Speed]]:
     """Time encoders, the first being the reference, in alternation on random chunks of the sample as each chunking cuts it."""
     first = next(iter(encoders.values()))
-    timed = {name: choose_timed(first, token_ids, token_budget) for name, token_ids in cut.items()}
+    timed = {name: choose_timed(first, chunks, token_budget) for name, chunks in cut.items()}
     contenders: dict[str, Run] = {
-        f"{name} {variant}": partial(each.encode, token_ids, token_budget)
-        for name, token_ids in timed.items()
+        f"{name} {variant}": partial(each.encode, chunks.token_ids, token_budget, chunks.spans)
+        for name, chunks in timed.items()
         for variant, each in encoders.items()
     }
     timings = iter(compare(contenders, 1, ROUNDS))  # their rates are passes a second
     speeds: dict[str, dict[ExitVariant, Speed]] = {}
-    for name, token_ids in timed.items():
-        num_tokens, mine = len(token_ids.flatten()), [next(timings) for _ in encoders]
+    for name, chunks in timed.items():
+        num_tokens, mine = len(chunks.token_ids.flatten()), [next(timings) for _ in encoders]
         speeds[name] = {
             variant: Speed(
                 num_tokens * timing.tokens_per_second,
@@ -108,18 +108,19 @@ def measure_speeds(
     return speeds
 
 
-def choose_timed(encoder: Encoder, token_ids: pa.ListArray, token_budget: int) -> pa.ListArray:
-    """Return random chunks: their number is doubled until a pass is long enough to be timed, or all are taken."""
-    shuffled = token_ids.take(pa.array(np.random.default_rng(0).permutation(len(token_ids))))
-    encoder.encode(shuffled.slice(0, FIRST_CHUNKS), token_budget)
-    num_chunks = FIRST_CHUNKS
-    while num_chunks < len(shuffled):
+def choose_timed(encoder: Encoder, chunks: Chunks, token_budget: int) -> Chunks:
+    """Return random chunks, or passes: their number is doubled until a pass is long enough to be timed, or all are taken."""
+    shuffled, num_rows = np.random.default_rng(0).permutation(len(chunks.token_ids)), FIRST_CHUNKS
+    timed = chunks.take(shuffled[:num_rows])
+    encoder.encode(timed.token_ids, token_budget, timed.spans)
+    while num_rows < len(shuffled):
         started = time.perf_counter()
-        encoder.encode(shuffled.slice(0, num_chunks), token_budget)
+        encoder.encode(timed.token_ids, token_budget, timed.spans)
         if time.perf_counter() - started >= LEAST_SECONDS:
             break
-        num_chunks *= 2
-    return shuffled.slice(0, num_chunks)
+        num_rows *= 2
+        timed = chunks.take(shuffled[:num_rows])
+    return timed
 
 
 def project(speed: Speed, corpus: Corpus, bytes_per_vector: float, prices: Prices) -> Cost:

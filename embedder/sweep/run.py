@@ -84,14 +84,14 @@ def measure_models(plan: SweepPlan, machine: Machine, apis: "list[Api]", report:
 def time_model(models: Sequence[Model], plan: SweepPlan, machine: Machine, report: Report) -> dict[str, tuple[Corpus, Speeds]]:
     """Return the corpus in tokens and the speeds of the encoders, by chunking of one model."""
     model, is_main = models[0], models is plan.models
-    spec = model.resolved.spec
-    cut = {each.chunking: cut_documents(plan.whole_texts, each.resolved, each.resolved.spec, plan.columns).token_ids for each in models}
+    spec = max((each.resolved.spec for each in models), key=lambda each: each.late_tokens or 0)  # the backend must run all chunkings
+    cut = {each.chunking: cut_documents(plan.whole_texts, each.resolved, each.resolved.spec, plan.columns) for each in models}
     report(f"{model.name}: timing {len(model.depths)} depths", 0, 0)
     encoders = load_encoders(model, spec, machine, plan.calibration if is_main else None)
     if plan.config.grid.float8 and is_main:
         encoders |= load_encoders(model, spec.model_copy(update={"float8": True}), machine.for_float8(), plan.calibration)
     speeds = measure_speeds(encoders, cut, machine.token_budget)
-    return {name: (estimate_corpus(plan, len(each), len(each.flatten())), speeds[name]) for name, each in cut.items()}
+    return {name: (estimate_corpus(plan, len(each), len(each.token_ids.flatten())), speeds[name]) for name, each in cut.items()}
 
 
 def build_grid(plan: SweepPlan, main: Model, machine: Machine, cache: Cache, apis: "list[Api]", report: Report) -> Grid:

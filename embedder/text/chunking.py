@@ -52,6 +52,9 @@ its pass from `first_token` on."""
 HEAD_CHARS_PER_TOKEN = 8
 """Without chunking, this many characters per token of `max_tokens` are tokenized first; English has 4 to 5."""
 
+LONG_TOKEN = 3
+"""If the context has more characters per allowed token, it is cut before it is tokenized with its text, else after."""
+
 NO_CONTEXT = Context(NO_VALUES, "plain")
 
 _VISIBLE = re.compile(r"\S")
@@ -110,7 +113,7 @@ class Chunker:
     def __init__(self, tokenizer: Tokenizer, spec: EmbeddingSpec) -> None:
         frame = find_frame(tokenizer)
         self.tokenizer, self.spec, self.splits = tokenizer, spec, find_safe_splits(tokenizer)
-        self.contexts = Contexts(tokenizer, spec)
+        self.contexts, self.separators = Contexts(tokenizer, spec), {each.separator for each in self.splits}
         self.before, self.after = np.array(frame.before, dtype=np.int32), np.array(frame.after, dtype=np.int32)
         self.room = spec.max_tokens - len(frame)
         """Tokens of context and text that fit."""
@@ -153,17 +156,26 @@ class Chunker:
 
     def _open(self, number: int, source: str, context: Context) -> _Document:
         html = read_html(source) if context.text_format == "html" else None
-        return _Document(number, html.text if html else source, context, self.contexts.render(context.values), source, html)
+        around = self.contexts.write(context.values)
+        if len(around.before) > LONG_TOKEN * (self.spec.context_tokens or len(around.before)):
+            around = self.contexts.render(context.values)
+        return _Document(number, html.text if html else source, context, around, source, html)
 
     def _head(self, text: str, size: int) -> str:
         """Return the whole text or, without chunking, its start up to a safe split point."""
         return text if self.spec.chunking else text[: find_cut(text, self.splits, 0, size)]
 
     def _add_document(self, chunks: "_ChunkRows", document: _Document, head: str, encoded: Encoding | Tokens) -> None:
-        text, around = document.text, document.around
+        text = document.text
         if document.html and not text.strip():  # no token, which quarantines it
             chunks.add(document.number, [(0, len(document.source))], [share_own([self.before[:0]])])
             return
+        around = document.around
+        if not self._surely_fits(around, head, encoded):
+            around = self.contexts.render(document.context.values)
+            if around != document.around:
+                head = self._head(around.before + text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens)
+                _, encoded = next(encode_texts(self.tokenizer, self.splits, [head]))
         size = HEAD_CHARS_PER_TOKEN * self.spec.max_tokens
         after = self.contexts.encode_after(around.after)
         room = self.room - len(after)
@@ -186,11 +198,22 @@ class Chunker:
         own = share_own([self.before, tokens.ids[:num_before], window, after, self.after])
         chunks.add(document.number, document.locate([span]), [own], truncated=True)
 
+    def _surely_fits(self, around: Around, head: str, encoded: Encoding | Tokens) -> bool:
+        """Return whether the tokens of a head, if whitespace parts its context from its text, show that the context need not be cut."""
+        if self.spec.template is None:
+            return True
+        at = len(around.before.rstrip())
+        if isinstance(encoded, Tokens) or around.before[at : at + 1] not in self.separators:
+            return False
+        visible = _VISIBLE.search(head, len(around.before))
+        num_before = encoded.char_to_token(visible.start()) if visible else None
+        return num_before is not None and self.contexts.surely_fits(around, num_before)
+
     def _add_windows(self, chunks: "_ChunkRows", document: _Document, first: Int32s, content: Tokens) -> None:
         """Add windows of a document's tokens; `first` are the tokens before the first one."""
         text, text_format = document.text, document.context.text_format
         headings = document.find_headings() if self.spec.text_format else NO_HEADINGS
-        around = self._surround(document, first, headings)
+        around = self._surround(document, first, headings, content)
         window = self.room - max(len(first) + len(around[""][1]), *(len(before) + len(after) for before, after in around.values()))
         overlap, least = min(self.spec.overlap_tokens, window - 1), min(self.spec.min_tokens, window // 2)
         boundaries = find_boundaries(text, text_format, self.spec.boundaries, headings)
@@ -208,13 +231,11 @@ class Chunker:
             shares.append(share_own([self.before, before if start else first, content.ids[start:stop], after, self.after]))
         chunks.add(document.number, document.locate(spans), shares)
 
-    def _surround(self, document: _Document, first: Int32s, headings: Headings) -> dict[str, tuple[Int32s, Int32s]]:
+    def _surround(self, document: _Document, first: Int32s, headings: Headings, content: Tokens) -> dict[str, tuple[Int32s, Int32s]]:
         """Return the tokens before and after a window by the path of its headings; without a template all have those of the first."""
         if self.spec.template is None:
             return {"": (first, first[:0])}
-        paths = headings.list_paths() if self.contexts.has_headings else []
-        arounds = ((path, self.contexts.render(document.context.values, path)) for path in ("", *paths))
-        return {path: (self.contexts.encode_before(around.before), self.contexts.encode_after(around.after)) for path, around in arounds}
+        return self.contexts.encode_paths(document.context.values, headings, document.text, content)
 
     def _count_before(self, tokens: Tokens, before: str) -> int:
         """Return the tokens of the context: with a template those that end in it, since its last token may be a line break; else those

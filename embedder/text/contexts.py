@@ -5,13 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from embedder.core.context import NO_VALUES
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import HEADINGS, escape, parse_template
-from embedder.text.tokenizing import Int32s, read_ids
+from embedder.text.boundaries import BETWEEN, HEADING_CHARS, Headings
+from embedder.text.safe_splits import find_safe_splits
+from embedder.text.tokenizing import Int32s, Tokens, read_ids
 
 _LETTER = "x"
+_MARK = "\0"
 _NO_IDS: Int32s = np.zeros(0, np.int32)
 
 
@@ -29,15 +34,22 @@ class Contexts:
     def __init__(self, tokenizer: Tokenizer, spec: EmbeddingSpec) -> None:
         self._tokenizer, self._most = tokenizer, spec.context_tokens
         self._template = parse_template(escape(spec.prompt) + "{chunk}" if spec.template is None else spec.template)
-        self.has_headings = HEADINGS in self._template.names
+        self._names = self._template.names
+        self.has_headings = HEADINGS in self._names
         self._last: tuple[str, Int32s] = "", _NO_IDS
+        self._between = self.encode_after(BETWEEN) if _has_separate_words(tokenizer) else None
+        """Tokens between headings, if a word has the same tokens wherever it stands."""
+
+    def write(self, values: Mapping[str, str] = NO_VALUES) -> Around:
+        """Return the text around a chunk below no heading, however many tokens it has."""
+        return Around(*self._template.render(values))
 
     def render(self, values: Mapping[str, str] = NO_VALUES, headings: str = "") -> Around:
         """Return the text around a chunk; while it has too many tokens, its longest value loses words from its end."""
-        values = {name: headings if name == HEADINGS else values.get(name, "") for name in self._template.names}
+        values = {name: headings if name == HEADINGS else values.get(name, "") for name in self._names}
         while True:
-            around = Around(*self._template.render(values))
-            if self._most is None or not any(values.values()) or self._surely_fits(around):
+            around = self.write(values)
+            if self._most is None or not any(values.values()) or self.surely_fits(around, len(self.encode_before(around.before))):
                 return around
             excess = self.count(around) - self._most
             if excess <= 0:
@@ -47,10 +59,10 @@ class Contexts:
             shorter = _cut(values[name], encodings[name], len(encodings[name]) - excess)
             values[name] = shorter if len(shorter) < len(values[name]) else values[name][:-1]  # its last tokens are one character
 
-    def _surely_fits(self, around: Around) -> bool:
-        """Return whether the tokens before a chunk, which its window takes next, show that the text around it fits without a count."""
+    def surely_fits(self, around: Around, num_before: int) -> bool:
+        """Return whether the number of tokens before a word shows that the text around it fits without a count."""
         spaces = len(around.before[len(around.before.rstrip()) :].encode())
-        return len(self.encode_before(around.before)) + spaces + len(self.encode_after(around.after)) <= (self._most or 0)
+        return self._most is None or num_before + spaces + len(self.encode_after(around.after)) <= self._most
 
     def count(self, around: Around) -> int:
         """Return the tokens of a text around a chunk."""
@@ -69,8 +81,49 @@ class Contexts:
         """Return the tokens after a chunk."""
         return read_ids(self._encode(text)) if text else _NO_IDS
 
+    def encode_paths(self, values: Mapping[str, str], headings: Headings, text: str, tokens: Tokens) -> dict[str, tuple[Int32s, Int32s]]:
+        """Return the tokens before and after a chunk that begins a word, by the path of its headings; '' is none."""
+        paths = dict.fromkeys(["", *headings.list_paths()]) if self.has_headings else {"": None}
+        known = self._join_titles(values, headings, text, tokens) if len(paths) > 1 else {}
+        return {path: known.get(path) or self._encode_around(self.render(values, path)) for path in paths}
+
+    def _encode_around(self, around: Around) -> tuple[Int32s, Int32s]:
+        return self.encode_before(around.before), self.encode_after(around.after)
+
+    def _join_titles(self, values: Mapping[str, str], headings: Headings, text: str, tokens: Tokens) -> dict[str, tuple[Int32s, Int32s]]:
+        """Return those of paths that need not be cut, from the tokens that their headings have in the text: most of a heading's cost."""
+        around = self.write({**values, HEADINGS: _MARK})
+        lead, mark, rest = around.before.partition(_MARK)
+        parted = mark and not lead[-1:].strip() and not rest[:1].strip() and _MARK not in rest + around.after
+        if self._between is None or not parted:
+            return {}
+        first, last, after = (self.encode_after(each) for each in (lead, rest, around.after))
+        room = (self._most or 0) - len(first) - len(last) - len(after)
+        ids, found = list[Int32s](), dict[str, tuple[Int32s, Int32s]]()
+        for path, title, place, parent in zip(headings.list_paths(), headings.titles, headings.places, headings.parents, strict=True):
+            own = self._read_title(title, place, text, tokens)
+            ids.append(own if parent < 0 else np.concatenate([ids[parent], self._between, own]))
+            if path and len(ids[-1]) <= room:
+                found[path] = np.concatenate([first, ids[-1], last]), after
+        return found
+
+    def _read_title(self, title: str, place: int, text: str, tokens: Tokens) -> Int32s:
+        """Return the tokens of a heading: those in the text, if it stands there between spaces."""
+        start = text.find(title, place, place + 2 * HEADING_CHARS)
+        end = start + len(title)
+        if start < 0 or text[start - 1 : start].strip() or text[end : end + 1].strip():
+            return self.encode_after(title)
+        first, stop = tokens.starts.searchsorted((start, end)).tolist()
+        return tokens.ids[first:stop]
+
     def _encode(self, text: str) -> Encoding:
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _has_separate_words(tokenizer: Tokenizer) -> bool:
+    """Return whether a word between spaces has the same tokens in any text, and spaces have none, as with BERT's tokenizers."""
+    is_bert = isinstance(tokenizer.normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+    return is_bert and len(find_safe_splits(tokenizer)) == 2  # no added token holds a space
 
 
 def _cut(value: str, encoding: Encoding, num_tokens: int) -> str:

@@ -15,8 +15,10 @@ from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig
 from embedder.core.errors import ConfigError
 from embedder.model.encoder import Encoder
+from embedder.model.late_chunking import Spans, read_passes
 from embedder.model.resolve import resolve_model
 from embedder.run.quality_gate import check_quality_gate
+from embedder.sweep.candidates import Chunks
 from embedder.sweep.config import SweepConfig
 from embedder.sweep.cost import ExitVariant, Speed, measure_speeds
 from embedder.sweep.datasets import Retrieval
@@ -30,6 +32,7 @@ from embedder.text.chunking import chunk_documents
 from embedder.text.tokenizing import load_tokenizer
 from tests.sentences import quiet, sentence
 
+LATE: dict[str, Any] = {"name": "late", "max_tokens": 24, "late": True}
 TITLED: dict[str, Any] = {"name": "titled", "max_tokens": 48, "template": "{heading|none}\n{chunk}"}
 
 
@@ -38,7 +41,12 @@ def settings(folder: Path | str, **sections: Any) -> dict[str, Any]:
         "source": {"uri": f"{folder}/corpus", "id_column": "id", "metadata_columns": {"heading": "title"}},
         "chunking": {"max_tokens": 48},
         "embedding": {"model": "m"},
-        "grid": {"depths": [6], "dims": [384], "precisions": ["float32", "binary_rescored"], "chunkings": [{"max_tokens": 24}, TITLED]},
+        "grid": {
+            "depths": [6],
+            "dims": [384],
+            "precisions": ["float32", "binary_rescored"],
+            "chunkings": [{"max_tokens": 24}, TITLED, LATE],
+        },
         "sample": {"documents": 110, "queries": 40},
         "compute": {"dtype": "float32"},
         "output": {"uri": f"{folder}/sweep"},
@@ -56,7 +64,7 @@ def swept(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swe
     rows = [{"id": f"d{n}", "title": titles[n] if n else None, "text": f"{titles[n]} {rests[n]}"} for n in range(110)]
     (folder / "corpus" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def time_nothing(encoders: Mapping[ExitVariant, Encoder], cut: Mapping[str, pa.ListArray], _: int) -> dict[str, Any]:
+    def time_nothing(encoders: Mapping[ExitVariant, Encoder], cut: Mapping[str, Chunks], _: int) -> dict[str, Any]:
         return {name: {variant: Speed(1000.0, 1.0, 1) for variant in encoders} for name in cut}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -73,16 +81,18 @@ def rows_of(swept: SweepResult, precision: str = "float32") -> dict[str, Row]:
 @pytest.mark.real
 def test_every_chunking_has_its_rows_and_the_chunks_and_tokens_of_its_documents(swept: SweepResult) -> None:
     rows = rows_of(swept)
-    assert list(rows) == ["max_tokens=48", "max_tokens=24", "titled"]
-    assert len(swept.rows) == 6
+    assert list(rows) == ["max_tokens=48", "max_tokens=24", "titled", "late"]
+    assert len(swept.rows) == 8
     assert (swept.full.setting.chunking, swept.corpus.documents) == ("max_tokens=48", 110)
     for model in swept.plan.models:
         spec, cost = model.resolved.spec, rows[model.chunking].cost
         assert swept.plan.sample is not None
         chunks = chunk_documents(swept.plan.sample.documents, load_tokenizer(model.resolved.tokenizer_json), spec)
         assert cost.chunks_per_document * 110 == pytest.approx(chunks.num_rows)
-        assert cost.tokens_per_document * 110 == pytest.approx(sum(chunks["num_tokens"].to_pylist()))
+        assert cost.tokens_per_document * 110 == pytest.approx(len(chunks["token_ids"].combine_chunks().flatten()))
         assert cost.index_bytes == chunks.num_rows * 384 * 4
+    assert rows["late"].cost.chunks_per_document == rows["max_tokens=24"].cost.chunks_per_document
+    assert rows["late"].cost.tokens_per_document < rows["max_tokens=24"].cost.tokens_per_document, "special tokens once a pass"
     assert rows["max_tokens=24"].cost.chunks_per_document > 1.3 * rows["max_tokens=48"].cost.chunks_per_document
 
 
@@ -97,9 +107,11 @@ def test_a_document_ranks_by_its_best_chunk(swept: SweepResult) -> None:
         chunks = chunk_documents(documents, load_tokenizer(resolved.tokenizer_json), resolved.spec)
         asked = chunk_documents(pa.table({"text": dataset.queries}), load_tokenizer(resolved.tokenizer_json), resolved.spec.for_queries())
         encoder = Encoder.load(resolved.spec, dtype="float32")
-        queries_QD, chunks_CD = (encoder.encode(each["token_ids"].combine_chunks(), 4096).vectors_ND for each in (asked, chunks))
-        scores_QC, owners_C = queries_QD @ chunks_CD.T, chunks["document"].to_numpy()
-        best_QD = np.stack([scores_QC[:, owners_C == document].max(axis=1) for document in range(110)], axis=1)
+        (token_ids, spans), owners = read_passes(chunks), chunks["document"].to_numpy()
+        chunks_CD = encoder.encode(token_ids, 4096, spans).vectors_ND
+        queries_QD = encoder.encode(asked["token_ids"].combine_chunks(), 4096).vectors_ND
+        scores_QC = queries_QD @ chunks_CD.T
+        best_QD = np.stack([scores_QC[:, owners == document].max(axis=1) for document in range(110)], axis=1)
         ranked = rank_documents(best_QD, np.eye(110, dtype=np.float32), "float32", 100)
         expected = score_retrieval(ranked, dataset)[NDCG].mean()
         assert rows_of(swept)[model.chunking].metrics["known items"][NDCG] == pytest.approx(expected, abs=1e-3)
@@ -154,7 +166,11 @@ def test_chunkings_that_do_not_fit_the_model_or_cut_alike_are_refused(tmp_path: 
         ({"grid": {"chunkings": [{"max_tokens": 48}]}}, "'max_tokens=48' names two chunkings, that of chunking included"),
         ({"grid": {"chunkings": [TITLED, {"name": "titled"}]}}, "'titled' names two chunkings"),
         ({"grid": {"chunkings": [{"tokenizer": "m"}]}}, "chunking.tokenizer='m': is for models named openai:NAME"),
-        ({"grid": {"chunkings": [{"max_tokens": 32, "late": True}]}}, "chunking.late=true: a sweep embeds each chunk alone"),
+        (
+            {"grid": {}, "chunking": {"max_tokens": 32, "late": True}},
+            "chunking.late=true: without grid.chunkings a sweep embeds a document",
+        ),
+        ({"grid": {"chunkings": [LATE]}, "compute": {"backend": "openvino"}}, "compute.backend=openvino: does not pool by chunks"),
         ({"grid": {}, "chunking": {"template": "{title}{chunk}"}}, "without grid.chunkings a sweep embeds texts without their columns"),
         ({"baselines": [{"model": "m2"}]}, "cuts are compared for one model; leave out baselines"),
         ({"quality": {"sts": ["a.csv"]}}, "score whole texts, which no chunking cuts"),
@@ -173,13 +189,15 @@ def test_every_encoder_is_timed_on_the_chunks_of_every_chunking() -> None:
     class Counting:
         weight_bytes, device_type = 7, "cpu"
 
-        def encode(self, token_ids: pa.ListArray, _: int) -> None:
-            lengths.add(len(token_ids))
+        def encode(self, token_ids: pa.ListArray, _: int, spans: Spans | None) -> None:
+            lengths.add((len(token_ids), spans and len(spans.lengths_N)))
 
-    lengths: set[int] = set()
-    cut = {name: pa.array([[1, 2]] * rows, pa.list_(pa.int32())) for name, rows in (("a", 5), ("b", 9))}
+    lengths: set[tuple[int, int | None]] = set()
+    ids, two = {rows: pa.array([[1, 2]] * rows, pa.list_(pa.int32())) for rows in (5, 9)}, np.full(10, 1, np.int32)
+    late = Spans(np.arange(0, 11, 2), two, two)
+    cut = {"a": Chunks(ids[5], np.arange(5), late), "b": Chunks(ids[9], np.arange(9))}
     encoders: dict[ExitVariant, Any] = {ExitVariant(depth, "native"): Counting() for depth in (6, 3)}
     speeds = measure_speeds(encoders, cut, 16)
-    assert lengths == {5, 9}
+    assert lengths == {(5, 10), (9, None)}
     assert {name: set(each) for name, each in speeds.items()} == {"a": set(encoders), "b": set(encoders)}
     assert speeds["b"][ExitVariant(6, "native")].speedup == 1

@@ -66,6 +66,33 @@ def test_chunks_of_any_setting_cover_the_visible_text_in_order_and_fit(
         assert starts == sorted(starts)
 
 
+HEADED = st.lists(
+    st.sampled_from(["# A quick fox\n", "## Install [SEP] ##\n", "### 日本語 (dog)\n", "#\n", "fox rests. ", "\n\n"]), max_size=40
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    style=styles,
+    title=st.sampled_from(["", "A quick fox", "brown fox (dog)", "brown " * 9, "日本語の犬", "fox ́"]),
+    text=st.one_of(texts, HEADED.map("".join)),
+    template=st.sampled_from(["{title}\n{chunk}", "{title}: {chunk}", "{title} {headings|none} \n{chunk}", "{headings}: {chunk} {title}"]),
+    most=st.integers(12, 40),
+    late=st.booleans(),
+)
+def test_tokens_read_from_the_text_are_those_of_a_context_tokenized_alone(
+    style: str, title: str, text: str, template: str, most: int, late: bool
+) -> None:
+    late = late and "headings" not in template
+    changes = {"template": template, "context_tokens": most, "max_tokens": 72, "boundaries": ALL, "text_format": "markdown"}
+    changes |= {"late_tokens": 128} if late else {}
+    found = chunk_titled(style, (title, text), **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chunker, "_surely_fits", lambda *_: False)
+        patch.setattr(Contexts, "_join_titles", lambda *_: {})
+        assert chunk_titled(style, (title, text), **changes) == found
+
+
 @settings(max_examples=40, deadline=None)
 @given(style=styles, text=texts)
 def test_a_template_without_its_value_gives_the_vectors_of_the_prompt_with_the_default(style: str, text: str) -> None:
