@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
-from ray.data.block import BlockAccessor
 from ray.exceptions import RayError
 
 from embedder.core.errors import EmbedderError
@@ -56,10 +55,8 @@ def iterate(graph: Dataset) -> Iterator[Any]:
     """
     try:
         with redirect_stdout(sys.stderr):
-            # iter_batches sends the statistics of all blocks so far to an actor every five seconds, which takes ever longer
-            for bundle in graph.iter_internal_ref_bundles():
-                for block in ray.get([entry.ref for entry in bundle.blocks]):
-                    yield from BlockAccessor.for_block(block).to_arrow().to_pylist()
+            for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from batch.to_pylist()
     except RayError as error:
         raise find_cause(error) from error
 
