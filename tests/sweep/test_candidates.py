@@ -75,9 +75,9 @@ def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: 
     tapped: list[list[int]] = []
     tap = Encoder.tap
 
-    def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], poolings: object) -> object:
+    def watch(encoder: Encoder, token_ids: object, token_budget: int, depths: list[int], *rest: object) -> object:
         tapped.append(list(depths))
-        return tap(encoder, token_ids, token_budget, depths, poolings)  # type: ignore[arg-type]
+        return tap(encoder, token_ids, token_budget, depths, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "tap", watch)
     added = open_model(resolved, tmp_path, (6, 4, 2))
