@@ -25,6 +25,8 @@ from tests.integration.runs import Run, start_marked, start_run
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 START_SECONDS = 120
+LEAST_LINEAR = 0.8
+"""Of 0.95 where nothing else runs."""
 
 
 @contextmanager
@@ -110,6 +112,12 @@ def test_gpu_nodes_encode_and_cpu_nodes_read_and_write(filled_site: Site, reposi
     assert len([stage for stage, *_ in noted if stage == "encode"]) == 2  # processes
     assert {(node, gpus) for stage, node, gpus, _ in noted if stage == "read"} == {(cpu_node, "none")}
     assert len({row["doc_id"] for row in site.rows()}) == 120
+
+
+def test_eight_gpus_of_a_stated_rate_are_kept_busy(repository: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.integration.stand_in_gpus", str(tmp_path / "run"), "8", "5000", "6"]
+    printed = subprocess.run(command, cwd=repository, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert json.loads(printed.splitlines()[-1])["share_of_linear"] > LEAST_LINEAR
 
 
 @contextmanager
