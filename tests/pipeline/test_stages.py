@@ -100,3 +100,13 @@ def test_a_filtered_shard_of_a_folder_reaches_its_reader_and_what_is_left_out_is
     units = [each["unit"] for each in prepare_tasks(row, context)]
     counted = [Stats(**unit["stats"]) for unit in units if unit is not None]
     assert (sum(each.documents for each in counted), sum(each.filtered for each in counted)) == (5, 1)
+
+
+def test_a_task_that_cannot_be_read_leaves_the_others_of_its_row(tmp_path: Path, task: Task) -> None:
+    gone = replace(task, key="f" * 16, shards=(replace(task.shards[0], uri=str(tmp_path / "gone.jsonl")),))
+    rows = list(prepare_tasks(tasks_row([task, gone, replace(task, key="e" * 16)], NO_PLAN), make_context(tmp_path, "run")))
+    assert [(row["key"], row["error"] is None) for row in rows] == [
+        *[(task.key, True)] * 3,
+        (gone.key, False),
+        *[("e" * 16, True)] * 3,
+    ]
