@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedder.config.embedding import EmbeddingConfig
-from embedder.core.spec import Pooling
+from embedder.core.spec import EmbeddingSpec, Pooling
+from embedder.core.template import escape
 from embedder.model.files.known_models import KNOWN_MODELS, KnownModel
 from embedder.model.files.recipe import ModelRecipe
 
 _BY_NAME = {name.lower(): known for name, known in KNOWN_MODELS.items()}
+_TITLE_SLOT = "title: none"
 _CARD = "known for this model, its files do not hold it"
 
 
@@ -58,6 +60,17 @@ def choose_defaults(model: str, recipe: ModelRecipe) -> Defaults:
         reasons["layer_norm"] = "guessed, as nomic-embed-text-v1.5 needs it and v1 does not; set it to be sure"
     include_prompt = recipe.include_prompt if known.include_prompt is None else known.include_prompt
     return Defaults(prompt, query_prompt, pooling, normalize, layer_norm, include_prompt, reasons)
+
+
+def list_notes(spec: EmbeddingSpec, recipe: ModelRecipe) -> tuple[str, ...]:
+    """Return a line for each setting that the model was made for and that is not set: a dim, and a template for its prompt's title."""
+    notes, dims = [], {*recipe.matryoshka_dims, recipe.width}
+    if recipe.matryoshka_dims and spec.dim not in dims and spec.rotation is None:  # axes of a calibration are ordered for any dim
+        notes.append(f"embedding.dim={spec.dim}: the model's files name {', '.join(map(str, sorted(dims)))}; another dim may rank worse")
+    if spec.template is None and _TITLE_SLOT in spec.prompt:
+        slot = escape(spec.prompt).replace(_TITLE_SLOT, "title: {title|none}") + "{chunk}"
+        notes.append(f"chunking.template: the prompt {spec.prompt!r} has a place for titles; if documents have them, set {slot!r}")
+    return tuple(notes)
 
 
 def _show(value: Any) -> str:

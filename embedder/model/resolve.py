@@ -15,7 +15,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.check_late import check_late
-from embedder.model.defaults import Defaults, choose_defaults
+from embedder.model.defaults import Defaults, choose_defaults, list_notes
 from embedder.model.files.families import LINEAR, find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
@@ -102,7 +102,7 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         spec = spec.model_copy(update={"queries": resolve_queries(spec, chunking, recipe, queries)})
     if problems:
         raise ConfigError("\n".join(problems))
-    guesses = (*defaults.list_guesses(embedding), *_note_dim(spec, recipe))
+    guesses = (*defaults.list_guesses(embedding), *list_notes(spec, recipe))
     return ResolvedModel(spec, tokenizer.to_str(), recipe.hidden_size, recipe.vocab_size, calibration, guesses)
 
 
@@ -216,14 +216,6 @@ def _check_model(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:
     if embedding.final_norm is not None and not recipe.has_final_norm:
         problems.append(f"embedding.final_norm={embedding.final_norm!r}: {name} ({recipe.family}) has no final norm; leave it out")
     return problems
-
-
-def _note_dim(spec: EmbeddingSpec, recipe: ModelRecipe) -> list[str]:
-    """Return the note that a model was trained for other dims; axes of a calibration are ordered for any dim."""
-    dims = {*recipe.matryoshka_dims, recipe.width}
-    if not recipe.matryoshka_dims or spec.dim in dims or spec.rotation is not None:
-        return []
-    return [f"embedding.dim={spec.dim}: the model's files name {', '.join(map(str, sorted(dims)))}; another dim may rank worse"]
 
 
 def _check_similarity(embedding: EmbeddingConfig, recipe: ModelRecipe) -> list[str]:

@@ -99,3 +99,11 @@ def test_a_model_for_distances_needs_a_choice(folder: Path) -> None:
 
 def test_every_known_model_says_something() -> None:
     assert all(known != type(known)() for known in KNOWN_MODELS.values())
+
+
+def test_a_place_for_titles_in_the_prompt_is_named_with_its_template(tiny_model: Any) -> None:
+    gemma = EmbeddingConfig(model=str(tiny_model.folder), prompt="title: none | text: ")
+    slot = "title: {title|none} | text: {chunk}"
+    (note,) = resolve_model(gemma, ChunkingConfig()).guesses
+    assert note.endswith(f"if documents have them, set {slot!r}")
+    assert not resolve_model(gemma, ChunkingConfig(template=slot)).guesses
