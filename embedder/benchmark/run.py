@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from embedder.benchmark.chunking_speed import lay_out_chunking, measure_chunkings, measure_copies
 from embedder.benchmark.corpus_size import measure_growth, plot_growth
 from embedder.benchmark.encoder_and_job import benchmark_depths, benchmark_encoder, benchmark_job, lay_out, lay_out_depths
 from embedder.benchmark.exit_cost import benchmark_exits
@@ -14,7 +15,7 @@ from embedder.config.compute import CPU_TOKENS
 from embedder.demo.corpus import Document
 from embedder.observe.progress import align
 
-PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth", "sources"]
+PartName = Literal["encoder", "depths", "exits", "grid", "job", "start", "growth", "sources", "chunking"]
 Figures = tuple[dict[str, Any], str]
 
 
@@ -31,7 +32,7 @@ class Benchmark:
     token_budget: int = CPU_TOKENS
     parts: tuple[PartName, ...] = ("encoder", "depths", "exits", "grid", "job")
     """Parts to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size. sources reads a
-    file of each format."""
+    file of each format; chunking cuts texts in each way, and encodes copies."""
     peer_python: str | None = None
     """Python of an environment with torch and sentence-transformers[openvino,onnx], whose encoders are measured as peers."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -92,6 +93,14 @@ def measure_readers(chosen: Benchmark, documents: Sequence[Document]) -> Figures
     return {"sources": [asdict(each) for each in speeds]}, lay_out_sources(speeds)
 
 
+def measure_chunking(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
+    """Compare the ways to chunk, and rows with copies with rows that have none."""
+    some = documents[: chosen.texts]
+    speeds = measure_chunkings(chosen.model, some, (256, 128, 64), chosen.rounds)
+    copies = measure_copies(chosen.model, some, chosen.token_budget, chosen.rounds)
+    return {"chunkings": [asdict(each) for each in speeds], "copies": asdict(copies)}, lay_out_chunking(speeds, copies)
+
+
 PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "encoder": measure_encoder,
     "depths": measure_depths,
@@ -101,6 +110,7 @@ PARTS: dict[PartName, Callable[[Benchmark, Sequence[Document]], Figures]] = {
     "start": measure_short,
     "growth": measure_sizes,
     "sources": measure_readers,
+    "chunking": measure_chunking,
 }
 
 

@@ -70,6 +70,9 @@ class Task:
     """The shard's row at which the slice starts."""
     ends: bool = True
     """Whether this task holds the last row of its key: false for every slice but the final one."""
+    cut_by_encoders: bool = False
+    """Whether encoders chunk and tokenize its documents, and its reader only reads: a large shard that cannot be split, whose one reader
+    would otherwise be what the run waits for."""
 
     @property
     def size_bytes(self) -> int:

@@ -25,7 +25,7 @@ from embedder.observe.process import gc_tuned
 from embedder.pipeline.chunk_sample import ChunkSampler
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import EncodedRow, EncodedUnit, PreparedRow, PreparedUnit, StageContext, from_ipc, to_ipc
-from embedder.pipeline.stages import check_probe
+from embedder.pipeline.stages import check_probe, cut_row
 from embedder.table.attempts import MOST_POISON_DOCUMENTS, Attempts, isolate_poison_documents
 from embedder.text.chunking import drop_tokenless
 
@@ -108,11 +108,15 @@ class EncoderActor(UnitActor):
                 self.token_budget = choose_token_budget(self.encoder, pool)
                 self.probe = self.encoder.probe()
         check_probe(self.probe, context.probe, "check weights, dtype, and the versions of torch and transformers")
-        self.spec, self.ranges, self.pool, self.is_chosen = context.spec, context.ranges, pool, False
+        self.context, self.spec, self.ranges, self.pool, self.is_chosen = context, context.spec, context.ranges, pool, False
         self.sampler = ChunkSampler(context.spec, context.ranges) if context.spec.exit == "calibrated" else None
         self.folder, self.max_attempts = context.folder, context.max_attempts
         self.attempts = Attempts.listed(self.folder)
         self.concurrency, self.clock = Concurrency(pool.calls), BusyClock()
+
+    def process(self, row: PreparedRow) -> EncodedRow:
+        """Cut the unit's documents if its reader left them whole, then encode it."""
+        return super().process(cut_row(row, self.context, self.attempts))
 
     def encode_unit(self, name: str, unit: PreparedUnit) -> EncodedUnit:
         """Return the unit with its vectors, and mark the attempt.

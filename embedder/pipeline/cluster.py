@@ -41,6 +41,8 @@ def start_ray() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block, and so a message to the next stage, for every row
+    # pools grow while all actors are busy; Ray waits until units queue in actors, where `graph.actor_options` lets none queue
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.raise_original_map_exception = True  # otherwise a worker's error loses its class and arrives as text in a traceback
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it raises the errors that it logs
 

@@ -77,6 +77,8 @@ def actor_options(pool: Pool) -> dict[str, Any]:
         min_size=pool.actors[0],
         max_size=pool.actors[1],
         initial_size=pool.initial,
+        # Ray's default is twice as many: on a slow node they would wait behind others while fast nodes have none left
+        max_tasks_in_flight_per_actor=pool.calls,
         max_concurrent_calls_per_actor=pool.calls,
         enable_true_multi_threading=pool.calls > 1,
     )

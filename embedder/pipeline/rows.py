@@ -66,7 +66,7 @@ class PreparedUnit(TypedDict):
     documents: bytes
     """schema.DOCUMENTS and the metadata."""
     chunks: bytes
-    """schema.CHUNKS of documents without reusable vectors."""
+    """schema.CHUNKS of documents without reusable vectors; empty: the encoder's actor makes them."""
     reused: bytes
     """reuse.REUSED and the column `embedding`."""
     quarantined: bytes

@@ -26,6 +26,7 @@ from embedder.pipeline.rows import (
     EncodedUnit,
     LandedRow,
     PreparedRow,
+    PreparedUnit,
     ReasonCount,
     StageContext,
     TaskRow,
@@ -80,14 +81,11 @@ def prepare_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
             number = 0 if name in started else attempts.begin(mark)
             try:
                 if number > context.max_attempts:
-                    raise SourceError(
-                        f"{task.shards[0].uri}: reading on from row {first_row} took its worker down {number - 1} times; "
-                        "look at the records there, or run again to retry"
-                    )
+                    raise SourceError(_describe_deaths(task.shards[0].uri, first_row, number - 1))
                 first_row, prepared = next(units, (0, None))
             except SourceError as error:
                 broken = find_broken(task, context) if len(task.shards) > 1 and number <= context.max_attempts else {}
-                yield _failed(task, "\n".join(broken.values()) or str(error), sorted(broken))
+                yield _failed(task.key, "\n".join(broken.values()) or str(error), sorted(broken))
                 return
             finally:
                 attempts.end(mark, number)
@@ -96,11 +94,15 @@ def prepare_units(row: TaskRow, context: StageContext) -> Iterator[PreparedRow]:
                 return
             yield prepared
     except EmbedderError as error:
-        yield _failed(task, str(error))
+        yield _failed(task.key, str(error))
 
 
-def _failed(task: Task, error: str, broken: Sequence[str] = ()) -> PreparedRow:
-    return {"key": task.key, "name": None, "error": error, "broken": list(broken), "unit": None}
+def _describe_deaths(uri: str, row: int, count: int) -> str:
+    return f"{uri}: reading on from row {row} took its worker down {count} times; look at the records there, or run again to retry"
+
+
+def _failed(key: str, error: str, broken: Sequence[str] = ()) -> PreparedRow:
+    return {"key": key, "name": None, "error": error, "broken": list(broken), "unit": None}
 
 
 def find_broken(task: Task, context: StageContext) -> dict[str, str]:
@@ -125,17 +127,43 @@ def stream_units(task: Task, done: frozenset[str], previous: Sequence[str], cont
         prepared: PreparedRow = {"key": task.key, "name": name, "error": None, "broken": [], "unit": None}
         if name not in done:
             reused = take_known(unit.documents["content_hash"], known, context.folder, context.spec.quantization)
-            chunks = chunk_fresh(unit.documents, reused, context)
-            stats = replace(count_unit(unit, chunks, reused), read_seconds=time.perf_counter() - started)
-            prepared["unit"] = {
+            stats = replace(count_unit(unit, reused), read_seconds=time.perf_counter() - started)
+            whole: PreparedUnit = {
                 "documents": to_ipc(unit.documents),
-                "chunks": to_ipc(chunks),
+                "chunks": b"",
                 "reused": to_ipc(reused),
                 "quarantined": to_ipc(unit.quarantined),
                 "stats": asdict(stats),
             }
+            prepared["unit"] = whole if task.cut_by_encoders else cut_unit(whole, context)
         yield unit.stop_row, prepared
         started = time.perf_counter()
+
+
+def cut_unit(unit: PreparedUnit, context: StageContext) -> PreparedUnit:
+    """Chunk and tokenize the documents of a unit that have no reusable vectors."""
+    started = time.perf_counter()
+    chunks = chunk_fresh(from_ipc(unit["documents"]), from_ipc(unit["reused"]), context)
+    stats = Stats(**unit["stats"]) + count_chunks(chunks)
+    return {**unit, "chunks": to_ipc(chunks), "stats": asdict(stats + Stats(read_seconds=time.perf_counter() - started))}
+
+
+def cut_row(row: PreparedRow, context: StageContext, attempts: Attempts) -> PreparedRow:
+    """Cut the unit of a row whose reader left it whole, marked as a reader marks it; a unit that takes its workers down fails its task."""
+    unit = row["unit"]
+    if not unit or unit["chunks"]:
+        return row
+    mark = f"{row['name']}.cut.{context.run_id}"
+    number = attempts.begin(mark)
+    try:
+        if number > context.max_attempts:
+            (first,) = from_ipc(unit["documents"]).select(["shard", "row"]).slice(0, 1).to_pylist()
+            raise SourceError(_describe_deaths(first["shard"], first["row"], number - 1))
+        return {**row, "unit": cut_unit(unit, context)}
+    except EmbedderError as error:
+        return _failed(row["key"], str(error))
+    finally:
+        attempts.end(mark, number)
 
 
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None, advice: str) -> None:
@@ -165,15 +193,18 @@ def _set_documents(chunks: pa.Table, document_N: npt.NDArray[np.int64]) -> pa.Ta
     return chunks.set_column(0, CHUNKS.field("document"), pa.array(document_N.astype(np.int32)))
 
 
-def count_unit(unit: SourceUnit, chunks: pa.Table, reused: pa.Table) -> Stats:
-    """Return the figures of a unit before it is encoded."""
+def count_chunks(chunks: pa.Table) -> Stats:
+    """Return the figures of chunks to be encoded."""
+    tokens, truncated = (chunks[name].to_numpy().sum().item() for name in ("num_tokens", "truncated"))
+    return Stats(chunks=chunks.num_rows, tokens=tokens, truncated=truncated)
+
+
+def count_unit(unit: SourceUnit, reused: pa.Table) -> Stats:
+    """Return the figures of a unit before it is cut."""
     return Stats(
         documents=unit.stop_row - unit.first_row,
         quarantined=unit.quarantined.num_rows,
         filtered=unit.stop_row - unit.first_row - unit.quarantined.num_rows - unit.documents.num_rows,
-        chunks=chunks.num_rows,
-        tokens=chunks["num_tokens"].to_numpy().sum().item(),
-        truncated=chunks["truncated"].to_numpy().sum().item(),
         reused=len(np.unique(reused["document"].to_numpy())),
         chunks_reused=reused.num_rows,
         tokens_reused=reused["num_tokens"].to_numpy().sum().item(),

@@ -1,11 +1,13 @@
 """One embed run: make the table match the source. First run, resume, refresh and nothing to do are this one path."""
 
 import logging
+import math
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 
@@ -23,6 +25,7 @@ from embedder.observe.logs import add_log_fields, log_fields
 from embedder.observe.metrics import measure
 from embedder.observe.progress import Display, Meter
 from embedder.pipeline import in_process
+from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.broken_shards import replan_without_broken_shards
 from embedder.run.drift import DriftWatch
@@ -106,7 +109,7 @@ def embed(run_plan: RunPlan, run_id: str, watch: DriftWatch, publisher: Publishe
         context = make_context(run_plan, run_id)
         price, actors = config.compute.price_per_device_hour_usd, pool.actors[1]
         meter = Meter(plan.read, None if price is None else price * actors, actors, config.compute.price_per_million_tokens_usd)
-        landings = pipeline.embed_units(open_tasks(plan.read, config.source), plan, context, pool)
+        landings = pipeline.embed_units(open_tasks(plan.read, config.source, find_fair_share(plan.read, pool)), plan, context, pool)
         parts, failed, probe = collect(landings, meter, pipeline.report, watch, publisher)
     failures = {each["key"]: str(each["error"]) for each in failed}
     check_complete(plan.read, parts, failures)
@@ -154,22 +157,33 @@ def index_documents(run_plan: RunPlan) -> HashIndex:
     return open_index(run_plan.config.output.location, table.rows, size)
 
 
-def open_tasks(read: Tasks, source: SourceConfig) -> Iterator[Task]:
+def find_fair_share(read: Tasks, pool: Pool) -> float:
+    """Return the bytes above which one reader of a shard may keep the run waiting: more than half of an encoder's share, and 64 MiB.
+
+    No reader does if units do not overlap in an encoder (on CPUs): reading is then hundreds of times as fast as encoding.
+    """
+    return max(SLICE_BYTES / 2, read.size_bytes / pool.actors[1] / 2) if pool.calls > 1 else math.inf
+
+
+def open_tasks(read: Tasks, source: SourceConfig, fair_bytes: float) -> Iterator[Task]:
     """Yield tasks, large ones sliced. They become objects some at a time: the shards of all would take gigabytes."""
     for start in range(0, len(read), OPENED_TASKS):
-        for sliced in map_threads(lambda task: slice_large(task, source), read[start : start + OPENED_TASKS]):
+        for sliced in map_threads(lambda task: slice_large(task, source, fair_bytes), read[start : start + OPENED_TASKS]):
             yield from sliced
 
 
-def slice_large(task: Task, source: SourceConfig) -> list[Task]:
-    """Split a shard that is too large for one reader, if its format allows; if it cannot be opened, its task fails when it is read."""
-    if len(task.shards) > 1 or task.size_bytes < 2 * SLICE_BYTES:
+def slice_large(task: Task, source: SourceConfig, fair_bytes: float = math.inf) -> list[Task]:
+    """Split a shard that is too large for one reader, if its format allows; else, above `fair_bytes`, leave its documents to the encoders
+    to cut. If it cannot be opened, its task fails when it is read."""
+    if len(task.shards) > 1:
         return [task]
-    try:
-        slices = slice_shard(task.shards[0], source)
-    except SourceError:
-        return [task]
-    return slice_task(task, slices) if slices else [task]
+    slices = []
+    if task.size_bytes >= 2 * SLICE_BYTES:
+        try:
+            slices = slice_shard(task.shards[0], source)
+        except SourceError:
+            return [task]
+    return slice_task(task, slices) if slices else [replace(task, cut_by_encoders=task.size_bytes > fair_bytes)]
 
 
 def collect(

@@ -37,7 +37,7 @@ RATE = float(sys.argv[3]) if __name__ == "__main__" else 0.0
 class StandIn(EncoderActor):
     def setup(self, context: StageContext, pool: Pool) -> None:
         """Set all but a model."""
-        self.spec, self.ranges, self.pool, self.is_chosen = context.spec, context.ranges, pool, True
+        self.context, self.spec, self.ranges, self.pool, self.is_chosen = context, context.spec, context.ranges, pool, True
         self.folder, self.max_attempts, self.attempts = context.folder, context.max_attempts, Attempts.listed(context.folder)
         self.concurrency, self.clock, self.device = Concurrency(pool.calls), BusyClock(), threading.Lock()
         self.probe = np.eye(1, context.spec.dim, dtype=np.float32)[0]
@@ -46,8 +46,12 @@ class StandIn(EncoderActor):
         """Wait, one unit after the other, and return made-up vectors."""
         num_tokens = chunks["num_tokens"].to_numpy().sum().item()
         with self.device:
-            time.sleep(num_tokens / RATE)
+            self.wait(num_tokens)
         return Encoded(np.ones((chunks.num_rows, self.spec.dim), np.float32), num_tokens, 1)
+
+    def wait(self, num_tokens: int) -> None:
+        """Wait as long as a GPU takes."""
+        time.sleep(num_tokens / RATE)
 
 
 def choose(compute: ComputeConfig, _is_api: bool = False) -> Pool:

@@ -15,10 +15,10 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.units import Stats, Task
 from embedder.pipeline import stages
 from embedder.pipeline.rows import StageContext
-from embedder.pipeline.stages import prepare_tasks, tasks_row
+from embedder.pipeline.stages import cut_row, prepare_tasks, tasks_row
 from embedder.source.selection import select_shards
 from embedder.source.shards import list_shards
-from embedder.table.attempts import ATTEMPTS_FOLDER
+from embedder.table.attempts import ATTEMPTS_FOLDER, Attempts
 from tests.tables import as_columns
 
 NO_PLAN = Plan(as_columns([]), {}, (), PartNames.of(()), PartNames.of(()), {})
@@ -110,3 +110,33 @@ def test_a_task_that_cannot_be_read_leaves_the_others_of_its_row(tmp_path: Path,
         (gone.key, False),
         *[("e" * 16, True)] * 3,
     ]
+
+
+def test_documents_that_a_reader_leaves_to_the_encoders_are_cut_as_by_the_reader(tmp_path: Path, task: Task) -> None:
+    context = make_context(tmp_path, "run")
+    whole = list(prepare_tasks(tasks_row([replace(task, cut_by_encoders=True)], NO_PLAN), context))
+    assert [row["unit"] and row["unit"]["chunks"] for row in whole] == [b""] * 3
+    cut = [cut_row(row, context, Attempts.listed(context.folder)) for row in whole]
+    for found, expected in zip(cut, prepare_tasks(tasks_row([task], NO_PLAN), context), strict=True):
+        assert found["unit"] is not None
+        assert expected["unit"] is not None
+        for row in (found, expected):
+            row["unit"]["stats"]["read_seconds"] = 0
+        assert found == expected
+    assert marks(tmp_path) == []
+
+
+def test_a_unit_that_kills_the_workers_that_cut_it_fails_its_task(tmp_path: Path, task: Task, monkeypatch) -> None:
+    context = make_context(tmp_path, "run")
+    first, *_ = prepare_tasks(tasks_row([replace(task, cut_by_encoders=True)], NO_PLAN), context)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "cut_unit", lambda *_: die(0))
+        patch.setattr(stages.Attempts, "end", lambda *_: None)
+        for _ in range(MAX_ATTEMPTS):
+            with pytest.raises(DeathError):
+                cut_row(first, context, Attempts.listed(context.folder))
+    failed = cut_row(first, context, Attempts.listed(context.folder))
+    assert (failed["name"], failed["unit"]) == (None, None)
+    assert failed["error"] is not None
+    assert "a.jsonl: reading on from row 0 took its worker down 3 times" in failed["error"]
+    assert marks(tmp_path) == [], "the next run tries again"
