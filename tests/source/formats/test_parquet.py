@@ -273,7 +273,9 @@ def test_the_format_and_not_the_name_decides_whether_a_shard_is_sliced(write_fil
     source = SourceConfig(uri=str(write_file("a.parquet", [{"text": "x"}]).rename(write_file(name, b""))), format=format_)
     monkeypatch.setattr(embed, "SLICE_BYTES", 1)
     task = Task("k", "v", list_shards(source).shards)
-    assert [each.row_groups for each in embed.slice_large(task, source)] == ([(0, 1)] if sliced else [None])
+    found = embed.slice_large(task, source, fair_bytes=-1)
+    assert [(each.row_groups, each.cut_by_encoders) for each in found] == ([((0, 1), False)] if sliced else [(None, True)])
+    assert not embed.slice_large(task, source)[0].cut_by_encoders, "a reader cuts what no run waits for"
 
 
 def test_slices_cover_all_row_groups_and_hold_enough_bytes(tmp_path):
