@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import math
 import os
 import signal
 import string
@@ -14,7 +13,6 @@ from urllib.parse import quote
 
 import ray
 from ray.data import DataContext
-from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.util.metrics import Counter, Gauge
 
 from embedder.config.compute import ComputeConfig
@@ -46,8 +44,6 @@ def start_ray() -> None:
     # pools grow while all actors are busy; Ray waits until units queue in actors, where `graph.actor_options` lets none queue
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.raise_original_map_exception = True  # otherwise a worker's error loses its class and arrives as text in a traceback
-    # every 5 s Ray would pickle the statistics of all blocks so far, for metrics that are not ours
-    BatchIterator.UPDATE_METRICS_INTERVAL_S = math.inf
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it raises the errors that it logs
 
 

@@ -4,14 +4,16 @@ One row is one unit: Ray can neither split nor merge it, an empty unit survives,
 size. The first stage is a generator, so a unit is encoded while the next one is read.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.exceptions import RayError
 
 from embedder.core.errors import EmbedderError
@@ -54,11 +56,22 @@ def iterate(graph: Dataset) -> Iterator[Any]:
     Ray prints the death of a worker on stdout, whatever its log settings. It is redirected: stdout is for the job's result.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _without_statistics():
             for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 yield from batch.to_pylist()
     except RayError as error:
         raise find_cause(error) from error
+
+
+@contextmanager
+def _without_statistics() -> Iterator[None]:
+    """Keep Ray from pickling the statistics of all blocks so far every five seconds, for metrics of its own."""
+    seconds = BatchIterator.UPDATE_METRICS_INTERVAL_S
+    BatchIterator.UPDATE_METRICS_INTERVAL_S = math.inf
+    try:
+        yield
+    finally:
+        BatchIterator.UPDATE_METRICS_INTERVAL_S = seconds
 
 
 def connect(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Dataset:
