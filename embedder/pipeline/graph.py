@@ -1,7 +1,8 @@
 """The Ray Data graph: tasks are read into units, units are encoded on actors, and encoded units are written as parts.
 
 One row is one unit: Ray can neither split nor merge it, an empty unit survives, and the encoder's stage needs no batch
-size. The first stage is a generator, so a unit is encoded while the next one is read.
+size. The first stage is a generator, so a unit is encoded while the next one is read. For a large fleet a row is several units, since
+the driver spends as long on each row.
 """
 
 import math
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import ray
@@ -30,6 +32,11 @@ Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 
 Step = TypeVar("Step")
 
+ROWS_A_SECOND = 32
+"""That a driver takes: each costs it some 25 ms, on one core. An encoder on a GPU may take a second for a unit."""
+MOST_UNITS = 16
+"""Of a row: some 60 MB each, and an actor holds two rows."""
+
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Start of the debugging advice that Ray appends to the message of an error."""
 
@@ -47,7 +54,41 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
         from embedder.pipeline.api_actor import ApiActor  # extra openai
 
         embed = (ApiActor, (context,))
-    yield from iterate(connect(rows, read, embed, (write_unit, (context,)), pool))
+    yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool)
+
+
+def iterate_units(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Iterator[Any]:
+    """Run the stages, each of which takes and returns a unit, over rows of as many units as the number of actors asks for."""
+    size = min(MOST_UNITS, -(-pool.actors[1] // ROWS_A_SECOND))
+    if size == 1:
+        yield from iterate(connect(rows, read, embed, write, pool))
+        return
+    gathering: list[Stage] = [(gather_units, (size, *read)), (EachUnit, embed), (map_units, write)]
+    for row in iterate(connect(rows, *gathering, pool)):
+        yield from row["units"]
+
+
+def gather_units(row: Row, size: int, read: Callable[..., Iterator[Row]], args: Sequence[object]) -> Iterator[Row]:
+    """Yield the units of a row of tasks, some in each row."""
+    units = read(row, *args)
+    while some := [*islice(units, size)]:
+        yield {"units": some}
+
+
+class EachUnit:
+    """Holds an actor, which takes the units of a row one after the other."""
+
+    def __init__(self, actor: Callable[..., Callable[[Row], Row]], args: Sequence[object]) -> None:
+        self._actor = actor(*args)
+
+    def __call__(self, row: Row) -> Row:
+        """Return the row of what the actor makes of its units."""
+        return {"units": [self._actor(unit) for unit in row["units"]]}
+
+
+def map_units(row: Row, function: Callable[..., Row], args: Sequence[object]) -> Row:
+    """Return the row of what a function makes of its units."""
+    return {"units": [function(unit, *args) for unit in row["units"]]}
 
 
 def iterate(graph: Dataset) -> Iterator[Any]:
