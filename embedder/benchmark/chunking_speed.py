@@ -55,9 +55,12 @@ def measure_chunkings(model: str, documents: Sequence[Document], sizes: Sequence
     """Chunk and tokenize the documents in each way, in turn; a rate counts tokens of the texts alone, which all ways share."""
     texts, found = [each.text for each in documents], []
     columns = pa.table({"shard": [""] * len(texts), f"{CONTEXT_PREFIX}title": [each.title for each in documents]})
+    most_tokens = resolve_model(EmbeddingConfig(model=model), ChunkingConfig()).spec.max_tokens
     for size in sizes:
         runs: dict[str, Run] = {}
         for name, chunking in CHUNKINGS.items():
+            if chunking.late and size >= most_tokens:
+                continue  # a pass holds one chunk
             resolved = resolve_model(EmbeddingConfig(model=model), chunking.model_copy(update={"max_tokens": size}))
             tokenizer = load_tokenizer(resolved.tokenizer_json)
             runs[name] = partial(Chunker(tokenizer, resolved.spec).chunk, texts, read_contexts(columns, resolved.spec))
@@ -110,7 +113,7 @@ def lay_out_chunking(speeds: Sequence[ChunkingSpeed], copies: CopySpeed) -> str:
         for timing in each.timings
     ]
     told = (
-        f"{COPIED:.0%} of the rows are copies ({copies.tokens_copied:.1%} of the tokens): {copies.time_with_copies:.2f} x the encoder time; "
+        f"{COPIED:.0%} of the rows are copies, {copies.tokens_copied:.1%} of the tokens: {copies.time_with_copies:.2f} x the encoder's time; "
         f"looking for them takes {copies.price_without_copies:.2%} of it"
     )
     return f"{align(lines)}\n\n{told}"
