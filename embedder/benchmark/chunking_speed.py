@@ -113,7 +113,7 @@ def lay_out_chunking(speeds: Sequence[ChunkingSpeed], copies: CopySpeed) -> str:
         for timing in each.timings
     ]
     told = (
-        f"{COPIED:.0%} of the rows are copies, {copies.tokens_copied:.1%} of the tokens: {copies.time_with_copies:.2f} x the encoder's time; "
+        f"{COPIED:.0%} of the rows are copies, {copies.tokens_copied:.1%} of the tokens: {copies.time_with_copies:.2f} x the time; "
         f"looking for them takes {copies.price_without_copies:.2%} of it"
     )
     return f"{align(lines)}\n\n{told}"

@@ -56,7 +56,7 @@ def write(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str, float]:
-    """Run a graph on a cluster of made-up nodes as if it had so many actors; return the driver's figures over the second half of the units."""
+    """Run a graph on made-up nodes as if it had so many actors; return the driver's figures over the second half of the units."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
