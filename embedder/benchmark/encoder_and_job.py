@@ -8,11 +8,10 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,16 +20,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from embedder.benchmark.peers import open_peers
+from embedder.benchmark.peers import VectorRun, open_peers
 from embedder.config.compute import Backend
 from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.quantization import cut_vectors
 from embedder.core.schema import DOCUMENTS
 from embedder.demo.corpus import Document, read_documents, write_corpus
+from embedder.model.backends import has_openvino
 from embedder.model.encoder import Encoder
 from embedder.model.files.recipe import locate_model
+from embedder.model.loading import DTYPES
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.model.runtime import multiplies_bfloat16
 from embedder.observe.progress import align
 from embedder.run.embed import run_embed
 from embedder.run.prepare import prepare_run
@@ -50,43 +52,76 @@ def tokenize_texts(texts: Sequence[str], resolved: ResolvedModel, chunking: bool
 
 
 OURS = "embedder, "
+INT8 = ", int8"
 
 
-def benchmark_encoder(
-    model: str, texts: Sequence[str], token_budget: int, rounds: int, peer_python: str | None = None
-) -> tuple[int, list[Timing]]:
-    """Compare the encoder with sentence-transformers' encode, both with tokenizing; return tokens and timings.
+@dataclass(frozen=True, slots=True)
+class EncoderTimings:
+    """Speed of every encoder, ours and peers', on the same texts."""
 
-    The reference is sentence-transformers' default. `peer_python` runs more peers in another environment.
+    tokens: int
+    timings: list[Timing]
+    """The first is the reference: sentence-transformers' default."""
+    cosines: dict[str, float]
+    """By name: mean cosine of its vectors to the reference's."""
+
+
+def benchmark_encoder(model: str, texts: Sequence[str], token_budget: int, rounds: int, peer_python: str | None = None) -> EncoderTimings:
+    """Compare the encoder, also at half its depth, with sentence-transformers' encode, both with tokenizing.
+
+    `peer_python` runs more peers in another environment. bfloat16 is left out where the processor emulates it.
     """
     from sentence_transformers import SentenceTransformer
 
     resolved = resolve_model(EmbeddingConfig(model=model), ChunkingConfig())
     folder = str(locate_model(model, None)[0])
     num_tokens = int(tokenize_texts(texts, resolved)["num_tokens"].to_numpy().sum())
-    contenders: dict[str, Run] = {}
-    for name, dtype in (("default", None), ("bfloat16", torch.bfloat16)):
-        peer = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype} if dtype else {})
-        contenders[f"sentence-transformers, {name}"] = partial(peer.encode, list(texts), show_progress_bar=False)
-    backends: list[Backend] = ["torch", "openvino"] if find_spec("openvino") else ["torch"]
+    dtypes = ("float32", "bfloat16") if multiplies_bfloat16("cpu") else ("float32",)
+    contenders: dict[str, VectorRun] = {}
+    for dtype in dtypes:
+        peer = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": DTYPES[dtype]})
+        contenders[f"sentence-transformers, {dtype}"] = partial(peer.encode, list(texts), show_progress_bar=False)
+    backends: list[Backend] = ["torch", "openvino"] if has_openvino() else ["torch"]
+    half = resolved.spec.depth // 2
     for backend in backends:
-        for dtype_name in ("float32", "auto"):
-            encoder = Encoder.load(resolved.spec, "cpu", dtype_name, backend=backend)
-            contenders[f"{OURS}{backend}, {dtype_name}"] = partial(_embed, encoder, texts, resolved, token_budget)
+        for dtype in dtypes:
+            for depth, name in ((resolved.spec.depth, ""), (half, f", depth {half}")):
+                encoder = Encoder.load(resolved.spec.model_copy(update={"depth": depth}), "cpu", dtype, backend=backend)
+                contenders[f"{OURS}{backend}, {dtype}{name}"] = partial(_embed, encoder, texts, resolved, token_budget)
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+
+    def keep(name: str, run: VectorRun) -> None:
+        vectors[name] = run()
+
     with open_peers(peer_python, folder, texts) as peers:
-        return num_tokens, compare({**contenders, **peers}, num_tokens, rounds)
+        timings = compare({name: partial(keep, name, run) for name, run in {**contenders, **peers}.items()}, num_tokens, rounds)
+    unit = {name: cut_vectors(vectors_ND, vectors_ND.shape[1], normalize=True) for name, vectors_ND in vectors.items()}
+    reference_ND = unit[timings[0].name]
+    cosines = {name: float((unit_ND * reference_ND).sum(axis=1).mean()) for name, unit_ND in unit.items()}
+    return EncoderTimings(num_tokens, timings, cosines)
 
 
-def lay_out(timings: Sequence[Timing]) -> str:
-    """Return a table of the contenders, and the ratio of our fastest to the fastest peer in the same rounds."""
-    ours = max((each for each in timings if each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
-    best = max((each for each in timings if not each.name.startswith(OURS)), key=lambda each: each.tokens_per_second)
-    rows = [(each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x") for each in timings]
-    return f"{align(rows)}\n\n{ours.name}: {ours.ratio_to(best):.2f} x the best peer ({best.name})"
+def lay_out(found: EncoderTimings) -> str:
+    """Return a table of the contenders, and the ratios of our fastest at full depth to the fastest peers in the same rounds."""
+
+    def fastest(wanted: Callable[[str], bool]) -> Timing | None:
+        return max((each for each in found.timings if wanted(each.name)), key=lambda each: each.tokens_per_second, default=None)
+
+    ours = fastest(lambda name: name.startswith(OURS) and "depth" not in name)
+    exact = fastest(lambda name: not name.startswith(OURS) and INT8 not in name)
+    int8 = fastest(lambda name: not name.startswith(OURS) and INT8 in name)
+    assert ours is not None
+    rows = [
+        (each.name, f"{each.tokens_per_second:9,.0f} tokens/s  {each.ratio:5.2f} x  cosine {found.cosines[each.name]:.4f}")
+        for each in found.timings
+    ]
+    peers = [(kind, peer) for kind, peer in (("peer", exact), ("int8 peer", int8)) if peer is not None]
+    lines = [f"{ours.name}: {ours.ratio_to(peer):.2f} x the best {kind} ({peer.name})" for kind, peer in peers]
+    return "\n".join([align(rows), "", *lines])
 
 
-def _embed(encoder: Encoder, texts: Sequence[str], resolved: ResolvedModel, token_budget: int) -> None:
-    encoder.encode(tokenize_texts(texts, resolved)["token_ids"].combine_chunks(), token_budget)
+def _embed(encoder: Encoder, texts: Sequence[str], resolved: ResolvedModel, token_budget: int) -> npt.NDArray[np.float32]:
+    return encoder.encode(tokenize_texts(texts, resolved)["token_ids"].combine_chunks(), token_budget).vectors_ND
 
 
 @dataclass(frozen=True, slots=True)

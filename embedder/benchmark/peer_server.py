@@ -2,37 +2,94 @@
 
 python peer_server.py MODEL_FOLDER TEXTS_JSON
 
-Prints the names of the peers as a JSON list. For each name read from stdin, that peer encodes all texts, and a line is
-printed. Needs sentence-transformers[openvino,onnx].
+Prints the names of the peers as a JSON list. For each name read from stdin, that peer encodes all texts, its vectors are
+saved beside the texts, and a line is printed. Needs sentence-transformers[openvino,onnx], datasets and fastembed.
 """
 
 import json
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-Run = Callable[[], object]
+Run = Callable[[], np.ndarray]
 
 MOST_TOKENS_ENTRY = "max_seq_length"
 BATCH_ROWS = 32
 """Default of sentence-transformers."""
+LIBRARIES = ("torch", "onnx", "openvino")
+NUM_CALIBRATION_TEXTS = 64
+"""Texts that OpenVINO's static int8 is calibrated on, each padded to 384 tokens."""
 
 
-def load_peers(folder: str, texts: list[str]) -> dict[str, Run]:
-    """Load every peer."""
+def load_peers(folder: str, texts: list[str], scratch: Path) -> dict[str, Run]:
+    """Load every peer; the scratch folder holds converted models."""
     from sentence_transformers import SentenceTransformer
 
-    peers: dict[str, Run] = {}
-    for backend in ("torch", "onnx", "openvino"):
-        model = SentenceTransformer(folder, device="cpu", backend=backend, model_kwargs={} if backend == "torch" else {"export": True})
-        peers[f"sentence-transformers, {backend}"] = partial(model.encode, texts, show_progress_bar=False)
+    load = partial(SentenceTransformer, device="cpu")
+    models = {name: load(folder, backend=name, model_kwargs={} if name == "torch" else {"export": True}) for name in LIBRARIES}
+    quantize(models, texts[:NUM_CALIBRATION_TEXTS], scratch)
+    for name, kind in (("onnx", "dynamic"), ("openvino", "static")):
+        (file,) = (path for path in scratch.glob(f"{name}/{name}/*int8*") if path.suffix in (".onnx", ".xml"))
+        models[f"{name}, int8 ({kind})"] = load(str(scratch / name), backend=name, model_kwargs={"file_name": file.name})
+    peers: dict[str, Run] = {
+        f"sentence-transformers, {name}": partial(model.encode, texts, show_progress_bar=False) for name, model in models.items()
+    }
+    peers["fastembed"] = partial(load_fastembed(scratch / "onnx", models["torch"].get_sentence_embedding_dimension()), texts)
     peers["openvino, a plain loop"] = partial(PlainLoop(folder).encode, texts)
     return peers
+
+
+def quantize(models: Mapping[str, Any], texts: list[str], scratch: Path) -> None:
+    """Save the ONNX and OpenVINO models with int8 ones beside them, OpenVINO's calibrated on the texts."""
+    from sentence_transformers import export_dynamic_quantized_onnx_model, export_static_quantized_openvino_model
+
+    for name in ("onnx", "openvino"):
+        models[name].save_pretrained(str(scratch / name))
+    export_dynamic_quantized_onnx_model(models["onnx"], choose_quantization(), str(scratch / "onnx"))
+    calibration = scratch / "calibration"
+    calibration.mkdir()
+    (calibration / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    export_static_quantized_openvino_model(
+        models["openvino"],
+        None,  # its defaults
+        str(scratch / "openvino"),
+        dataset_name=str(calibration),
+        dataset_config_name="default",
+        dataset_split="train",
+        column_name="text",
+    )
+
+
+def choose_quantization() -> str:
+    """Return the name that sentence-transformers has for this processor's int8."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "arm64"
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return "avx512_vnni" if "avx512_vnni" in flags else "avx512" if "avx512f" in flags else "avx2"
+
+
+def load_fastembed(folder: Path, dim: int) -> Callable[[list[str]], np.ndarray]:
+    """Load an exported ONNX model with mean pooling and L2."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    TextEmbedding.add_custom_model(
+        "local",
+        PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(url="https://localhost/none"),
+        dim=dim,
+        model_file="onnx/model.onnx",
+    )
+    model = TextEmbedding("local", specific_model_path=str(folder))
+    return lambda texts: np.stack(list(model.embed(texts)))
 
 
 class PlainLoop:
@@ -73,11 +130,11 @@ class PlainLoop:
         return np.stack([vectors[number] for number in range(len(texts))])
 
 
-def serve(peers: Mapping[str, Run], write_line: Callable[[str], None]) -> None:
-    """Run the peer that each line of stdin names."""
+def serve(peers: Mapping[str, Run], vectors_path: Path, write_line: Callable[[str], None]) -> None:
+    """Run the peer that each line of stdin names, and save its vectors."""
     write_line(json.dumps(list(peers)))
     for line in sys.stdin:
-        peers[line.strip()]()
+        np.save(vectors_path, peers[line.strip()]())
         write_line("done")
 
 
@@ -86,8 +143,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
-    folder, texts = sys.argv[1:]
-    serve(load_peers(folder, json.loads(Path(texts).read_text())), partial(print, file=answers, flush=True))
+    folder, path = sys.argv[1], Path(sys.argv[2])
+    peers = load_peers(folder, json.loads(path.read_text()), path.parent)
+    serve(peers, path.with_suffix(".npy"), partial(print, file=answers, flush=True))
 
 
 if __name__ == "__main__":

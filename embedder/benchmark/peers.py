@@ -4,23 +4,27 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from embedder.benchmark import peer_server
 from embedder.core.errors import ConfigError
-from embedder.sweep.timing import Run
 
-NEEDS = "torch and sentence-transformers[openvino,onnx]"
+VectorRun = Callable[[], np.ndarray]
+"""Encodes all texts; returns a vector for each."""
+
+NEEDS = "torch, sentence-transformers[openvino,onnx], datasets and fastembed"
 
 
 @contextmanager
-def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterator[dict[str, Run]]:
+def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterator[dict[str, VectorRun]]:
     """Start the peer process and yield its contenders; {} without a Python.
 
-    Each run of a contender is one line to the process and one line back. PYTHONSAFEPATH keeps this folder off the
+    Each run of a contender is one line to the process, one line back, and its vectors in a file. PYTHONSAFEPATH keeps this folder off the
     path of the process, where a module of ours could shadow a package.
     """
     if python is None:
@@ -38,9 +42,15 @@ def open_peers(python: str | None, folder: str, texts: Sequence[str]) -> Iterato
         with process:
             try:
                 names: list[str] = json.loads(_ask(process, None))
-                yield {name: partial(_ask, process, name) for name in names}
+                yield {name: partial(_encode, process, name, path.with_suffix(".npy")) for name in names}
             finally:
                 process.kill()
+
+
+def _encode(process: "subprocess.Popen[str]", name: str, vectors: Path) -> np.ndarray:
+    _ask(process, name)
+    found: np.ndarray = np.load(vectors)
+    return found
 
 
 def _ask(process: "subprocess.Popen[str]", name: str | None) -> str:

@@ -34,7 +34,7 @@ class Benchmark:
     """Parts to measure. start and growth run the whole job for minutes: over few texts, and over corpora of growing size. sources reads a
     file of each format; chunking cuts texts in each way, and encodes copies."""
     peer_python: str | None = None
-    """Python of an environment with torch and sentence-transformers[openvino,onnx], whose encoders are measured as peers."""
+    """Python of an environment with torch, sentence-transformers[openvino,onnx], datasets and fastembed: its encoders are measured too."""
     growth_documents: tuple[int, ...] = (1_000, 10_000, 100_000)
     growth_depth: int = 1
     """A small depth is the harder test for the readers that feed the encoder."""
@@ -45,9 +45,9 @@ class Benchmark:
 def measure_encoder(chosen: Benchmark, documents: Sequence[Document]) -> Figures:
     """Compare the encoder with its peers."""
     texts = choose_texts(chosen, documents)
-    tokens, timings = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds, chosen.peer_python)
-    heading = f"{len(texts):,} texts, {tokens:,} tokens, median of {chosen.rounds} rounds\n"
-    return {"texts": len(texts), "tokens": tokens, "timings": [asdict(each) for each in timings]}, f"{heading}\n{lay_out(timings)}"
+    found = benchmark_encoder(chosen.model, texts, chosen.token_budget, chosen.rounds, chosen.peer_python)
+    heading = f"{len(texts):,} texts, {found.tokens:,} tokens, median of {chosen.rounds} rounds\n"
+    return {"texts": len(texts), **asdict(found)}, f"{heading}\n{lay_out(found)}"
 
 
 def measure_depths(chosen: Benchmark, documents: Sequence[Document]) -> Figures:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embedder.benchmark import peer_server, peers
-from embedder.benchmark.encoder_and_job import lay_out, timed_layers
+from embedder.benchmark.encoder_and_job import EncoderTimings, benchmark_encoder, lay_out, timed_layers
 from embedder.benchmark.exit_cost import ExitTiming, benchmark_exits
 from embedder.core.errors import ConfigError
 from embedder.sweep.timing import Timing, compare
@@ -45,9 +45,23 @@ def test_the_best_peer_is_compared_within_rounds() -> None:
     timings = [
         Timing("sentence-transformers, default", 50.0, 1.0, (2.0, 2.0, 2.0)),
         Timing("openvino, a plain loop", 100.0, 2.0, (1.0, 3.0, 1.0)),
-        Timing("embedder, openvino, auto", 200.0, 4.0, (0.5, 1.0, 0.5)),
+        Timing("sentence-transformers, onnx, int8 (dynamic)", 150.0, 3.0, (0.75, 1.0, 0.75)),
+        Timing("embedder, openvino, float32", 200.0, 4.0, (0.5, 1.0, 0.5)),
+        Timing("embedder, openvino, float32, depth 3", 400.0, 8.0, (0.25, 0.5, 0.25)),
     ]
-    assert lay_out(timings).endswith("\n\nembedder, openvino, auto: 2.00 x the best peer (openvino, a plain loop)")
+    shown = lay_out(EncoderTimings(100, timings, {each.name: 1.0 for each in timings}))
+    assert shown.splitlines()[-2:] == [
+        "embedder, openvino, float32: 2.00 x the best peer (openvino, a plain loop)",
+        "embedder, openvino, float32: 1.50 x the best int8 peer (sentence-transformers, onnx, int8 (dynamic))",
+    ]
+
+
+def test_every_encoder_shows_how_near_its_vectors_are_to_the_reference(minilm: str) -> None:
+    found = benchmark_encoder(minilm, ["A fox jumps over a dog.", "Rain fell on the city all night."] * 2, 512, 1)
+    exact = {name: cosine for name, cosine in found.cosines.items() if name.endswith("float32")}
+    assert set(exact) >= {"sentence-transformers, float32", "embedder, torch, float32"}
+    assert all(cosine == pytest.approx(1, abs=1e-4) for cosine in exact.values()), exact
+    assert found.cosines["embedder, torch, float32, depth 3"] < 0.9
 
 
 def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,14 +72,14 @@ def test_peers_of_another_environment_run_when_they_are_asked(tmp_path: Path, mo
         f"sys.path.insert(0, {str(Path(peer_server.__file__).parent)!r})\n"
         "from peer_server import serve\n"
         "texts = json.loads(pathlib.Path(sys.argv[2]).read_text())\n"
-        "note = lambda: pathlib.Path(sys.argv[1], 'ran').write_text(texts[0])\n"
-        "serve({'one': note, 'two': sys.exit}, functools.partial(print, flush=True))\n"
+        "note = lambda: [[pathlib.Path(sys.argv[1], 'ran').write_text(texts[0])]]\n"
+        "serve({'one': note, 'two': sys.exit}, pathlib.Path(sys.argv[2]).with_suffix('.npy'), functools.partial(print, flush=True))\n"
     )
     monkeypatch.setattr(peer_server, "__file__", str(server))
     with peers.open_peers(sys.executable, str(tmp_path), ["café"]) as found:
         assert list(found) == ["one", "two"]
         assert not (tmp_path / "ran").exists()
-        found["one"]()
+        assert found["one"]().tolist() == [[4]]
         assert (tmp_path / "ran").read_text() == "café"
         with pytest.raises(ConfigError, match="--peer-python: the peer process exited with 0"):
             found["two"]()
