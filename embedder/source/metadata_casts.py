@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as is_
 
 from embedder.source.metadata_types import find_refused, is_any_list, is_text
-from embedder.source.metadata_values import MISFITS, Refuse, converter
+from embedder.source.metadata_values import MISFITS, Refuse, cast_texts, converter
 
 _LOSSY = (
     (is_.is_timestamp, is_.is_date),
@@ -76,6 +76,9 @@ def _cast(column: pa.Array, type_: pa.DataType) -> pa.Array:
         raise pa.ArrowInvalid(f"{type_} cannot hold all of a value")
     leaves = list(_pair_leaves(column.type, type_))
     if any(starmap(_reads_text, leaves)):
+        is_plain = is_.is_string(column.type) or is_.is_large_string(column.type)
+        if is_plain and (found := cast_texts(column, type_)) is not None:
+            return found
         convert = converter(type_)
         return pa.array([convert(value) for value in column.to_pylist()], type_)
     if any(starmap(_writes_uuid, leaves)):

@@ -8,15 +8,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as is_
 
-from embedder.source.metadata_types import is_double
+from embedder.source.metadata_types import TIMESTAMP, is_double
 
 Convert = Callable[[Any], Any]
 Refuse = Callable[[int, object], None]
@@ -36,10 +38,34 @@ _DATE = re.compile(r"[0-9W-]+")
 _TIMESTAMP = re.compile(r"[0-9W-]+([T ][0-9:]+([.,][0-9]{1,6}0*)?(Z|[+-][0-9:]+)?)?")
 
 
+_PLAIN = (
+    (pa.int64(), pa.int64(), r"-?[0-9]{1,18}"),
+    (pa.float64(), pa.float64(), r"-?([1-9][0-9]{0,14}(\.[0-9]{1,15})?|0\.[0-9]{0,14}[1-9][0-9]{0,9})|0(\.0)?"),
+    (pa.date32(), pa.date32(), r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}"),
+    (TIMESTAMP, TIMESTAMP, r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}[T ]([0-9]{2}:){2}[0-9]{2}(\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-4]):[0-5][0-9])"),
+    (TIMESTAMP, pa.timestamp("us"), r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}[T ]([0-9]{2}:){2}[0-9]{2}(\.[0-9]{1,6})?"),
+)
+"""Types, and texts in which pyarrow, casting first to the second type, reads the value of `converter`."""
+
+
+def cast_texts(texts: pa.Array, type_: pa.DataType) -> pa.Array | None:
+    """Return a column of text as another type; None if one of the texts is for `converter` to decide."""
+    for target, first, pattern in _PLAIN:
+        if target == type_ and pc.all(pc.match_substring_regex(texts, f"^({pattern})$")).as_py() is not False:
+            with suppress(pa.ArrowInvalid):
+                return texts.cast(first).cast(type_)
+    return None
+
+
 def build_column(values: Sequence[Any], type_: pa.DataType, refuse: Refuse) -> pa.Array:
     """Convert JSON or CSV values: numbers, dates and bools also from their text, and any value to text."""
     convert = converter(type_)
     try:
+        if set(map(type, values)) <= {str, type(None)}:
+            texts = pa.array(values, pa.string())
+            found = texts if is_.is_string(type_) else cast_texts(texts, type_)
+            if found is not None:
+                return found
         return pa.array([convert(value) for value in values], type_)
     except MISFITS:
         return pa.array([_convert_one(value, convert, type_, refuse, position) for position, value in enumerate(values)], type_)

@@ -1,6 +1,6 @@
 """Rows → documents and quarantined records. The definition of a valid record, for every format."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -52,9 +52,7 @@ class SeenIds:
     def claim(self, ids: pa.Array) -> list[int]:
         """Add ids and return the positions of those that were seen before."""
         positions = np.flatnonzero(pc.greater(pc.binary_length(ids), 0).fill_null(False).to_numpy(False))
-        named = ids.take(pa.array(positions)).dictionary_encode()
-        # each id is hashed once, however often a batch repeats it
-        hashes = np.array(list(map(stable_hash, named.dictionary.to_pylist())), np.int64)[named.indices.to_numpy()]
+        hashes = hash_ids(ids.take(pa.array(positions)))
         unique, first = np.unique(hashes, return_index=True)
         taken = self._contains(hashes)
         self._add(unique[~taken[first]])
@@ -78,9 +76,9 @@ class SeenIds:
             self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
 
 
-def stable_hash(text: str) -> int:
-    """Return 64 bits that are equal in every process, unlike Python's hash, so that a rare collision is reproducible."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.int64]:
+    """Return 64 bits an id that are equal in every process, unlike Python's hash, so that a rare collision is reproducible."""
+    return np.frombuffer(b"".join(each.digest() for each in _hash(ids, 8)), "<i8")
 
 
 def check_rows(rows: Rows, reading: Reading, seen: SeenIds) -> CheckedRows:
@@ -148,9 +146,11 @@ def _quarantine(records: pa.Table, refused: Refusals, positions: list[int]) -> p
 
 def hash_texts(texts: pa.Array) -> pa.Array:
     """Return the blake2b hash of each text's UTF-8, 16 bytes in hex, without a Python string for each text."""
-    if not len(texts):
-        return pa.array([], pa.string())
+    return pa.array([each.hexdigest() for each in _hash(texts, 16)], pa.string())
+
+
+def _hash(texts: pa.Array, digest_bytes: int) -> Iterator[blake2b]:
     _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].tolist()
-    view = memoryview(data) if data else memoryview(b"")
-    return pa.array([blake2b(view[start:stop], digest_size=16).hexdigest() for start, stop in pairwise(ends)], pa.string())
+    ends = np.frombuffer(offsets or b"", np.int32)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view = memoryview(data or b"")
+    return (blake2b(view[start:stop], digest_size=digest_bytes) for start, stop in pairwise(ends))

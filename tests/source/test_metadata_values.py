@@ -3,9 +3,11 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedder.source.metadata_casts import cast_column
-from embedder.source.metadata_values import build_column
+from embedder.source.metadata_values import build_column, cast_texts, converter
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 
@@ -32,6 +34,38 @@ TIMESTAMP = pa.timestamp("us", "UTC")
 )
 def test_python_values_become_their_column(type_, values, kept):
     assert build_column(values, type_, pytest.fail).to_pylist() == kept
+
+
+NUMBERS = st.from_regex(r"[+-]?0{0,2}[0-9]{0,19}(\.[0-9]{0,19})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
+TIMES = st.from_regex(
+    r"[0-2][09][0-9]{2}-[01][0-9]-[0-3][0-9]([T ][0-2][0-9]:[0-6][0-9](:[0-6][0-9](\.[0-9]{0,9})?)?(Z|[+-][0-2][0-9](:?[0-6][0-9])?)?)?"
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | NUMBERS | TIMES | st.datetimes().map(str) | st.integers().map(str), max_size=2))
+def test_texts_that_are_cast_as_a_column_give_the_values_of_each_text(values):
+    for type_ in (pa.int64(), pa.float64(), pa.date32(), TIMESTAMP):
+        found = cast_texts(pa.array(values, pa.string()), type_)
+        if found is not None:
+            assert repr(found.to_pylist()) == repr(pa.array(map(converter(type_), values), type_).to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [
+        (pa.int64(), ["12", "-7", None]),
+        (pa.float64(), ["0.5", "-12.25", "0", "300"]),
+        (pa.date32(), ["2026-01-31"]),
+        (TIMESTAMP, ["2026-01-31T10:00:00+02:00", "2026-01-31 10:00:00.5Z"]),
+        (TIMESTAMP, ["2026-01-31T10:00:00"]),
+    ],
+)
+def test_plain_texts_are_cast_as_a_column(type_, values):
+    found = cast_texts(pa.array(values, pa.string()), type_)
+    assert found is not None
+    assert found.type == type_
+    assert found.to_pylist() == [converter(type_)(value) for value in values]
 
 
 def test_a_value_that_does_not_fit_is_null_and_reported():

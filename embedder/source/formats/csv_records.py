@@ -5,7 +5,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from embedder.core.schema import Reason
+from embedder.source.formats.plain_csv import count_lines, find_end, parse_plain
 from embedder.source.formats.rows import EXCERPT_CHARS
 from embedder.source.lines import CutLine, LastLine, read_lines
 
@@ -26,12 +29,17 @@ class _TooLargeError(Exception):
 
 
 class CsvRecords:
-    """Parses records; holds the lines of the current one."""
+    """Parses plain blocks as columns and all others by record; holds the lines of the current one."""
 
     def __init__(self, blocks: Iterator[bytes], most_bytes: int, delimiter: str) -> None:
         csv.field_size_limit(sys.maxsize)
-        self._lines = read_lines(blocks, most_bytes)
+        self._blocks = filter(None, blocks)
+        self._data, self._position = b"", 0
+        """The current block, and the place in it up to which it was taken."""
+        self._is_exact = False
+        """Whether the rest of the block is read by record."""
         self._most_bytes = most_bytes
+        self._delimiter = delimiter
         self._parser = csv.reader(self, delimiter=delimiter, strict=True)
         self._again: list[bytes] = []
         """Lines to read again, in reverse."""
@@ -57,12 +65,32 @@ class CsvRecords:
         return line.decode(errors="surrogateescape") + "\n"
 
     def _next_line(self) -> bytes | None:
-        line = self._again.pop() if self._again else next(self._lines, None)
+        line = self._again.pop() if self._again else self._take_line()
         if line is None:
             self._ended = True
         else:
             self._num_lines += 1
         return line
+
+    def _take_line(self) -> bytes | None:
+        newline = self._data.find(b"\n", self._position)
+        if not 0 <= newline <= self._position + self._most_bytes:
+            return next(read_lines(self._feed_line(), self._most_bytes), None)
+        line = self._data[self._position : newline]
+        self._position = newline + 1
+        return line
+
+    def _feed_line(self) -> Iterator[bytes]:
+        """Yield the pieces of a line from block to block."""
+        while True:
+            start, newline = self._position, self._data.find(b"\n", self._position)
+            self._position = newline + 1 or len(self._data)
+            yield self._data[start : self._position]
+            if newline >= 0:
+                return
+            self._data, self._position, self._is_exact = next(self._blocks, b""), 0, False
+            if not self._data:
+                return
 
     def read_header(self) -> list[str]:
         """Return the column names, [] if the file is empty; OSError if the first line is not CSV."""
@@ -73,12 +101,16 @@ class CsvRecords:
             reason = "it is too long" if isinstance(error, _TooLargeError) else "its lines end in \\r" if "\r" in excerpt else str(error)
             raise OSError(f"no CSV header in its first line, {reason}: {excerpt!r}") from error
 
-    def read(self, num_fields: int) -> Iterator[tuple[list[str] | Refused, int]]:
-        """Yield each record of `num_fields` fields, or its refusal, with its size in bytes. Skip blank lines.
+    def read(self, num_fields: int, wanted: list[int]) -> Iterator[tuple[list[str] | Refused | pa.RecordBatch, int]]:
+        """Yield each record of `num_fields` fields, or its refusal, with its size in bytes; of a plain block its `wanted` fields as
+        columns that are named by their numbers. Skip blank lines.
 
         Raise EOFError if the file ends inside quotes, or its last line has no newline and too few fields.
         """
         while True:
+            if not self._again and (batch := self._read_plain(num_fields, wanted)) is not None:
+                yield batch, batch.nbytes
+                continue
             self._held, self._held_bytes = [], 0
             try:
                 record = next(self._parser)
@@ -93,6 +125,20 @@ class CsvRecords:
                     yield record, self._held_bytes
                 elif record:
                     yield self._refuse_fields(record, num_fields), EXCERPT_CHARS
+
+    def _read_plain(self, num_fields: int, wanted: list[int]) -> pa.RecordBatch | None:
+        """Return the whole records of the next block; None, with nothing taken, if Python's parser must decide about one of them."""
+        if self._is_exact and self._position < len(self._data):
+            return None
+        self._data, self._position = self._data[self._position :] + next(self._blocks, b""), 0
+        stop = find_end(self._data, self._delimiter) if len(self._data) <= self._most_bytes else 0
+        block = memoryview(self._data)[:stop]
+        batch = parse_plain(block, num_fields, self._delimiter, wanted) if stop else None
+        self._is_exact = batch is None
+        if batch is not None:
+            self._num_lines += count_lines(block)
+            self._position = stop
+        return batch
 
     def _skip_record(self) -> Refused:
         """Read to the end of a record that is too long: the line that closes the quotes of those before it."""

@@ -1,15 +1,19 @@
 """CSV or TSV with a header → Rows. Values are text unless a metadata type is set; an empty field is then null."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from operator import itemgetter
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as is_
 
 from embedder.core.errors import SourceError
 from embedder.source.decompression import read_blocks
+from embedder.source.formats.arrow_columns import ArrowColumn, CheckedColumn, ConstantColumn, read_batches
 from embedder.source.formats.csv_records import CsvRecords, Refused
 from embedder.source.formats.records import Getter, Records, batch_by_size, check_getter, refuse_broken, to_rows
 from embedder.source.formats.rows import Columns, Reading, ReadSamples, Rows, ShardColumns, name_some
@@ -37,9 +41,31 @@ def read_csv(delimiter: str, file: IO[bytes], reading: Reading) -> Iterator[Rows
     """
     records = CsvRecords(read_blocks(file, reading.compression), reading.source.max_record_bytes, delimiter)
     if header := records.read_header():
-        columns = _find_columns(header, delimiter, reading)
-        batches = batch_by_size(records.read(len(header)))
-        yield from refuse_broken(to_rows((_to_records(batch, len(header)) for batch in batches), columns, reading), reading.shard.uri)
+        exact, plain = _find_columns(header, delimiter, reading), _find_plain(header, reading)
+        wanted = sorted({int(column.name) for column in plain if column.path})
+        rows = _read_rows(records.read(len(header), wanted), len(header), exact, plain, reading)
+        yield from refuse_broken(_number_rows(rows), reading.shard.uri)
+
+
+def _read_rows(
+    records: Iterator[tuple[list[str] | Refused | pa.RecordBatch, int]],
+    num_fields: int,
+    exact: Columns[Getter],
+    plain: Columns[ArrowColumn],
+    reading: Reading,
+) -> Iterator[Rows]:
+    for is_plain, items in groupby(records, lambda item: isinstance(item[0], pa.RecordBatch)):
+        if is_plain:
+            yield from read_batches((batch for batch, _ in items), plain, reading)
+        else:
+            yield from to_rows((_to_records(batch, num_fields) for batch in batch_by_size(items)), exact, reading)
+
+
+def _number_rows(batches: Iterable[Rows]) -> Iterator[Rows]:
+    first_row = 0
+    for rows in batches:
+        yield replace(rows, first_row=first_row)
+        first_row += len(rows.texts)
 
 
 def _to_records(batch: list[list[str] | Refused], num_fields: int) -> Records:
@@ -77,3 +103,30 @@ def _advise(header: list[str], delimiter: str, setting: str) -> str:
 
 def _null_if_empty(get: Getter) -> Getter:
     return lambda record: get(record) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _TypedColumn(ArrowColumn):
+    """A column of which an empty field is null."""
+
+    column: ArrowColumn
+
+    def take(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the column's values in a batch."""
+        values = self.column.take(batch)
+        return pc.if_else(pc.equal(pc.binary_length(values), 0), pa.scalar(None, pa.string()), values)
+
+
+def _find_plain(header: list[str], reading: Reading) -> Columns[ArrowColumn]:
+    """Return the columns of a plain block that `_find_columns` finds in a record."""
+
+    def find(key: str, _: str) -> ArrowColumn:
+        if key not in header:
+            return ConstantColumn(key, (), pa.string(), reading.constant(key))
+        path = (str(header.index(key)),)
+        return CheckedColumn(key, path, pa.string(), reading) if reading.has_constant(key) else ArrowColumn(key, path, pa.string())
+
+    found = reading.find_columns(find)
+    typed = zip(found.metadata, reading.metadata, strict=True)
+    metadata = [each if is_.is_string(column.type) else _TypedColumn(each.key, each.path, each.type, each) for each, column in typed]
+    return Columns(found.texts, found.id, metadata)
