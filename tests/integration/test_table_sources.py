@@ -1,17 +1,25 @@
 """A table as a source of the whole job: a refresh reads only files that came, and embeds only texts that are new."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lance
+import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog.sql import SqlCatalog
 
 from embedder.core.delta_options import delta_options
 from embedder.core.storage import Store
+from embedder.pipeline import in_process
+from embedder.run.embed import run_embed
+from embedder.run.prepare import prepare_run
 from embedder.source import postgres_source
 from embedder.source.shards import list_shards
-from tests.integration.conftest import Site, documents, on_s3
+from tests.integration.conftest import Site, documents, on_s3, vectors_of
 
 DEPTH = 1
 
@@ -65,3 +73,39 @@ def test_a_table_of_a_database_is_followed_through_edits(local_site: Site, postg
     assert (refreshed.stats.chunks, refreshed.stats.documents - refreshed.stats.reused) == (1, 1)
     assert {(row["doc_id"], row["topic"]) for row in local_site.rows()} == set(wanted)
     assert [row["text"] for row in local_site.rows() if row["doc_id"] == "d7"] == ["edited"]
+
+
+def make_tables(folder: Path, postgres: str) -> dict[str, dict[str, Any]]:
+    """Write the same 24 documents as a table of each kind, delete one, and return the settings of each source."""
+    rows = pa.Table.from_pylist([{key: document[key] for key in ("id", "text", "topic")} for document in documents(0, 24)])
+    write_deltalake(folder / "delta", rows, partition_by=["topic"])
+    DeltaTable(folder / "delta").delete("id = 'd5'")
+    lance.write_dataset(rows, folder / "t.lance", max_rows_per_file=8).delete("id = 'd5'")
+    catalog = SqlCatalog("lake", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
+    catalog.create_namespace("docs")
+    table = catalog.create_table("docs.t", rows.schema)
+    table.append(rows)
+    table.delete("id = 'd5'")
+    catalog.engine.dispose()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS on_ray; CREATE TABLE on_ray (id text PRIMARY KEY, text text, topic text)")
+        connection.cursor().executemany("INSERT INTO on_ray VALUES (%s, %s, %s)", [tuple(row.values()) for row in rows.to_pylist()])
+        connection.execute("DELETE FROM on_ray WHERE id = 'd5'")
+    folders = {"delta": f"{folder}/delta", "iceberg": table.location().removeprefix("file://"), "lance": f"{folder}/t.lance"}
+    return {kind: {"uri": uri} for kind, uri in folders.items()} | {"postgres": {"uri": postgres, "table": "on_ray"}}
+
+
+@pytest.mark.ray
+@pytest.mark.real
+@pytest.mark.slow
+def test_rays_workers_read_every_kind_of_table(ray_site: Site, tmp_path: Path, postgres: str) -> None:
+    wanted = {(each["id"], each["topic"]) for each in documents(0, 24) if each["id"] != "d5"}
+    for kind, source in make_tables(tmp_path, postgres).items():
+        site = replace(ray_site, table_uri=f"{tmp_path}/out/{kind}")
+        prepared = prepare_run(site.config(source=source | {"metadata_columns": ["topic"], "filter": "id != 'd3'"}))
+        assert not in_process.suits(prepared.config, prepared.listing.shards), kind
+        summary = run_embed(prepared)
+        rows = site.rows()
+        assert (summary.failures, summary.stats.filtered, summary.stats.quarantined) == ({}, 1, 0), kind
+        assert {(row["doc_id"], row["topic"]) for row in rows} == wanted - {("d3", "river")}, kind
+        np.testing.assert_allclose(np.linalg.norm(vectors_of(rows), axis=1), 1, atol=1e-3)
