@@ -163,7 +163,7 @@ def add_ranges(collected: Collected, maps: Mapping[int, ExitMap], rotation_WW: F
     """Add the extremes of the mapped vectors and, at the full depth, of the full model's rotated vectors, one unit at a time."""
     for depth, exit_map in maps.items():
         for states_NF in collected.rows.read_real(collected.features.blocks(depth)):
-            mapped_NW = states_NF @ exit_map.weight_FW + exit_map.bias_W
+            mapped_NW: Floats = states_NF @ exit_map.weight_FW + exit_map.bias_W
             collected.extremes.add("calibrated", depth, mapped_NW)
             collected.extremes.add("calibrated", depth, mapped_NW @ rotation_WW, rotated=True)
     if full_depth is not None:

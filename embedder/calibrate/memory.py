@@ -37,6 +37,8 @@ class SampleSize:
     def training_bytes(self, features: Features, width: int, settings: AttentionSettings) -> int:
         """Return the memory to train the pooling queries: heads with gradients and moments, pooled states and mapped vectors of all chunks,
         and three square matrices over those to train on."""
+        if not settings.chunks:
+            return 0
         chunks = min(settings.chunks, self.fitted)
         num_rows = chunks + min(settings.chunks, self.held_out)
         layers = [len(each) for each in features.layers.values()]

@@ -119,7 +119,7 @@ def write_report(
     """Describe the sample, what was fitted on it, and the figures of exits, cuts and fidelity."""
     settings, rows, known, (exits, cuts, fidelity) = config.calibrate, collected.rows, collected.known_items, figures
     num_broad = sum(unit.num_rows for unit in rows.units if not unit.num_real)
-    broad = settings.broad and BroadReport(settings.broad.uri, sum(map(len, split.broad)), num_broad, settings.broad.weight)
+    broad = BroadReport(settings.broad.uri, sum(map(len, split.broad)), num_broad, settings.broad.weight) if settings.broad else None
     return Report(
         source=config.source.uri,
         seed=settings.seed,

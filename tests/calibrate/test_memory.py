@@ -32,7 +32,9 @@ def test_all_depths_of_24_layers_of_1024_fit_into_8_gb(fitted: int, caplog: pyte
 
 def test_a_machine_that_is_too_small_is_told_the_setting_that_needs_it() -> None:
     size = SampleSize(40_000, 500, 1024)
-    with pytest.raises(ConfigError, match=r"calibrate\.depths: 23 maps on 40,000 chunks take \d\.\d GB of memory to fit and attention"):
+    with pytest.raises(
+        ConfigError, match=r"calibrate\.depths: 23 maps on 40,000 chunks take \d\.\d GB of memory to fit and attention pooling 0\.0"
+    ):
         check_room(WIDE_AND_DEEP, size, 1024, AttentionSettings(chunks=0), (3_000_000_000, 100_000_000_000))
     with pytest.raises(ConfigError, match=r"calibrate\.attention\.chunks: .* this machine has 6\.5; name fewer calibrate\.depths, lower"):
         check_room(WIDE_AND_DEEP, size, 1024, AttentionSettings(chunks=8192), (6_500_000_000, 100_000_000_000))
