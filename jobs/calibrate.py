@@ -36,6 +36,8 @@ def describe(report: Report, calibration: Calibration, uri: str) -> str:
         rows.append(("truncated", "share of the full vectors' ten nearest: plain, rotated first"))
         rows += [(f"dim {each.dim}", f"{each.plain:.2f}, {each.rotated:.2f}") for each in report.cuts]
     fitted = f"{report.chunks_fitted:,} chunks and {report.chunks_synthetic:,} synthetic ones fitted on"
+    if report.broad:
+        fitted += f", beside {report.broad.chunks:,} of {report.broad.source} that weigh {report.broad.weight:g}"
     sample = f"{report.documents:,} documents; {fitted}, {report.chunks_held_out:,} held out"
     usage = f"use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true"
     return align([("sample", sample), *rows, ("calibration", f"{uri}, {calibration.fingerprint}; {usage}")])

@@ -34,10 +34,21 @@ class AttentionSettings(Section):
         return self
 
 
+class BroadText(SourceConfig):
+    """Text that is not of the corpus, beside the sample: it has the settings of a source, and these."""
+
+    num_documents: Positive = 8000
+    """Documents to draw at random. Those that the sample has as well are left out."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of each of its chunks where one of the sample weighs 1."""
+
+
 class CalibrateSettings(Section):
     """Depths and dims to fit, and the size of the sample."""
 
     attention: AttentionSettings = AttentionSettings()
+    broad: BroadText | None = None
+    """Unlabeled text of any other kind that maps are also fitted on, such as news. All else comes from the sample alone."""
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and int8 ranges for. Default: all."""
     dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
@@ -49,7 +60,7 @@ class CalibrateSettings(Section):
     synthetic: Annotated[float, Field(ge=0, le=20)] = 3.0
     """Synthetic chunks per chunk that is fitted on, of the sample's own words in new combinations, each run through the full model as well.
     They make a small sample worth a larger one, and take their share of the time."""
-    strengths: Annotated[tuple[Annotated[float, Field(gt=0)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    strengths: Annotated[tuple[Annotated[float, Field(ge=1e-9)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Ridge strengths to choose from."""
     seed: int = 0
     """Seed of the sample."""

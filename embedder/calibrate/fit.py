@@ -1,4 +1,4 @@
-"""Sums over a sample and chunks held out → a map for each depth, and how closely its vectors match the full model's.
+"""A sample and chunks held out → a map for each depth, and how closely its vectors match the full model's.
 
 N = chunks, F = features, W = the full model's width, X = columns.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.calibrate.ridge import Features, Sums
+from embedder.calibrate.ridge import Features, Rows
 from embedder.core.fidelity import NUM_NEAREST, Fidelity, measure_fidelity, share_of_nearest, unit
 from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
@@ -57,25 +57,25 @@ class CutReport:
 
 
 def fit_exits(
-    sums: Sums, held_out: ExitStates, features: Features, strengths: Sequence[float], search: KnownItems | None = None
+    rows: Rows, held_out: ExitStates, features: Features, strengths: Sequence[float], search: KnownItems | None = None
 ) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
     """Fit a map for each depth, at the strength with the highest cosine to the full model on chunks held out."""
     maps, reports = {}, []
     for depth, layers in features.layers.items():
         columns = features.columns(depth)
         scored = []
-        for strength, fitted in sums.fit(features.blocks(depth), strengths):
+        for strength, fitted in rows.fit(features.blocks(depth), strengths):
             scored.append((measure_fidelity(fitted.apply(held_out.states_NF[:, columns]), held_out.full_NW), strength, fitted))
         fidelity, strength, best = max(scored, key=lambda each: each[0].cosine)
         maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         found = find_own(search.queries_NW, unit(best.apply(search.items.states_NF[:, columns]))) if search else None
         reports.append(ExitReport(depth, len(columns), strength, fidelity, native, found))
-        if sums.num_rows < FEW_ROWS * len(columns):
+        if rows.weight < FEW_ROWS * len(columns):
             logger.warning(
-                "depth %d: %d chunks, synthetic ones included, are few for %d features (held out: cosine %.3f, overlap %.2f); "
+                "depth %d: %.0f chunks, all by their weight, are few for %d features (held out: cosine %.3f, overlap %.2f); "
                 "raise calibrate.num_documents",
-                *(depth, sums.num_rows, len(columns), fidelity.cosine, fidelity.overlap),
+                *(depth, rows.weight, len(columns), fidelity.cosine, fidelity.overlap),
             )
     return maps, tuple(reports)
 

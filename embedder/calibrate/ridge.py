@@ -2,21 +2,22 @@
 
 N = chunks, F = features (poolings of layers, side by side), K = blocks of features, W = width of the full model's vectors.
 Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problems, 1970: the map M minimizes
-‖Y − Z·M‖² + λ·N·‖M‖² over standardized features Z. The sums ZᵀZ and ZᵀY are sufficient.
+‖Y − Z·M‖² + λ·N·‖M‖² over standardized features Z. It is (ZᵀZ + λN)⁻¹·ZᵀY and, as well, Zᵀ·(ZZᵀ + λN)⁻¹·Y.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from embedder.core.quantization import Floats
 from embedder.core.rotation import Doubles
 from embedder.model.exits import NUM_POOLINGS
 
 Columns = npt.NDArray[np.int64]
-Pair = tuple[int, int]
 
 MOST_FEATURES = 12_288
 """Features of one map. The matrix of this many features takes 1.2 GB, and fitting more takes a sample of several times as many chunks."""
@@ -54,18 +55,6 @@ class Features:
         """Return the columns of a depth's features."""
         return np.concatenate([np.arange(number * self.block, (number + 1) * self.block) for number in self.blocks(depth)])
 
-    @property
-    def pairs(self) -> frozenset[Pair]:
-        """Positions in `tapped` of each two layers that some map reads together."""
-        numbers = [self.blocks(depth) for depth in self.layers]
-        return frozenset((first, second) for each in numbers for first in each for second in each if first <= second)
-
-    @property
-    def sum_bytes(self) -> int:
-        """Memory for the sums of a sample, and for solving the largest map: its matrix, the term subtracted from it, and a copy."""
-        largest = max((len(each) * self.block for each in self.layers.values()), default=0)
-        return 8 * (len(self.pairs) * self.block**2 + 3 * largest**2)
-
 
 @dataclass(frozen=True, slots=True)
 class AffineMap:
@@ -79,54 +68,114 @@ class AffineMap:
         return features_NF @ self.weight_FW + self.bias_W
 
 
-class Sums:
-    """Sufficient statistics of a sample, in float64: batches may come in any number, size and order.
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of a sample on disk: its chunks, how many of them are the sample's own, and the weight of each."""
 
-    Products of features are summed only for pairs of blocks that some map reads together: for 24 layers of 1,024, 9 GB instead of 77.
-    """
+    states: Path
+    """(K, N, F/K) states: a block is read without the others."""
+    vectors: Path
+    num_rows: int
+    num_real: int
+    weight: float
 
-    def __init__(self, num_blocks: int, block: int, width: int, pairs: Iterable[Pair] = ((0, 0),)) -> None:
-        self.num_rows = 0
-        self.features_KF = np.zeros((num_blocks, block))
+
+class Rows:
+    """A sample on disk, from which each map reads its features: memory holds a unit, and a square matrix over features or chunks,
+    whichever are fewer, with its factor."""
+
+    def __init__(self, folder: Path, num_blocks: int, block: int, width: int) -> None:
+        self.folder = folder
+        self.units: list[Unit] = []
+        self.weight = 0.0
+        """Chunks, each counted by its weight."""
+        self.features_KF, self.squares_KF = np.zeros((num_blocks, block)), np.zeros((num_blocks, block))
         self.vectors_W = np.zeros(width)
-        self.grams = {pair: np.zeros((block, block)) for pair in pairs}
-        """Products of the features of two blocks, the lower block first."""
-        self.cross_KFW = np.zeros((num_blocks, block, width))
 
-    def add(self, features_NF: Floats, vectors_NW: Floats) -> None:
-        """Add a batch of normalized features and the vectors to map them to."""
-        features, vectors = features_NF.astype(np.float64), vectors_NW.astype(np.float64)
-        blocks = np.hsplit(features, len(self.features_KF))
-        self.num_rows += len(features)
-        self.features_KF += features.sum(axis=0).reshape(self.features_KF.shape)
-        self.vectors_W += vectors.sum(axis=0)
-        for first, second in self.grams:
-            self.grams[first, second] += blocks[first].T @ blocks[second]
-        self.cross_KFW += (features.T @ vectors).reshape(self.cross_KFW.shape)
+    @property
+    def num_rows(self) -> int:
+        """Chunks, whatever their weights."""
+        return sum(unit.num_rows for unit in self.units)
+
+    def add(self, features_NF: Floats, vectors_NW: Floats, num_real: int, weight: float = 1.0) -> None:
+        """Add a unit of normalized features and the vectors to map them to, its own chunks first; units may come in any order."""
+        name, shape = self.folder / str(len(self.units)), self.features_KF.shape
+        self.units.append(Unit(name.with_suffix(".states.npy"), name.with_suffix(".npy"), len(features_NF), num_real, weight))
+        np.save(self.units[-1].states, features_NF.reshape(-1, *shape).swapaxes(0, 1))
+        np.save(self.units[-1].vectors, vectors_NW)
+        self.weight += weight * len(features_NF)
+        self.features_KF += weight * features_NF.sum(axis=0, dtype=np.float64).reshape(shape)
+        self.squares_KF += weight * np.einsum("nf,nf->f", features_NF, features_NF, dtype=np.float64).reshape(shape)
+        self.vectors_W += weight * vectors_NW.sum(axis=0, dtype=np.float64)
+
+    def read_real(self, blocks: Sequence[int]) -> Iterator[Floats]:
+        """Yield the features of these blocks of each unit's own chunks."""
+        return (read_states(unit, blocks)[: unit.num_real] for unit in self.units if unit.num_real)
+
+    def read_real_vectors(self) -> Iterator[Floats]:
+        """Yield the vectors of each unit's own chunks."""
+        return (np.load(unit.vectors)[: unit.num_real] for unit in self.units if unit.num_real)
 
     def mean_and_deviation(self, blocks: Sequence[int]) -> tuple[Doubles, Doubles]:
         """Return the mean and the standard deviation of the features of these blocks."""
-        mean_F = self.features_KF[blocks].ravel() / self.num_rows
-        squares_F = np.concatenate([self.grams[number, number].diagonal() for number in blocks])
-        return mean_F, np.sqrt(np.maximum(squares_F / self.num_rows - mean_F**2, LEAST_DEVIATION**2))
+        mean_F = self.features_KF[blocks].ravel() / self.weight
+        return mean_F, np.sqrt(np.maximum(self.squares_KF[blocks].ravel() / self.weight - mean_F**2, LEAST_DEVIATION**2))
 
     def fit(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[tuple[float, AffineMap]]:
         """Yield the map of the features of these blocks, which rise, at each ridge strength λ."""
         mean_F, deviation_F = self.mean_and_deviation(blocks)
-        mean_W = self.vectors_W / self.num_rows
-        grams = [[self.grams[row, column] if row <= column else self.grams[column, row].T for column in blocks] for row in blocks]
-        covariance_FF = np.block(grams)
-        covariance_FF /= self.num_rows
-        covariance_FF -= np.outer(mean_F, mean_F)
-        covariance_FF /= deviation_F
-        covariance_FF /= deviation_F[:, None]
-        cross_FW = (self.cross_KFW[blocks].reshape(len(mean_F), -1) / self.num_rows - np.outer(mean_F, mean_W)) / deviation_F[:, None]
-        variance_F = covariance_FF.diagonal().copy()
-        for strength in strengths:
-            np.fill_diagonal(covariance_FF, variance_F + strength)
-            weight_FW = np.linalg.solve(covariance_FF, cross_FW) / deviation_F[:, None]
+        mean_W = self.vectors_W / self.weight
+        solve = self.solve_by_features if len(mean_F) <= self.num_rows else self.solve_by_rows
+        for strength, standard_FW in zip(strengths, solve(blocks, strengths), strict=True):
+            weight_FW = standard_FW / deviation_F[:, None]
             # the map includes the standardization: one product and one sum per chunk
             yield strength, AffineMap(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
+
+    def solve_by_features(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[Doubles]:
+        """Yield the map of standardized features at each strength, from the matrix of their products."""
+        num_features = len(blocks) * self.features_KF.shape[1]
+        gram_FF, cross_FW = np.zeros((num_features, num_features)), np.zeros((num_features, len(self.vectors_W)))
+        for unit in self.units:
+            standard_NF, vectors_NW = self._standardize(unit, blocks), self._center(unit)
+            gram_FF += standard_NF.T @ standard_NF
+            cross_FW += standard_NF.T @ vectors_NW
+        yield from solve_ridge(gram_FF, cross_FW, strengths)
+
+    def solve_by_rows(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[Doubles]:
+        """Yield the same maps from the matrix of the chunks' products, one block of features at a time."""
+        gram_NN = np.zeros((self.num_rows, self.num_rows))
+        for number in blocks:
+            standard_NF = self._stack(number)
+            gram_NN += standard_NF @ standard_NF.T
+        for dual_NW in solve_ridge(gram_NN, np.concatenate([self._center(unit) for unit in self.units]), strengths):
+            yield np.concatenate([self._stack(number).T @ dual_NW for number in blocks])
+
+    def _stack(self, number: int) -> Doubles:
+        return np.concatenate([self._standardize(unit, [number]) for unit in self.units])
+
+    def _standardize(self, unit: Unit, blocks: Sequence[int]) -> Doubles:
+        """Return features whose products over all units are correlations."""
+        mean_F, deviation_F = self.mean_and_deviation(blocks)
+        standard_NF: Doubles = (read_states(unit, blocks) - mean_F) * ((unit.weight / self.weight) ** 0.5 / deviation_F)
+        return standard_NF
+
+    def _center(self, unit: Unit) -> Doubles:
+        centered_NW: Doubles = (np.load(unit.vectors) - self.vectors_W / self.weight) * (unit.weight / self.weight) ** 0.5
+        return centered_NW
+
+
+def read_states(unit: Unit, blocks: Sequence[int]) -> Floats:
+    """Read the features of these blocks, side by side."""
+    states_KNF = np.load(unit.states, mmap_mode="r")
+    return np.concatenate([states_KNF[number] for number in blocks], axis=1)
+
+
+def solve_ridge(gram_XX: Doubles, targets_XW: Doubles, strengths: Sequence[float]) -> Iterator[Doubles]:
+    """Yield the solution at each strength, by a Cholesky factor."""
+    gram, targets, variance_X = torch.from_numpy(gram_XX), torch.from_numpy(targets_XW), gram_XX.diagonal().copy()
+    for strength in strengths:
+        np.fill_diagonal(gram_XX, variance_X + strength)
+        yield torch.cholesky_solve(targets, torch.linalg.cholesky(gram)).numpy()
 
 
 class Moments:

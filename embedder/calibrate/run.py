@@ -1,6 +1,7 @@
 """A sample of a corpus → a calibration: exit maps, principal axes and int8 ranges, with their quality on documents held out."""
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.calibrate.collect import Extremes, Split, add_ranges, collect, split_documents
+from embedder.calibrate.collect import Collected, Extremes, Split, add_ranges, collect, split_documents
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
 from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
-from embedder.calibrate.ridge import Features, choose_layers
+from embedder.calibrate.memory import check_room
+from embedder.calibrate.ridge import Features, Rows, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
+from embedder.config.source import SourceConfig
 from embedder.core.context import keep_context
-from embedder.core.errors import ConfigError
+from embedder.core.errors import ConfigError, EmbedderError
+from embedder.core.quantization import Floats
 from embedder.core.rotation import fit_rotation
 from embedder.core.text_hashes import hash_texts
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
@@ -45,6 +49,16 @@ logger = logging.getLogger("embedder")
 
 
 @dataclass(frozen=True, slots=True)
+class BroadReport:
+    """The text beside the sample that maps were also fitted on."""
+
+    source: str
+    documents: int
+    chunks: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The sample of a calibration and the measurements on it; stored as the artifact's record."""
 
@@ -54,6 +68,7 @@ class Report:
     chunks_fitted: int
     chunks_synthetic: int
     chunks_held_out: int
+    broad: BroadReport | None
     known_items: int
     """Texts held out that were searched by their first sentences; 0: too few have one."""
     known_item: float | None
@@ -69,44 +84,79 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     settings = config.calibrate
     model = resolve_whole(config.embedding, config.chunking)
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
-    source = with_context(config.source, config.chunking.template)
-    listing, metadata = list_shards(source), NO_METADATA
-    if source.filter or config.chunking.template:
-        listing, metadata = select_shards(source, listing)
-    documents = sample_documents(source, listing, settings.num_documents, settings.seed, keep_context(metadata)).documents
-    split = split_documents(documents, settings)
     features = choose_features(depths, model)
-    check_memory(features, host_memory_bytes())
+    if settings.broad and not features.layers:
+        raise ConfigError(f"calibrate.broad: maps are fitted on it, and depth {depths[-1]} needs none; leave it out, or name a lower depth")
+    split = draw_sample(config)
     start_ray()
     pool = choose_pool(config.compute)
-    pooling = fit_pooling(model, split, features, settings, pool)
+    synthetic, weight = settings.synthetic if features.layers else 0.0, settings.broad.weight if settings.broad else 0.0
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
-        synthetic = settings.synthetic if features.layers else 0.0
+        counting = (model.spec, model.tokenizer_json, model.vocab_size, pool)
+        num_chunks, counts_V = count_units(split.fitted, *counting)
+        num_broad = count_units(split.broad, *counting)[0] if split.broad else 0
+        size = split.measure(num_chunks, synthetic, num_broad)
+        check_room(features, size, model.spec.dim, settings.attention, (host_memory_bytes(), shutil.disk_usage(folder).free))
+        pooling = fit_pooling(model, split, features, settings, weigh_tokens(counts_V, num_chunks), pool)
         tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed)
-        tapped = tap_units([*split.held_out, *split.fitted], len(split.held_out), tapping, pool)
-        collected = collect(tapped, split, features, Path(folder), Extremes(dims, model.spec.normalize))
-        known = collected.known_items
+        rows = Rows(Path(folder), len(features.tapped), features.block, model.spec.dim)
+        tapped = tap_units(split.units, tapping, pool)
+        collected = collect(tapped, len(split.units), features, rows, Extremes(dims, model.spec.normalize), weight)
         rotation_WW = fit_rotation(collected.moments.covariance_WW)
-        maps, exits = fit_exits(collected.sums, collected.held_out, features, settings.strengths, known)
+        maps, exits = fit_exits(rows, collected.held_out, features, settings.strengths, collected.known_items)
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
-    report = Report(
+    fidelity = expect_fidelity(collected, maps, rotation_WW, settings.seed)
+    report = write_report(config, split, collected, (exits, cuts, fidelity))
+    fits, ranges = fitted_for(model.spec), collected.extremes.ranges
+    seen = np.unique(hash_texts(text for unit in (*split.fitted, *split.broad) for text in unit["text"].to_pylist()))
+    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW, seen), report
+
+
+def write_report(
+    config: CalibrateConfig, split: Split, collected: Collected, figures: tuple[tuple[ExitReport, ...], tuple[CutReport, ...], Figures]
+) -> Report:
+    """Describe the sample, what was fitted on it, and the figures of exits, cuts and fidelity."""
+    settings, rows, known, (exits, cuts, fidelity) = config.calibrate, collected.rows, collected.known_items, figures
+    num_broad = sum(unit.num_rows for unit in rows.units if not unit.num_real)
+    broad = BroadReport(settings.broad.uri, sum(map(len, split.broad)), num_broad, settings.broad.weight) if settings.broad else None
+    return Report(
         source=config.source.uri,
         seed=settings.seed,
-        documents=documents.num_rows,
+        documents=sum(map(len, (*split.held_out, *split.fitted))),
         chunks_fitted=collected.moments.num_rows,
-        chunks_synthetic=collected.sums.num_rows - collected.moments.num_rows,
+        chunks_synthetic=rows.num_rows - collected.moments.num_rows - num_broad,
         chunks_held_out=len(collected.held_out.full_NW),
+        broad=broad,
         known_items=len(known.queries_NW) if known else 0,
         known_item=known.found if known else None,
         exits=exits,
         cuts=cuts,
-        fidelity=expect_fidelity(collected, maps, rotation_WW, settings.seed),
+        fidelity=fidelity,
         environment=describe_environment(),
     )
-    fits, ranges = fitted_for(model.spec), collected.extremes.ranges
-    seen = np.unique(hash_texts(text for unit in split.fitted for text in unit["text"].to_pylist()))
-    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW, seen), report
+
+
+def draw_sample(config: CalibrateConfig) -> Split:
+    """Draw the sample and the broad text beside it."""
+    settings, template = config.calibrate, config.chunking.template
+    documents = draw_documents(config.source, template, settings.num_documents, settings.seed)
+    if settings.broad is None:
+        return split_documents(documents, settings)
+    try:
+        broad = draw_documents(settings.broad, template, settings.broad.num_documents, settings.seed)
+    except EmbedderError as error:
+        raise type(error)(f"calibrate.broad: {error}") from error
+    return split_documents(documents, settings, broad)
+
+
+def draw_documents(source: SourceConfig, template: str | None, num_documents: int, seed: int) -> pa.Table:
+    """Draw documents with the columns of a template."""
+    source = with_context(source, template)
+    listing, metadata = list_shards(source), NO_METADATA
+    if source.filter or template:
+        listing, metadata = select_shards(source, listing)
+    return sample_documents(source, listing, num_documents, seed, keep_context(metadata)).documents
 
 
 def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
@@ -144,21 +194,11 @@ def choose_features(depths: Sequence[int], model: ResolvedModel) -> Features:
     return Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
 
 
-def check_memory(features: Features, memory_bytes: int) -> None:
-    """Raise ConfigError if the sums for these depths exceed this process's memory, before hours of tapping."""
-    needed = features.sum_bytes
-    logger.info("%d maps: the sums of the sample and the largest solve take %.1f GB of memory here", len(features.layers), needed / 1e9)
-    if needed > memory_bytes:
-        raise ConfigError(
-            f"calibrate.depths: {len(features.layers)} maps take {needed / 1e9:.1f} GB to fit, this machine has {memory_bytes / 1e9:.1f}; "
-            "name fewer depths, or calibrate on a machine with more memory"
-        )
-
-
-def fit_pooling(model: ResolvedModel, split: Split, features: Features, settings: CalibrateSettings, pool: Pool) -> AttentionPooling:
+def fit_pooling(
+    model: ResolvedModel, split: Split, features: Features, settings: CalibrateSettings, rarity_V: Floats, pool: Pool
+) -> AttentionPooling:
     """Weight tokens by their rarity in the sample, and train the pooling queries where an encoder would run."""
-    num_chunks, counts_V = count_units(split.fitted, model.spec, model.tokenizer_json, model.vocab_size, pool)
-    pooling = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size)
+    pooling = start_attention_pooling(rarity_V, model.spec.depth, model.hidden_size)
     if not settings.attention.chunks or not features.layers:
         return pooling
     held_out, fitted = (pa.concat_tables(each) for each in (split.held_out, split.fitted))

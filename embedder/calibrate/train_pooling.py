@@ -92,6 +92,7 @@ def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | Att
     run = PoolingTraining(task, chunks, pool)
     yield f"{len(run.full_NW) - run.num_held_out} chunks, {time.perf_counter() - started:.0f} s"
     before = run.fit_maps(torch.from_numpy(states_NF))
+    del states_NF
     for number in range(1, task.settings.epochs + 1):
         yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
     first, trained = (run.measure(predicted) for predicted in (before, run.fit_maps(run.read_states())))

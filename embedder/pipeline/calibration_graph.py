@@ -12,20 +12,23 @@ from embedder.model.results import ExitStates
 from embedder.pipeline.graph import actor_options, iterate
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.rows import to_ipc
-from embedder.pipeline.tap_actor import CountedRow, SampleRow, TapActor, TappedRow, Tapping, count_documents, tokenize_documents
+from embedder.pipeline.tap_actor import CountedRow, Kind, SampleRow, TapActor, TappedRow, Tapping, count_documents, tokenize_documents
 from embedder.text.token_idf import Counts
 
+Units = Sequence[tuple[Kind, pa.Table]]
+"""DOCUMENTS of each unit, of which there are some."""
 
-def _start_graph(units: Sequence[pa.Table], num_held_out: int = 0) -> Dataset:
-    rows = [
-        SampleRow(number=number, documents=to_ipc(documents), is_fitted=number >= num_held_out) for number, documents in enumerate(units)
-    ]
+
+def _start_graph(units: Units) -> Dataset:
+    rows = [SampleRow(number=number, documents=to_ipc(documents), kind=kind) for number, (kind, documents) in enumerate(units)]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int, pool: Pool) -> tuple[int, Counts]:
     """Tokenize units of DOCUMENTS; return the number of chunks, and for each token id the chunks that hold it."""
-    graph = _start_graph(units).map(count_documents, fn_args=(spec, tokenizer_json, vocab_size), num_cpus=pool.reader_cpus)
+    graph = _start_graph([("fitted", unit) for unit in units]).map(
+        count_documents, fn_args=(spec, tokenizer_json, vocab_size), num_cpus=pool.reader_cpus
+    )
     chunks, counts_V = 0, np.zeros(vocab_size, np.int64)
     row: CountedRow
     for row in iterate(graph):
@@ -34,11 +37,11 @@ def count_units(units: Sequence[pa.Table], spec: EmbeddingSpec, tokenizer_json: 
     return chunks, counts_V
 
 
-def tap_units(units: Sequence[pa.Table], num_held_out: int, tapping: Tapping, pool: Pool) -> Iterator[tuple[int, int, ExitStates]]:
-    """Tap non-empty units of DOCUMENTS, those held out first; yield each as it lands, in no order: its number, how many chunks it has, and
-    the states of these and of what was added: synthetic chunks, or known items and as many queries."""
+def tap_units(units: Units, tapping: Tapping, pool: Pool) -> Iterator[tuple[Kind, int, ExitStates]]:
+    """Tap units; yield each as it lands, in no order: its kind, how many chunks it has, and the states of these and of what was added:
+    synthetic chunks, or known items and as many queries."""
     graph = (
-        _start_graph(units, num_held_out)
+        _start_graph(units)
         .map(tokenize_documents, fn_args=(tapping,), num_cpus=pool.reader_cpus)
         .map(TapActor, fn_constructor_args=(tapping, pool), **actor_options(pool))
     )
@@ -48,4 +51,4 @@ def tap_units(units: Sequence[pa.Table], num_held_out: int, tapping: Tapping, po
         native = np.frombuffer(row["native"], np.float32).reshape(len(full_NW), -1)
         by_depth = dict(zip(tapping.depths, np.split(native, len(tapping.depths), axis=1), strict=True))
         states_NF = np.frombuffer(row["states"], np.float32).reshape(len(full_NW), -1)
-        yield row["number"], row["num_real"], ExitStates(states_NF, by_depth, full_NW)
+        yield row["kind"], row["num_real"], ExitStates(states_NF, by_depth, full_NW)

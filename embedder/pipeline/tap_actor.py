@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from embedder.text.synthetic import mix_chunks
 from embedder.text.token_idf import count_tokens
 from embedder.text.tokenizing import load_tokenizer
 
+Kind = Literal["held_out", "fitted", "broad"]
+"""Whether a unit measures the maps, or they are fitted on it: as a part of the sample, or as broad text beside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tapping:
@@ -33,7 +36,7 @@ class Tapping:
     """Layers at which exits are fitted."""
     weighing: AttentionPooling
     synthetic: float = 0.0
-    """Synthetic chunks per chunk of the units that are fitted on."""
+    """Synthetic chunks per chunk of the units of kind fitted."""
     seed: int = 0
 
 
@@ -43,13 +46,13 @@ class SampleRow(TypedDict):
     number: int
     documents: bytes
     """schema.DOCUMENTS, as Arrow IPC."""
-    is_fitted: bool
+    kind: Kind
 
 
 class TokenizedRow(TypedDict):
     """A tokenized unit."""
 
-    number: int
+    kind: Kind
     token_ids: bytes
     """A column of token ids, as Arrow IPC: of the chunks, and then of synthetic chunks, or of as many passages as known-item queries."""
     num_real: int
@@ -58,7 +61,7 @@ class TokenizedRow(TypedDict):
 class TappedRow(TypedDict):
     """A unit's states, each as float32 bytes of [chunks, …]."""
 
-    number: int
+    kind: Kind
     num_real: int
     states: bytes
     native: bytes
@@ -97,7 +100,7 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
             tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
-            "number": row["number"],
+            "kind": row["kind"],
             "num_real": row["num_real"],
             "states": tapped.states_NF.tobytes(),
             "native": native.tobytes(),
@@ -106,14 +109,15 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
 
 
 def tokenize_documents(row: SampleRow, tapping: Tapping) -> TokenizedRow:
-    """Chunk and tokenize one unit of a sample. Synthetic chunks are added to a unit that is fitted on, known items to one held out."""
+    """Chunk and tokenize one unit. Synthetic chunks are added to one of the sample that is fitted on, known items to one held out."""
     token_ids = _chunk(row, tapping.spec, tapping.tokenizer_json)["token_ids"].combine_chunks()
-    if row["is_fitted"]:
+    more = token_ids.slice(0, 0)
+    if row["kind"] == "fitted":
         more = mix_chunks(token_ids, round(tapping.synthetic * len(token_ids)), (tapping.seed, row["number"]))
-    else:
+    elif row["kind"] == "held_out":
         more = _make_known_items(from_ipc(row["documents"])["text"].to_pylist(), tapping)
     table = pa.table({"token_ids": pa.concat_arrays([token_ids, more])})
-    return {"number": row["number"], "token_ids": to_ipc(table), "num_real": len(token_ids)}
+    return {"kind": row["kind"], "token_ids": to_ipc(table), "num_real": len(token_ids)}
 
 
 def _make_known_items(texts: Sequence[str], tapping: Tapping) -> pa.ListArray:

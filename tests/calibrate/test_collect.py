@@ -1,4 +1,4 @@
-"""The sample is split into enough documents held out and to fit on, and units are summed in any order."""
+"""The sample is split into enough documents held out and to fit on, and units are stored in any order."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.calibrate.collect import Extremes, Split, collect, split_documents
+from embedder.calibrate.collect import Extremes, collect, split_documents
 from embedder.calibrate.config import CalibrateSettings
-from embedder.calibrate.ridge import Features
+from embedder.calibrate.ridge import Features, Rows
 from embedder.core.errors import ConfigError
 from embedder.core.fidelity import unit
 from embedder.model.calibration import RangeKey
 from embedder.model.exits import NUM_POOLINGS
 from embedder.model.results import ExitStates
+from embedder.pipeline.tap_actor import Kind
 
 
 @pytest.mark.parametrize(
@@ -35,37 +36,61 @@ def test_enough_documents_are_held_out_to_measure_the_ten_nearest() -> None:
     assert sorted(pa.concat_tables([*split.held_out, *split.fitted])["row"].to_pylist()) == list(range(300))
 
 
+def test_broad_text_that_the_sample_has_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    documents = pa.table({"text": [f"text {number}" for number in range(200)]})
+    split = split_documents(documents, CalibrateSettings(), pa.table({"text": ["news", "text  7", "more news"]}))
+    assert [unit["text"].to_pylist() for unit in split.broad] == [["news", "more news"]]
+    assert "calibrate.broad: 1 of 3 documents are in the sample too and left out" in caplog.text
+    assert [kind for kind, _ in split.units] == ["held_out", "fitted", "broad"]
+    with pytest.raises(ConfigError, match=r"calibrate\.broad: all 200 documents drawn are in the sample too; choose text that is not"):
+        split_documents(documents, CalibrateSettings(), documents)
+
+
+def make_rows(folder: Path) -> Rows:
+    return Rows(folder, 1, NUM_POOLINGS, 3)
+
+
+FEATURES = Features({1: (1,)}, (1,), 1)
+
+
 def test_units_may_arrive_in_any_order(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)
     units = [ExitStates(np.ones((1, NUM_POOLINGS), np.float32), {1: full[number]}, full[number]) for number in range(4)]
-    split, unit = Split([pa.table({})], [pa.table({})] * 3), np.linalg.norm(full[1:, 0], axis=1, keepdims=True)
-    tapped = [(number, 1, units[number]) for number in (3, 1, 0, 2)]
-    collected = collect(tapped, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=True))
-    assert (collected.sums.num_rows, len(collected.files)) == (3, 3)
+    unit = np.linalg.norm(full[1:, 0], axis=1, keepdims=True)
+    tapped: list[tuple[Kind, int, ExitStates]] = [("held_out" if number == 0 else "fitted", 1, units[number]) for number in (3, 1, 0, 2)]
+    collected = collect(tapped, 4, FEATURES, make_rows(tmp_path), Extremes((3,), normalize=True), 0)
+    assert collected.rows.num_rows == 3
     np.testing.assert_array_equal(collected.held_out.full_NW, full[0])
     assert collected.known_items is None, "no text held out has a first sentence"
     np.testing.assert_allclose(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, (full[1:, 0] / unit).max(axis=0), rtol=1e-6)
 
 
-def test_synthetic_chunks_are_fitted_on_and_decide_nothing_else(tmp_path: Path) -> None:
-    full = np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32)
+def test_synthetic_chunks_and_broad_text_are_fitted_on_and_decide_nothing_else(tmp_path: Path) -> None:
+    full = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
     states = [ExitStates(np.ones((4, NUM_POOLINGS), np.float32), {1: each}, each) for each in full]
-    split = Split([pa.table({})], [pa.table({})] * 2)
-    tapped = [(0, 4, states[0]), (1, 2, states[1]), (2, 1, states[2])]
-    collected = collect(tapped, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=False))
+    tapped: list[tuple[Kind, int, ExitStates]] = [
+        ("broad", 4, states[3]),
+        ("held_out", 4, states[0]),
+        ("fitted", 2, states[1]),
+        ("fitted", 1, states[2]),
+    ]
+    collected = collect(tapped, 4, FEATURES, make_rows(tmp_path), Extremes((3,), normalize=False), 0.25)
     real = np.concatenate([full[1, :2], full[2, :1]])
-    assert (collected.sums.num_rows, collected.moments.num_rows, len(collected.held_out.full_NW)) == (8, 3, 4)
+    assert (collected.rows.num_rows, collected.rows.weight) == (12, 9)
+    assert (collected.moments.num_rows, len(collected.held_out.full_NW)) == (3, 4)
     np.testing.assert_allclose(collected.moments.covariance_WW, np.cov(real.T, bias=True), atol=1e-7)
     np.testing.assert_array_equal(collected.extremes.ranges[RangeKey("native", 1, 3)].high_D, real.max(axis=0))
-    np.testing.assert_array_equal(np.concatenate([np.load(file)["full"] for file in collected.files]), real)
+    np.testing.assert_array_equal(np.concatenate(list(collected.rows.read_real_vectors())), real)
+    assert sum(map(len, collected.rows.read_real([0]))) == 3
 
 
 def test_known_items_and_their_queries_are_told_from_chunks_held_out(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
     ones = np.ones((70, NUM_POOLINGS), np.float32)
-    units = [(0, 10, ExitStates(ones, {1: full}, full)), (1, 70, ExitStates(ones, {1: full}, full))]
-    split = Split([pa.table({})], [pa.table({})])
-    collected = collect(units, split, Features({1: (1,)}, (1,), 1), tmp_path, Extremes((3,), normalize=True))
+    states = ExitStates(ones, {1: full}, full)
+    collected = collect(
+        [("held_out", 10, states), ("fitted", 70, states)], 2, FEATURES, make_rows(tmp_path), Extremes((3,), normalize=True), 0
+    )
     known = collected.known_items
     assert known is not None
     np.testing.assert_array_equal(collected.held_out.full_NW, full[:10])

@@ -1,5 +1,6 @@
 """Maps and rotations are selected and measured on vectors that they were not fitted on."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts
-from embedder.calibrate.ridge import Features, Moments, Sums
+from embedder.calibrate.ridge import Features, Moments, Rows
 from embedder.core.fidelity import unit
 from embedder.core.rotation import fit_rotation
 from embedder.model.exits import NUM_POOLINGS
@@ -17,16 +18,16 @@ BLOCK = NUM_POOLINGS * SIZE
 
 
 @pytest.mark.parametrize(("noise", "strength"), [(0.1, 0.001), (40.0, 10.0)])
-def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float) -> None:
+def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     states_NF = rng.normal(size=(400, 3 * BLOCK)).astype(np.float32)
     weight_FW = rng.normal(size=(2 * BLOCK, 12))
     full_NW = unit((states_NF[:, : 2 * BLOCK] @ weight_FW + noise * rng.normal(size=(400, 12))).astype(np.float32))
     features = Features({1: (0, 1)}, (0, 1, 3), SIZE)
-    sums = Sums(3, BLOCK, 12, features.pairs)
-    sums.add(states_NF[:NUM_FITTED], full_NW[:NUM_FITTED])
+    rows = Rows(tmp_path, 3, BLOCK, 12)
+    rows.add(states_NF[:NUM_FITTED], full_NW[:NUM_FITTED], NUM_FITTED)
     held_out: Any = SimpleNamespace(states_NF=states_NF[NUM_FITTED:], full_NW=full_NW[NUM_FITTED:], native={1: full_NW[NUM_FITTED:]})
-    maps, [report] = fit_exits(sums, held_out, features, (0.001, 0.1, 10.0))
+    maps, [report] = fit_exits(rows, held_out, features, (0.001, 0.1, 10.0))
     assert maps[1].weight_FW.shape == weight_FW.shape
     assert (report.num_features, report.strength) == (2 * BLOCK, strength)
     vectors_NW = held_out.states_NF[:, : 2 * BLOCK] @ maps[1].weight_FW + maps[1].bias_W
@@ -43,17 +44,17 @@ def test_queries_are_scored_by_the_place_of_their_own_document() -> None:
     assert find_own(last, documents) == pytest.approx(11 / 12), "not among the first ten"
 
 
-def test_an_exit_is_searched_by_queries_of_the_full_model() -> None:
+def test_an_exit_is_searched_by_queries_of_the_full_model(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     states_NF, weight_FW = rng.normal(size=(300, BLOCK)).astype(np.float32), rng.normal(size=(BLOCK, 12))
     full_NW = unit((states_NF @ weight_FW).astype(np.float32))
     features = Features({1: (1,)}, (1,), SIZE)
-    sums = Sums(1, BLOCK, 12, features.pairs)
-    sums.add(states_NF[:200], full_NW[:200])
+    rows = Rows(tmp_path, 1, BLOCK, 12)
+    rows.add(states_NF[:200], full_NW[:200], 200)
     held_out: Any = SimpleNamespace(states_NF=states_NF[200:], full_NW=full_NW[200:], native={1: full_NW[200:]})
     matching, shuffled = KnownItems(held_out, full_NW[200:]), KnownItems(held_out, full_NW[200:][::-1].copy())
     assert (matching.found, shuffled.found < 0.2) == (1, True)
-    [[good], [poor]] = [fit_exits(sums, held_out, features, (0.001,), known)[1] for known in (matching, shuffled)]
+    [[good], [poor]] = [fit_exits(rows, held_out, features, (0.001,), known)[1] for known in (matching, shuffled)]
     assert (good.known_item, poor.known_item is not None and poor.known_item < 0.2) == (1, True)
 
 

@@ -54,13 +54,20 @@ def calibrate(documentation: Path, minilm: str, name: str, **settings: Any) -> t
 
 @pytest.fixture(scope="module")
 def calibrated(documentation: Path, minilm: str, ray_session: None) -> tuple[Calibration, Report]:
-    return calibrate(documentation, minilm, "calibration")
+    return calibrate(documentation, minilm, "calibration", broad=SOURCE | {"uri": str(documentation / "all"), "num_documents": 50})
 
 
-def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(calibrated: tuple[Calibration, Report]) -> None:
+def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(
+    calibrated: tuple[Calibration, Report], documentation: Path
+) -> None:
     calibration, report = calibrated
     [depth_3] = report.exits
     assert (report.documents, report.chunks_fitted, report.chunks_synthetic, report.chunks_held_out) == (600, 480, 1440, 120)
+    assert report.broad is not None
+    assert (report.broad.documents, report.broad.chunks, report.broad.weight) == (50, 50, 0.1)
+    assert calibration.record["broad"]["source"] == str(documentation / "all")
+    assert calibration.fitted_texts is not None
+    assert len(calibration.fitted_texts) == 530, "broad text flatters too"
     assert report.known_item is not None
     assert depth_3.known_item is not None
     assert 0.5 * report.known_item < depth_3.known_item <= report.known_item
