@@ -12,7 +12,6 @@ from embedder.core.schema import Reason
 from embedder.source.decompression import read_blocks
 from embedder.source.formats.json_stream import read_values, split_values
 from embedder.source.formats.json_values import RepeatedKeyError, parse_json
-from embedder.source.formats.plain_json import count_pairs, parse_plain
 from embedder.source.formats.records import Getter, Records, batch_by_size, check_getter, refuse_broken, to_rows
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, name_some
 from embedder.source.lines import CutLine, LastLine
@@ -119,13 +118,10 @@ def _require_keys(batches: Iterable[Records], reading: Reading) -> Iterator[Reco
 
 def _parse_values(values: Iterable[bytes], sampled: bool = False) -> Records:
     """Parse records; `sampled`: the last line may be cut off because reading stopped."""
-    parsed, texts = Records(), list(values)
-    for value, num_pairs in zip(texts, count_pairs(texts), strict=True):
+    parsed = Records()
+    for value in values:
         if type(value) is CutLine:
             parsed.refuse_large(value, {})
-            continue
-        if (plain := parse_plain(value, num_pairs)) is not None:
-            parsed.records.append(plain)
             continue
         try:
             record = parse_json(value.decode())
