@@ -32,7 +32,7 @@ def load_peers(folder: str, texts: list[str], scratch: Path) -> dict[str, Run]:
     """Load every peer; the scratch folder holds converted models."""
     from sentence_transformers import SentenceTransformer
 
-    load = partial(SentenceTransformer, device="cpu")
+    load: Callable[..., Any] = partial(SentenceTransformer, device="cpu")
     models = {name: load(folder, backend=name, model_kwargs={} if name == "torch" else {"export": True}) for name in LIBRARIES}
     quantize(models, texts[:NUM_CALIBRATION_TEXTS], scratch)
     for name, kind in (("onnx", "dynamic"), ("openvino", "static")):
@@ -41,7 +41,8 @@ def load_peers(folder: str, texts: list[str], scratch: Path) -> dict[str, Run]:
     peers: dict[str, Run] = {
         f"sentence-transformers, {name}": partial(model.encode, texts, show_progress_bar=False) for name, model in models.items()
     }
-    peers["fastembed"] = partial(load_fastembed(scratch / "onnx", models["torch"].get_sentence_embedding_dimension()), texts)
+    dim = models["torch"].get_sentence_embedding_dimension()
+    peers["fastembed"] = partial(load_fastembed(scratch / "onnx", dim), texts)
     peers["openvino, a plain loop"] = partial(PlainLoop(folder).encode, texts)
     return peers
 

@@ -63,8 +63,7 @@ def iterate_units(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, 
     if size == 1:
         yield from iterate(connect(rows, read, embed, write, pool))
         return
-    gathering: list[Stage] = [(gather_units, (size, *read)), (EachUnit, embed), (map_units, write)]
-    for row in iterate(connect(rows, *gathering, pool)):
+    for row in iterate(connect(rows, (gather_units, (size, *read)), (EachUnit, embed), (map_units, write), pool)):
         yield from row["units"]
 
 

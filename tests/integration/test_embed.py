@@ -146,7 +146,7 @@ def test_a_float8_table_refuses_exact_vectors_and_is_searched_by_exact_queries(l
 
 
 @pytest.mark.ray
-def test_results_do_not_depend_on_units_batches_layouts_or_actors(
+def test_results_do_not_depend_on_units_batches_layouts_actors_rows_or_who_cuts_documents(
     ray_site: Site, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_site = ray_site
@@ -155,7 +155,10 @@ def test_results_do_not_depend_on_units_batches_layouts_or_actors(
         patch.setattr(in_process, "is_ray_running", lambda: False)
         local_site.embed()
     other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))
-    other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25, "layout": "packed"})
+    with monkeypatch.context() as patch:
+        patch.setattr("embedder.pipeline.graph.ROWS_A_SECOND", 1)  # two units in each row
+        patch.setattr("embedder.run.embed.slice_large", lambda task, *_: [dataclasses.replace(task, cut_by_encoders=True)])
+        other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25, "layout": "packed"})
     mine, theirs = local_site.rows(), other.rows()
     for row, twin in zip(mine, theirs, strict=True):
         assert {name: row[name] for name in row if name != "embedding"} == {name: twin[name] for name in twin if name != "embedding"}

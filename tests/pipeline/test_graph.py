@@ -50,7 +50,7 @@ class DoomedActor(EncoderActor):
 
 def set_up(actor: DoomedActor, calls: int = 1) -> DoomedActor:
     actor.concurrency, actor.clock, actor.attempts = Concurrency(calls), BusyClock(), Attempts.listed(actor.folder)
-    actor.probe, actor.spec, actor.ranges = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None
+    actor.probe, actor.spec, actor.ranges, actor.context = np.zeros(1, np.float32), SimpleNamespace(quantization="none"), None, None
     return actor
 
 
