@@ -14,7 +14,7 @@ import pytest
 from embedder.calibrate.collect import Collected, Extremes
 from embedder.calibrate.drift import expect_fidelity
 from embedder.calibrate.fit import fit_exits
-from embedder.calibrate.ridge import Moments, Sums
+from embedder.calibrate.ridge import Moments, Rows
 from embedder.calibrate.run import choose_features, resolve_whole
 from embedder.config.embed import EmbedConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
@@ -59,16 +59,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pooling = start_attention_pooling(weigh_tokens(count_tokens(token_ids, model.vocab_size), len(token_ids)), 2, SIZE)
     features = choose_features((1, 2), model)
     tapped = Encoder.load(model.spec, dtype="float32").tap_exits(token_ids, 1024, features.tapped, (1, 2), pooling)
-    sums = Sums(len(features.tapped), features.block, SIZE, features.pairs)
-    sums.add(tapped.states_NF[:NUM_FITTED], tapped.full_NW[:NUM_FITTED])
+    rows = Rows(tmp_path_factory.mktemp("rows"), len(features.tapped), features.block, SIZE)
+    rows.add(tapped.states_NF[:NUM_FITTED], tapped.full_NW[:NUM_FITTED], NUM_FITTED)
     native = {depth: vectors[NUM_FITTED:] for depth, vectors in tapped.native.items()}
     held_out = ExitStates(tapped.states_NF[NUM_FITTED:], native, tapped.full_NW[NUM_FITTED:])
-    maps, _ = fit_exits(sums, held_out, features, (0.01, 0.1))
+    maps, _ = fit_exits(rows, held_out, features, (0.01, 0.1))
     extremes, rotation = Extremes((8, SIZE), normalize=True), np.eye(SIZE, dtype=np.float32)
     mapped = tapped.states_NF[:, features.columns(1)] @ maps[1].weight_FW + maps[1].bias_W
     for rotated in (False, True):
         extremes.add("calibrated", 1, mapped, rotated)
-    figures = expect_fidelity(Collected(features, sums, Moments(SIZE), held_out, None, (), extremes), maps, rotation, seed=0)
+    figures = expect_fidelity(Collected(features, rows, Moments(SIZE), held_out, None, extremes), maps, rotation, seed=0)
     record = {"fidelity": json.loads(json.dumps(figures, default=lambda each: {n: getattr(each, n) for n in each.__slots__}))}
     calibration = Calibration(fitted_for(model.spec), 2, pooling, maps, extremes.ranges, record, rotation)
     write_calibration(calibration, str(folder / "calibration"))
