@@ -36,6 +36,10 @@ ROWS_A_SECOND = 32
 """That a driver takes: each costs it some 25 ms, on one core. An encoder on a GPU may take a second for a unit."""
 MOST_UNITS = 16
 """Of a row: some 60 MB each, and an actor holds two rows."""
+LEAST_ROWS = 16
+"""For each actor, so that all end together."""
+UNIT_BYTES = 16 << 20
+"""Of the source in a unit, roughly."""
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Start of the debugging advice that Ray appends to the message of an error."""
@@ -54,12 +58,18 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
         from embedder.pipeline.api_actor import ApiActor  # extra openai
 
         embed = (ApiActor, (context,))
-    yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool)
+    yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool, choose_units(pool, plan.read.size_bytes))
 
 
-def iterate_units(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Iterator[Any]:
-    """Run the stages, each of which takes and returns a unit, over rows of as many units as the number of actors asks for."""
-    size = min(MOST_UNITS, -(-pool.actors[1] // ROWS_A_SECOND))
+def choose_units(pool: Pool, size_bytes: int) -> int:
+    """Return the units of a row: one where a unit takes minutes (on CPUs, behind an API), or where actors would have few rows each."""
+    actors = pool.actors[1]
+    enough = size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)
+    return max(1, min(MOST_UNITS, -(-actors // ROWS_A_SECOND), enough)) if pool.calls > 1 else 1
+
+
+def iterate_units(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool, size: int) -> Iterator[Any]:
+    """Run the stages, each of which takes and returns a unit, over rows of so many units."""
     if size == 1:
         yield from iterate(connect(rows, read, embed, write, pool))
         return

@@ -164,6 +164,7 @@ def cut_row(row: PreparedRow, context: StageContext, attempts: Attempts) -> Prep
         return _failed(row["key"], str(error))
     finally:
         attempts.end(mark, number)
+        attempts.forget_listed(f"{row['name']}.cut")  # of runs whose cluster was lost
 
 
 def check_probe(probe_D: npt.NDArray[np.float32], expected: Sequence[float] | None, advice: str) -> None:

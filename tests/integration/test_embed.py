@@ -156,7 +156,7 @@ def test_results_do_not_depend_on_units_batches_layouts_actors_rows_or_who_cuts_
         local_site.embed()
     other = dataclasses.replace(local_site, table_uri=str(tmp_path_factory.mktemp("other") / "table"))
     with monkeypatch.context() as patch:
-        patch.setattr("embedder.pipeline.graph.ROWS_A_SECOND", 1)  # two units in each row
+        patch.setattr("embedder.pipeline.graph.choose_units", lambda *_: 2)
         patch.setattr("embedder.run.embed.slice_large", lambda task, *_: [dataclasses.replace(task, cut_by_encoders=True)])
         other.embed(source={"rows_per_unit": 3}, compute={"token_budget": 100, "actors": [2, 2], "num_cpus": 0.25, "layout": "packed"})
     mine, theirs = local_site.rows(), other.rows()

@@ -20,7 +20,7 @@ from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.observe.metrics import measure
 from embedder.observe.progress import Meter
 from embedder.pipeline.cluster import Reporter, start_ray
-from embedder.pipeline.graph import iterate_units
+from embedder.pipeline.graph import choose_units, iterate_units
 from embedder.pipeline.pool import Pool
 from embedder.pipeline.stages import tasks_row
 from embedder.run.embed import check_complete
@@ -28,7 +28,7 @@ from tests.tables import as_columns
 
 UNITS_A_TASK = 100
 UNIT_ROWS = 10
-SHARD_BYTES = 1 << 30
+SHARD_BYTES = 1 << 40
 MOST_MILLISECONDS = 25
 
 
@@ -73,7 +73,7 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
     pool = Pool("cuda", "bfloat16", 1, (num_nodes, num_actors), 1.0, 0.5, 1, 0.49, initial=num_nodes, calls=2)
     meter, reporter = Meter(columns, None, num_nodes), Reporter({"table": "made-up", "run_id": "0"})
     parts: list[Part] = []
-    for row in iterate_units(rows, (read, ()), (Encode, ()), (write, ()), pool):
+    for row in iterate_units(rows, (read, ()), (Encode, ()), (write, ()), pool, choose_units(pool, columns.size_bytes)):
         part = Part(row["name"], UNIT_ROWS, 150_000, Stats(**row["stats"]))
         parts.append(part)
         meter.land(part)

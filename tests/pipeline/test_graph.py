@@ -18,7 +18,7 @@ from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
 from embedder.pipeline.actors import BusyClock, Concurrency, choose_token_budget
 from embedder.pipeline.cluster import Reporter, start_ray
-from embedder.pipeline.graph import EncoderActor, actor_options, iterate
+from embedder.pipeline.graph import EncoderActor, actor_options, choose_units, iterate
 from embedder.pipeline.pool import Pool, lay_out_pool
 from embedder.pipeline.rows import EncodedUnit, PreparedRow, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
@@ -99,6 +99,16 @@ def test_a_careful_attempt_leaves_marks_of_poison_documents_only(tmp_path: Path,
     encode_over_deaths(folder, {5}, chunks)
     assert Attempts.listed(folder).failed("unit.5-6") == 2
     assert Attempts.listed(folder).failed("unit.6-7") == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "actors", "gigabytes", "units"),
+    [("cuda", 8, 100_000, 1), ("cuda", 64, 1_000, 2), ("cuda", 1_000, 100_000, 16), ("cuda", 64, 20, 1), ("cuda", 256, 600, 8),
+     ("cuda", 256, 200, 3), ("cpu", 256, 100_000, 1)],
+)  # fmt: skip
+def test_a_row_holds_several_units_for_many_gpus_with_much_to_do(device: str, actors: int, gigabytes: int, units: int) -> None:
+    pool = lay_out_pool(ComputeConfig(device=device, actors=actors), [{"CPU": 8.0, "GPU": 8.0}])
+    assert choose_units(pool, gigabytes << 30) == units
 
 
 HEAD = {"memory": 1e9}
