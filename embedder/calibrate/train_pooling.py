@@ -6,9 +6,11 @@ N = chunks, B = chunks of a batch, T = layers, Q = queries, H = hidden size, F =
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +23,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import LEAST_DEVIATION, Features
+from embedder.calibrate.token_states import TokenStates, open_token_states
 from embedder.core.fidelity import unit
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
-from embedder.model.batches import Batch, make_layout
+from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
+from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
 from embedder.model.loading import load_transformer, resolve_dtype
+from embedder.model.results import ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
@@ -81,35 +86,44 @@ class TrainingSet:
 def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | AttentionPooling]:
     """Yield lines of progress, then the trained pooling, or the starting one if it maps better on chunks held out.
 
+    On a CPU the states of all tokens lie on disk where it has room, in bfloat16, and the layers run once; else they run in each epoch.
     Memory holds the pooled states of all chunks, and a batch's token states of every layer read: with 12 layers of 768, all depths and
-    5,400 chunks of 256 tokens, 0.8 GB and 0.3 GB, and 0.8 GB for heads and their moments. Token states are recomputed in each epoch:
-    those of all chunks would take 25 GB.
+    5,400 chunks of 256 tokens, 0.8 GB and 0.3 GB, and 0.8 GB for heads and their moments; the disk would hold 25 GB.
     """
     set_threads(pool.threads)
     torch.manual_seed(task.seed)
     started = time.perf_counter()
-    chunks, states_NF = make_training_set(task, pool)
-    run = PoolingTraining(task, chunks, pool)
-    yield f"{len(run.full_NW) - run.num_held_out} chunks, {time.perf_counter() - started:.0f} s"
-    before = run.fit_maps(torch.from_numpy(states_NF))
-    del states_NF
-    for number in range(1, task.settings.epochs + 1):
-        yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
-    first, trained = (run.measure(predicted) for predicted in (before, run.fit_maps(run.read_states())))
+    token_ids, num_held_out = draw_training_set(task)
+    with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
+        size = task.features.hidden_size
+        kept = open_token_states(Path(folder), token_ids, task.features.tapped, size) if pool.device == "cpu" else None
+        tapped = tap_training_set(task, pool, token_ids, kept)
+        run = PoolingTraining(task, TrainingSet(token_ids, tapped.full_NW, num_held_out), pool, kept)
+        yield f"{len(run.full_NW) - run.num_held_out} chunks, {time.perf_counter() - started:.0f} s"
+        before = run.fit_maps(torch.from_numpy(tapped.states_NF))
+        del tapped
+        for number in range(1, task.settings.epochs + 1):
+            yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
+        first, trained = (run.measure(predicted) for predicted in (before, run.fit_maps(run.read_states())))
     yield f"held out: cosine {first:.4f} with the starting queries, {trained:.4f} trained, {time.perf_counter() - started:.0f} s"
     yield run.pooling if trained > first else task.start
 
 
-def make_training_set(task: PoolingTask, pool: Pool) -> tuple[TrainingSet, Floats]:
-    """Chunk the documents, draw up to the wanted number of chunks of each kind, fill up those to train on with synthetic ones, and run the
-    full model; return also the pooled states."""
+def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
+    """Chunk the documents, draw up to the wanted number of chunks of each kind, and fill up those to train on with synthetic ones.
+
+    Return the token ids of all chunks, those held out first, and how many these are.
+    """
     held_out, others = (draw_chunks(task, documents) for documents in (task.held_out, task.documents))
     missing = min(task.settings.chunks - len(others), round(task.synthetic * len(others)))
-    others = pa.concat_arrays([others, mix_chunks(others, missing, (task.seed,))])
-    token_ids = pa.concat_arrays([held_out, others])
+    return pa.concat_arrays([held_out, others, mix_chunks(others, missing, (task.seed,))]), len(held_out)
+
+
+def tap_training_set(task: PoolingTask, pool: Pool, token_ids: pa.ListArray, kept: TokenStates | None) -> ExitStates:
+    """Run the full model; return its vectors and the states as the starting queries pool them. States of all tokens are kept, if wanted."""
     encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
-    tapped = encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), task.features.tapped, (), task.start)
-    return TrainingSet(token_ids, tapped.full_NW, len(held_out)), tapped.states_NF
+    keep = kept.keep if kept else None
+    return encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), task.features.tapped, (), task.start, keep)
 
 
 def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
@@ -120,37 +134,35 @@ def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
     return chunks["token_ids"].combine_chunks().take(pa.array(drawn))
 
 
-class TappedModel(nn.Module):
-    """The frozen layers up to the last one that a map reads, and the pooling of their states."""
+class FrozenLayers:
+    """The layers up to the last one that a map reads."""
 
-    def __init__(self, spec: EmbeddingSpec, layers: Sequence[int], pooling: AttentionPooling, pool: Pool) -> None:
-        super().__init__()
+    def __init__(self, spec: EmbeddingSpec, layers: Sequence[int], layout: BatchLayout, pool: Pool) -> None:
         recipe = find_recipe(spec)
         dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
-        self.model = load_transformer(recipe, max(layers), spec.final_norm, dtype, spec.adapter)
-        self.family = find_family(recipe.family)
-        self.layout = make_layout("padded", self.model.config, torch.device(pool.device))
-        self.model.set_attn_implementation(self.layout.attention)
-        self.pool = ExitPooler(spec.pooling, pooling)
-        self.layers, self.hidden_size = layers, recipe.hidden_size
+        self.model: Any = load_transformer(recipe, max(layers), spec.final_norm, dtype, spec.adapter).to(pool.device)  # type: ignore[arg-type]
+        self.model.set_attn_implementation(layout.attention)
+        self.family, self.layers = find_family(recipe.family), layers
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the (B, F) normalized states of the layers, side by side."""
+    def read(self, batch: Batch) -> dict[int, Tensor]:
+        """Return the states of a batch by layer."""
         final_norm = self.model.get_submodule(self.family.final_norm) if self.family.final_norm else nn.Identity()
         layers: Any = self.model.get_submodule(self.family.layers)
-        with tap_layers(layers, final_norm, self.pool(), self.layers) as taps:
+        with torch.no_grad(), tap_layers(layers, final_norm, lambda _batch: lambda _layer, hidden: hidden, self.layers) as taps:
             taps.start(batch)
             self.model(**batch.inputs())
-            return normalise_states(taps.collect(self.layers), self.hidden_size)
+            return taps.pooled
 
 
 class PoolingTraining:
     """One training, with Adam, of the queries and of a head for each depth that starts at zero. The layers are frozen."""
 
-    def __init__(self, task: PoolingTask, chunks: TrainingSet, pool: Pool) -> None:
+    def __init__(self, task: PoolingTask, chunks: TrainingSet, pool: Pool, kept: TokenStates | None = None) -> None:
         self.task, self.features, self.num_held_out = task, task.features, chunks.num_held_out
         self.full_NW = torch.from_numpy(unit(chunks.full_NW)).to(pool.device)
-        self.model = TappedModel(task.spec, self.features.tapped, task.start, pool).to(pool.device).eval()
+        self.layout = make_layout("padded", load_config(find_recipe(task.spec)), torch.device(pool.device))
+        self.states = kept or FrozenLayers(task.spec, self.features.tapped, self.layout, pool)
+        self.pool = ExitPooler(task.spec.pooling, task.start).to(pool.device)
         block = NUM_QUERIES * self.features.hidden_size
         self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False).to(pool.device)
         sizes = {str(depth): len(layers) * block for depth, layers in self.features.layers.items()}
@@ -158,7 +170,7 @@ class PoolingTraining:
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
         rate = task.settings.learning_rate
-        queries_TQX = self.model.pool.queries_TQX.requires_grad_(True)
+        queries_TQX = self.pool.queries_TQX.requires_grad_(True)
         groups = [{"params": [queries_TQX], "lr": rate}, {"params": list(self.heads.parameters()), "lr": rate * HEAD_RATE}]
         self.optimizer = torch.optim.Adam(groups)
         num_steps = task.settings.epochs * math.ceil((len(self.full_NW) - self.num_held_out) / task.settings.batch_chunks)
@@ -170,7 +182,7 @@ class PoolingTraining:
     @property
     def pooling(self) -> AttentionPooling:
         """The current queries."""
-        return AttentionPooling(self.task.start.token_weights_V, self.model.pool.queries_TQX.detach().cpu().numpy().copy())
+        return AttentionPooling(self.task.start.token_weights_V, self.pool.queries_TQX.detach().cpu().numpy().copy())
 
     def train(self, mapped: Mapping[int, Tensor]) -> float:
         """Train one epoch on the corrections to the mapped vectors of each depth; return the mean loss."""
@@ -195,12 +207,18 @@ class PoolingTraining:
 
     def _make_batch(self, rows: Rows) -> Batch:
         """Lay out rows, which are ordered longest first."""
-        return self.model.layout.collect(self.values, self.offsets[rows], self.lengths_N[rows])
+        return self.layout.collect(self.values, self.offsets[rows], self.lengths_N[rows])
+
+    def _pool(self, batch: Batch) -> Tensor:
+        """Return the (B, F) normalized states of the layers, side by side, as the current queries pool them."""
+        pool, states = self.pool()(batch), self.states.read(batch)
+        pooled = [pool(layer, states[layer]) for layer in self.features.tapped]
+        return normalise_states(torch.cat(pooled, dim=1), self.features.hidden_size)
 
     def _correct(self, batch: Batch) -> dict[int, Tensor]:
         """Return, by depth, the (B, W) correction to the map of the starting queries."""
         num_rows, num_layers = len(batch.lengths_B), len(self.features.tapped)
-        queried_BTQH = self.model(batch).view(num_rows, num_layers, NUM_POOLINGS, -1)[:, :, -NUM_QUERIES:]
+        queried_BTQH = self._pool(batch).view(num_rows, num_layers, NUM_POOLINGS, -1)[:, :, -NUM_QUERIES:]
         standard_BTX = self.standardize(queried_BTQH.flatten(1)).view(num_rows, num_layers, -1)
         return {depth: self.heads[str(depth)](standard_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
 
@@ -215,7 +233,7 @@ class PoolingTraining:
         order = np.argsort(-self.lengths_N, kind="stable")
         with torch.no_grad():
             for rows in np.array_split(order, math.ceil(len(order) / self.task.settings.batch_chunks)):
-                states_NF[rows] = self.model(self._make_batch(rows)).cpu()
+                states_NF[rows] = self._pool(self._make_batch(rows)).cpu()
         return states_NF
 
     def measure(self, mapped: Mapping[int, Tensor]) -> float:

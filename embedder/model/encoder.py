@@ -65,6 +65,7 @@ class Encoder:
         self._config.use_cache = False  # a causal model would keep the keys and values of all layers
         self._family = find_family(self._config.model_type)
         self._layout = make_layout(layout, self._config, device)
+        self._run = partial(queue_rows, self._layout, device)
         model.set_attn_implementation(self._layout.attention)
         self._model: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
         self._head = head.to(device)
@@ -181,11 +182,6 @@ class Encoder:
         return layers
 
     @property
-    def num_layers(self) -> int:
-        """Layers really built."""
-        return len(self.layers)
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights on the device."""
         return sum(parameter.nbytes for parameter in (*self._model.parameters(), *self._head.parameters()))
@@ -233,7 +229,7 @@ class Encoder:
         Depth 0 is the embedding layer's output. Order and number are kept. With a weighing, states are pooled as exits read them.
         """
         assert depths, "nothing to tap"
-        assert set(depths) <= set(range(self.num_layers + 1)), (depths, self.num_layers)
+        assert set(depths) <= set(range(len(self.layers) + 1)), (depths, len(self.layers))
         pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
         width = len(depths) * (len(self._pooling.split("+")) if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
         with self._turn, self._tapped(depths, pool) as forward:
@@ -241,14 +237,20 @@ class Encoder:
         return dict(zip(depths, np.split(queued.fetch().vectors_ND, len(depths), axis=1), strict=True))
 
     def tap_exits(
-        self, token_ids: pa.ListArray, token_budget: int, layers: Sequence[int], depths: Sequence[int], weighing: AttentionPooling
+        self,
+        token_ids: pa.ListArray,
+        token_budget: int,
+        layers: Sequence[int],
+        depths: Sequence[int],
+        weighing: AttentionPooling,
+        keep: Callable[[LayerPooler], LayerPooler] | None = None,
     ) -> ExitStates:
-        """Return the states that exits at `depths`, some of the `layers`, are fitted on, from one pass of the full model."""
+        """Return the states that exits at `depths`, some of the `layers`, are fitted on, from one full pass; `keep` wraps their pooler."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
         pool = self._exit_pooler(weighing)
         block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
         width = len(layers) * block
-        with self._turn, self._tapped(layers, pool()) as forward:
+        with self._turn, self._tapped(layers, keep(pool()) if keep else pool()) as forward:
 
             def finish(batch: Batch) -> Tensor:
                 states_BF, hidden = forward(batch)
@@ -291,9 +293,6 @@ class Encoder:
                 return taps.collect(depths), hidden
 
             yield forward
-
-    def _run(self, token_ids: pa.ListArray, token_budget: int, width: int, forward: Forward, spans: Spans | None = None) -> Queued:
-        return queue_rows(self._layout, self._device, token_ids, token_budget, width, forward, spans)
 
     def _hidden(self, batch: Batch) -> Tensor:
         hidden: Tensor = self._model(**batch.inputs()).last_hidden_state

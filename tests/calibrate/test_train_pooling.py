@@ -4,6 +4,8 @@ import keyword
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,20 @@ import torch
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import Features
-from embedder.calibrate.train_pooling import PoolingTask, PoolingTraining, TrainingSet, make_training_set, map_rows, train_attention_pooling
+from embedder.calibrate.token_states import open_token_states
+from embedder.calibrate.train_pooling import (
+    PoolingTask,
+    PoolingTraining,
+    TrainingSet,
+    draw_training_set,
+    map_rows,
+    tap_training_set,
+    train_attention_pooling,
+)
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.fidelity import unit
 from embedder.core.schema import DOCUMENTS
-from embedder.model.attention_pooling import start_attention_pooling
+from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline.pool import Pool
@@ -96,11 +107,40 @@ def test_trained_queries_that_do_not_help_on_chunks_held_out_are_dropped(task: P
 
 
 def test_the_training_set_has_the_chunks_held_out_first_and_at_most_the_wanted_number(task: PoolingTask, token_ids: pa.ListArray) -> None:
-    chunks, states_NF = make_training_set(replace(task, settings=AttentionSettings(chunks=70)), POOL)
-    assert (len(chunks.token_ids), chunks.num_held_out, chunks.full_NW.shape, len(states_NF)) == (130, HELD_OUT, (130, 384), 130)
+    chunks, num_held_out = draw_training_set(replace(task, settings=AttentionSettings(chunks=70)))
+    assert (len(chunks), num_held_out) == (130, HELD_OUT)
     for part in (slice(0, HELD_OUT), slice(HELD_OUT, None)):
-        drawn, whole = ({tuple(row) for row in rows[part].to_pylist()} for rows in (chunks.token_ids, token_ids))
+        drawn, whole = ({tuple(row) for row in rows[part].to_pylist()} for rows in (chunks, token_ids))
         assert drawn <= whole
+
+
+def test_states_kept_on_disk_are_those_of_the_layers_to_bfloat16_and_train_alike(
+    task: PoolingTask, token_ids: pa.ListArray, tmp_path: Path
+) -> None:
+    twice = pa.concat_arrays([token_ids, token_ids.slice(100, 3)])
+    kept = open_token_states(tmp_path, twice, task.features.tapped, SIZE)
+    assert kept is not None
+    tapped = tap_training_set(task, POOL, twice, kept)
+    plain = tap_training_set(task, POOL, twice, None)
+    np.testing.assert_array_equal(tapped.states_NF, plain.states_NF)
+    runs = [PoolingTraining(task, TrainingSet(twice, tapped.full_NW, HELD_OUT), POOL, each) for each in (kept, None)]
+    torch.testing.assert_close(runs[0].read_states(), runs[1].read_states(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(runs[1].read_states(), torch.tensor(plain.states_NF), atol=1e-4, rtol=0)
+    before = runs[0].fit_maps(torch.tensor(tapped.states_NF))
+    assert runs[0].train(before) == pytest.approx(runs[1].train(before), abs=1e-3)
+
+
+def test_without_room_on_disk_layers_run_in_each_epoch(
+    task: PoolingTask, token_ids: pa.ListArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = 2 * len(token_ids.values) * len(task.features.tapped) * SIZE
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=2 * needed - 1))
+    with caplog.at_level("WARNING", "embedder"):
+        assert open_token_states(tmp_path, token_ids, task.features.tapped, SIZE) is None
+    assert "each epoch runs the layers again" in caplog.text
+    *_, pooling = train_attention_pooling(replace(task, settings=AttentionSettings(epochs=1, batch_chunks=100)), POOL)
+    assert isinstance(pooling, AttentionPooling)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_fitted_row_is_predicted_by_a_map_fitted_on_all_other_rows() -> None:

@@ -86,7 +86,7 @@ def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped
     spec = model.resolve(depth=2, dim=32, calibration=str(tmp_path)).spec
     assert (spec.exit, spec.query_depth, spec.calibration) == ("calibrated", 4, calibration.fingerprint)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
-    assert encoder.num_layers == 2
+    assert len(encoder.layers) == 2
     tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHING)
     mapped = tapped.states_NF[:, : 3 * NUM_POOLINGS * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)

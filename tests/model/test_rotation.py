@@ -80,7 +80,7 @@ def test_mapped_vectors_are_rotated_too(tiny_model: TinyModel, artifact: str, te
     spec = tiny_model.resolve(depth=2, dim=32, calibration=artifact, rotate=True).spec
     assert spec.exit == "calibrated"
     encoder = Encoder.load(spec, dtype="float32", calibration=load_calibration(artifact))
-    assert encoder.num_layers == 2
+    assert len(encoder.layers) == 2
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, unit((mapped @ make_rotation())[:, :32]), atol=1e-5)
 
 
