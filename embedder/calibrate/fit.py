@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.calibrate.ridge import Features, Rows
+from embedder.calibrate.ridge import AffineMap, Features, Rows
 from embedder.core.fidelity import NUM_NEAREST, Fidelity, measure_fidelity, share_of_nearest, unit
 from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
@@ -59,14 +59,21 @@ class CutReport:
 def fit_exits(
     rows: Rows, held_out: ExitStates, features: Features, strengths: Sequence[float], search: KnownItems | None = None
 ) -> tuple[dict[int, ExitMap], tuple[ExitReport, ...]]:
-    """Fit a map for each depth, at the strength with the highest cosine to the full model on chunks held out."""
-    maps, reports = {}, []
+    """Fit a map for each depth, at the strength with the highest cosine to the full model on chunks held out.
+
+    Strengths are tried from that of the depth before, in the direction in which the cosine rises.
+    """
+    maps, reports, ordered = {}, [], sorted(set(strengths))
+    place = len(ordered) // 2
     for depth, layers in features.layers.items():
         columns = features.columns(depth)
-        scored = []
-        for strength, fitted in rows.fit(features.blocks(depth), strengths):
-            scored.append((measure_fidelity(fitted.apply(held_out.states_NF[:, columns]), held_out.full_NW), strength, fitted))
-        fidelity, strength, best = max(scored, key=lambda each: each[0].cosine)
+        solve, scored = rows.fit(features.blocks(depth)), dict[int, tuple[Fidelity, AffineMap]]()
+        while missing := set(range(max(place - 1, 0), min(place + 2, len(ordered)))) - scored.keys():
+            for each in missing:
+                fitted = solve(ordered[each])
+                scored[each] = measure_fidelity(fitted.apply(held_out.states_NF[:, columns]), held_out.full_NW), fitted
+            place = max(scored, key=lambda each: scored[each][0].cosine)
+        strength, (fidelity, best) = ordered[place], scored[place]
         maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         found = find_own(search.queries_NW, unit(best.apply(search.items.states_NF[:, columns]))) if search else None

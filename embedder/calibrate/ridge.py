@@ -5,7 +5,7 @@ Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problem
 ‖Y − Z·M‖² + λ·N·‖M‖² over standardized features Z. It is (ZᵀZ + λN)⁻¹·ZᵀY and, as well, Zᵀ·(ZZᵀ + λN)⁻¹·Y.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Unit:
 
 class Rows:
     """A sample on disk, from which each map reads its features: memory holds a unit, and a square matrix over features or chunks,
-    whichever are fewer, with its factor."""
+    whichever are fewer, with its factor or the matrix of the map before."""
 
     def __init__(self, folder: Path, num_blocks: int, block: int, width: int) -> None:
         self.folder = folder
@@ -91,6 +91,7 @@ class Rows:
         """Chunks, each counted by its weight."""
         self.features_KF, self.squares_KF = np.zeros((num_blocks, block)), np.zeros((num_blocks, block))
         self.vectors_W = np.zeros(width)
+        self._system: System | None = None
 
     @property
     def num_rows(self) -> int:
@@ -99,6 +100,7 @@ class Rows:
 
     def add(self, features_NF: Floats, vectors_NW: Floats, num_real: int, weight: float = 1.0) -> None:
         """Add a unit of normalized features and the vectors to map them to, its own chunks first; units may come in any order."""
+        self._system = None
         name, shape = self.folder / str(len(self.units)), self.features_KF.shape
         self.units.append(Unit(name.with_suffix(".states.npy"), name.with_suffix(".npy"), len(features_NF), num_real, weight))
         np.save(self.units[-1].states, features_NF.reshape(-1, *shape).swapaxes(0, 1))
@@ -121,61 +123,111 @@ class Rows:
         mean_F = self.features_KF[blocks].ravel() / self.weight
         return mean_F, np.sqrt(np.maximum(self.squares_KF[blocks].ravel() / self.weight - mean_F**2, LEAST_DEVIATION**2))
 
-    def fit(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[tuple[float, AffineMap]]:
-        """Yield the map of the features of these blocks, which rise, at each ridge strength λ."""
+    def fit(self, blocks: Sequence[int]) -> Callable[[float], AffineMap]:
+        """Return the function from a ridge strength λ to the map of the features of these blocks, which rise.
+
+        Products of features are kept for the next call: blocks that begin with those of the call before take products of the others alone.
+        """
         mean_F, deviation_F = self.mean_and_deviation(blocks)
         mean_W = self.vectors_W / self.weight
-        solve = self.solve_by_features if len(mean_F) <= self.num_rows else self.solve_by_rows
-        for strength, standard_FW in zip(strengths, solve(blocks, strengths), strict=True):
-            weight_FW = standard_FW / deviation_F[:, None]
+        kind = ByFeatures if len(mean_F) <= self.num_rows else ByRows
+        if not isinstance(self._system, kind) or list(blocks[: len(self._system.blocks)]) != self._system.blocks:
+            self._system = None  # frees its matrix before the next is made
+            self._system = kind(self)
+        system = self._system
+        system.extend(blocks)
+
+        def solve(strength: float) -> AffineMap:
+            weight_FW = system.solve(strength) / deviation_F[:, None]
             # the map includes the standardization: one product and one sum per chunk
-            yield strength, AffineMap(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
+            return AffineMap(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
 
-    def solve_by_features(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[Doubles]:
-        """Yield the map of standardized features at each strength, from the matrix of their products."""
-        num_features = len(blocks) * self.features_KF.shape[1]
-        gram_FF, cross_FW = np.zeros((num_features, num_features)), np.zeros((num_features, len(self.vectors_W)))
-        for unit in self.units:
-            standard_NF, vectors_NW = self._standardize(unit, blocks), self._center(unit)
-            gram_FF += standard_NF.T @ standard_NF
-            cross_FW += standard_NF.T @ vectors_NW
-        yield from solve_ridge(gram_FF, cross_FW, strengths)
+        return solve
 
-    def solve_by_rows(self, blocks: Sequence[int], strengths: Sequence[float]) -> Iterator[Doubles]:
-        """Yield the same maps from the matrix of the chunks' products, one block of features at a time."""
-        gram_NN = np.zeros((self.num_rows, self.num_rows))
-        for number in blocks:
-            standard_NF = self._stack(number)
-            gram_NN += standard_NF @ standard_NF.T
-        for dual_NW in solve_ridge(gram_NN, np.concatenate([self._center(unit) for unit in self.units]), strengths):
-            yield np.concatenate([self._stack(number).T @ dual_NW for number in blocks])
-
-    def _stack(self, number: int) -> Doubles:
-        return np.concatenate([self._standardize(unit, [number]) for unit in self.units])
-
-    def _standardize(self, unit: Unit, blocks: Sequence[int]) -> Doubles:
-        """Return features whose products over all units are correlations."""
+    def standardize(self, unit: Unit, blocks: Sequence[int]) -> Doubles:
+        """Return a unit's features, whose products over all units are correlations."""
         mean_F, deviation_F = self.mean_and_deviation(blocks)
         standard_NF: Doubles = (read_states(unit, blocks) - mean_F) * ((unit.weight / self.weight) ** 0.5 / deviation_F)
         return standard_NF
 
-    def _center(self, unit: Unit) -> Doubles:
+    def center(self, unit: Unit) -> Doubles:
+        """Return a unit's vectors, weighted likewise."""
         centered_NW: Doubles = (np.load(unit.vectors) - self.vectors_W / self.weight) * (unit.weight / self.weight) ** 0.5
         return centered_NW
+
+
+class System:
+    """A square matrix of products and the targets; X = features or chunks."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.blocks: list[int] = []
+        self.gram_XX, self.targets_XW = np.zeros((0, 0)), np.zeros((0, len(rows.vectors_W)))
+
+    def extend(self, blocks: Sequence[int]) -> None:
+        """Take up blocks of features after those that are here already."""
+        raise NotImplementedError
+
+    def solve(self, strength: float) -> Doubles:
+        """Return the (F, W) map of standardized features."""
+        raise NotImplementedError
+
+    def _solve(self, strength: float) -> Doubles:
+        """Return the solution, by a Cholesky factor."""
+        variance_X = self.gram_XX.diagonal().copy()
+        np.fill_diagonal(self.gram_XX, variance_X + strength)
+        factor_XX = torch.linalg.cholesky(torch.from_numpy(self.gram_XX))
+        np.fill_diagonal(self.gram_XX, variance_X)
+        solution_XW: Doubles = torch.cholesky_solve(torch.from_numpy(self.targets_XW), factor_XX).numpy()
+        return solution_XW
+
+
+class ByFeatures(System):
+    """The matrix of the features' products."""
+
+    def extend(self, blocks: Sequence[int]) -> None:
+        """Add the products of new features with all."""
+        old, num_features = len(self.gram_XX), len(blocks) * self.rows.features_KF.shape[1]
+        border_FX, cross_XW = np.zeros((num_features, num_features - old)), np.zeros((num_features - old, self.targets_XW.shape[1]))
+        for unit in self.rows.units:
+            standard_NF = self.rows.standardize(unit, blocks)
+            border_FX += standard_NF.T @ standard_NF[:, old:]
+            cross_XW += standard_NF[:, old:].T @ self.rows.center(unit)
+        gram_FF = np.empty((num_features, num_features))
+        gram_FF[:old, :old], gram_FF[:, old:], gram_FF[old:, :old] = self.gram_XX, border_FX, border_FX[:old].T
+        self.blocks, self.gram_XX, self.targets_XW = list(blocks), gram_FF, np.concatenate([self.targets_XW, cross_XW])
+
+    def solve(self, strength: float) -> Doubles:
+        """Return the map, which is the solution."""
+        return self._solve(strength)
+
+
+class ByRows(System):
+    """The matrix of the chunks' products, which has the same map."""
+
+    def extend(self, blocks: Sequence[int]) -> None:
+        """Add the products of chunks over new features, one block at a time."""
+        if not self.blocks:
+            self.gram_XX = np.zeros((self.rows.num_rows, self.rows.num_rows))
+            self.targets_XW = np.concatenate([self.rows.center(unit) for unit in self.rows.units])
+        for number in blocks[len(self.blocks) :]:
+            standard_NF = self._stack(number)
+            self.gram_XX += standard_NF @ standard_NF.T
+        self.blocks = list(blocks)
+
+    def solve(self, strength: float) -> Doubles:
+        """Return the map, from the weights of the chunks."""
+        dual_NW = self._solve(strength)
+        return np.concatenate([self._stack(number).T @ dual_NW for number in self.blocks])
+
+    def _stack(self, number: int) -> Doubles:
+        return np.concatenate([self.rows.standardize(unit, [number]) for unit in self.rows.units])
 
 
 def read_states(unit: Unit, blocks: Sequence[int]) -> Floats:
     """Read the features of these blocks, side by side."""
     states_KNF = np.load(unit.states, mmap_mode="r")
     return np.concatenate([states_KNF[number] for number in blocks], axis=1)
-
-
-def solve_ridge(gram_XX: Doubles, targets_XW: Doubles, strengths: Sequence[float]) -> Iterator[Doubles]:
-    """Yield the solution at each strength, by a Cholesky factor."""
-    gram, targets, variance_X = torch.from_numpy(gram_XX), torch.from_numpy(targets_XW), gram_XX.diagonal().copy()
-    for strength in strengths:
-        np.fill_diagonal(gram_XX, variance_X + strength)
-        yield torch.cholesky_solve(targets, torch.linalg.cholesky(gram)).numpy()
 
 
 class Moments:

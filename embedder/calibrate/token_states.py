@@ -48,11 +48,10 @@ class TokenStates:
         return start
 
     def read(self, batch: Batch) -> dict[int, Tensor]:
-        """Return the kept states of a batch by layer; zeros where a token is padding."""
-        places_n, own = self._find(batch), ~batch.padding
-        hidden = torch.zeros(len(self.numbers), *own.shape, self.states_TNH.shape[-1])
-        hidden[:, own] = self.states_TNH[:, places_n].float()
-        return dict(zip(self.numbers, hidden, strict=True))
+        """Return the kept states of a batch by layer; where a token is padding, which no pooling counts, some other token's."""
+        places = torch.zeros(batch.padding.shape, dtype=torch.int64)
+        places[~batch.padding] = self._find(batch)
+        return {layer: self.states_TNH[number][places] for layer, number in self.numbers.items()}
 
     def _find(self, batch: Batch) -> Tensor:
         """Return the place of each token of a batch that is no padding."""

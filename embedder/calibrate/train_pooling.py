@@ -172,7 +172,7 @@ class PoolingTraining:
         rate = task.settings.learning_rate
         queries_TQX = self.pool.queries_TQX.requires_grad_(True)
         groups = [{"params": [queries_TQX], "lr": rate}, {"params": list(self.heads.parameters()), "lr": rate * HEAD_RATE}]
-        self.optimizer = torch.optim.Adam(groups)
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         num_steps = task.settings.epochs * math.ceil((len(self.full_NW) - self.num_held_out) / task.settings.batch_chunks)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(WARM_UP * num_steps), num_steps)
         self.draw = np.random.default_rng(task.seed)

@@ -50,8 +50,9 @@ def test_fitting_takes_no_more_memory_than_was_said(num_rows: int, tmp_path: Pat
     for _ in range(num_rows // 200):
         rows.add(rng.normal(size=(200, 3 * features.block)).astype(np.float32), rng.normal(size=(200, 64)).astype(np.float32), 50)
     tracemalloc.start()
-    for _ in rows.fit([0, 1, 2], (0.1, 1.0)):
-        pass
+    solve = rows.fit([0, 1, 2])
+    for strength in (0.1, 1.0):
+        solve(strength)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < SampleSize(num_rows, 0, 200).fit_bytes(features, 64) < 2 * peak, "a factor of torch takes the place of the sum before"
