@@ -31,11 +31,11 @@ def name_part(number: int) -> str:
 
 
 def measure(folder: str, num_parts: int) -> dict[str, Any]:
-    """Commit made-up parts, a tenth at a time, write the checkpoint, and open the table."""
+    """Commit made-up parts, a quarter at a time, write the checkpoint, and open the table."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     location, clock, stats = Location(f"{folder}/table"), Clock(), Stats(documents=ROWS, chunks=ROWS)
-    for start in range(0, num_parts, num_parts // 10):
-        parts = tuple(Part(name_part(number), ROWS, 1_000_000 + number, stats) for number in range(start, start + num_parts // 10))
+    for start in range(0, num_parts, num_parts // 4):
+        parts = tuple(Part(name_part(number), ROWS, 1_000_000 + number, stats) for number in range(start, start + num_parts // 4))
         with clock.measured(f"commit {start}"), patch("embedder.table.delta.find_missing", return_value=[]):
             commit_table(location, change(parts), read_table(location))
     with clock.measured("checkpoint"):
