@@ -1,17 +1,19 @@
 """Settings of the documents: their location, format and columns."""
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "orc", "arrow", "avro", "sqlite", "duckdb", "jsonl", "csv", "tsv", "warc", "text", "delta", "iceberg", "lance", "postgres"]
+DatabaseFile = Literal["sqlite", "duckdb"]
+Table = Literal["delta", "iceberg", "lance"]
+Format = Literal["auto", "parquet", "orc", "arrow", "avro", DatabaseFile, "jsonl", "csv", "tsv", "warc", "text", Table, "postgres"]
 
-TABLES: tuple[Format, ...] = ("delta", "iceberg", "lance")
-DATABASE_FILES: tuple[Format, ...] = ("sqlite", "duckdb")
+TABLES: tuple[Format, ...] = get_args(Table)
+DATABASE_FILES: tuple[Format, ...] = get_args(DatabaseFile)
 POSTGRES = ("postgresql://", "postgres://")
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -86,7 +87,7 @@ def _add_logs(shards: Shards, source: SourceConfig) -> Shards:
     added: dict[int, str] = {}
     for format_, rows in group_by_format(shards, source.format).items():
         if format_.logs:
-            logs = map_threads(lambda shard, ends=format_.logs: find_log(shard.uri, source, ends), shards.make(rows))
+            logs = map_threads(partial(find_log, source=source, ends=format_.logs), shards.uris.take(pa.array(rows)).to_pylist())
             added |= {int(row): log for row, log in zip(rows, logs, strict=True) if log}
     if not added:
         return shards

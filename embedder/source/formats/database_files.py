@@ -96,7 +96,7 @@ def choose_table(connection: Connection, tables: Mapping[str, Table], reading: R
     source, uri = reading.source, reading.shard.uri
     whole = [name for name, table in tables.items() if table.order is not None]
     name = whole[0] if source.table is None and len(whole) == 1 else source.table
-    if name not in tables:
+    if name is None or name not in tables:
         problem = f"no table {name!r}" if name else "several tables" if whole else "no table"
         raise _TableError(f"{uri}: {problem} (found: {name_some(tables) or 'none'}); set source.table")
     table, key = tables[name], source.key_column

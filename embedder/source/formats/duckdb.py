@@ -18,6 +18,7 @@ _BATCH_ROWS = 2048
 """Those of DuckDB's vectors, the least that it reads."""
 _CONFIG = {"threads": "1", "memory_limit": "1GiB", "enable_external_access": "false", "arrow_lossless_conversion": "true"}
 """A view that reads other files is refused: its rows would change without the file. What Arrow lacks is not converted to something else."""
+_VARIANT = name_refused("variant", "DuckDB")
 _LIST_TABLES = """
 SELECT schema_name, table_name, true FROM duckdb_tables() WHERE NOT internal AND database_name = current_database() UNION ALL
 SELECT schema_name, view_name, false FROM duckdb_views() WHERE NOT internal AND database_name = current_database() ORDER BY ALL"""
@@ -49,7 +50,7 @@ def _open(file: IO[bytes], reading: Reading) -> Iterator[tuple[duckdb.DuckDBPyCo
     # after a checksum
     require_mark(start, "a DuckDB database", start[:8] + b"DUCK")
     with files.errors_explained(duckdb.Error), files.open_local(file, reading, files.DUCKDB_LOGS) as (path, folder):
-        config = {**_CONFIG, "temp_directory": str(folder)}
+        config: dict[str, str | bool | int | float | list[str]] = {**_CONFIG, "temp_directory": str(folder)}
         with duckdb.connect(str(path), read_only=True, config=config) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET python_enable_replacements = false")
@@ -65,6 +66,7 @@ def _open(file: IO[bytes], reading: Reading) -> Iterator[tuple[duckdb.DuckDBPyCo
 
 def _to_schema(connection: duckdb.DuckDBPyConnection, table: files.Table) -> pa.Schema:
     with connection.sql(f"SELECT * FROM {table.sql} LIMIT 0").to_arrow_reader(_BATCH_ROWS) as reader:
-        fields = [(field, (field.metadata or {}).get(b"ARROW:extension:name")) for field in reader.schema]
-    # pyarrow, which does not know such a type, reads its bytes or its struct
-    return pa.schema([pa.field(field.name, name_refused(name.decode(), "DuckDB")) if name else field for field, name in fields])
+        fields = list(reader.schema)
+    # pyarrow, which does not know the type, would read its struct
+    variants = [(field.metadata or {}).get(b"ARROW:extension:name") == b"arrow.parquet.variant" for field in fields]
+    return pa.schema([field.with_type(_VARIANT) if is_variant else field for field, is_variant in zip(fields, variants, strict=True)])

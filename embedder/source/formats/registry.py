@@ -77,7 +77,12 @@ FORMATS: dict[Format, FileFormat] = {
     "avro": FileFormat((".avro",), _import("avro", "read_avro"), partial(inspect_declared, _import("avro", "avro_schema")), is_binary=True),
     "sqlite": FileFormat((".sqlite", ".sqlite3"), read_sqlite, inspect_sqlite, is_binary=True, has_tables=True, logs=SQLITE_LOGS),
     "duckdb": FileFormat(
-        (".duckdb",), _import("duckdb", "read_duckdb"), _import("duckdb", "inspect_duckdb"), is_binary=True, has_tables=True, logs=DUCKDB_LOGS
+        (".duckdb",),
+        _import("duckdb", "read_duckdb"),
+        _import("duckdb", "inspect_duckdb"),
+        is_binary=True,
+        has_tables=True,
+        logs=DUCKDB_LOGS,
     ),
     "jsonl": FileFormat((".jsonl", ".ndjson", ".json"), read_jsonl, inspect_jsonl),
     "csv": FileFormat((".csv",), partial(read_csv, ","), partial(inspect_csv, ",")),

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from operator import itemgetter
 from typing import IO, Any
 
@@ -62,17 +62,20 @@ def _open(file: IO[bytes], reading: Reading) -> Iterator[tuple[sqlite3.Connectio
     if sqlite3.sqlite_version_info < _OLDEST:
         raise ConfigError(f"source.format=sqlite: needs SQLite 3.37 or newer, this Python has {sqlite3.sqlite_version}; use a newer Python")
     require_mark(read_start(file), "an SQLite database", b"SQLite format 3\0")
-    with files.errors_explained(sqlite3.Error), files.open_local(file, reading, files.SQLITE_LOGS) as (path, _):
-        # immutable: neither locks nor files are made beside it; commits that would be missed or torn are found by logs and version
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)) as connection:
-            connection.text_factory = lambda value: value.decode(errors="surrogateescape")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA cell_size_check = ON")
-            [(size_bytes,)] = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
-            if path.stat().st_size < size_bytes:
-                # its last page would be filled up with zeros
-                raise EOFError(f"{path.stat().st_size:,} of {size_bytes:,} bytes are there")
-            yield connection, files.choose_table(connection, _list_tables(connection), reading)
+    with ExitStack() as stack:
+        stack.enter_context(files.errors_explained(sqlite3.Error))
+        path, _ = stack.enter_context(files.open_local(file, reading, files.SQLITE_LOGS))
+        # immutable: no lock is taken and no file made beside it; a commit that would be missed or torn shows in a log or the version
+        uri = f"{path.as_uri()}?mode=ro&immutable=1"
+        connection = stack.enter_context(closing(sqlite3.connect(uri, uri=True, check_same_thread=False)))
+        connection.text_factory = lambda value: value.decode(errors="surrogateescape")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        [(size_bytes,)] = connection.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        if path.stat().st_size < size_bytes:
+            # its last page would be filled up with zeros
+            raise EOFError(f"{path.stat().st_size:,} of {size_bytes:,} bytes are there")
+        yield connection, files.choose_table(connection, _list_tables(connection), reading)
 
 
 def _list_tables(connection: sqlite3.Connection) -> dict[str, files.Table]:
