@@ -2,7 +2,9 @@
 
 import csv
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +43,21 @@ def _write_avro(documents: pa.Table, path: Path) -> None:
         fastavro.writer(file, _AVRO, documents.to_pylist(), codec="deflate")
 
 
+def _write_sqlite(documents: pa.Table, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE documents (id TEXT, text TEXT, url TEXT, date TEXT)")
+        rows = ((each | {"date": each["date"].isoformat()}).values() for each in documents.to_pylist())
+        connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", map(tuple, rows))
+
+
+def _write_duckdb(documents: pa.Table, path: Path) -> None:
+    import duckdb  # an extra
+
+    with duckdb.connect(str(path)) as connection:
+        connection.register("source", documents)
+        connection.execute("CREATE TABLE documents AS FROM source")
+
+
 def _write_jsonl(documents: pa.Table, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(each | {"date": each["date"].isoformat()}, ensure_ascii=False) + "\n" for each in documents.to_pylist())
@@ -74,6 +91,8 @@ WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
     "a.arrow": _write_arrow,
     "stream.arrow": _write_stream,
     "a.avro": _write_avro,
+    "a.sqlite": _write_sqlite,
+    "a.duckdb": _write_duckdb,
     "a.jsonl": _write_jsonl,
     "a.csv": _write_csv(","),
     "a.tsv": _write_csv("\t"),

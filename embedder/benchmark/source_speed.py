@@ -1,10 +1,12 @@
 """Measure the CPU time of each format's reader, and of the whole read path (also check, hash, cut into units), beside another reader of
 the same columns. Reader and peer hold Arrow columns at the end; ours also refuses what is damaged, ambiguous or inexact."""
 
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -31,7 +33,7 @@ from embedder.source.shards import list_shards
 
 LEAST_TEXT_BYTES = 16 << 20
 JOINED = 8
-_EXTRAS = {"a.avro": "fastavro", "a.warc": "resiliparse"}
+_EXTRAS = {"a.avro": "fastavro", "a.duckdb": "duckdb", "a.warc": "resiliparse"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,20 @@ def _read_avro(path: Path) -> Iterator[int]:
             yield pa.Table.from_pylist(list(block), COLUMNS).num_rows
 
 
+def _read_sqlite(path: Path) -> Iterator[int]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT id, text, url, date FROM documents")
+        while batch := rows.fetchmany(1024):
+            yield pa.table(list(map(pa.array, zip(*batch, strict=True))), COLUMNS.names).num_rows
+
+
+def _read_duckdb(path: Path) -> Iterator[int]:
+    import duckdb
+
+    with duckdb.connect(str(path), read_only=True, config={"threads": "1"}) as connection:
+        yield from (batch.num_rows for batch in connection.sql("FROM documents").to_arrow_reader())
+
+
 def _read_warc(path: Path) -> Iterator[int]:
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -161,6 +177,8 @@ _PEERS: dict[str, tuple[str, Callable[[Path], Iterator[int]]]] = {
     "a.arrow": ("pyarrow", lambda path: iter([pa.ipc.open_file(pa.OSFile(str(path))).read_all().num_rows])),
     "stream.arrow": ("pyarrow", _read_stream),
     "a.avro": ("fastavro", _read_avro),
+    "a.sqlite": ("sqlite3", _read_sqlite),
+    "a.duckdb": ("duckdb", _read_duckdb),
     "a.jsonl": ("pyarrow", lambda path: iter([pa.json.read_json(path, pa.json.ReadOptions(use_threads=False)).num_rows])),
     "a.csv": ("pyarrow", _read_csv(",")),
     "a.tsv": ("pyarrow", _read_csv("\t")),

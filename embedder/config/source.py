@@ -1,16 +1,19 @@
 """Settings of the documents: their location, format and columns."""
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from embedder.config.section import Address, Located, NonEmpty
 from embedder.core.schema import check_metadata_names, name_columns
 
-Format = Literal["auto", "parquet", "orc", "arrow", "avro", "jsonl", "csv", "tsv", "warc", "text", "delta", "iceberg", "lance", "postgres"]
+DatabaseFile = Literal["sqlite", "duckdb"]
+Table = Literal["delta", "iceberg", "lance"]
+Format = Literal["auto", "parquet", "orc", "arrow", "avro", DatabaseFile, "jsonl", "csv", "tsv", "warc", "text", Table, "postgres"]
 
-TABLES: tuple[Format, ...] = ("delta", "iceberg", "lance")
+TABLES: tuple[Format, ...] = get_args(Table)
+DATABASE_FILES: tuple[Format, ...] = get_args(DatabaseFile)
 POSTGRES = ("postgresql://", "postgres://")
 
 
@@ -21,14 +24,15 @@ class SourceConfig(Located):
     """Location, glob or file: a local path, s3://, gs://, az://, hf://datasets/ORG/NAME[@REVISION]/ or hf://buckets/ORG/NAME/; for
     iceberg also a metadata.json, or catalog.namespace.table; postgresql://HOST/DATABASE, as libpq has it, for source.table."""
     format: Format = "auto"
-    """auto goes by suffix: .parquet .orc .arrow .feather .avro, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt, these also .gz .zst
-    .bz2 .xz; in a table, its format. avro, warc and postgres need the extra of that name."""
+    """auto goes by suffix: .parquet .orc .arrow .feather .avro .sqlite .sqlite3 .duckdb, or .jsonl .ndjson .json .csv .tsv .warc .wet .txt,
+    these also .gz .zst .bz2 .xz; in a table, its format. avro, duckdb, warc and postgres need the extra of that name."""
     table: NonEmpty | None = None
-    """Table or view of a PostgreSQL database, such as public.articles."""
+    """Table or view of a database, such as public.articles; default, in files of SQLite and DuckDB: the only table."""
     key_column: NonEmpty | None = None
-    """Unique column of that table with an index, of integers, text or UUIDs; default: the primary key."""
+    """Unique column that orders the rows of that table, in PostgreSQL of integers, text or UUIDs and with an index; default: the primary
+    key, in files of SQLite and DuckDB the order of storage."""
     watermark_column: NonEmpty | None = None
-    """Column of that table that every edit of a row changes, such as updated_at; default: all columns in use are compared."""
+    """Column of a PostgreSQL table that every edit of a row changes, such as updated_at; default: all columns in use are compared."""
     version: Annotated[int, Field(ge=0)] | str | None = None
     """Version of a table (Iceberg: id of a snapshot), or an ISO 8601 time for the version that was the newest then; default: the newest."""
     filter: NonEmpty | None = None
@@ -101,9 +105,11 @@ class SourceConfig(Located):
     @model_validator(mode="after")
     def _a_database_has_its_own_settings(self) -> Self:
         own = [name for name in ("table", "key_column", "watermark_column") if getattr(self, name) is not None]
-        if not self.is_postgres and (own or self.format == "postgres"):
-            setting = own[0] if own else "format=postgres"
+        if not self.is_postgres and ("watermark_column" in own or self.format == "postgres"):
+            setting = "watermark_column" if "watermark_column" in own else "format=postgres"
             raise ValueError(f"{setting} is for a source at postgresql://HOST/DATABASE, not for uri {self.uri!r}")
+        if not self.is_postgres and own and self.format not in ("auto", *DATABASE_FILES):
+            raise ValueError(f"{own[0]} is for databases ({', '.join(DATABASE_FILES)}, postgresql://), not for format {self.format}")
         if self.is_postgres and self.format not in ("auto", "postgres"):
             raise ValueError(f"format {self.format} is not for a database; leave it out")
         if self.is_postgres and self.table is None:

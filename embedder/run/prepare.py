@@ -154,4 +154,7 @@ def select_source(config: EmbedConfig, table: TableState | None) -> tuple[Listin
 def layout_of(config: EmbedConfig, spec: EmbeddingSpec, metadata: pa.Schema) -> str:
     """Return a digest of the settings, besides the documents, that decide a part's bytes."""
     source = config.source.model_dump(mode="json", include={"format", "text_columns", "id_column", "metadata_columns", "rows_per_unit"})
+    if not config.source.is_postgres:
+        # of a database file: those of PostgreSQL are in the uris of its shards
+        source |= config.source.model_dump(mode="json", include={"table", "key_column"}, exclude_none=True)
     return digest(PART_VERSION, spec.space_id, source, str(metadata), config.output.store_text)

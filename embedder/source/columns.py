@@ -15,7 +15,7 @@ from embedder.core.template import parse_template
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import FileFormat, encoding_of, group_by_format
-from embedder.source.formats.rows import ShardColumns
+from embedder.source.formats.rows import Reading, ShardColumns
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
 
@@ -68,11 +68,11 @@ def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.Data
 
 
 def _inspect_formats(source: SourceConfig, shards: Shards, types: Mapping[str, pa.DataType]) -> tuple[list[list[ShardColumns]], list[str]]:
+    problems = list(_refuse_tables(source, shards))
     if len(shards) and (shards[0].columns or shards[0].fragment):
         # the table declares its columns, and a file may hold another one under the same name
-        return [[ShardColumns(source.uri, list(types), types.get, "declared")]], []
+        return [[ShardColumns(source.uri, list(types), types.get, "declared")]], problems
     columns: list[list[ShardColumns]] = []
-    problems: list[str] = []
     failure: SourceError | None = None
     for format_, rows in group_by_format(shards, source.format).items():
         try:
@@ -86,10 +86,18 @@ def _inspect_formats(source: SourceConfig, shards: Shards, types: Mapping[str, p
     return columns, problems
 
 
+def _refuse_tables(source: SourceConfig, shards: Shards) -> Iterator[str]:
+    """Yield the problem that the settings name a table or its key, and a shard is not a database."""
+    named = [f"source.{name}={value!r}" for name in ("table", "key_column") if (value := getattr(source, name)) is not None]
+    for format_, rows in group_by_format(shards, source.format).items() if named else ():
+        if not format_.has_tables:
+            yield f"{', '.join(named)}: {shards[int(rows[0])].uri} is not a database; leave it out, or narrow source.uri"
+
+
 def _inspect(
     format_: FileFormat, shards: Shards, rows: Numbers, source: SourceConfig, types: Mapping[str, pa.DataType]
 ) -> list[ShardColumns]:
-    def read_samples(read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
+    def read_samples(read: Callable[[IO[bytes], Reading], T]) -> list[tuple[str, T]]:
         return _read_samples(shards, rows, source, read)
 
     if format_.inspect:
@@ -102,7 +110,7 @@ def _inspect(
     return []
 
 
-def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
+def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Callable[[IO[bytes], Reading], T]) -> list[tuple[str, T]]:
     """Read a few shards spread over the list, and others in place of unreadable ones; SourceError if none can be read."""
     num_sampled = min(NUM_SAMPLED_SHARDS, len(found))
     spread = sorted({index * (len(found) - 1) // max(num_sampled - 1, 1) for index in range(num_sampled)})
@@ -114,7 +122,7 @@ def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Ca
         assert encoding is not None, shard
         try:
             with open_shard(shard, source) as file:
-                return shard.uri, read(file, encoding.compression)
+                return shard.uri, read(file, Reading(shard, encoding.compression, source, pa.schema([])))
         except SourceError as error:
             return error
 

@@ -22,6 +22,7 @@ _FOREIGN = {
     "Feather of version 1, which is not read": re.compile(rb"FEA1"),
     "a PDF": re.compile(rb"%PDF-"),
     "an SQLite database": re.compile(rb"SQLite format 3\0"),
+    "a DuckDB database": re.compile(rb"(?s).{8}DUCK"),
     "a 7z archive": re.compile(rb"7z\xbc\xaf\x27\x1c"),
     "a RAR archive": re.compile(rb"Rar!\x1a\x07"),
     "a tar archive": re.compile(rb"(?s).{257}ustar[\0 ]"),

@@ -95,7 +95,7 @@ def is_any_list(type_: pa.DataType) -> bool:
 
 
 def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
-    """Return the type that holds all of these JSON values; string, for their JSON text, if no other type does."""
+    """Return the type that holds all of these values of JSON or SQLite; string, for their JSON text, if no other type does."""
     kinds = {type(value) for value in values} - {type(None)}
     present = [value for value in values if value is not None]
     if kinds == {list} and depth < MOST_NESTED:
@@ -108,6 +108,8 @@ def infer_type(values: Sequence[Any], depth: int = 0) -> pa.DataType:
         return pa.int64() if all(-(2**63) <= value < 2**63 for value in present) else pa.string()
     if kinds and kinds <= {int, float, Decimal}:
         return pa.float64() if all(map(is_double, present)) else pa.string()
+    if kinds == {bytes}:
+        return pa.binary()
     return pa.null() if not kinds else pa.bool_() if kinds == {bool} else pa.string()
 
 

@@ -211,5 +211,5 @@ _SCALARS: tuple[tuple[Callable[[pa.DataType], bool], Convert], ...] = (
     (is_.is_timestamp, _to_timestamp),
     (is_.is_date, _to_date),
     (is_.is_decimal, _to_decimal),
-    (is_.is_binary, lambda value: _require(value, str).encode()),
+    (is_.is_binary, lambda value: value if isinstance(value, bytes) else _require(value, str).encode()),
 )

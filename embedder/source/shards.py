@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -14,11 +15,12 @@ from embedder.config.source import TABLES, Format, SourceConfig
 from embedder.core.columns import Shards
 from embedder.core.errors import ConfigError, EmptySourceError, StorageError
 from embedder.core.listing import NOTHING, Entries, Kind, is_pattern, matches
-from embedder.core.storage import Location, Store
+from embedder.core.storage import Location, Store, map_threads
 from embedder.source.delta_source import list_delta_files
 from embedder.source.file_kinds import MATCHED_FOLDER, UNKNOWN_SUFFIX, Ignored, count_ignored, describe_ignored, is_hidden, sort_files
 from embedder.source.formats.arrow_columns import find_field
-from embedder.source.formats.registry import KNOWN_SUFFIXES
+from embedder.source.formats.database_files import find_log
+from embedder.source.formats.registry import KNOWN_SUFFIXES, group_by_format
 from embedder.source.partitions import find_keys, infer_types
 from embedder.source.table_files import TableFiles
 from embedder.source.table_formats import FORMATS_BY_KIND, MARK, FoundTable, find_delta_table, find_table_above, find_tables
@@ -76,7 +78,21 @@ def list_shards(source: SourceConfig, own: Collection[str] = ()) -> Listing:
         raise ConfigError(f"source.uri={source.uri!r}: unknown format {_suffix(uri)!r}{where}; {KNOWN_SUFFIXES}")
     if not len(shards):
         raise _nothing_found(source, store, found, ignored)
+    shards = _add_logs(shards, source)
     return Listing(shards, ignored, infer_types(kind.constants for kind in shards.kinds), table=commit)
+
+
+def _add_logs(shards: Shards, source: SourceConfig) -> Shards:
+    """Return shards with versions that also name a log beside a database, so that it is read, and refused, if the log alone changed."""
+    added: dict[int, str] = {}
+    for format_, rows in group_by_format(shards, source.format).items():
+        if format_.logs:
+            logs = map_threads(partial(find_log, source=source, ends=format_.logs), shards.uris.take(pa.array(rows)).to_pylist())
+            added |= {int(row): log for row, log in zip(rows, logs, strict=True) if log}
+    if not added:
+        return shards
+    versions = [f"{version}, {added[row]}" if row in added else version for row, version in enumerate(shards.versions.to_pylist())]
+    return replace(shards, versions=pa.array(versions, shards.versions.type))
 
 
 def _list_table(source: SourceConfig, store: Store, root: str, table: FoundTable) -> Listing:

@@ -1,9 +1,13 @@
 """A table as a source of the whole job: a refresh reads only files that came, and embeds only texts that are new."""
 
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import lance
 import numpy as np
 import psycopg
@@ -13,10 +17,13 @@ from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 
 from embedder.core.delta_options import delta_options
+from embedder.core.errors import ConfigError
 from embedder.core.storage import Store
 from embedder.pipeline import in_process
+from embedder.run.dry_run import preview_run
 from embedder.run.embed import run_embed
-from embedder.run.prepare import prepare_run
+from embedder.run.prepare import RunPlan, prepare_run
+from embedder.run.summary import Summary
 from embedder.source import postgres_source
 from embedder.source.shards import list_shards
 from tests.integration.conftest import Site, documents, on_s3, vectors_of
@@ -73,6 +80,57 @@ def test_a_table_of_a_database_is_followed_through_edits(local_site: Site, postg
     assert (refreshed.stats.chunks, refreshed.stats.documents - refreshed.stats.reused) == (1, 1)
     assert {(row["doc_id"], row["topic"]) for row in local_site.rows()} == set(wanted)
     assert [row["text"] for row in local_site.rows() if row["doc_id"] == "d7"] == ["edited"]
+
+
+CONNECT: dict[str, Callable[[str], Any]] = {"a.sqlite": sqlite3.connect, "a.duckdb": duckdb.connect}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", CONNECT)
+def test_a_database_file_is_read_again_if_it_or_the_named_table_changed_and_keeps_its_rows_if_it_is_damaged(
+    local_site: Site, name: str
+) -> None:
+    path = Path(local_site.corpus.uri, "lang=de", name)
+    path.parent.mkdir(parents=True)
+
+    def run(*queries: str, rows: Sequence[dict[str, Any]] = ()) -> None:
+        with closing(CONNECT[name](str(path))) as connection:
+            for query in queries:
+                connection.execute(query)
+            for each in rows:
+                connection.execute("INSERT INTO docs VALUES (?, ?, ?)", (each["id"], each["text"], each["topic"]))
+            connection.commit()
+
+    def prepare(**settings: Any) -> RunPlan:
+        source = {"metadata_columns": ["topic", "lang"], "filter": "topic != 'violin'", "rows_per_unit": 4, **settings}
+        return prepare_run(local_site.config(source=source, chunking={"template": "{topic}: {chunk}"}, output={"max_removed_fraction": 1}))
+
+    def embed(**settings: Any) -> Summary:
+        return run_embed(prepare(**settings))
+
+    run("BEGIN", "CREATE TABLE docs (id TEXT, text TEXT, topic TEXT)", rows=documents(0, 12))
+    wanted = {each["id"] for each in documents(0, 12) if each["topic"] != "violin"}
+    estimate = preview_run(prepare()).estimate
+    assert estimate is not None
+    assert estimate.documents == pytest.approx(12)
+    assert (embed().stats.filtered, {row["doc_id"] for row in local_site.rows()}) == (12 - len(wanted), wanted)
+    assert {row["lang"] for row in local_site.rows()} == {"de"}
+    assert embed().did_nothing
+    run("BEGIN", "UPDATE docs SET text = 'edited' WHERE id = 'd1'", "DELETE FROM docs WHERE id = 'd4'")
+    refreshed = embed()
+    assert (refreshed.stats.chunks, refreshed.stats.reused) == (1, len(wanted) - 2)
+    assert {row["doc_id"]: row["text"] for row in local_site.rows()}["d1"] == "edited"
+    run("BEGIN", "CREATE TABLE notes AS SELECT 'n' AS id, 'a note' AS text, 'river' AS topic")
+    with pytest.raises(ConfigError, match=r"several tables \(found: docs, notes\); set source.table"):
+        embed()
+    embed(table="notes")
+    kept = local_site.rows()
+    assert [row["doc_id"] for row in kept] == ["n"], "the file is the same, and the rows are not"
+    (path.parent / f"b{path.suffix}").write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (why,) = embed(table="docs").failures.values()
+    assert f"{path}: cannot be read to its end" in why
+    assert [row for row in local_site.rows() if row["shard"] == str(path)] == kept
 
 
 def make_tables(folder: Path, postgres: str) -> dict[str, dict[str, Any]]:

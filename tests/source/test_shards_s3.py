@@ -1,12 +1,16 @@
 """Listing an S3 prefix: keys that look like syntax, keys that stand for folders, and requests that fail on the way."""
 
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from embedder.benchmark.source_files import COLUMNS, WRITERS
 from embedder.config.source import SourceConfig
 from embedder.core import retry
-from embedder.core.errors import ConfigError, StorageError
+from embedder.core.errors import ConfigError, SourceError, StorageError
 from embedder.core.storage import Store
 from embedder.source.file_kinds import Ignored
 from embedder.source.shards import list_shards
@@ -37,6 +41,20 @@ def test_listed_keys_are_opened_as_they_are(bucket: str, read) -> None:
     put(bucket, "v?versionId=3.jsonl")
     with pytest.raises(ConfigError, match=r"hold \?versionId=; rename them: '.*/v\?versionId=3.jsonl'"):
         listed(bucket)
+
+
+@pytest.mark.parametrize(("name", "log"), [("a.sqlite", "-wal"), ("a.duckdb", ".wal")])
+def test_a_database_file_is_read_from_a_copy_unless_a_log_lies_beside_it(bucket: str, read, tmp_path: Path, name: str, log: str) -> None:
+    texts = [f"{number:01000d}" for number in range(3000)]
+    rows = pa.table([texts, texts, texts, [datetime(2026, 1, 1, tzinfo=UTC)] * len(texts)], schema=COLUMNS)
+    WRITERS[name](rows, tmp_path / name)
+    put(bucket, name, data=(tmp_path / name).read_bytes())
+    assert read(bucket).texts == texts
+    put(bucket, name + log, data=b"")
+    assert read(bucket).num_records == len(texts)
+    put(bucket, name + log, data=b"commits")
+    with pytest.raises(SourceError, match=rf"commits that it lacks are in {bucket}/{name}{log} \(7 bytes"):
+        read(bucket)
 
 
 def test_a_prefix_of_the_patterns_name_wins_over_the_pattern(bucket: str) -> None:

@@ -77,7 +77,11 @@ class CheckedColumn(ArrowColumn):
 
 def inspect_declared(find_schema: Callable[[IO[bytes]], pa.Schema], read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns of each sampled shard, whose file states their types."""
-    schemas = read_samples(lambda file, _: find_schema(file))
+    return list_columns(read_samples(lambda file, _: find_schema(file)))
+
+
+def list_columns(schemas: Iterable[tuple[str, pa.Schema]]) -> list[ShardColumns]:
+    """Return the columns of each shard's schema."""
     return [ShardColumns(uri, schema.names, partial(_find_type, schema), "declared") for uri, schema in schemas]
 
 

@@ -30,8 +30,8 @@ def inspect_csv(delimiter: str, read_samples: ReadSamples) -> list[ShardColumns]
     return [ShardColumns(uri, names, dict.fromkeys(names, pa.string()).get, "untyped") for uri, names in headers if names is not None]
 
 
-def _sample_header(delimiter: str, file: IO[bytes], compression: str | None) -> list[str] | None:
-    return CsvRecords(read_blocks(file, compression), SAMPLE_RECORD_BYTES, delimiter).read_header() or None
+def _sample_header(delimiter: str, file: IO[bytes], reading: Reading) -> list[str] | None:
+    return CsvRecords(read_blocks(file, reading.compression), SAMPLE_RECORD_BYTES, delimiter).read_header() or None
 
 
 def read_csv(delimiter: str, file: IO[bytes], reading: Reading) -> Iterator[Rows]:

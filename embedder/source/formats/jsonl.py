@@ -41,11 +41,11 @@ def inspect_jsonl(read_samples: ReadSamples) -> list[ShardColumns]:
     return [ShardColumns(samples[0][0], list(dict.fromkeys(key for record in records for key in record)), find_type, "sampled")]
 
 
-def _sample(file: IO[bytes], compression: str | None) -> list[dict[str, Any]]:
+def _sample(file: IO[bytes], reading: Reading) -> list[dict[str, Any]]:
     """Return the first objects of a shard. Raise OSError if it has records, and the sample holds no object."""
     values: list[bytes] = []
     size_bytes = 0
-    limited = _Limited(read_blocks(file, compression))
+    limited = _Limited(read_blocks(file, reading.compression))
     try:
         for value in read_values(limited, SAMPLE_RECORD_BYTES):
             values.append(value)

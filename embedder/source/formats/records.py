@@ -85,8 +85,10 @@ def to_rows(batches: Iterable[Records], columns: Columns[Getter], reading: Readi
 
 
 def _texts(values: list[Any], refused: Refusals) -> pa.Array:
-    with suppress(pa.ArrowException, UnicodeError):
-        return pa.array(values, pa.string())
+    # pyarrow takes bytes for text
+    if bytes not in map(type, values):
+        with suppress(pa.ArrowException, UnicodeError):
+            return pa.array(values, pa.string())
     for position, value in enumerate(values):
         if isinstance(value, str) and value.encode(errors="replace").decode() != value:
             refused.setdefault(position, (Reason.UNDECODABLE, excerpt(value)))

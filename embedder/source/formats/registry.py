@@ -19,11 +19,13 @@ from embedder.source.decompression import DECODERS
 from embedder.source.formats.arrow_columns import inspect_declared
 from embedder.source.formats.arrow_ipc import arrow_schema, read_arrow
 from embedder.source.formats.csv_rows import inspect_csv, read_csv
+from embedder.source.formats.database_files import DUCKDB_LOGS, SQLITE_LOGS
 from embedder.source.formats.jsonl import inspect_jsonl, read_jsonl
 from embedder.source.formats.orc import orc_schema, read_orc
 from embedder.source.formats.parquet import parquet_schema, read_parquet, slice_row_groups
 from embedder.source.formats.records import read_text
 from embedder.source.formats.rows import Reading, ReadSamples, Rows, ShardColumns, Slice
+from embedder.source.formats.sqlite import inspect_sqlite, read_sqlite
 from embedder.source.table_files import unpack_rows
 
 
@@ -38,7 +40,11 @@ class FileFormat:
     slice: Callable[[IO[bytes], int, int], list[Slice]] | None = None
     """Splits a file into slices that can be read in any order."""
     is_binary: bool = False
-    """Whether the format compresses its own blocks: such a file is never compressed as a whole."""
+    """Whether the format compresses its own blocks, or is read at random: such a file is never compressed as a whole."""
+    has_tables: bool = False
+    """Whether the settings name the table to read and its key."""
+    logs: tuple[str, ...] = ()
+    """Ends of the names of files that may lie beside a shard and hold newer rows."""
 
 
 def _import(extra: str, function: str) -> Callable[..., Any]:
@@ -69,13 +75,22 @@ FORMATS: dict[Format, FileFormat] = {
     "orc": FileFormat((".orc",), read_orc, partial(inspect_declared, orc_schema), is_binary=True),
     "arrow": FileFormat((".arrow", ".feather"), read_arrow, partial(inspect_declared, arrow_schema), is_binary=True),
     "avro": FileFormat((".avro",), _import("avro", "read_avro"), partial(inspect_declared, _import("avro", "avro_schema")), is_binary=True),
+    "sqlite": FileFormat((".sqlite", ".sqlite3"), read_sqlite, inspect_sqlite, is_binary=True, has_tables=True, logs=SQLITE_LOGS),
+    "duckdb": FileFormat(
+        (".duckdb",),
+        _import("duckdb", "read_duckdb"),
+        _import("duckdb", "inspect_duckdb"),
+        is_binary=True,
+        has_tables=True,
+        logs=DUCKDB_LOGS,
+    ),
     "jsonl": FileFormat((".jsonl", ".ndjson", ".json"), read_jsonl, inspect_jsonl),
     "csv": FileFormat((".csv",), partial(read_csv, ","), partial(inspect_csv, ",")),
     "tsv": FileFormat((".tsv",), partial(read_csv, "\t"), partial(inspect_csv, "\t")),
     "warc": FileFormat((".warc", ".wet"), _import("warc", "read_warc"), _import("warc", "inspect_warc")),
     "text": FileFormat((".txt",), read_text, None),
     "lance": FileFormat((), _import_reader("lance"), None),
-    "postgres": FileFormat((), _import_reader("postgres"), None),
+    "postgres": FileFormat((), _import_reader("postgres"), None, has_tables=True),
 }
 _OF_TABLES: dict[Format, Format] = {"delta": "parquet", "iceberg": "parquet"}
 

@@ -120,8 +120,8 @@ class ShardColumns:
 class ReadSamples(Protocol):
     """Samples a few shards of a format."""
 
-    def __call__(self, read: Callable[[IO[bytes], str | None], T]) -> list[tuple[str, T]]:
-        """Call `read` with the file and compression of each shard, and return its results by uri."""
+    def __call__(self, read: Callable[[IO[bytes], Reading], T]) -> list[tuple[str, T]]:
+        """Call `read` with the file of each shard and how it is read, and return its results by uri."""
 
 
 def is_same(value: Any, text: str | None) -> bool:
@@ -166,8 +166,10 @@ def misfit_refuser(refused: Refusals, column: pa.Field) -> Refuse:
 
 def convert_ids(values: list[Any], refused: Refusals) -> pa.Array:
     """Convert Python ids to strings; refuse a value that is not a string or a number."""
-    with suppress(pa.ArrowException, UnicodeError):
-        return pa.array(values, pa.string())
+    # pyarrow takes bytes for text
+    if bytes not in map(type, values):
+        with suppress(pa.ArrowException, UnicodeError):
+            return pa.array(values, pa.string())
     ids: list[str | None] = []
     for position, value in enumerate(values):
         try:

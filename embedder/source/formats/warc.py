@@ -65,7 +65,8 @@ class _Page:
 
 def inspect_warc(read_samples: ReadSamples) -> list[ShardColumns]:
     """Return the columns, which every shard has."""
-    return [ShardColumns(uri, list(COLUMNS), COLUMNS.get, "declared") for uri, _ in read_samples(_open)]
+    samples = read_samples(lambda file, reading: _open(file, reading.compression))
+    return [ShardColumns(uri, list(COLUMNS), COLUMNS.get, "declared") for uri, _ in samples]
 
 
 def read_warc(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
