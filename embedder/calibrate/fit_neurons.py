@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import torch
 
+from embedder.core.errors import ConfigError
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.encoder import Encoder
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
+from embedder.model.memory import free_device_bytes, host_memory_bytes
 from embedder.model.neurons import KeptNeurons
-from embedder.model.pruning import BlockMoments, count_kept
+from embedder.model.pruning import BlockMoments, count_kept, moment_bytes
 from embedder.model.runtime import set_threads
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
@@ -41,8 +44,15 @@ def fit_neurons(task: NeuronTask, pool: Pool) -> Iterator[str | KeptNeurons]:
     documents = task.documents.slice(0, MOST_CHUNKS)
     chunks, _ = drop_tokenless(chunk_documents(documents, load_tokenizer(task.tokenizer_json), task.spec))
     token_ids = chunks["token_ids"].combine_chunks().slice(0, MOST_CHUNKS)
-    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
     config = load_config(find_recipe(task.spec))
+    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
+    needed = moment_bytes(config, task.spec.depth)
+    free = host_memory_bytes() if pool.device == "cpu" else free_device_bytes(torch.device(pool.device), 1.0)
+    if needed > free:
+        raise ConfigError(
+            f"calibrate.feed_forward: what its {task.spec.depth} blocks are measured by takes {needed / 1e9:.1f} GB beside the model, "
+            f"{free / 1e9:.1f} are free; leave it out, or calibrate on a machine with more memory"
+        )
     moments, count = BlockMoments(encoder.layers, config), count_kept(config, task.share)
     with moments.hooked():
         encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), (task.spec.depth,), (), task.pooling, moments.watch)

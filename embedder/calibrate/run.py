@@ -70,6 +70,8 @@ class Report:
     chunks_synthetic: int
     chunks_held_out: int
     broad: BroadReport | None
+    neurons_kept: int | None
+    """Of each feed-forward block in the layers that exits run; None: all."""
     known_items: int
     """Texts held out that were searched by their first sentences; 0: too few have one."""
     known_item: float | None
@@ -110,7 +112,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
     fidelity = expect_fidelity(collected, maps, rotation_WW, settings.seed)
-    report = write_report(config, split, collected, (exits, cuts, fidelity))
+    report = write_report(config, split, collected, neurons.places_LK.shape[1] if neurons else None, (exits, cuts, fidelity))
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
     if neurons:  # native exits run all neurons
         ranges = {key: each for key, each in ranges.items() if key.exit == "calibrated"}
@@ -119,7 +121,11 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
 
 
 def write_report(
-    config: CalibrateConfig, split: Split, collected: Collected, figures: tuple[tuple[ExitReport, ...], tuple[CutReport, ...], Figures]
+    config: CalibrateConfig,
+    split: Split,
+    collected: Collected,
+    neurons_kept: int | None,
+    figures: tuple[tuple[ExitReport, ...], tuple[CutReport, ...], Figures],
 ) -> Report:
     """Describe the sample, what was fitted on it, and the figures of exits, cuts and fidelity."""
     settings, rows, known, (exits, cuts, fidelity) = config.calibrate, collected.rows, collected.known_items, figures
@@ -133,6 +139,7 @@ def write_report(
         chunks_synthetic=rows.num_rows - collected.moments.num_rows - num_broad,
         chunks_held_out=len(collected.held_out.full_NW),
         broad=broad,
+        neurons_kept=neurons_kept,
         known_items=len(known.queries_NW) if known else 0,
         known_item=known.found if known else None,
         exits=exits,

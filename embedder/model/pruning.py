@@ -34,6 +34,11 @@ def count_kept(config: Any, share: float) -> int:
     return max(1, round(share * size)) if size < SMALL else max(MULTIPLE, round(share * size / MULTIPLE) * MULTIPLE)
 
 
+def moment_bytes(config: Any, num_layers: int) -> int:
+    """Return the bytes of the second moments of all blocks, and of one of them in float64."""
+    return 4 * (_size(config) + 1) ** 2 * (num_layers + 4)
+
+
 class BlockMoments:
     """Second moments of the neurons of every feed-forward block, over the tokens of a sample that are no padding."""
 

@@ -184,11 +184,6 @@ def _load_calibration(uri: str | None, model: Model) -> Calibration | None:
     differences = calibration.differences(model.resolved.spec)
     if differences:
         raise ConfigError(f"{where}: was fitted for another model or recipe ({'; '.join(differences)}); make one with jobs.calibrate")
-    if calibration.neurons:
-        raise ConfigError(
-            f"{where}: keeps some of the neurons (calibrate.feed_forward), and a sweep taps all depths in one pass of all neurons; its own "
-            "report has its quality, and jobs.embed takes it"
-        )
     if calibration.maps and not set(calibration.maps) & set(model.depths):
         depths = ", ".join(map(str, sorted(calibration.maps)))
         raise ConfigError(f"{where}: has maps for depths {depths}, none of them in grid.depths; add one, or leave it out")
