@@ -38,6 +38,8 @@ def describe(report: Report, calibration: Calibration, uri: str) -> str:
     fitted = f"{report.chunks_fitted:,} chunks and {report.chunks_synthetic:,} synthetic ones fitted on"
     if report.broad:
         fitted += f", beside {report.broad.chunks:,} of {report.broad.source} that weigh {report.broad.weight:g}"
+    if report.neurons_kept:
+        rows.insert(0, ("feed-forward", f"{report.neurons_kept:,} neurons a layer kept, behind every exit below"))
     sample = f"{report.documents:,} documents; {fitted}, {report.chunks_held_out:,} held out"
     usage = f"use it with --embedding.calibration {uri}, and --embedding.depth … or --embedding.rotate true"
     return align([("sample", sample), *rows, ("calibration", f"{uri}, {calibration.fingerprint}; {usage}")])

@@ -15,6 +15,7 @@ from embedder.calibrate.collect import Collected, Extremes, Split, add_ranges, c
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
 from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
+from embedder.calibrate.fit_neurons import NeuronTask, fit_neurons
 from embedder.calibrate.memory import check_room
 from embedder.calibrate.ridge import Features, Rows, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
@@ -22,7 +23,6 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.source import SourceConfig
 from embedder.core.context import keep_context
 from embedder.core.errors import ConfigError, EmbedderError
-from embedder.core.quantization import Floats
 from embedder.core.rotation import fit_rotation
 from embedder.core.text_hashes import hash_texts
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
@@ -30,6 +30,7 @@ from embedder.model.calibration import Calibration, fitted_for
 from embedder.model.exits import NUM_POOLINGS, check_pooling
 from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
+from embedder.model.neurons import KeptNeurons
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.environment import describe_environment
 from embedder.pipeline.calibration_graph import count_units, tap_units
@@ -69,6 +70,8 @@ class Report:
     chunks_synthetic: int
     chunks_held_out: int
     broad: BroadReport | None
+    neurons_kept: int | None
+    """Of each feed-forward block in the layers that exits run; None: all."""
     known_items: int
     """Texts held out that were searched by their first sentences; 0: too few have one."""
     known_item: float | None
@@ -84,7 +87,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     settings = config.calibrate
     model = resolve_whole(config.embedding, config.chunking)
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
-    features = choose_features(depths, model)
+    features = choose_features(depths, model, settings.feed_forward < 1)
     if settings.broad and not features.layers:
         raise ConfigError(f"calibrate.broad: maps are fitted on it, and depth {depths[-1]} needs none; leave it out, or name a lower depth")
     split = draw_sample(config)
@@ -97,8 +100,10 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         num_broad = count_units(split.broad, *counting)[0] if split.broad else 0
         size = split.measure(num_chunks, synthetic, num_broad)
         check_room(features, size, model.spec.dim, settings.attention, (host_memory_bytes(), shutil.disk_usage(folder).free))
-        pooling = fit_pooling(model, split, features, settings, weigh_tokens(counts_V, num_chunks), pool)
-        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed)
+        start = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size)
+        neurons = choose_neurons(model, split, settings.feed_forward, start, pool)
+        pooling = fit_pooling(model, split, features, settings, start, neurons, pool)
+        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed, neurons)
         rows = Rows(Path(folder), len(features.tapped), features.block, model.spec.dim)
         tapped = tap_units(split.units, tapping, pool)
         collected = collect(tapped, len(split.units), features, rows, Extremes(dims, model.spec.normalize), weight)
@@ -107,14 +112,20 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         add_ranges(collected, maps, rotation_WW, model.spec.depth if model.spec.depth in depths else None)
     cuts = measure_cuts(collected.held_out.full_NW, rotation_WW, dims)
     fidelity = expect_fidelity(collected, maps, rotation_WW, settings.seed)
-    report = write_report(config, split, collected, (exits, cuts, fidelity))
+    report = write_report(config, split, collected, neurons.places_LK.shape[1] if neurons else None, (exits, cuts, fidelity))
     fits, ranges = fitted_for(model.spec), collected.extremes.ranges
+    if neurons:  # native exits run all neurons
+        ranges = {key: each for key, each in ranges.items() if key.exit == "calibrated"}
     seen = np.unique(hash_texts(text for unit in (*split.fitted, *split.broad) for text in unit["text"].to_pylist()))
-    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW, seen), report
+    return Calibration(fits, model.spec.depth, pooling, maps, ranges, asdict(report), rotation_WW, neurons, seen), report
 
 
 def write_report(
-    config: CalibrateConfig, split: Split, collected: Collected, figures: tuple[tuple[ExitReport, ...], tuple[CutReport, ...], Figures]
+    config: CalibrateConfig,
+    split: Split,
+    collected: Collected,
+    neurons_kept: int | None,
+    figures: tuple[tuple[ExitReport, ...], tuple[CutReport, ...], Figures],
 ) -> Report:
     """Describe the sample, what was fitted on it, and the figures of exits, cuts and fidelity."""
     settings, rows, known, (exits, cuts, fidelity) = config.calibrate, collected.rows, collected.known_items, figures
@@ -128,6 +139,7 @@ def write_report(
         chunks_synthetic=rows.num_rows - collected.moments.num_rows - num_broad,
         chunks_held_out=len(collected.held_out.full_NW),
         broad=broad,
+        neurons_kept=neurons_kept,
         known_items=len(known.queries_NW) if known else 0,
         known_item=known.found if known else None,
         exits=exits,
@@ -187,24 +199,42 @@ def choose_dims(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int,
     return dims
 
 
-def choose_features(depths: Sequence[int], model: ResolvedModel) -> Features:
-    """Choose the layers that the map of each depth below the full one reads."""
+def choose_features(depths: Sequence[int], model: ResolvedModel, pruned: bool = False) -> Features:
+    """Choose the layers that the map of each depth below the full one reads, and of that too if its layers are pruned."""
     size = model.hidden_size
-    layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths if depth < model.spec.depth}
+    layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths if pruned or depth < model.spec.depth}
     return Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
 
 
+def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: AttentionPooling, pool: Pool) -> KeptNeurons | None:
+    """Choose the neurons that exits keep, where an encoder would run; None for all."""
+    if share == 1:
+        return None
+    task = NeuronTask(model.spec, model.tokenizer_json, pa.concat_tables(split.fitted), share, pooling)
+    for step in run_steps(fit_neurons, (task, pool), pool):
+        if isinstance(step, KeptNeurons):
+            neurons = step
+        else:
+            logger.info("feed-forward: %s", step)
+    return neurons
+
+
 def fit_pooling(
-    model: ResolvedModel, split: Split, features: Features, settings: CalibrateSettings, rarity_V: Floats, pool: Pool
+    model: ResolvedModel,
+    split: Split,
+    features: Features,
+    settings: CalibrateSettings,
+    pooling: AttentionPooling,
+    neurons: KeptNeurons | None,
+    pool: Pool,
 ) -> AttentionPooling:
-    """Weight tokens by their rarity in the sample, and train the pooling queries where an encoder would run."""
-    pooling = start_attention_pooling(rarity_V, model.spec.depth, model.hidden_size)
+    """Train the pooling queries, from those given, where an encoder would run."""
     if not settings.attention.chunks or not features.layers:
         return pooling
     held_out, fitted = (pa.concat_tables(each) for each in (split.held_out, split.fitted))
     read = replace(features, tapped=tuple(sorted({layer for layers in features.layers.values() for layer in layers})))
     task = PoolingTask(
-        model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed, settings.synthetic
+        model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed, settings.synthetic, neurons
     )
     for step in run_steps(train_attention_pooling, (task, pool), pool):
         if isinstance(step, AttentionPooling):

@@ -8,8 +8,8 @@ N = chunks, B = chunks of a batch, T = layers, Q = queries, H = hidden size, F =
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
-from embedder.model.loading import load_transformer, resolve_dtype
+from embedder.model.loading import load_layers, resolve_dtype
+from embedder.model.neurons import KeptNeurons
 from embedder.model.results import ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
@@ -72,6 +73,8 @@ class PoolingTask:
     seed: int
     synthetic: float = 0.0
     """Synthetic chunks per chunk to train on, up to the wanted number of chunks."""
+    neurons: KeptNeurons | None = None
+    """Of the layers that are read; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,14 @@ def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
 
 def tap_training_set(task: PoolingTask, pool: Pool, token_ids: pa.ListArray, kept: TokenStates | None) -> ExitStates:
     """Run the full model; return its vectors and the states as the starting queries pool them. States of all tokens are kept, if wanted."""
-    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
-    keep = kept.keep if kept else None
-    return encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), task.features.tapped, (), task.start, keep)
+    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout, neurons=task.neurons)
+    token_budget, keep = choose_token_budget(encoder, pool), kept.keep if kept else None
+    tapped = encoder.tap_exits(token_ids, token_budget, task.features.tapped, (), task.start, keep)
+    if task.neurons is None:
+        return tapped
+    del encoder
+    whole = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
+    return replace(tapped, full_NW=whole.encode(token_ids, token_budget).vectors_ND)
 
 
 def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
@@ -137,10 +145,11 @@ def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
 class FrozenLayers:
     """The layers up to the last one that a map reads."""
 
-    def __init__(self, spec: EmbeddingSpec, layers: Sequence[int], layout: BatchLayout, pool: Pool) -> None:
-        recipe = find_recipe(spec)
+    def __init__(self, task: PoolingTask, layout: BatchLayout, pool: Pool) -> None:
+        recipe, layers = find_recipe(task.spec), task.features.tapped
         dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
-        self.model: Any = load_transformer(recipe, max(layers), spec.final_norm, dtype, spec.adapter).to(pool.device)  # type: ignore[arg-type]
+        spec = task.spec.model_copy(update={"depth": max(layers)})
+        self.model: Any = load_layers(recipe, spec, dtype, task.neurons).to(pool.device)  # type: ignore[arg-type]
         self.model.set_attn_implementation(layout.attention)
         self.family, self.layers = find_family(recipe.family), layers
 
@@ -161,7 +170,7 @@ class PoolingTraining:
         self.task, self.features, self.num_held_out = task, task.features, chunks.num_held_out
         self.full_NW = torch.from_numpy(unit(chunks.full_NW)).to(pool.device)
         self.layout = make_layout("padded", load_config(find_recipe(task.spec)), torch.device(pool.device))
-        self.states = kept or FrozenLayers(task.spec, self.features.tapped, self.layout, pool)
+        self.states = kept or FrozenLayers(task, self.layout, pool)
         self.pool = ExitPooler(task.spec.pooling, task.start).to(pool.device)
         block = NUM_QUERIES * self.features.hidden_size
         self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False).to(pool.device)

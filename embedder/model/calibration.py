@@ -22,6 +22,7 @@ from embedder.core.spec import EmbeddingSpec, Exit, digest
 from embedder.core.storage import Store
 from embedder.core.text_hashes import Hashes
 from embedder.model.attention_pooling import AttentionPooling
+from embedder.model.neurons import KeptNeurons
 
 FORMAT = 5
 """Incremented when an earlier artifact could be misread.
@@ -90,6 +91,8 @@ class Calibration:
     """Sample, held-out quality, versions."""
     rotation_WW: Floats | None = None  # noqa: N815
     """Principal axes of the full model's vectors as columns, most variance first."""
+    neurons: KeptNeurons | None = None
+    """Of the feed-forward blocks of the layers that maps read; None: all are kept."""
     fitted_texts: Hashes | None = None
     """Of the documents fitted on; None for an artifact of earlier releases. Not in the fingerprint: no vector depends on it."""
 
@@ -109,6 +112,7 @@ class Calibration:
             found |= {f"map.{depth}.weight": exit_map.weight_FW, f"map.{depth}.bias": exit_map.bias_W}
         if self.rotation_WW is not None:
             found["rotation"] = self.rotation_WW
+        found |= self.neurons.tensors() if self.neurons else {}
         for key, ranges in self.ranges.items():
             found |= {f"range.{key}.low": ranges.low_D, f"range.{key}.high": ranges.high_D}
         return found
@@ -193,6 +197,7 @@ def load_calibration(uri: str) -> Calibration:
             },
             record=description["record"],
             rotation_WW=tensors.get("rotation"),
+            neurons=KeptNeurons.of(tensors),
             fitted_texts=tensors.get(SEEN),
         )
         is_intact = calibration.fingerprint == description["fingerprint"]

@@ -33,8 +33,9 @@ from embedder.model.files.tokenizer import count_prompt_tokens, load_tokenizer
 from embedder.model.float8 import use_float8
 from embedder.model.fused import find_unfusable, fuse_layers
 from embedder.model.late_chunking import Spans
-from embedder.model.loading import BackendName, load_head_and_exit, load_transformer, resolve_backend, resolve_dtype, resolve_layout
+from embedder.model.loading import BackendName, load_head_and_exit, load_layers, resolve_backend, resolve_dtype, resolve_layout
 from embedder.model.memory import free_device_bytes, plan_token_budget
+from embedder.model.neurons import KeptNeurons
 from embedder.model.parity_check import FLOAT8_COSINE, LAYOUT_COSINE, LAYOUT_PROBE_TOKENS, agree_on_backend, agree_on_layout, make_probe
 from embedder.model.pooling import Head, find_pooler, pool_without_first
 from embedder.model.results import Encoded, ExitStates
@@ -88,10 +89,12 @@ class Encoder:
         layout: Layout = "auto",
         backend: Backend = "torch",
         rotation_WW: Floats | None = None,
+        neurons: KeptNeurons | None = None,
     ) -> "Encoder":
         """Load the model that the spec was resolved with; refuse files that are not the same or do not fit.
 
         A spec with a calibrated exit needs the calibration it names; one with a rotation the calibration too, or the rotation alone.
+        Such an exit runs the neurons of its calibration; `neurons` are for fitting one.
         """
         recipe = find_recipe(spec)
         if recipe.checksum != spec.model_checksum:
@@ -102,15 +105,16 @@ class Encoder:
         chosen_dtype = resolve_dtype(dtype, device, recipe.family, spec.float8)
         chosen_layout = resolve_layout(layout, device, chosen_dtype, recipe.family)
         head, exit_map = load_head_and_exit(spec, recipe, calibration, rotation_WW)
+        neurons = calibration.neurons if calibration and spec.exit == "calibrated" else neurons
         num_unpooled = 0 if spec.include_prompt else count_prompt_tokens(load_tokenizer(recipe), spec.prompt)
         chosen_backend = resolve_backend(backend, device, chosen_dtype, chosen_layout, spec.float8, spec.late_tokens is not None)
         if chosen_backend == "openvino":
-            model = load_transformer(recipe, spec.depth, spec.final_norm, torch.float32, spec.adapter)
+            model = load_layers(recipe, spec, torch.float32, neurons)
             exact = cls(model, head, exit_map, spec.pooling, torch.device(device), num_unpooled=num_unpooled)
             converted = agree_on_backend(exact.probe_rows(), partial(exact.converted, chosen_dtype), backend)
             if converted is not None:
                 return converted
-        model = load_transformer(recipe, spec.depth, spec.final_norm, chosen_dtype, spec.adapter)
+        model = load_layers(recipe, spec, chosen_dtype, neurons)
         build = partial(cls, model, head, exit_map, spec.pooling, torch.device(device), num_unpooled=num_unpooled)
         is_agreed = chosen_layout == "padded" or torch.device(device).type == "cpu"
         encoder = build(chosen_layout) if is_agreed else agree_on_layout(build, layout)
@@ -200,8 +204,7 @@ class Encoder:
 
     def find_token_budget(self, share: float = 1.0) -> int:
         """Return the tokens of a forward pass that fit into the free part of this share of the device's memory."""
-        free_bytes = free_device_bytes(self._device, share)
-        return plan_token_budget(free_bytes, self._config, next(self._model.parameters()).element_size())
+        return plan_token_budget(free_device_bytes(self._device, share), self._config, next(self._model.parameters()).element_size())
 
     def encode(self, token_ids: pa.ListArray, token_budget: int, spans: Spans | None = None) -> Encoded:
         """Embed rows of token ids, special tokens and prompt included, or the spans in them; order and number are kept.
@@ -228,7 +231,6 @@ class Encoder:
 
         Depth 0 is the embedding layer's output. Order and number are kept. With a weighing, states are pooled as exits read them.
         """
-        assert depths, "nothing to tap"
         assert set(depths) <= set(range(len(self.layers) + 1)), (depths, len(self.layers))
         pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
         width = len(depths) * (len(self._pooling.split("+")) if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
@@ -295,5 +297,4 @@ class Encoder:
             yield forward
 
     def _hidden(self, batch: Batch) -> Tensor:
-        hidden: Tensor = self._model(**batch.inputs()).last_hidden_state
-        return hidden
+        return self._model(**batch.inputs()).last_hidden_state  # type: ignore[no-any-return]

@@ -27,7 +27,9 @@ from embedder.model.files.json_files import file_errors
 from embedder.model.files.model_config import find_class, load_config
 from embedder.model.files.recipe import ModelRecipe
 from embedder.model.float8 import check_device
+from embedder.model.neurons import KeptNeurons
 from embedder.model.pooling import Head, load_steps
+from embedder.model.pruning import prune_layers
 from embedder.model.runtime import multiplies_bfloat16
 from embedder.model.weights import read_combined, sketch_weights
 
@@ -127,6 +129,16 @@ def load_transformer(
         logger.info("%s: %d of %d layers built, %d weights left out", recipe.folder.name, depth, recipe.num_layers, left_out)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
+
+
+def load_layers(recipe: ModelRecipe, spec: EmbeddingSpec, dtype: torch.dtype, neurons: KeptNeurons | None) -> PreTrainedModel:
+    """Load the layers of a spec, with some of their neurons or all."""
+    model = load_transformer(recipe, spec.depth, spec.final_norm, dtype, spec.adapter)
+    if neurons is not None:
+        layers = model.get_submodule(find_family(recipe.family).layers)
+        assert isinstance(layers, nn.ModuleList)
+        prune_layers(layers, model.config, neurons)
+    return model
 
 
 def check_weights(recipe: ModelRecipe) -> None:

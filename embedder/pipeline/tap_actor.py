@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import AttentionPooling
+from embedder.model.neurons import KeptNeurons
 from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import Pool
@@ -38,6 +39,8 @@ class Tapping:
     synthetic: float = 0.0
     """Synthetic chunks per chunk of the units of kind fitted."""
     seed: int = 0
+    neurons: KeptNeurons | None = None
+    """Of the layers whose states are tapped; the vectors are always those of all neurons."""
 
 
 class SampleRow(TypedDict):
@@ -88,6 +91,9 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
             with refusing_device_errors(pool.device):
                 self.encoder = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout)
                 self.token_budget = choose_token_budget(self.encoder, pool)
+                self.tapped = self.encoder
+                if tapping.neurons:
+                    self.tapped = Encoder.load(tapping.spec, pool.device, pool.dtype, layout=pool.layout, neurons=tapping.neurons)
         self.tapping = tapping
 
     def process(self, row: TokenizedRow) -> TappedRow:
@@ -97,14 +103,15 @@ class TapActor(Actor[TokenizedRow, TappedRow]):
         token_ids = from_ipc(row["token_ids"])["token_ids"].combine_chunks()
         wanted = self.tapping
         with ending_with_its_device():
-            tapped = self.encoder.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
+            tapped = self.tapped.tap_exits(token_ids, self.token_budget, wanted.layers, wanted.depths, wanted.weighing)
+            full_NW = self.encoder.encode(token_ids, self.token_budget).vectors_ND if wanted.neurons else tapped.full_NW
         native = np.concatenate([tapped.native[depth] for depth in wanted.depths], axis=1)
         return {
             "kind": row["kind"],
             "num_real": row["num_real"],
             "states": tapped.states_NF.tobytes(),
             "native": native.tobytes(),
-            "full": tapped.full_NW.tobytes(),
+            "full": full_NW.tobytes(),
         }
 
 

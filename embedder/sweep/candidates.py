@@ -29,6 +29,7 @@ from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
 from embedder.model.files.recipe import find_recipe, width_of
 from embedder.model.late_chunking import Spans, read_passes
+from embedder.model.neurons import KeptNeurons
 from embedder.model.pooling import Head, finish_states, load_steps
 from embedder.model.resolve import ResolvedModel
 from embedder.text.chunking import Chunker
@@ -148,10 +149,16 @@ class Transformer:
         cache: Cache,
         report: Report,
         calibration: Calibration | None = None,
+        neurons: KeptNeurons | None = None,
     ) -> None:
         self.name, self.resolved, self.spec, self.machine = name, resolved, resolved.spec, machine
         self.query_model = self
         """The model that embeds queries: the same without float8."""
+        self.neurons = neurons
+        self.exit_model = self
+        """The model whose states exits read: the same with the neurons of their calibration."""
+        if calibration and calibration.neurons and neurons is None:
+            self.exit_model = Transformer(name, resolved, depths, machine, cache, report, calibration, calibration.neurons)
         self.exits = {depth: each for depth, each in calibration.maps.items() if depth in depths} if calibration else {}
         self.pooling = calibration.attention_pooling if calibration and self.exits else None
         self.tapped = tuple(sorted({*depths, *(layer for each in self.exits.values() for layer in each.layers)}))
@@ -172,7 +179,7 @@ class Transformer:
     def _load_encoder(self, adapter: str | None, unpooled: str) -> Encoder:
         """Return the deepest depth tapped, loaded only if a text is not cached."""
         spec = self.spec.model_copy(update={"depth": max(self.tapped), "adapter": adapter, "prompt": unpooled})
-        return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout)
+        return Encoder.load(spec, self.machine.device, self.machine.dtype, layout=self.machine.layout, neurons=self.neurons)
 
     def embed(self, texts: Texts, side: Side, depth: int) -> Floats:
         """Return vectors of an encoder cut at that depth, before cut and L2, shape (N, W)."""
@@ -187,7 +194,7 @@ class Transformer:
         exit_map = self.exits[depth]
         assert self.pooling is not None
         exit_ = Exit(exit_map, ExitPooler(self.spec.pooling, self.pooling), self.resolved.hidden_size)
-        read = self._states(texts, side)
+        read = self.exit_model._states(texts, side)
         states_NF = np.concatenate([read(layer) for layer in exit_map.layers], axis=1)
         vectors_NW: Floats = exit_(torch.from_numpy(states_NF)).numpy()
         return vectors_NW
@@ -198,6 +205,8 @@ class Transformer:
         same = {"model_checksum", "final_norm", "prompt", "max_tokens", "recipe_version"}
         pooled = self.spec.pooling if self.pooling is None else digest_pooling(self.pooling)
         differing = [*(["float8"] if spec.float8 else []), spec.adapter, None if spec.include_prompt else "without prompt"]
+        if self.neurons is not None:
+            differing.append(digest(*map(digest_array, self.neurons.tensors().values())))
         computing = (self.machine.device, self.machine.dtype, *filter(None, differing))
         own = texts.digest if isinstance(texts, Chunks) else digest_texts(texts)
         key = digest(spec.model_dump(include=same), pooled, *computing, own)

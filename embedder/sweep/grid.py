@@ -139,6 +139,8 @@ def view_model(
         views.append(View(candidate, depth, dims, sides))
         if depth in candidate.exits:
             views.append(View(candidate, depth, dims, grid.query_sides, "calibrated"))
-        if rotation_WW is not None and cut_dims and (is_full or depth in candidate.exits):
-            views.append(View(candidate, depth, cut_dims, sides, "calibrated" if depth in candidate.exits else "native", rotation_WW))
+        if rotation_WW is not None and cut_dims and is_full:
+            views.append(View(candidate, depth, cut_dims, sides, "native", rotation_WW))
+        if rotation_WW is not None and cut_dims and depth in candidate.exits:
+            views.append(View(candidate, depth, cut_dims, grid.query_sides, "calibrated", rotation_WW))
     return views

@@ -76,6 +76,25 @@ def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15
 
 
+def test_exits_with_half_of_the_neurons_are_closer_than_half_the_depth_and_are_embedded(
+    calibrated: tuple[Calibration, Report], documentation: Path, tmp_path: Path, minilm: str
+) -> None:
+    pruned, report = calibrate(documentation, minilm, "half", feed_forward=0.5)
+    assert (report.neurons_kept, [each.depth for each in report.exits]) == (768, [3, 6])
+    assert report.exits[1].calibrated.cosine > calibrated[1].exits[0].calibrated.cosine + 0.02
+    assert {key.exit for key in pruned.ranges} == {"calibrated"}
+    site = Site(Corpus(str(documentation / "corpus")), str(tmp_path / "table"), minilm)
+    summary = site.embed(
+        source=SOURCE | {"rows_per_unit": 1000, "metadata_columns": []},
+        chunking={"max_tokens": 64, "enabled": False, "overlap_tokens": 0},
+        embedding={"calibration": str(documentation / "half"), "quantization": "int8"},
+    )
+    assert summary.fidelity is not None
+    assert summary.fidelity.cosine == pytest.approx(report.exits[1].calibrated.cosine, abs=0.03)
+    query_D = QueryEncoder.from_table(site.table_uri, model=minilm).encode(["split a path into folder and file"])[0]
+    assert "os.path.split" in [hit.row["doc_id"] for hit in open_table(Location(site.table_uri)).find(query_D, 20, None)]
+
+
 def test_a_calibration_reads_its_template_and_belongs_to_it(documentation: Path, minilm: str, ray_session: None) -> None:
     chunkings: list[dict[str, Any]] = [{"max_tokens": 48}, {"max_tokens": 48, "template": "{module}: {chunk}"}]
     values = {"embedding": {"model": minilm}, "calibrate": {"num_documents": 120, "depths": [6], "dims": [128], "attention": {"chunks": 0}}}

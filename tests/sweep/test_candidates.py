@@ -15,6 +15,7 @@ from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
 from embedder.model.exits import NUM_POOLINGS
+from embedder.model.neurons import KeptNeurons
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.sweep.candidates import Cache, Transformer, digest_pooling, plan_blocks, tokenize
 from tests.sentences import quiet, sentence
@@ -85,18 +86,22 @@ def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: 
     assert tapped == [[4]]
 
 
-def test_a_calibrated_exit_equals_the_calibrated_encoder(resolved: ResolvedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("depth", "pruned"), [(2, False), (2, True), (6, True)])
+def test_a_calibrated_exit_equals_the_calibrated_encoder(depth: int, pruned: bool, resolved: ResolvedModel, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     num_features = 2 * 384 * NUM_POOLINGS
     weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     pooling = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
     pooling.queries_TQX[:] += draw.normal(0, 0.05, size=pooling.queries_TQX.shape)
-    calibration = Calibration(fitted_for(resolved.spec), 6, pooling, {2: ExitMap((0, 2), weight, bias)}, {})
+    places = np.sort(draw.permuted(np.tile(np.arange(1536, dtype=np.int32), (6, 1)), axis=1)[:, :64])
+    outer = draw.normal(0, 0.05, size=(6, 64, 384)).astype(np.float32), np.zeros((6, 384), np.float32)
+    neurons = KeptNeurons(places, *outer) if pruned else None
+    calibration = Calibration(fitted_for(resolved.spec), 6, pooling, {depth: ExitMap((0, depth), weight, bias)}, {}, neurons=neurons)
     model = Transformer("mini", resolved, (6, 2), MACHINE, Cache(Location(str(tmp_path))), quiet, calibration)
-    assert list(model.exits) == [2]
-    found = unit(model.embed_exit(TEXTS, "document", 2), 128)
+    assert list(model.exits) == [depth]
+    found = unit(model.embed_exit(TEXTS, "document", depth), 128)
     np.testing.assert_allclose(unit(model.embed(TEXTS, "document", 6)), encode(resolved, 6, TEXTS), atol=1e-5)
-    update = {"depth": 2, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}
+    update = {"depth": depth, "dim": 128, "exit": "calibrated", "query_depth": 6, "calibration": calibration.fingerprint}
     spec = resolved.spec.model_copy(update=update)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     expected = encoder.encode(tokenize(TEXTS, resolved, spec.model_copy(update={"chunking": False})), 2048).vectors_ND
