@@ -120,7 +120,7 @@ def prune_layers(layers: nn.ModuleList, config: Any, kept: KeptNeurons) -> None:
         _replace(outer, torch.from_numpy(kept.weight_LKH[number]).T, bias)
         for module in layer.modules():
             if getattr(module, "intermediate_size", None) == size:
-                module.intermediate_size = len(places_K)
+                module.intermediate_size = len(places_K)  # type: ignore[assignment]
 
 
 def _replace(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> None:
