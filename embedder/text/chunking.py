@@ -13,7 +13,8 @@ Raise `spec.RECIPE_VERSION` if the columns below, the windows or the spans chang
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,8 @@ from embedder.text.boundaries import NO_HEADINGS, Headings, find_boundaries, fin
 from embedder.text.contexts import Around, Contexts
 from embedder.text.html_text import HtmlText, read_html
 from embedder.text.passes import Share, share_own, share_passes
-from embedder.text.safe_splits import encode_texts, find_cut, find_safe_splits
-from embedder.text.tokenizing import Int32s, Tokens, find_frame, read_ids, read_tokens
+from embedder.text.safe_splits import BATCH_CHARS, encode_texts, find_cut, find_safe_splits
+from embedder.text.tokenizing import Int32s, Tokens, count_before, find_frame, read_ids, read_tokens
 from embedder.text.windows import find_cuts, plan_windows
 
 CHUNKS = pa.schema(
@@ -107,6 +108,10 @@ class _Document:
         return nest_headings(self.text, self.html.headings)
 
 
+_Head = tuple[_Document, str, Encoding | Tokens]
+"""A document, the text of it that is tokenized first, and the tokens of that."""
+
+
 class Chunker:
     """Cuts documents for one tokenizer and one spec."""
 
@@ -135,10 +140,31 @@ class Chunker:
         chunks = _ChunkRows(LATE_CHUNKS if self.spec.late_tokens else CHUNKS)
         known = contexts or [NO_CONTEXT] * len(texts)
         documents = [self._open(number, text, context) for number, (text, context) in enumerate(zip(texts, known, strict=True))]
-        heads = (self._head(each.around.before + each.text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens) for each in documents)
-        for document, (head, encoded) in zip(documents, encode_texts(self.tokenizer, self.splits, heads), strict=True):
-            self._add_document(chunks, document, head, encoded)
+        reached = accumulate(len(each.text) for each in documents)
+        for _, group in groupby(zip(reached, documents, strict=True), lambda pair: pair[0] // BATCH_CHARS):
+            for document, head, encoded in self._encode([document for _, document in group]):
+                self._add_document(chunks, document, head, encoded)
         return chunks.to_table()
+
+    def _encode(self, documents: Sequence[_Document]) -> list[_Head]:
+        """Return the documents, those contexts cut that have too many tokens, with their heads and the tokens of these."""
+        most = LONG_TOKEN * (self.spec.context_tokens or len(self.spec.prompt))
+        short = [number for number, each in enumerate(documents) if len(each.around.before) <= most]
+        found = dict(zip(short, self._encode_heads([documents[number] for number in short]), strict=True))
+        long = [number for number in range(len(documents)) if number not in found or not self._surely_fits(*found[number])]
+        arounds = zip(long, self.contexts.render_all(documents[number].context.values for number in long), strict=True)
+        cut = {
+            number: replace(documents[number], around=around)
+            for number, around in arounds
+            if number not in found or around != documents[number].around
+        }
+        found |= zip(cut, self._encode_heads(list(cut.values())), strict=True)
+        return [found[number] for number in range(len(documents))]
+
+    def _encode_heads(self, documents: Sequence[_Document]) -> list[_Head]:
+        heads = (self._head(each.around.before + each.text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens) for each in documents)
+        encoded = encode_texts(self.tokenizer, self.splits, heads)
+        return [(document, head, tokens) for document, (head, tokens) in zip(documents, encoded, strict=True)]
 
     def write_chunks(self, texts: Sequence[str], chunks: pa.Table, contexts: Sequence[Context] | None = None) -> list[str]:
         """Return the text of each of these CHUNKS, its context around it; `document` is a text's position."""
@@ -156,10 +182,7 @@ class Chunker:
 
     def _open(self, number: int, source: str, context: Context) -> _Document:
         html = read_html(source) if context.text_format == "html" else None
-        around = self.contexts.write(context.values)
-        if len(around.before) > LONG_TOKEN * (self.spec.context_tokens or len(around.before)):
-            around = self.contexts.render(context.values)
-        return _Document(number, html.text if html else source, context, around, source, html)
+        return _Document(number, html.text if html else source, context, self.contexts.write(context.values), source, html)
 
     def _head(self, text: str, size: int) -> str:
         """Return the whole text or, without chunking, its start up to a safe split point."""
@@ -171,11 +194,6 @@ class Chunker:
             chunks.add(document.number, [(0, len(document.source))], [share_own([self.before[:0]])])
             return
         around = document.around
-        if not self._surely_fits(around, head, encoded):
-            around = self.contexts.render(document.context.values)
-            if around != document.around:
-                head = self._head(around.before + text, HEAD_CHARS_PER_TOKEN * self.spec.max_tokens)
-                _, encoded = next(encode_texts(self.tokenizer, self.splits, [head]))
         size = HEAD_CHARS_PER_TOKEN * self.spec.max_tokens
         after = self.contexts.encode_after(around.after)
         room = self.room - len(after)
@@ -184,10 +202,9 @@ class Chunker:
             head = self._head(around.before + text, size)
             _, encoded = next(encode_texts(self.tokenizer, self.splits, [head]))
         if len(encoded) <= room:
-            token_ids = read_ids(encoded) if isinstance(encoded, Encoding) else encoded.ids
-            chunks.add(document.number, [(0, len(document.source))], [share_own([self.before, token_ids, after, self.after])])
+            chunks.add(document.number, [(0, len(document.source))], [share_own([self.before, read_ids(encoded), after, self.after])])
             return
-        tokens = read_tokens(encoded, head) if isinstance(encoded, Encoding) else encoded
+        tokens = read_tokens(encoded, head)
         num_before = min(self._count_before(tokens, around.before), room - 1)
         content = tokens.drop(num_before, shift=-len(around.before))
         if self.spec.chunking:
@@ -198,15 +215,16 @@ class Chunker:
         own = share_own([self.before, tokens.ids[:num_before], window, after, self.after])
         chunks.add(document.number, document.locate([span]), [own], truncated=True)
 
-    def _surely_fits(self, around: Around, head: str, encoded: Encoding | Tokens) -> bool:
+    def _surely_fits(self, document: _Document, head: str, encoded: Encoding | Tokens) -> bool:
         """Return whether the tokens of a head, if whitespace parts its context from its text, show that the context need not be cut."""
         if self.spec.template is None:
             return True
+        around = document.around
         at = len(around.before.rstrip())
-        if isinstance(encoded, Tokens) or around.before[at : at + 1] not in self.separators:
+        if around.before[at : at + 1] not in self.separators:
             return False
         visible = _VISIBLE.search(head, len(around.before))
-        num_before = encoded.char_to_token(visible.start()) if visible else None
+        num_before = count_before(encoded, visible.start()) if visible else None
         return num_before is not None and self.contexts.surely_fits(around, num_before)
 
     def _add_windows(self, chunks: "_ChunkRows", document: _Document, first: Int32s, content: Tokens) -> None:
@@ -235,7 +253,7 @@ class Chunker:
         """Return the tokens before and after a window by the path of its headings; without a template all have those of the first."""
         if self.spec.template is None:
             return {"": (first, first[:0])}
-        return self.contexts.encode_paths(document.context.values, headings, document.text, content)
+        return self.contexts.encode_paths(document.context.values, (document.around, first), headings, document.text, content)
 
     def _count_before(self, tokens: Tokens, before: str) -> int:
         """Return the tokens of the context: with a template those that end in it, since its last token may be a line break; else those

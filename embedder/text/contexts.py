@@ -1,19 +1,17 @@
 """A document's context and a chunk's headings → the text around the chunk, and its tokens, at most `context_tokens` of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from embedder.core.context import NO_VALUES
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import HEADINGS, escape, parse_template
 from embedder.text.boundaries import BETWEEN, HEADING_CHARS, Headings
-from embedder.text.safe_splits import find_safe_splits
-from embedder.text.tokenizing import Int32s, Tokens, read_ids
+from embedder.text.tokenizing import Int32s, Tokens, find_end, read_ids
+from embedder.text.words import SPACES, encode_many, has_separate_words
 
 _LETTER = "x"
 _MARK = "\0"
@@ -37,8 +35,8 @@ class Contexts:
         self._names = self._template.names
         self.has_headings = HEADINGS in self._names
         self._last: tuple[str, Int32s] = "", _NO_IDS
-        self._between = self.encode_after(BETWEEN) if _has_separate_words(tokenizer) else None
-        """Tokens between headings, if a word has the same tokens wherever it stands."""
+        self._has_separate_words = has_separate_words(tokenizer)
+        self._between = self.encode_after(BETWEEN)
 
     def write(self, values: Mapping[str, str] = NO_VALUES) -> Around:
         """Return the text around a chunk below no heading, however many tokens it has."""
@@ -46,18 +44,26 @@ class Contexts:
 
     def render(self, values: Mapping[str, str] = NO_VALUES, headings: str = "") -> Around:
         """Return the text around a chunk; while it has too many tokens, its longest value loses words from its end."""
-        values = {name: headings if name == HEADINGS else values.get(name, "") for name in self._names}
-        while True:
-            around = self.write(values)
-            if self._most is None or not any(values.values()) or self.surely_fits(around, len(self.encode_before(around.before))):
-                return around
-            excess = self.count(around) - self._most
-            if excess <= 0:
-                return around
-            encodings = {name: self._encode(value) for name, value in values.items() if value}
-            name = max(encodings, key=lambda each: len(encodings[each]))
-            shorter = _cut(values[name], encodings[name], len(encodings[name]) - excess)
-            values[name] = shorter if len(shorter) < len(values[name]) else values[name][:-1]  # its last tokens are one character
+        return self.render_all([{**values, HEADINGS: headings}])[0]
+
+    def render_all(self, rows: Iterable[Mapping[str, str]]) -> list[Around]:
+        """Return the text around a chunk for each row of values; all are tokenized at once."""
+        kept = [{name: row.get(name, "") for name in self._names} for row in rows]
+        long = kept if self._most is not None else []
+        while long := [row for row in long if any(row.values())]:
+            excesses = [num_tokens - (self._most or 0) for num_tokens in self._count([self.write(row) for row in long])]
+            long = [row for row, excess in zip(long, excesses, strict=True) if excess > 0]
+            self._shorten(long, [excess for excess in excesses if excess > 0])
+        return [self.write(row) for row in kept]
+
+    def _shorten(self, rows: Sequence[dict[str, str]], excesses: Sequence[int]) -> None:
+        """Take tokens from the end of the longest value of each row."""
+        encoded = iter(encode_many(self._tokenizer, [value for row in rows for value in row.values() if value]))
+        for row, excess in zip(rows, excesses, strict=True):
+            tokens = {name: next(encoded) for name, value in row.items() if value}
+            name = max(tokens, key=lambda each: len(tokens[each]))
+            shorter = _cut(row[name], tokens[name], len(tokens[name]) - excess)
+            row[name] = shorter if len(shorter) < len(row[name]) else row[name][:-1]  # its last tokens are one character
 
     def surely_fits(self, around: Around, num_before: int) -> bool:
         """Return whether the number of tokens before a word shows that the text around it fits without a count."""
@@ -66,7 +72,11 @@ class Contexts:
 
     def count(self, around: Around) -> int:
         """Return the tokens of a text around a chunk."""
-        return sum(len(self._encode(text)) for text in (around.before, around.after) if text)
+        return self._count([around])[0]
+
+    def _count(self, arounds: Sequence[Around]) -> list[int]:
+        encoded = iter(encode_many(self._tokenizer, [text for each in arounds for text in (each.before, each.after) if text]))
+        return [sum(len(next(encoded)) for text in (each.before, each.after) if text) for each in arounds]
 
     def encode_before(self, text: str) -> Int32s:
         """Return the tokens before a chunk that begins a word; a space at the end of the text may be part of that word's first token."""
@@ -81,11 +91,23 @@ class Contexts:
         """Return the tokens after a chunk."""
         return read_ids(self._encode(text)) if text else _NO_IDS
 
-    def encode_paths(self, values: Mapping[str, str], headings: Headings, text: str, tokens: Tokens) -> dict[str, tuple[Int32s, Int32s]]:
-        """Return the tokens before and after a chunk that begins a word, by the path of its headings; '' is none."""
-        paths = dict.fromkeys(["", *headings.list_paths()]) if self.has_headings else {"": None}
-        known = self._join_titles(values, headings, text, tokens) if len(paths) > 1 else {}
-        return {path: known.get(path) or self._encode_around(self.render(values, path)) for path in paths}
+    def encode_paths(
+        self, values: Mapping[str, str], own: tuple[Around, Int32s], headings: Headings, text: str, tokens: Tokens
+    ) -> dict[str, tuple[Int32s, Int32s]]:
+        """Return the tokens before and after a chunk that begins a word, by the path of its headings; '' is none.
+
+        `own` is the text around the document's first chunk, and the tokens before that.
+        """
+        around, first = own
+        is_parted = self._has_separate_words and around.before[-1:] in SPACES
+        known = {"": (first, self.encode_after(around.after)) if is_parted else self._encode_around(around)}
+        paths = dict.fromkeys(headings.list_paths()) if self.has_headings else {}
+        if paths:
+            known |= self._join_titles(values, headings, text, tokens)
+            others = [path for path in paths if path not in known]
+            arounds = self.render_all({**values, HEADINGS: path} for path in others)
+            known |= zip(others, map(self._encode_around, arounds), strict=True)
+        return known
 
     def _encode_around(self, around: Around) -> tuple[Int32s, Int32s]:
         return self.encode_before(around.before), self.encode_after(around.after)
@@ -95,7 +117,7 @@ class Contexts:
         around = self.write({**values, HEADINGS: _MARK})
         lead, mark, rest = around.before.partition(_MARK)
         parted = mark and not lead[-1:].strip() and not rest[:1].strip() and _MARK not in rest + around.after
-        if self._between is None or not parted:
+        if not self._has_separate_words or not parted:
             return {}
         first, last, after = (self.encode_after(each) for each in (lead, rest, around.after))
         room = (self._most or 0) - len(first) - len(last) - len(after)
@@ -120,15 +142,9 @@ class Contexts:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _has_separate_words(tokenizer: Tokenizer) -> bool:
-    """Return whether a word between spaces has the same tokens in any text, and spaces have none, as with BERT's tokenizers."""
-    is_bert = isinstance(tokenizer.normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
-    return is_bert and len(find_safe_splits(tokenizer)) == 2  # no added token holds a space
-
-
-def _cut(value: str, encoding: Encoding, num_tokens: int) -> str:
+def _cut(value: str, encoded: Encoding | Tokens, num_tokens: int) -> str:
     """Return the words of a value within its first tokens, or a part of its first word."""
-    end = encoding.offsets[num_tokens - 1][1] if num_tokens > 0 else 0
+    end = find_end(encoded, num_tokens) if num_tokens > 0 else 0
     cut, rest = value[:end], value[end:]
     words = cut.rsplit(maxsplit=1)
     return (words[0] if rest[:1].strip() and len(words) == 2 and not cut[-1:].isspace() else cut).strip()

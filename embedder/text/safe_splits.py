@@ -24,11 +24,9 @@ from unicodedata import is_normalized
 
 from tokenizers import Encoding, Tokenizer
 
-from embedder.text.tokenizing import Tokens, encode_batch, join_tokens, read_tokens
+from embedder.text.tokenizing import PART_CHARS, Tokens, join_tokens, read_tokens
+from embedder.text.words import encode_many
 
-PART_CHARS = 1 << 12
-"""Longer texts are tokenized in parts of about this size, which bounds memory, feeds all threads and is faster: for 1 MB of English,
-parts of 64 k characters took 1.2 times as long with WordPiece and 1.9 times with byte-level BPE."""
 BATCH_CHARS = 1 << 20
 """Characters tokenized at a time: an encoding takes about 120 bytes per token until it is read, so about 30 MB."""
 
@@ -47,12 +45,12 @@ class SafeSplit:
 
 
 def encode_texts(tokenizer: Tokenizer, splits: tuple[SafeSplit, ...], texts: Iterable[str]) -> Iterator[tuple[str, Encoding | Tokens]]:
-    """Yield each text and its tokens, in order: the tokenizer's own encoding if the text was tokenized whole."""
+    """Yield each text and its tokens, in order: the tokenizer's own encoding if it read the text whole."""
     tokens: list[Tokens] = []
     starts: list[int] = []
     for batch in _batch_parts((text, start, stop) for text in texts for start, stop in split_text(text, splits, PART_CHARS)):
         contents = [text[start:stop] for text, start, stop in batch]
-        for (text, start, stop), content, encoding in zip(batch, contents, encode_batch(tokenizer, contents), strict=True):
+        for (text, start, stop), content, encoding in zip(batch, contents, encode_many(tokenizer, contents), strict=True):
             if len(content) == len(text):
                 yield text, encoding
                 continue
