@@ -10,12 +10,11 @@ from embedder.core.context import NO_VALUES
 from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import HEADINGS, escape, parse_template
 from embedder.text.boundaries import BETWEEN, HEADING_CHARS, Headings
-from embedder.text.tokenizing import Int32s, Tokens, find_end, read_ids
+from embedder.text.tokenizing import NO_IDS, Int32s, Tokens, find_end, read_ids
 from embedder.text.words import SPACES, encode_many, has_separate_words
 
 _LETTER = "x"
 _MARK = "\0"
-_NO_IDS: Int32s = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Contexts:
         self._template = parse_template(escape(spec.prompt) + "{chunk}" if spec.template is None else spec.template)
         self._names = self._template.names
         self.has_headings = HEADINGS in self._names
-        self._last: tuple[str, Int32s] = "", _NO_IDS
+        self._last: tuple[str, Int32s] = "", NO_IDS
         self._has_separate_words = has_separate_words(tokenizer)
         self._between = self.encode_after(BETWEEN)
 
@@ -44,10 +43,14 @@ class Contexts:
 
     def render(self, values: Mapping[str, str] = NO_VALUES, headings: str = "") -> Around:
         """Return the text around a chunk; while it has too many tokens, its longest value loses words from its end."""
-        return self.render_all([{**values, HEADINGS: headings}])[0]
+        values = {**values, HEADINGS: headings}
+        around = self.write(values)
+        if self._most is None or self.surely_fits(around, len(self.encode_before(around.before))):
+            return around
+        return self.render_all([values])[0]
 
     def render_all(self, rows: Iterable[Mapping[str, str]]) -> list[Around]:
-        """Return the text around a chunk for each row of values; all are tokenized at once."""
+        """Return what `render` does for each row of values; all are tokenized at once."""
         kept = [{name: row.get(name, "") for name in self._names} for row in rows]
         long = kept if self._most is not None else []
         while long := [row for row in long if any(row.values())]:
@@ -89,7 +92,7 @@ class Contexts:
 
     def encode_after(self, text: str) -> Int32s:
         """Return the tokens after a chunk."""
-        return read_ids(self._encode(text)) if text else _NO_IDS
+        return read_ids(self._encode(text)) if text else NO_IDS
 
     def encode_paths(
         self, values: Mapping[str, str], own: tuple[Around, Int32s], headings: Headings, text: str, tokens: Tokens
@@ -101,12 +104,10 @@ class Contexts:
         around, first = own
         is_parted = self._has_separate_words and around.before[-1:] in SPACES
         known = {"": (first, self.encode_after(around.after)) if is_parted else self._encode_around(around)}
-        paths = dict.fromkeys(headings.list_paths()) if self.has_headings else {}
-        if paths:
+        if self.has_headings and headings.titles:
             known |= self._join_titles(values, headings, text, tokens)
-            others = [path for path in paths if path not in known]
-            arounds = self.render_all({**values, HEADINGS: path} for path in others)
-            known |= zip(others, map(self._encode_around, arounds), strict=True)
+            others = dict.fromkeys(path for path in headings.list_paths() if path not in known)
+            known |= {path: self._encode_around(self.render(values, path)) for path in others}
         return known
 
     def _encode_around(self, around: Around) -> tuple[Int32s, Int32s]:

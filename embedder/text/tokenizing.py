@@ -69,7 +69,8 @@ class Tokens:
         return Tokens(self.ids[count:], starts, ends, word_starts)
 
 
-NO_TOKENS = Tokens(*(np.zeros(0, np.int32) for _ in range(3)), np.zeros(0, np.bool_))
+NO_IDS: Int32s = np.zeros(0, np.int32)
+NO_TOKENS = Tokens(NO_IDS, NO_IDS, NO_IDS, np.zeros(0, np.bool_))
 
 
 @lru_cache(maxsize=4)

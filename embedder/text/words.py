@@ -19,6 +19,9 @@ from embedder.text.tokenizing import NO_TOKENS, PART_CHARS, Int32s, Tokens, enco
 
 SPACES = " \t\n\r"
 """Characters between words: BERT's normalizer keeps these as spaces, and removes other control characters that Python takes for spaces."""
+FEW_TEXTS = 16
+"""Fewer texts are tokenized whole: their words are too few to pay for the arrays."""
+
 _WORD = re.compile(f"[^{SPACES}]+")
 _IS_SPACE = np.array([chr(code) in SPACES for code in range(0x22)])
 """By code point; larger ones are clipped to U+0021."""
@@ -35,7 +38,8 @@ def has_separate_words(tokenizer: Tokenizer) -> bool:
 
 def encode_many(tokenizer: Tokenizer, texts: Sequence[str]) -> Sequence[Encoding | Tokens]:
     """Return the tokens of each text, without special tokens, by the faster way."""
-    return encode_words(tokenizer, texts) if has_separate_words(tokenizer) else encode_batch(tokenizer, texts)
+    by_words = len(texts) >= FEW_TEXTS and has_separate_words(tokenizer)
+    return encode_words(tokenizer, texts) if by_words else encode_batch(tokenizer, texts)
 
 
 def encode_words(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:

@@ -80,16 +80,18 @@ HEADED = st.lists(
     most=st.integers(12, 40),
     late=st.booleans(),
 )
-def test_tokens_read_from_the_text_are_those_of_a_context_tokenized_alone(
+def test_tokens_read_from_the_text_and_its_words_are_those_of_a_context_tokenized_alone(
     style: str, title: str, text: str, template: str, most: int, late: bool
 ) -> None:
     late = late and "headings" not in template
     changes = {"template": template, "context_tokens": most, "max_tokens": 72, "boundaries": ALL, "text_format": "markdown"}
     changes |= {"late_tokens": 128} if late else {}
-    found = chunk_titled(style, (title, text), **changes)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedder.text.words.FEW_TEXTS", 1)
+        found = chunk_titled(style, (title, text), **changes)
         patch.setattr(Chunker, "_surely_fits", lambda *_: False)
-        patch.setattr(Contexts, "_join_titles", lambda *_: {})
+        for module in ("words", "contexts"):
+            patch.setattr(f"embedder.text.{module}.has_separate_words", lambda _: False)
         assert chunk_titled(style, (title, text), **changes) == found
 
 
