@@ -16,7 +16,7 @@ from embedder.model.run_batches import find_distinct
 from embedder.observe.progress import align
 from embedder.sweep.timing import Run, Timing, compare
 from embedder.text.chunking import Chunker
-from embedder.text.tokenizing import load_tokenizer
+from embedder.text.tokenizing import encode_batch, load_tokenizer
 
 _BOUNDARIES = ("heading", "paragraph", "sentence", "word")
 CHUNKINGS = {
@@ -33,7 +33,7 @@ COPIED = 0.3
 
 @dataclass(frozen=True, slots=True)
 class ChunkingSpeed:
-    """A chunking's rates by chunk size; `ratio` is that to words of the same size."""
+    """Rates of the chunkings, and of the tokenizer's own batches without chunks; `ratio` is that to words of the same size."""
 
     max_tokens: int
     timings: tuple[Timing, ...]
@@ -64,7 +64,8 @@ def measure_chunkings(model: str, documents: Sequence[Document], sizes: Sequence
             resolved = resolve_model(EmbeddingConfig(model=model), chunking.model_copy(update={"max_tokens": size}))
             tokenizer = load_tokenizer(resolved.tokenizer_json)
             runs[name] = partial(Chunker(tokenizer, resolved.spec).chunk, texts, read_contexts(columns, resolved.spec))
-        num_tokens = sum(len(each) for each in tokenizer.encode_batch(texts, add_special_tokens=False))
+        runs["tokenizer alone"] = partial(encode_batch, tokenizer, texts)
+        num_tokens = sum(map(len, encode_batch(tokenizer, texts)))
         found.append(ChunkingSpeed(size, tuple(compare(runs, num_tokens, rounds))))
     return found
 
