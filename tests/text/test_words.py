@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from embedder.text import words
-from embedder.text.tokenizing import read_tokens
+from embedder.text.tokenizing import encode_batch, read_tokens
 from embedder.text.words import FEW_TEXTS, encode_many, encode_words, has_separate_words
 from tests.text.texts import texts
 from tests.text.tokenizers_for_tests import STYLES, build_tokenizer, minilm_json
@@ -39,8 +39,12 @@ def test_distinct_words_give_each_text_the_tokens_of_the_tokenizer(batch: list[s
 
 def test_a_word_is_tokenized_once_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenized: list[str] = []
-    encode_batch = words.encode_batch
-    monkeypatch.setattr(words, "encode_batch", lambda tokenizer, parts: tokenized.extend(parts) or encode_batch(tokenizer, parts))
+
+    def encode(tokenizer: Tokenizer, parts: list[str]) -> list[Encoding]:
+        tokenized.extend(parts)
+        return encode_batch(tokenizer, parts)
+
+    monkeypatch.setattr(words, "encode_batch", encode)
     encode_many(build_tokenizer("wordpiece"), ["a quick fox", "a quick dog\nrests"] * FEW_TEXTS)
     assert tokenized == ["a quick fox dog rests"]
 
