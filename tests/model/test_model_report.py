@@ -35,9 +35,10 @@ def test_a_report_holds_what_a_run_resolves(tiny_model: TinyModel, capsys: pytes
     assert "weights, float32" in capsys.readouterr().out
 
 
-def test_the_bytes_of_a_depth_are_those_of_the_encoder(tiny_model: TinyModel) -> None:
+def test_the_bytes_of_a_depth_are_those_of_the_encoder(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     by_depth = describe_model(str(tiny_model.folder), None)["weight_bytes"]["float32"]
     assert list(by_depth) == [1, 2, 3, 4]
+    monkeypatch.undo()
     assert by_depth[2] == tiny_model.load(depth=2).weight_bytes
 
 

@@ -118,4 +118,6 @@ def test_bfloat16_stays_close_to_float32(family: str, tiny_models: Callable[[str
     model = tiny_models(family)
     ids = model.tokenize(texts)
     exact, rounded = (model.load(dtype).encode(ids, 512).vectors_ND for dtype in ("float32", "bfloat16"))
-    assert cosines(exact, rounded).min() >= 0.995
+    near = cosines(exact, rounded)
+    assert near.mean() >= 0.998
+    assert near.min() >= 0.99  # one text of a family's random weights, on processors that multiply in bfloat16 themselves
