@@ -51,7 +51,7 @@ class CalibrateSettings(Section):
     """Unlabeled text of any other kind that maps are also fitted on, such as news. All else comes from the sample alone."""
     feed_forward: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the neurons of each feed-forward block to keep, in the layers that exits run: those that matter most on the sample, their
-    output weights fitted again. Half of them take about a quarter of the time away. Below 1 the full depth has an exit too."""
+    output weights fitted again. Half of them take a fifth to a third of the time away. Below 1 the full depth has an exit too."""
     depths: Annotated[tuple[Positive, ...] | None, OneOrMore] = None
     """Depths to fit exits and int8 ranges for. Default: all."""
     dims: Annotated[tuple[Positive, ...] | None, OneOrMore] = None

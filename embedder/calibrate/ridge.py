@@ -91,7 +91,7 @@ class Rows:
         """Chunks, each counted by its weight."""
         self.features_KF, self.squares_KF = np.zeros((num_blocks, block)), np.zeros((num_blocks, block))
         self.vectors_W = np.zeros(width)
-        self._system: System | None = None
+        self._system: ByFeatures | ByRows | None = None
 
     @property
     def num_rows(self) -> int:
@@ -157,20 +157,12 @@ class Rows:
 
 
 class System:
-    """A square matrix of products and the targets; X = features or chunks."""
+    """A square matrix of products over some blocks of features, and the targets; X = features or chunks."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.blocks: list[int] = []
         self.gram_XX, self.targets_XW = np.zeros((0, 0)), np.zeros((0, len(rows.vectors_W)))
-
-    def extend(self, blocks: Sequence[int]) -> None:
-        """Take up blocks of features after those that are here already."""
-        raise NotImplementedError
-
-    def solve(self, strength: float) -> Doubles:
-        """Return the (F, W) map of standardized features."""
-        raise NotImplementedError
 
     def _solve(self, strength: float) -> Doubles:
         """Return the solution, by a Cholesky factor."""
@@ -186,7 +178,7 @@ class ByFeatures(System):
     """The matrix of the features' products."""
 
     def extend(self, blocks: Sequence[int]) -> None:
-        """Add the products of new features with all."""
+        """Take up blocks after those that are here already: add the products of their features with all."""
         old, num_features = len(self.gram_XX), len(blocks) * self.rows.features_KF.shape[1]
         border_FX, cross_XW = np.zeros((num_features, num_features - old)), np.zeros((num_features - old, self.targets_XW.shape[1]))
         for unit in self.rows.units:
@@ -198,7 +190,7 @@ class ByFeatures(System):
         self.blocks, self.gram_XX, self.targets_XW = list(blocks), gram_FF, np.concatenate([self.targets_XW, cross_XW])
 
     def solve(self, strength: float) -> Doubles:
-        """Return the map, which is the solution."""
+        """Return the (F, W) map of standardized features, which is the solution."""
         return self._solve(strength)
 
 
@@ -206,7 +198,7 @@ class ByRows(System):
     """The matrix of the chunks' products, which has the same map."""
 
     def extend(self, blocks: Sequence[int]) -> None:
-        """Add the products of chunks over new features, one block at a time."""
+        """Take up blocks after those that are here already: add the products of chunks over their features, one block at a time."""
         if not self.blocks:
             self.gram_XX = np.zeros((self.rows.num_rows, self.rows.num_rows))
             self.targets_XW = np.concatenate([self.rows.center(unit) for unit in self.rows.units])
@@ -216,7 +208,7 @@ class ByRows(System):
         self.blocks = list(blocks)
 
     def solve(self, strength: float) -> Doubles:
-        """Return the map, from the weights of the chunks."""
+        """Return the (F, W) map of standardized features, from the weights of the chunks."""
         dual_NW = self._solve(strength)
         return np.concatenate([self._stack(number).T @ dual_NW for number in self.blocks])
 
