@@ -27,6 +27,7 @@ from embedder.core.rotation import fit_rotation
 from embedder.core.text_hashes import hash_texts
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, fitted_for
+from embedder.model.defaults import HasColumns
 from embedder.model.exits import NUM_POOLINGS, check_pooling
 from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
@@ -40,7 +41,7 @@ from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
 from embedder.source.columns import with_context
 from embedder.source.sampling import NO_METADATA, sample_documents
-from embedder.source.selection import select_shards
+from embedder.source.selection import has_columns, select_shards
 from embedder.source.shards import list_shards
 from embedder.text.token_idf import weigh_tokens
 
@@ -85,7 +86,9 @@ class Report:
 def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     """Draw the sample, tap it in one pass, fit and measure. Nothing is written."""
     settings = config.calibrate
-    model = resolve_whole(config.embedding, config.chunking)
+    sources = (config.source, *([settings.broad] if settings.broad else []))
+    model = resolve_whole(config.embedding, config.chunking, lambda template: all(has_columns(each, template) for each in sources))
+    config = config.model_copy(update={"chunking": config.chunking.model_copy(update={"template": model.spec.template})})
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
     features = choose_features(depths, model, settings.feed_forward < 1)
     if settings.broad and not features.layers:
@@ -171,9 +174,9 @@ def draw_documents(source: SourceConfig, template: str | None, num_documents: in
     return sample_documents(source, listing, num_documents, seed, keep_context(metadata)).documents
 
 
-def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
+def resolve_whole(embedding: EmbeddingConfig, chunking: ChunkingConfig, has_columns: HasColumns | None = None) -> ResolvedModel:
     """Resolve a model at its full width, even if its own files set a smaller dim."""
-    model = resolve_model(embedding, chunking)
+    model = resolve_model(embedding, chunking, has_columns)
     check_pooling(model.spec.pooling)
     if not model.spec.include_prompt:
         raise ConfigError(f"embedding.model={embedding.model!r}: pools without the prompt, which exit maps read; set both prompts to ''")

@@ -1,16 +1,22 @@
 """A model's files, and facts that they leave out → the defaults of its settings, each with a reason if it is not in the files."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedder.config.embedding import EmbeddingConfig
+from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.core.template import escape
 from embedder.model.files.known_models import KNOWN_MODELS, KnownModel
 from embedder.model.files.recipe import ModelRecipe
 
 _BY_NAME = {name.lower(): known for name, known in KNOWN_MODELS.items()}
+HasColumns = Callable[[str], bool]
+"""Tells whether documents have the columns of a template."""
+
+logger = logging.getLogger("embedder")
+
 _TITLE_SLOT = "title: none"
 _CARD = "known for this model, its files do not hold it"
 
@@ -32,6 +38,14 @@ class Defaults:
         """Return a line for each default that the settings leave in place and the model's files do not make."""
         taken = {name: reason for name, reason in self.reasons.items() if getattr(embedding, name) is None}
         return tuple(f"embedding.{name}={_show(getattr(self, name))}: {reason}" for name, reason in taken.items())
+
+    def add_title(self, chunking: ChunkingConfig, has_columns: HasColumns) -> ChunkingConfig:
+        """Return the settings with the template that the prompt has a place for, unless they have one, if documents have its column."""
+        template = template_with_title(self.prompt)
+        if template is None or chunking.template is not None or not has_columns(template):
+            return chunking
+        logger.info("chunking.template=%r: the model's prompt has a place for titles, and documents have them", template)
+        return chunking.model_copy(update={"template": template})
 
 
 def choose_defaults(model: str, recipe: ModelRecipe) -> Defaults:
@@ -63,14 +77,18 @@ def choose_defaults(model: str, recipe: ModelRecipe) -> Defaults:
 
 
 def list_notes(spec: EmbeddingSpec, recipe: ModelRecipe) -> tuple[str, ...]:
-    """Return a line for each setting that the model was made for and that is not set: a dim, and a template for its prompt's title."""
+    """Return a line for each setting that the model was made for and that is not set: a dim, and a place for titles in its prompt."""
     notes, dims = [], {*recipe.matryoshka_dims, recipe.width}
     if recipe.matryoshka_dims and spec.dim not in dims and spec.rotation is None:  # axes of a calibration are ordered for any dim
         notes.append(f"embedding.dim={spec.dim}: the model's files name {', '.join(map(str, sorted(dims)))}; another dim may rank worse")
-    if spec.template is None and _TITLE_SLOT in spec.prompt:
-        slot = escape(spec.prompt).replace(_TITLE_SLOT, "title: {title|none}") + "{chunk}"
-        notes.append(f"chunking.template: the prompt {spec.prompt!r} has a place for titles; if documents have them, set {slot!r}")
+    if spec.template is None and (template := template_with_title(spec.prompt)):
+        notes.append(f"chunking.template: the prompt {spec.prompt!r} has a place for titles; if documents have them, set {template!r}")
     return tuple(notes)
+
+
+def template_with_title(prompt: str) -> str | None:
+    """Return the template of a prompt that has a place for a document's title, as EmbeddingGemma's has; None if it has none."""
+    return escape(prompt).replace(_TITLE_SLOT, "title: {title|none}") + "{chunk}" if _TITLE_SLOT in prompt else None
 
 
 def _show(value: Any) -> str:

@@ -15,7 +15,7 @@ from embedder.core.spec import EmbeddingSpec
 from embedder.core.template import escape, parse_template
 from embedder.model.calibration import Calibration, RangeKey, load_calibration
 from embedder.model.check_late import check_late
-from embedder.model.defaults import Defaults, choose_defaults, list_notes
+from embedder.model.defaults import Defaults, HasColumns, choose_defaults, list_notes
 from embedder.model.files.families import LINEAR, find_family
 from embedder.model.files.recipe import ModelRecipe, locate_model, peek_model, read_query_recipe, read_recipe
 from embedder.model.files.tokenizer import load_tokenizer
@@ -67,9 +67,10 @@ def looks_wrong(embedding: EmbeddingConfig) -> bool:
     return any(asked and most and asked > most for asked, most in ((embedding.depth, num_layers), (embedding.dim, width)))
 
 
-def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> ResolvedModel:
+def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig, has_columns: HasColumns | None = None) -> ResolvedModel:
     """Return the settings with every default filled in from the model's files; one ConfigError lists all problems, a line each.
 
+    `has_columns` is asked for the columns of the template that the model's prompt has a place for, which is then a default.
     ModelError: the hub is unreachable, and no other setting would help.
     """
     try:
@@ -83,6 +84,8 @@ def resolve_model(embedding: EmbeddingConfig, chunking: ChunkingConfig) -> Resol
         message = str(error)
         raise ConfigError(message if message.startswith("embedding.") else f"embedding.model={embedding.model!r}: {message}") from error
     defaults = choose_defaults(embedding.model, recipe)
+    if has_columns and embedding.prompt is None:
+        chunking = defaults.add_title(chunking, has_columns)
     spec = _fill_defaults(embedding, chunking, recipe, commit, defaults)
     problems = [
         *_check_model(embedding, recipe),
@@ -146,6 +149,7 @@ def choose_chunking(chunking: ChunkingConfig, prompt: str, most_tokens: int) -> 
     max_tokens, template = chunking.max_tokens or most_tokens, chunking.template
     if template is not None and not parse_template(template).render({})[0].startswith(prompt):
         template = escape(prompt) + template
+    template = None if template == escape(prompt) + "{chunk}" else template
     return {
         "max_tokens": max_tokens,
         "chunking": chunking.enabled,

@@ -1,6 +1,6 @@
 """Settings → a checked and planned run, before the first document is read; or one ConfigError with every problem."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -13,9 +13,10 @@ from embedder.core.problems import Problems
 from embedder.core.schema import table_schema
 from embedder.core.spec import EmbeddingSpec, digest
 from embedder.model.backends import check_backend
+from embedder.model.defaults import HasColumns
 from embedder.model.resolve import ResolvedModel, looks_wrong, resolve_model
 from embedder.run.quality_gate import check_quality_gate
-from embedder.source.columns import with_context
+from embedder.source.columns import repeats_text, with_context
 from embedder.source.selection import select_shards
 from embedder.source.shards import Listing, list_shards, refuse_own_source
 from embedder.table.delta import TableState, read_table
@@ -93,8 +94,9 @@ def inspect_inputs(config: EmbedConfig) -> Inputs:
 
 def plan_run(inputs: Inputs) -> RunPlan:
     """Read the model's files, which takes seconds, and plan the run; ConfigError holds every problem found."""
-    config, problems, table, listing, metadata = inputs.config, inputs.problems, inputs.table, inputs.listing, inputs.metadata
-    model = problems.check(lambda: resolve(config))
+    problems = inputs.problems
+    inputs, model = problems.check(lambda: resolve_with_titles(inputs)) or (inputs, None)
+    config, table, listing, metadata = inputs.config, inputs.table, inputs.listing, inputs.metadata
     if model:
         spec = model.spec
         problems.check(lambda: check_quality_gate(config, spec))
@@ -125,10 +127,34 @@ def check_space(config: EmbedConfig, spec: EmbeddingSpec, table: TableState | No
         )
 
 
-def resolve(config: EmbedConfig) -> ResolvedModel:
+def resolve_with_titles(inputs: Inputs) -> tuple[Inputs, ResolvedModel]:
+    """Resolve the model, and select the source once more if a template with titles is a default: of a new table whose source has them,
+    or of a table that was made with it."""
+    titled = inputs
+
+    def add_template(template: str) -> bool:
+        nonlocal titled
+        config, table = inputs.config, inputs.table
+        if inputs.problems.found or (table and table.spec.template != template) or repeats_text(config.source, template):
+            return False
+        config = config.model_copy(update={"chunking": config.chunking.model_copy(update={"template": template})})
+        try:
+            listing, metadata = select_source(config, table)
+        except ConfigError:
+            if table:
+                raise
+            return False
+        titled = replace(inputs, config=config, listing=listing, metadata=metadata)
+        return True
+
+    model = resolve(inputs.config, add_template)
+    return titled, model
+
+
+def resolve(config: EmbedConfig, has_columns: HasColumns) -> ResolvedModel:
     """Fill in the defaults of a local model, or of one behind an API."""
     if not config.embedding.is_api:
-        return resolve_model(config.embedding, config.chunking)
+        return resolve_model(config.embedding, config.chunking, has_columns)
     from embedder.model.api_spec import resolve_api  # extra openai
 
     return resolve_api(config.embedding, config.chunking)

@@ -1,6 +1,6 @@
 """A few shards → the metadata's schema, before the first document is read; or one ConfigError with all problems."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
@@ -15,7 +15,7 @@ from embedder.core.template import parse_template
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import FileFormat, encoding_of, group_by_format
-from embedder.source.formats.rows import Reading, ShardColumns
+from embedder.source.formats.rows import Reading, ShardColumns, is_context_only
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
 
@@ -40,8 +40,10 @@ def inspect_source(
     cannot be opened is skipped, for the run to report; SourceError if all are.
     """
     by_format, problems = _inspect_formats(source, Shards.of(shards), types)
-    problems += [problem for columns in by_format for problem in _check_columns(source, columns, types)]
     sampled = [each for columns in by_format for each in columns]
+    context = {key for key in source.metadata_columns.values() if is_context_only(source, key)}
+    found = {key for key in context if any(each.find_type(key) is not None for each in sampled)}  # other formats may be without
+    problems += [problem for columns in by_format for problem in _check_columns(source, columns, {*types, *found})]
     fields = []
     for name, key in source.metadata_columns.items():
         try:
@@ -60,6 +62,12 @@ def with_context(source: SourceConfig, template: str | None) -> SourceConfig:
     keys = {CONTEXT_PREFIX + name: source.metadata_columns.get(name, name) for name in parse_template(template).columns}
     columns, types = source.metadata_columns | keys, source.metadata_types | dict.fromkeys(keys, "string")
     return source.model_copy(update={"metadata_columns": columns, "metadata_types": types})
+
+
+def repeats_text(source: SourceConfig, template: str) -> bool:
+    """Return whether a column of the template is also one of the text."""
+    context = with_context(source, template).metadata_columns
+    return any(key in source.text_columns for name, key in context.items() if name.startswith(CONTEXT_PREFIX))
 
 
 def choose_types(source: SourceConfig, metadata: pa.Schema) -> dict[str, pa.DataType]:
@@ -137,7 +145,7 @@ def _read_samples(shards: Shards, found: Numbers, source: SourceConfig, read: Ca
     return results
 
 
-def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Mapping[str, pa.DataType]) -> Iterator[str]:
+def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Collection[str]) -> Iterator[str]:
     """Yield the columns that no sampled shard of a format has. A shard that differs from the others is left for the run to report."""
     if not sampled:
         return

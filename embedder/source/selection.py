@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
-from embedder.source.columns import FILTER_PREFIX, choose_types, inspect_source
+from embedder.source.columns import FILTER_PREFIX, choose_types, inspect_source, repeats_text, with_context
 from embedder.source.file_kinds import SHOWN_NAMES, Ignored
 from embedder.source.filter import Filter, Group, columns_of, names_in, parse_filter, passes
 from embedder.source.formats.registry import FileFormat
 from embedder.source.formats.rows import Reading, Rows
 from embedder.source.metadata_types import name_of, parse_type
 from embedder.source.metadata_values import MISFITS, converter
-from embedder.source.shards import Listing
+from embedder.source.shards import Listing, list_shards
 
 FILTERED = "left out by source.filter"
 _SETTING = "source.filter="
@@ -55,6 +55,18 @@ def select_shards(source: SourceConfig, listing: Listing, known: pa.Schema | Non
     uris = shards.uris.take(pa.array(left_out[:SHOWN_NAMES])).to_pylist()
     ignored = {**listing.ignored, FILTERED: Ignored(len(left_out), tuple(uris))} if uris else listing.ignored
     return replace(listing, shards=kept, ignored=ignored), metadata
+
+
+def has_columns(source: SourceConfig, template: str) -> bool:
+    """Return whether a source has the columns of a template, which are not in the text already. Without them, it can be read."""
+    source = with_context(source, template)
+    if repeats_text(source, template):
+        return False
+    try:
+        select_shards(source, list_shards(source))
+    except ConfigError:
+        return False
+    return True
 
 
 def _name_type(field: pa.Field) -> str:

@@ -117,7 +117,7 @@ def find_columns(schema: pa.Schema, reading: Reading, stored: pa.Schema | None =
             path = find_column(stored, key, shard)
             return ArrowColumn(key, path, _type_at(schema, path)) if path else ConstantColumn(key, (), pa.string(), reading.constant(key))
         found = find_field(schema, key)
-        if found is None and reading.is_absent(key) and key not in schema.names:
+        if found is None and reading.may_lack(key) and key not in schema.names:
             return ConstantColumn(key, (), pa.string(), reading.constant(key))
         if found is None:
             count = schema.names.count(key)

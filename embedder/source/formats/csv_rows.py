@@ -81,7 +81,7 @@ def _to_records(batch: list[list[str] | Refused], num_fields: int) -> Records:
 
 def _find_columns(header: list[str], delimiter: str, reading: Reading) -> Columns[Getter]:
     def find(key: str, setting: str) -> Getter:
-        if key not in header and reading.has_constant(key):
+        if key not in header and reading.may_lack(key):
             return check_getter(lambda _: None, key, reading)
         if header.count(key) != 1:
             problem = "no column" if key not in header else f"{header.count(key)} columns"

@@ -47,7 +47,7 @@ def read_sqlite(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
         def find(key: str, setting: str) -> Getter:
             if key in table.names:
                 return check_getter(itemgetter(wanted.setdefault(key, len(wanted))), key, reading, _NEVER)
-            if not reading.has_constant(key):
+            if not reading.may_lack(key):
                 raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {name_some(table.names)}); set source.{setting}")
             return check_getter(lambda _: None, key, reading)
 

@@ -86,7 +86,7 @@ def _find_columns(reading: Reading) -> Columns[Getter]:
     def find(key: str, setting: str) -> Getter:
         if key in COLUMNS:
             return check_getter(itemgetter(key), key, reading)
-        if not reading.has_constant(key):
+        if not reading.may_lack(key):
             raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {', '.join(COLUMNS)}); set source.{setting}")
         return check_getter(lambda _: None, key, reading)
 

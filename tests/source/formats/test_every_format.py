@@ -101,6 +101,19 @@ def test_the_columns_of_a_template_are_read_as_text_by_their_names_or_keys(write
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_a_file_may_be_without_a_column_that_a_template_alone_reads(write, tmp_path, name):
+    write(name)
+    (tmp_path / "source" / "other.jsonl").write_text('{"id": "other", "text": "text", "topic": "Topic"}\n')
+    wanted = {"metadata_columns": [], "metadata_types": {}}
+    got = read(tmp_path / "source", "{topic|none}: {chunk}", **wanted).documents
+    topics = dict(zip(got["doc_id"].to_pylist(), got["context:topic"].to_pylist(), strict=True))
+    assert len(topics) == len(TEXTS)  # one is empty, one is the other file's
+    assert {doc_id: topic for doc_id, topic in topics.items() if topic is not None} == {"other": "Topic"}
+    with pytest.raises(ConfigError, match=r"chunking.template: {heading}: .* has no column 'heading'"):
+        read(tmp_path / "source", "{heading}: {chunk}", **wanted)
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_folder_and_a_filter_give_columns_and_choose_records(write, tmp_path, name):
     for folder in ("lang=de", "lang=en"):
         write(name, folder)
