@@ -46,7 +46,7 @@ class SampleSize:
         num_rows = chunks + min(settings.chunks, self.held_out)
         layers = [len(each) for each in features.layers.values()]
         heads = 4 * sum(layers) * NUM_QUERIES * features.hidden_size * width
-        states = num_rows * (len(features.tapped) + 2 * max(layers)) * features.block
+        states = num_rows * 2 * (len(features.tapped) + max(layers)) * features.block
         return 4 * (heads + states + 2 * num_rows * len(layers) * width + 3 * chunks**2)
 
 

@@ -17,6 +17,7 @@ from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
 from embedder.calibrate.fit_neurons import NeuronTask, fit_neurons
 from embedder.calibrate.memory import check_room
+from embedder.calibrate.open_pipeline import Pipeline, open_pipeline
 from embedder.calibrate.ridge import Features, Rows, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
@@ -34,10 +35,6 @@ from embedder.model.memory import host_memory_bytes
 from embedder.model.neurons import KeptNeurons
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.observe.environment import describe_environment
-from embedder.pipeline.calibration_graph import count_units, tap_units
-from embedder.pipeline.cluster import choose_pool, start_ray
-from embedder.pipeline.graph import run_steps
-from embedder.pipeline.pool import Pool
 from embedder.pipeline.tap_actor import Tapping
 from embedder.source.columns import with_context
 from embedder.source.sampling import NO_METADATA, sample_documents
@@ -94,21 +91,21 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     if settings.broad and not features.layers:
         raise ConfigError(f"calibrate.broad: maps are fitted on it, and depth {depths[-1]} needs none; leave it out, or name a lower depth")
     split = draw_sample(config)
-    start_ray()
-    pool = choose_pool(config.compute)
+    pipeline = open_pipeline(config.compute)
     synthetic, weight = settings.synthetic if features.layers else 0.0, settings.broad.weight if settings.broad else 0.0
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
-        counting = (model.spec, model.tokenizer_json, model.vocab_size, pool)
-        num_chunks, counts_V = count_units(split.fitted, *counting)
-        num_broad = count_units(split.broad, *counting)[0] if split.broad else 0
+        counting = (model.spec, model.tokenizer_json, model.vocab_size, pipeline.pool)
+        num_chunks, counts_V = pipeline.count_units(split.fitted, *counting)
+        num_broad = pipeline.count_units(split.broad, *counting)[0] if split.broad else 0
         size = split.measure(num_chunks, synthetic, num_broad)
         check_room(features, size, model.spec.dim, settings.attention, (host_memory_bytes(), shutil.disk_usage(folder).free))
         start = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size)
-        neurons = choose_neurons(model, split, settings.feed_forward, start, pool)
-        pooling = fit_pooling(model, split, features, settings, start, neurons, pool)
-        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, pooling, synthetic, settings.seed, neurons)
-        rows = Rows(Path(folder), len(features.tapped), features.block, model.spec.dim)
-        tapped = tap_units(split.units, tapping, pool)
+        neurons = choose_neurons(model, split, settings.feed_forward, start, pipeline)
+        tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, start, synthetic, settings.seed, neurons)
+        tapping = train_pooling(tapping, split, features, settings, pipeline)
+        rows, pooling = Rows(Path(folder), len(features.tapped), features.block, model.spec.dim), tapping.weighing
+        tapped = pipeline.tap_units(split.units, tapping, pipeline.pool)
+        del tapping
         collected = collect(tapped, len(split.units), features, rows, Extremes(dims, model.spec.normalize), weight)
         rotation_WW = fit_rotation(collected.moments.covariance_WW)
         maps, exits = fit_exits(rows, collected.held_out, features, settings.strengths, collected.known_items)
@@ -209,12 +206,12 @@ def choose_features(depths: Sequence[int], model: ResolvedModel, pruned: bool = 
     return Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
 
 
-def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: AttentionPooling, pool: Pool) -> KeptNeurons | None:
+def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: AttentionPooling, pipeline: Pipeline) -> KeptNeurons | None:
     """Choose the neurons that exits keep, where an encoder would run; None for all."""
     if share == 1:
         return None
     task = NeuronTask(model.spec, model.tokenizer_json, pa.concat_tables(split.fitted), share, pooling)
-    for step in run_steps(fit_neurons, (task, pool), pool):
+    for step in pipeline.run_steps(fit_neurons, (task, pipeline.pool), pipeline.pool):
         if isinstance(step, KeptNeurons):
             neurons = step
         else:
@@ -222,26 +219,16 @@ def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: At
     return neurons
 
 
-def fit_pooling(
-    model: ResolvedModel,
-    split: Split,
-    features: Features,
-    settings: CalibrateSettings,
-    pooling: AttentionPooling,
-    neurons: KeptNeurons | None,
-    pool: Pool,
-) -> AttentionPooling:
-    """Train the pooling queries, from those given, where an encoder would run."""
+def train_pooling(tapping: Tapping, split: Split, features: Features, settings: CalibrateSettings, pipeline: Pipeline) -> Tapping:
+    """Train the pooling queries, from those given, where an encoder would run; chunks that ran meanwhile are known, if in this process."""
     if not settings.attention.chunks or not features.layers:
-        return pooling
-    held_out, fitted = (pa.concat_tables(each) for each in (split.held_out, split.fitted))
+        return tapping
     read = replace(features, tapped=tuple(sorted({layer for layers in features.layers.values() for layer in layers})))
-    task = PoolingTask(
-        model.spec, model.tokenizer_json, held_out, fitted, read, pooling, settings.attention, settings.seed, settings.synthetic, neurons
-    )
-    for step in run_steps(train_attention_pooling, (task, pool), pool):
-        if isinstance(step, AttentionPooling):
-            pooling = step
+    held_out, number = pa.concat_tables(split.held_out), len(split.held_out)
+    task = PoolingTask(tapping, held_out, split.fitted, number, read, settings.attention, keeps=pipeline.is_local)
+    for step in pipeline.run_steps(train_attention_pooling, (task, pipeline.pool), pipeline.pool):
+        if isinstance(step, Tapping):
+            tapping = step
         else:
             logger.info("attention: %s", step)
-    return pooling
+    return tapping

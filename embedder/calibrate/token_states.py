@@ -34,13 +34,14 @@ class TokenStates:
         self.states_TNH = torch.from_file(str(path), shared=True, size=int(np.prod(shape)), dtype=torch.bfloat16).view(shape)
 
     def keep(self, pooler: LayerPooler) -> LayerPooler:
-        """Return a pooler that also keeps what it is given."""
+        """Return a pooler that also keeps what it is given of these layers."""
 
         def start(batch: Batch) -> PoolLayer:
             pool, places_n = pooler(batch), self._find(batch)
 
             def keep_and_pool(layer: int, hidden: Tensor) -> Tensor:
-                self.states_TNH[self.numbers[layer]].index_copy_(0, places_n, hidden[~batch.padding].bfloat16())
+                if layer in self.numbers:
+                    self.states_TNH[self.numbers[layer]].index_copy_(0, places_n, hidden[~batch.padding].bfloat16())
                 return pool(layer, hidden)
 
             return keep_and_pool

@@ -8,7 +8,7 @@ N = chunks, B = chunks of a batch, T = layers, Q = queries, H = hidden size, F =
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,12 @@ from embedder.model.files.families import find_family
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
 from embedder.model.loading import load_layers, resolve_dtype
-from embedder.model.neurons import KeptNeurons
 from embedder.model.results import ExitStates
 from embedder.model.runtime import set_threads
 from embedder.model.taps import tap_layers
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
-from embedder.text.chunking import chunk_documents, drop_tokenless
-from embedder.text.synthetic import mix_chunks
-from embedder.text.tokenizing import load_tokenizer
+from embedder.pipeline.tap_actor import Known, Tapping, chunk, mix_unit
 
 Rows = npt.NDArray[np.int64]
 
@@ -59,22 +56,24 @@ WARM_UP = 0.06
 class PoolingTask:
     """Documents and settings of one training of the queries."""
 
-    spec: EmbeddingSpec
-    """Of the full model."""
-    tokenizer_json: str
+    tapping: Tapping
+    """With the starting queries."""
     held_out: pa.Table
     """DOCUMENTS that decide whether the trained queries are used."""
-    documents: pa.Table
-    """DOCUMENTS to train on."""
+    units: Sequence[pa.Table]
+    """DOCUMENTS to train on, as they are tapped later."""
+    first: int
+    """Number of the first of these units."""
     features: Features
     """Of the layers that maps read."""
-    start: AttentionPooling
     settings: AttentionSettings
-    seed: int
-    synthetic: float = 0.0
-    """Synthetic chunks per chunk to train on, up to the wanted number of chunks."""
-    neurons: KeptNeurons | None = None
-    """Of the layers that are read; None: all."""
+    keeps: bool = False
+    """Whether the chunks trained on are known to the tapping afterward."""
+
+    @property
+    def spec(self) -> EmbeddingSpec:
+        """The full model's."""
+        return self.tapping.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +85,38 @@ class TrainingSet:
     num_held_out: int
 
 
-def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | AttentionPooling]:
-    """Yield lines of progress, then the trained pooling, or the starting one if it maps better on chunks held out.
+def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | Tapping]:
+    """Yield lines of progress, then the tapping with the trained queries, or the given one if it maps better on chunks held out.
 
     On a CPU the states of all tokens lie on disk where it has room, in bfloat16, and the layers run once; else they run in each epoch.
     Memory holds the pooled states of all chunks, and a batch's token states of every layer read: with 12 layers of 768, all depths and
     5,400 chunks of 256 tokens, 0.8 GB and 0.3 GB, and 0.8 GB for heads and their moments; the disk would hold 25 GB.
     """
     set_threads(pool.threads)
-    torch.manual_seed(task.seed)
-    started = time.perf_counter()
+    torch.manual_seed(task.tapping.seed)
+    started, read = time.perf_counter(), task.features.tapped
     token_ids, num_held_out = draw_training_set(task)
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
-        size = task.features.hidden_size
-        kept = open_token_states(Path(folder), token_ids, task.features.tapped, size) if pool.device == "cpu" else None
+        kept = open_token_states(Path(folder), token_ids, read, task.features.hidden_size) if pool.device == "cpu" else None
         tapped = tap_training_set(task, pool, token_ids, kept)
         run = PoolingTraining(task, TrainingSet(token_ids, tapped.full_NW, num_held_out), pool, kept)
         yield f"{len(run.full_NW) - run.num_held_out} chunks, {time.perf_counter() - started:.0f} s"
-        before = run.fit_maps(torch.from_numpy(tapped.states_NF))
-        del tapped
+        states_NTX = tapped.states_NF.reshape(len(token_ids), -1, task.features.block)
+        places = [_tapped_layers(task).index(layer) for layer in read]
+        before = run.fit_maps(torch.from_numpy(states_NTX[:, places].reshape(len(token_ids), -1)), leaves_out=True)
+        if not task.keeps:
+            del tapped, states_NTX
         for number in range(1, task.settings.epochs + 1):
             yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
-        first, trained = (run.measure(predicted) for predicted in (before, run.fit_maps(run.read_states())))
+        states_NF = run.read_states()
+        first, trained = run.measure(before), run.measure(run.fit_maps(states_NF, leaves_out=False))
     yield f"held out: cosine {first:.4f} with the starting queries, {trained:.4f} trained, {time.perf_counter() - started:.0f} s"
-    yield run.pooling if trained > first else task.start
+    known, is_better = None, trained > first
+    if task.keeps:
+        if is_better:
+            states_NTX[:, places] = states_NF.numpy().reshape(len(token_ids), len(read), -1)  # no map reads the others
+        known = Known.of(token_ids, tapped)
+    yield replace(task.tapping, weighing=run.pooling if is_better else task.tapping.weighing, known=known)
 
 
 def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
@@ -117,29 +124,34 @@ def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
 
     Return the token ids of all chunks, those held out first, and how many these are.
     """
-    held_out, others = (draw_chunks(task, documents) for documents in (task.held_out, task.documents))
-    missing = min(task.settings.chunks - len(others), round(task.synthetic * len(others)))
-    return pa.concat_arrays([held_out, others, mix_chunks(others, missing, (task.seed,))]), len(held_out)
+    tapping, most = task.tapping, task.settings.chunks
+    held_out = chunk(task.held_out.slice(0, most), tapping)
+    units = [chunk(unit, tapping) for unit in task.units[: math.ceil(most / len(task.units[0]))]]
+    held_out, others = (_draw(each, most, tapping.seed) for each in (held_out, pa.concat_arrays(units)))
+    mixed = [mix_unit(unit, number, tapping.synthetic, tapping.seed) for number, unit in enumerate(units, task.first)]
+    wanted = min(1.0, (most - len(others)) / max(1, sum(map(len, mixed))))
+    return pa.concat_arrays([held_out, others, *(each.slice(0, int(wanted * len(each))) for each in mixed)]), len(held_out)
+
+
+def _draw(token_ids: pa.ListArray, most: int, seed: int) -> pa.ListArray:
+    return token_ids.take(pa.array(np.random.default_rng(seed).permutation(len(token_ids))[:most]))
 
 
 def tap_training_set(task: PoolingTask, pool: Pool, token_ids: pa.ListArray, kept: TokenStates | None) -> ExitStates:
     """Run the full model; return its vectors and the states as the starting queries pool them. States of all tokens are kept, if wanted."""
-    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout, neurons=task.neurons)
-    token_budget, keep = choose_token_budget(encoder, pool), kept.keep if kept else None
-    tapped = encoder.tap_exits(token_ids, token_budget, task.features.tapped, (), task.start, keep)
-    if task.neurons is None:
+    tapping = task.tapping
+    encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout, neurons=tapping.neurons)
+    token_budget, keep, depths = choose_token_budget(encoder, pool), kept.keep if kept else None, tapping.depths if task.keeps else ()
+    tapped = encoder.tap_exits(token_ids, token_budget, _tapped_layers(task), depths, tapping.weighing, keep)
+    if tapping.neurons is None:
         return tapped
     del encoder
     whole = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
     return replace(tapped, full_NW=whole.encode(token_ids, token_budget).vectors_ND)
 
 
-def draw_chunks(task: PoolingTask, documents: pa.Table) -> pa.ListArray:
-    """Return the token ids of random chunks; the documents are in random order, and each has at least one chunk."""
-    most = task.settings.chunks
-    chunks, _ = drop_tokenless(chunk_documents(documents.slice(0, most), load_tokenizer(task.tokenizer_json), task.spec))
-    drawn = np.random.default_rng(task.seed).permutation(chunks.num_rows)[:most]
-    return chunks["token_ids"].combine_chunks().take(pa.array(drawn))
+def _tapped_layers(task: PoolingTask) -> tuple[int, ...]:
+    return task.tapping.layers if task.keeps else task.features.tapped
 
 
 class FrozenLayers:
@@ -149,7 +161,7 @@ class FrozenLayers:
         recipe, layers = find_recipe(task.spec), task.features.tapped
         dtype = resolve_dtype(pool.dtype, pool.device, recipe.family)
         spec = task.spec.model_copy(update={"depth": max(layers)})
-        self.model: Any = load_layers(recipe, spec, dtype, task.neurons).to(pool.device)  # type: ignore[arg-type]
+        self.model: Any = load_layers(recipe, spec, dtype, task.tapping.neurons).to(pool.device)  # type: ignore[arg-type]
         self.model.set_attn_implementation(layout.attention)
         self.family, self.layers = find_family(recipe.family), layers
 
@@ -171,7 +183,7 @@ class PoolingTraining:
         self.full_NW = torch.from_numpy(unit(chunks.full_NW)).to(pool.device)
         self.layout = make_layout("padded", load_config(find_recipe(task.spec)), torch.device(pool.device))
         self.states = kept or FrozenLayers(task, self.layout, pool)
-        self.pool = ExitPooler(task.spec.pooling, task.start).to(pool.device)
+        self.pool = ExitPooler(task.spec.pooling, task.tapping.weighing).to(pool.device)
         block = NUM_QUERIES * self.features.hidden_size
         self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False).to(pool.device)
         sizes = {str(depth): len(layers) * block for depth, layers in self.features.layers.items()}
@@ -184,14 +196,14 @@ class PoolingTraining:
         self.optimizer = torch.optim.Adam(groups, fused=True)
         num_steps = task.settings.epochs * math.ceil((len(self.full_NW) - self.num_held_out) / task.settings.batch_chunks)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, math.ceil(WARM_UP * num_steps), num_steps)
-        self.draw = np.random.default_rng(task.seed)
+        self.draw = np.random.default_rng(task.tapping.seed)
         self.values, self.offsets = chunks.token_ids.values.to_numpy(), chunks.token_ids.offsets.to_numpy()
         self.lengths_N = np.diff(self.offsets)
 
     @property
     def pooling(self) -> AttentionPooling:
         """The current queries."""
-        return AttentionPooling(self.task.start.token_weights_V, self.pool.queries_TQX.detach().cpu().numpy().copy())
+        return AttentionPooling(self.task.tapping.weighing.token_weights_V, self.pool.queries_TQX.detach().cpu().numpy().copy())
 
     def train(self, mapped: Mapping[int, Tensor]) -> float:
         """Train one epoch on the corrections to the mapped vectors of each depth; return the mean loss."""
@@ -231,10 +243,21 @@ class PoolingTraining:
         standard_BTX = self.standardize(queried_BTQH.flatten(1)).view(num_rows, num_layers, -1)
         return {depth: self.heads[str(depth)](standard_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
 
-    def fit_maps(self, states_NF: Tensor) -> dict[int, Tensor]:
-        """Fit a ridge map for each depth to pooled states; return its (N, W) predictions for all chunks."""
-        features, held_out, device = self.features, self.num_held_out, self.full_NW.device
-        return {depth: map_rows(states_NF[:, features.columns(depth)].to(device), self.full_NW, held_out) for depth in features.layers}
+    def fit_maps(self, states_NF: Tensor, leaves_out: bool) -> dict[int, Tensor]:
+        """Fit a ridge map for each depth to pooled states; return its predictions for the chunks held out, or, each left out, for all."""
+        features, held_out, before = self.features, self.num_held_out, list[int]()
+        inner_NN = torch.zeros(len(states_NF), len(states_NF) - held_out, device=self.full_NW.device)
+        mapped = {}
+        for depth in features.layers:
+            blocks = list(features.blocks(depth))
+            if blocks[: len(before)] != before:
+                before = []
+                inner_NN.zero_()
+            for number in blocks[len(before) :]:
+                block_NX = states_NF[:, number * features.block :][:, : features.block].to(self.full_NW.device)
+                inner_NN += multiply_rows(block_NX, held_out)
+            mapped[depth], before = map_rows(inner_NN, self.full_NW, held_out, leaves_out), blocks
+        return mapped
 
     def read_states(self) -> Tensor:
         """Return the (N, F) states of all chunks, pooled by the current queries."""
@@ -251,21 +274,29 @@ class PoolingTraining:
         return float(torch.stack(near).mean())
 
 
-def map_rows(states_NF: Tensor, full_NW: Tensor, num_held_out: int) -> Tensor:
-    """Fit a ridge map on the rows that are not held out; return its predictions for all rows.
+def multiply_rows(states_NF: Tensor, num_held_out: int) -> Tensor:
+    """Return the products of all rows with those that are not held out, over features standardized on these."""
+    fitted_NF = states_NF[num_held_out:]
+    deviation_F, mean_F = fitted_NF.std(dim=0).clamp_min(LEAST_DEVIATION), fitted_NF.mean(dim=0)
+    standard_NF = (states_NF - mean_F) / (deviation_F * math.sqrt(len(fitted_NF)))
+    return standard_NF @ standard_NF[num_held_out:].T
+
+
+def map_rows(inner_NN: Tensor, full_NW: Tensor, num_held_out: int, leaves_out: bool) -> Tensor:
+    """Fit a ridge map on the rows that are not held out, from the products of rows; return its predictions for those held out and, if one
+    is left out, for the others.
 
     The system is solved in the space of rows, which are fewer than features. A fitted row's prediction is that of a map fitted without
     this row: its leave-one-out residual is α divided by the diagonal of the inverse.
     """
-    fitted_NF, fitted_NW = states_NF[num_held_out:], full_NW[num_held_out:]
-    deviation_F = fitted_NF.std(dim=0).clamp_min(LEAST_DEVIATION)
-    mean_F, mean_W = fitted_NF.mean(dim=0), fitted_NW.mean(dim=0)
-    standard_NF = (states_NF - mean_F) / (deviation_F * math.sqrt(len(fitted_NF)))
-    inner_NN = standard_NF @ standard_NF[num_held_out:].T
-    inverse_NN = torch.linalg.inv(inner_NN[num_held_out:] + STRENGTH * torch.eye(len(fitted_NF), device=states_NF.device))
-    alpha_NW = inverse_NN @ (fitted_NW - mean_W)
-    left_out_NW = fitted_NW - alpha_NW / inverse_NN.diagonal().unsqueeze(-1)
-    return torch.cat([inner_NN[:num_held_out] @ alpha_NW + mean_W, left_out_NW])
+    fitted_NW = full_NW[num_held_out:]
+    mean_W = fitted_NW.mean(dim=0)
+    factor_NN = torch.linalg.cholesky(inner_NN[num_held_out:] + STRENGTH * torch.eye(len(fitted_NW), device=full_NW.device))
+    alpha_NW = torch.cholesky_solve(fitted_NW - mean_W, factor_NN)
+    held_out_NW = inner_NN[:num_held_out] @ alpha_NW + mean_W
+    if not leaves_out:
+        return held_out_NW
+    return torch.cat([held_out_NW, fitted_NW - alpha_NW / torch.cholesky_inverse(factor_NN).diagonal().unsqueeze(-1)])
 
 
 def cosines(vectors_BW: Tensor, unit_BW: Tensor) -> Tensor:

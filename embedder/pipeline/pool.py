@@ -1,10 +1,13 @@
 """Settings and the cluster's nodes → the number of encoder actors, and the resources that each holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from embedder.config.compute import CPU_TOKENS, Backend, ComputeConfig, Layout
 from embedder.core.errors import ConfigError
+
+Step = TypeVar("Step")
 
 API_ACTORS = 4
 """Default number of requests in flight; each takes some seconds."""
@@ -41,6 +44,14 @@ class Pool:
     def suited_to(self, source_bytes: int) -> "Pool":
         """Return a pool without the auto backend's conversion to OpenVINO if the source is too small for it to pay."""
         return replace(self, backend="torch") if self.backend == "auto" and source_bytes < CONVERSION_BYTES else self
+
+
+class RunSteps(Protocol):
+    """Runs a generator where an encoder would run."""
+
+    def __call__(self, steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool, /) -> Iterator[Step]:
+        """Yield the generator's values."""
+        ...
 
 
 def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:

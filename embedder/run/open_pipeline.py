@@ -1,29 +1,19 @@
 """Chooses where a run computes: in this process if that suits, else on Ray."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from embedder.core.plan import Plan
 from embedder.core.units import Task
 from embedder.observe.metrics import Sample
 from embedder.pipeline import in_process
-from embedder.pipeline.pool import Pool
+from embedder.pipeline.pool import Pool, RunSteps
 from embedder.pipeline.rows import LandedRow, StageContext
 from embedder.run.prepare import RunPlan
 
-Step = TypeVar("Step")
 EmbedUnits = Callable[[Iterable[Task], Plan, StageContext, Pool], Iterator[LandedRow]]
 Report = Callable[[Iterable[Sample]], None]
-
-
-class RunSteps(Protocol):
-    """Runs a generator where an encoder would run."""
-
-    def __call__(self, steps: Callable[..., Iterator[Step]], args: Sequence[object], pool: Pool, /) -> Iterator[Step]:
-        """Yield the generator's values."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

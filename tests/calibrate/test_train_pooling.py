@@ -22,16 +22,19 @@ from embedder.calibrate.train_pooling import (
     TrainingSet,
     draw_training_set,
     map_rows,
+    multiply_rows,
     tap_training_set,
     train_attention_pooling,
 )
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.fidelity import unit
 from embedder.core.schema import DOCUMENTS
-from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
+from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
+from embedder.pipeline.in_process import tap_units
 from embedder.pipeline.pool import Pool
+from embedder.pipeline.tap_actor import TapActor, Tapping, Units
 from embedder.sweep.candidates import tokenize
 from embedder.text.token_idf import count_tokens, weigh_tokens
 from tests.sentences import SUBJECTS, VERBS
@@ -63,46 +66,48 @@ def token_ids(resolved: ResolvedModel) -> pa.ListArray:
 def task(resolved: ResolvedModel, token_ids: pa.ListArray) -> PoolingTask:
     start = start_attention_pooling(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, SIZE)
     held_out, others = documents(TEXTS[:HELD_OUT]), documents(TEXTS[HELD_OUT:])
-    return PoolingTask(resolved.spec, resolved.tokenizer_json, held_out, others, Features({1: (0, 1)}, (0, 1), SIZE), start, SETTINGS, 0)
+    tapping = Tapping(resolved.spec, resolved.tokenizer_json, (0, 1, 3), (1, 3), start)
+    return PoolingTask(tapping, held_out, [others.slice(0, 200), others.slice(200)], 1, Features({1: (0, 1)}, (0, 1), SIZE), SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def plant(task: PoolingTask, token_ids: pa.ListArray) -> Callable[[], tuple[PoolingTraining, torch.Tensor]]:
     """Start a training whose full vectors are a random map of the states that one planted query pools at layer 1."""
     draw = np.random.default_rng(0)
-    planted = replace(task.start, queries_TQX=np.zeros_like(task.start.queries_TQX))
+    planted = replace(task.tapping.weighing, queries_TQX=np.zeros_like(task.tapping.weighing.queries_TQX))
     planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, 0.3, SIZE)
     encoder = Encoder.load(task.spec, dtype="float32")
-    first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.start, planted))
+    first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.tapping.weighing, planted))
     full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
     return lambda: (PoolingTraining(task, TrainingSet(token_ids, full_NW.copy(), HELD_OUT), POOL), torch.tensor(first))
 
 
 def test_a_planted_query_is_found(plant: Callable[[], tuple[PoolingTraining, torch.Tensor]]) -> None:
     run, states_NF = plant()
-    start = run.fit_maps(states_NF)
+    start = run.fit_maps(states_NF, leaves_out=True)
     assert torch.allclose(run.read_states(), states_NF, atol=1e-4)
     for _ in range(SETTINGS.epochs):
         run.train(start)
-    assert run.measure(run.fit_maps(run.read_states())) > run.measure(start) + 0.02
+    assert run.measure(run.fit_maps(run.read_states(), leaves_out=False)) > run.measure(start) + 0.02
 
 
 def test_equal_seeds_train_equal_queries_and_only_at_layers_that_maps_read(
     plant: Callable[[], tuple[PoolingTraining, torch.Tensor]], task: PoolingTask
 ) -> None:
     trainings = [plant() for _ in range(2)]
-    losses = [run.train(run.fit_maps(states_NF)) for run, states_NF in trainings]
+    losses = [run.train(run.fit_maps(states_NF, leaves_out=True)) for run, states_NF in trainings]
     first, second = (run.pooling.queries_TQX for run, _ in trainings)
     assert losses[0] == losses[1]
     np.testing.assert_array_equal(first, second)
-    moved = np.abs(first - task.start.queries_TQX).max(axis=(1, 2)) > 0
+    moved = np.abs(first - task.tapping.weighing.queries_TQX).max(axis=(1, 2)) > 0
     assert moved.tolist() == [True, True, False, False, False, False, False]
 
 
 def test_trained_queries_that_do_not_help_on_chunks_held_out_are_dropped(task: PoolingTask) -> None:
     wild = replace(task, settings=SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 50.0}))
-    *lines, pooling = train_attention_pooling(wild, POOL)
-    assert pooling is task.start
+    *lines, tapping = train_attention_pooling(wild, POOL)
+    assert isinstance(tapping, Tapping)
+    assert tapping.weighing is task.tapping.weighing
     assert [str(line).partition(",")[0] for line in lines[:2]] == ["300 chunks", "epoch 1"]
 
 
@@ -126,7 +131,7 @@ def test_states_kept_on_disk_are_those_of_the_layers_to_bfloat16_and_train_alike
     runs = [PoolingTraining(task, TrainingSet(twice, tapped.full_NW, HELD_OUT), POOL, each) for each in (kept, None)]
     torch.testing.assert_close(runs[0].read_states(), runs[1].read_states(), atol=2e-3, rtol=0)
     torch.testing.assert_close(runs[1].read_states(), torch.tensor(plain.states_NF), atol=1e-4, rtol=0)
-    before = runs[0].fit_maps(torch.tensor(tapped.states_NF))
+    before = runs[0].fit_maps(torch.tensor(tapped.states_NF)[:, : 2 * task.features.block], leaves_out=True)
     assert runs[0].train(before) == pytest.approx(runs[1].train(before), abs=1e-3)
 
 
@@ -138,16 +143,46 @@ def test_without_room_on_disk_layers_run_in_each_epoch(
     with caplog.at_level("WARNING", "embedder"):
         assert open_token_states(tmp_path, token_ids, task.features.tapped, SIZE) is None
     assert "each epoch runs the layers again" in caplog.text
-    *_, pooling = train_attention_pooling(replace(task, settings=AttentionSettings(epochs=1, batch_chunks=100)), POOL)
-    assert isinstance(pooling, AttentionPooling)
+    *_, tapping = train_attention_pooling(replace(task, settings=AttentionSettings(epochs=1, batch_chunks=100)), POOL)
+    assert isinstance(tapping, Tapping)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("trained", [0.6, 0.4], ids=["better", "worse"])
+def test_chunks_that_were_trained_on_are_known_when_they_are_tapped_and_synthetic_ones_too(
+    task: PoolingTask, trained: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([0.5, trained])
+    monkeypatch.setattr(PoolingTraining, "measure", lambda _self, _mapped: next(measured))
+    settings = SETTINGS.model_copy(update={"chunks": 450})
+    *_, tapping = train_attention_pooling(replace(task, keeps=True, tapping=replace(task.tapping, synthetic=1.0), settings=settings), POOL)
+    assert isinstance(tapping, Tapping)
+    assert (tapping.weighing is task.tapping.weighing) == (trained < 0.5)
+    assert tapping.known is not None
+    units: Units = [("held_out", task.held_out), *(("fitted", unit) for unit in task.units)]
+    anew, tapped = (list(tap_units(units, each, POOL)) for each in (replace(tapping, known=None), tapping))
+    for (kind, num_real, new), (_, _, known) in zip(anew, tapped, strict=True):
+        assert len(new.full_NW) == num_real * (2 if kind == "fitted" else 1), "synthetic ones; no text has a first sentence"
+        assert np.abs(known.states_NF - new.states_NF).max() < 3e-3, "kept in bfloat16"
+        np.testing.assert_allclose(known.full_NW, new.full_NW, atol=1e-5)
+        for depth in (1, 3):
+            np.testing.assert_allclose(known.native[depth], new.native[depth], atol=1e-4)
+    ran: list[int] = []
+    tap = TapActor._tap
+    monkeypatch.setattr(TapActor, "_tap", lambda self, token_ids: (ran.append(len(token_ids)), tap(self, token_ids))[1])
+    list(tap_units(units, tapping, POOL))
+    assert sum(ran) in (149, 150), "of 300 of the sample and 300 synthetic ones, 450 were trained on, of which two may be equal"
+    list(tap_units(units, replace(tapping, synthetic=0.0), POOL))
+    assert sum(ran) in (149, 150), "all are known"
 
 
 def test_a_fitted_row_is_predicted_by_a_map_fitted_on_all_other_rows() -> None:
     torch.manual_seed(0)
     states_NF, full_NW = torch.randn(300, 40), torch.randn(300, 5)
-    predicted = map_rows(states_NF, full_NW, 20)
+    predicted = map_rows(multiply_rows(states_NF, 20), full_NW, 20, leaves_out=True)
     without: Any = [number for number in range(300) if number != 120]
-    by_others = map_rows(torch.cat([states_NF[120:121], states_NF[without]]), torch.cat([full_NW[120:121], full_NW[without]]), 21)
+    inner = multiply_rows(torch.cat([states_NF[120:121], states_NF[without]]), 21)
+    by_others = map_rows(inner, torch.cat([full_NW[120:121], full_NW[without]]), 21, leaves_out=False)
+    torch.testing.assert_close(predicted[:20], map_rows(multiply_rows(states_NF, 20), full_NW, 20, leaves_out=False))
     # the mean and the deviation include the row
     torch.testing.assert_close(predicted[120], by_others[0], atol=0.02, rtol=0)
