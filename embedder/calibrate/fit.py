@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.calibrate.ridge import AffineMap, Features, Rows
+from embedder.calibrate.ridge import Features, Rows, Solution
 from embedder.core.fidelity import NUM_NEAREST, Fidelity, measure_fidelity, share_of_nearest, unit
 from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
@@ -63,17 +63,19 @@ def fit_exits(
 
     Strengths are tried from that of the depth before, in the direction in which the cosine rises.
     """
+    rows.hold_out(held_out.states_NF)
     maps, reports, ordered = {}, [], sorted(set(strengths))
     place = len(ordered) // 2
     for depth, layers in features.layers.items():
         columns = features.columns(depth)
-        solve, scored = rows.fit(features.blocks(depth)), dict[int, tuple[Fidelity, AffineMap]]()
+        solve, scored = rows.fit(features.blocks(depth)), dict[int, tuple[Fidelity, Solution]]()
         while missing := set(range(max(place - 1, 0), min(place + 2, len(ordered)))) - scored.keys():
             for each in missing:
-                fitted = solve(ordered[each])
-                scored[each] = measure_fidelity(fitted.apply(held_out.states_NF[:, columns]), held_out.full_NW), fitted
+                solution = solve(ordered[each])
+                scored[each] = measure_fidelity(solution.predict(), held_out.full_NW), solution
             place = max(scored, key=lambda each: scored[each][0].cosine)
-        strength, (fidelity, best) = ordered[place], scored[place]
+        strength, (fidelity, solution) = ordered[place], scored[place]
+        best = solution.make_map()
         maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         found = find_own(search.queries_NW, unit(best.apply(search.items.states_NF[:, columns]))) if search else None

@@ -26,14 +26,15 @@ class SampleSize:
         return 4 * self.fitted * (len(features.tapped) * features.block + width)
 
     def fit_bytes(self, features: Features, width: int) -> int:
-        """Return the memory to fit the largest map: a matrix and its factor, over its features or the chunks, a block of features of all
-        chunks or all features of a unit, with the sum before, the states held out and of one unit on arrival, and all maps. These are
-        also held twice more when the artifact is written."""
+        """Return the memory to fit the largest map: a matrix and its factor, over its features or the chunks, some solutions, a block of
+        features of all chunks or all features of a unit, with the sum before, products with the chunks held out, the states of these and
+        of one unit on arrival, and all maps. These are also held twice more when the artifact is written."""
         largest = max(len(each) * features.block for each in features.layers.values())
         order = min(largest, self.fitted)
         read = self.most_in_unit * largest if largest <= self.fitted else self.fitted * features.block
         states = 4 * len(features.tapped) * features.block
-        fitting = 8 * (2 * order**2 + 2 * read + 3 * order * width) + 2 * states * (self.held_out + self.most_in_unit)
+        solved = order * (2 * order + 6 * width + self.held_out)
+        fitting = 8 * (solved + 2 * read) + 2 * states * (self.held_out + self.most_in_unit)
         maps = 4 * width * sum(len(each) * features.block for each in features.layers.values())
         return max(fitting + maps, 3 * maps)
 

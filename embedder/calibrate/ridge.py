@@ -1,10 +1,11 @@
 """Pooled states of the layers and vectors of the full model, for a sample → maps from states to vectors, by ridge regression.
 
-N = chunks, F = features (poolings of layers, side by side), K = blocks of features, W = width of the full model's vectors.
+N = chunks, H = those held out, F = features (poolings of layers, side by side), K = blocks of features, W = width of full vectors.
 Hoerl and Kennard, Ridge Regression: Biased Estimation for Nonorthogonal Problems, 1970: the map M minimizes
 ‖Y − Z·M‖² + λ·N·‖M‖² over standardized features Z. It is (ZᵀZ + λN)⁻¹·ZᵀY and, as well, Zᵀ·(ZZᵀ + λN)⁻¹·Y.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ class Rows:
         """Chunks, each counted by its weight."""
         self.features_KF, self.squares_KF = np.zeros((num_blocks, block)), np.zeros((num_blocks, block))
         self.vectors_W = np.zeros(width)
+        self.held_KHF: Floats = np.zeros((num_blocks, 0, block), np.float32)
         self._system: ByFeatures | ByRows | None = None
 
     @property
@@ -110,6 +112,10 @@ class Rows:
         self.squares_KF += weight * np.einsum("nf,nf->f", features_NF, features_NF, dtype=np.float64).reshape(shape)
         self.vectors_W += weight * vectors_NW.sum(axis=0, dtype=np.float64)
 
+    def hold_out(self, features_HF: Floats) -> None:
+        """Take the features of chunks whose vectors every solution predicts."""
+        self._system, self.held_KHF = None, features_HF.reshape(len(features_HF), *self.features_KF.shape).swapaxes(0, 1)
+
     def read_real(self, blocks: Sequence[int]) -> Iterator[Floats]:
         """Yield the features of these blocks of each unit's own chunks."""
         return (read_states(unit, blocks)[: unit.num_real] for unit in self.units if unit.num_real)
@@ -123,26 +129,19 @@ class Rows:
         mean_F = self.features_KF[blocks].ravel() / self.weight
         return mean_F, np.sqrt(np.maximum(self.squares_KF[blocks].ravel() / self.weight - mean_F**2, LEAST_DEVIATION**2))
 
-    def fit(self, blocks: Sequence[int]) -> Callable[[float], AffineMap]:
-        """Return the function from a ridge strength λ to the map of the features of these blocks, which rise.
+    def fit(self, blocks: Sequence[int]) -> Callable[[float], "Solution"]:
+        """Return the function from a ridge strength λ to the solution for the features of these blocks, which rise.
 
         Products of features are kept for the next call: blocks that begin with those of the call before take products of the others alone.
         """
-        mean_F, deviation_F = self.mean_and_deviation(blocks)
-        mean_W = self.vectors_W / self.weight
-        kind = ByFeatures if len(mean_F) <= self.num_rows else ByRows
+        kind = ByFeatures if len(blocks) * self.features_KF.shape[1] <= self.num_rows else ByRows
         if not isinstance(self._system, kind) or list(blocks[: len(self._system.blocks)]) != self._system.blocks:
             self._system = None  # frees its matrix before the next is made
             self._system = kind(self)
         system = self._system
         system.extend(blocks)
 
-        def solve(strength: float) -> AffineMap:
-            weight_FW = system.solve(strength) / deviation_F[:, None]
-            # the map includes the standardization: one product and one sum per chunk
-            return AffineMap(weight_FW.astype(np.float32), (mean_W - mean_F @ weight_FW).astype(np.float32))
-
-        return solve
+        return lambda strength: Solution(system, system.solve(strength))
 
     def standardize(self, unit: Unit, blocks: Sequence[int]) -> Doubles:
         """Return a unit's features, whose products over all units are correlations."""
@@ -150,13 +149,19 @@ class Rows:
         standard_NF: Doubles = (read_states(unit, blocks) - mean_F) * ((unit.weight / self.weight) ** 0.5 / deviation_F)
         return standard_NF
 
+    def standardize_held_out(self, blocks: Sequence[int]) -> Doubles:
+        """Return the features of the chunks held out."""
+        mean_F, deviation_F = self.mean_and_deviation(blocks)
+        standard_HF: Doubles = (np.concatenate(list(self.held_KHF[blocks]), axis=1) - mean_F) / deviation_F
+        return standard_HF
+
     def center(self, unit: Unit) -> Doubles:
         """Return a unit's vectors, weighted likewise."""
         centered_NW: Doubles = (np.load(unit.vectors) - self.vectors_W / self.weight) * (unit.weight / self.weight) ** 0.5
         return centered_NW
 
 
-class System:
+class System(ABC):
     """A square matrix of products over some blocks of features, and the targets; X = features or chunks."""
 
     def __init__(self, rows: Rows) -> None:
@@ -164,7 +169,19 @@ class System:
         self.blocks: list[int] = []
         self.gram_XX, self.targets_XW = np.zeros((0, 0)), np.zeros((0, len(rows.vectors_W)))
 
-    def _solve(self, strength: float) -> Doubles:
+    @abstractmethod
+    def extend(self, blocks: Sequence[int]) -> None:
+        """Take up blocks after those that are here already."""
+
+    @abstractmethod
+    def weigh(self, solution_XW: Doubles) -> Doubles:
+        """Return the (F, W) map of standardized features."""
+
+    @abstractmethod
+    def predict(self, solution_XW: Doubles) -> Doubles:
+        """Return the (H, W) centered vectors of the chunks held out."""
+
+    def solve(self, strength: float) -> Doubles:
         """Return the solution, by a Cholesky factor."""
         variance_X = self.gram_XX.diagonal().copy()
         np.fill_diagonal(self.gram_XX, variance_X + strength)
@@ -172,6 +189,26 @@ class System:
         np.fill_diagonal(self.gram_XX, variance_X)
         solution_XW: Doubles = torch.cholesky_solve(torch.from_numpy(self.targets_XW), factor_XX).numpy()
         return solution_XW
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The solution of a system at one strength."""
+
+    system: System
+    solution_XW: Doubles  # noqa: N815
+
+    def predict(self) -> Floats:
+        """Return the vectors of the chunks held out, not normalized. Blocks that the system took up since are not expected."""
+        rows = self.system.rows
+        return (self.system.predict(self.solution_XW) + rows.vectors_W / rows.weight).astype(np.float32)
+
+    def make_map(self) -> AffineMap:
+        """Return the map, which includes the standardization: one product and one sum per chunk."""
+        rows = self.system.rows
+        mean_F, deviation_F = rows.mean_and_deviation(self.system.blocks)
+        weight_FW = self.system.weigh(self.solution_XW) / deviation_F[:, None]
+        return AffineMap(weight_FW.astype(np.float32), (rows.vectors_W / rows.weight - mean_F @ weight_FW).astype(np.float32))
 
 
 class ByFeatures(System):
@@ -189,9 +226,13 @@ class ByFeatures(System):
         gram_FF[:old, :old], gram_FF[:, old:], gram_FF[old:, :old] = self.gram_XX, border_FX, border_FX[:old].T
         self.blocks, self.gram_XX, self.targets_XW = list(blocks), gram_FF, np.concatenate([self.targets_XW, cross_XW])
 
-    def solve(self, strength: float) -> Doubles:
+    def weigh(self, solution_XW: Doubles) -> Doubles:
         """Return the (F, W) map of standardized features, which is the solution."""
-        return self._solve(strength)
+        return solution_XW
+
+    def predict(self, solution_XW: Doubles) -> Doubles:
+        """Return the (H, W) centered vectors of the chunks held out."""
+        return self.rows.standardize_held_out(self.blocks) @ solution_XW
 
 
 class ByRows(System):
@@ -201,16 +242,21 @@ class ByRows(System):
         """Take up blocks after those that are here already: add the products of chunks over their features, one block at a time."""
         if not self.blocks:
             self.gram_XX = np.zeros((self.rows.num_rows, self.rows.num_rows))
+            self.kernel_HN = np.zeros((self.rows.held_KHF.shape[1], self.rows.num_rows))
             self.targets_XW = np.concatenate([self.rows.center(unit) for unit in self.rows.units])
         for number in blocks[len(self.blocks) :]:
             standard_NF = self._stack(number)
             self.gram_XX += standard_NF @ standard_NF.T
+            self.kernel_HN += self.rows.standardize_held_out([number]) @ standard_NF.T
         self.blocks = list(blocks)
 
-    def solve(self, strength: float) -> Doubles:
+    def weigh(self, solution_XW: Doubles) -> Doubles:
         """Return the (F, W) map of standardized features, from the weights of the chunks."""
-        dual_NW = self._solve(strength)
-        return np.concatenate([self._stack(number).T @ dual_NW for number in self.blocks])
+        return np.concatenate([self._stack(number).T @ solution_XW for number in self.blocks])
+
+    def predict(self, solution_XW: Doubles) -> Doubles:
+        """Return the (H, W) centered vectors of the chunks held out, without the map, which takes as long as the solution."""
+        return self.kernel_HN @ solution_XW
 
     def _stack(self, number: int) -> Doubles:
         return np.concatenate([self.rows.standardize(unit, [number]) for unit in self.rows.units])

@@ -25,7 +25,7 @@ def test_all_depths_of_24_layers_of_1024_fit_into_9_gb(fitted: int, caplog: pyte
     caplog.set_level(logging.INFO)
     size = Split([pa.table({"row": range(250)})], [pa.table({"row": range(2250)})]).measure(2250, fitted / 2250 - 1, 0)
     assert (size.fitted, size.held_out) == (fitted, 500)
-    check_room(WIDE_AND_DEEP, size, 1024, SETTINGS, (9_000_000_000, 100_000_000_000))
+    check_room(WIDE_AND_DEEP, size, 1024, SETTINGS, (9_500_000_000, 100_000_000_000))
     assert f"23 maps on {fitted:,} chunks take " in caplog.text
     assert "the largest map adds 12.6 M multiply-adds to a chunk" in caplog.text
 
@@ -49,13 +49,15 @@ def test_fitting_takes_no_more_memory_than_was_said(num_rows: int, tmp_path: Pat
     rows = Rows(tmp_path, 3, features.block, 64)
     for _ in range(num_rows // 200):
         rows.add(rng.normal(size=(200, 3 * features.block)).astype(np.float32), rng.normal(size=(200, 64)).astype(np.float32), 50)
+    rows.hold_out(rng.normal(size=(50, 3 * features.block)).astype(np.float32))
     tracemalloc.start()
     solve = rows.fit([0, 1, 2])
     for strength in (0.1, 1.0):
-        solve(strength)
+        solve(strength).predict()
+    solve(1.0).make_map()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < SampleSize(num_rows, 0, 200).fit_bytes(features, 64) < 2 * peak, "a factor of torch takes the place of the sum before"
+    assert peak < SampleSize(num_rows, 50, 200).fit_bytes(features, 64) < 2 * peak, "a factor of torch takes the place of the sum before"
 
 
 def test_maps_of_many_depths_are_counted_three_times_as_when_they_are_written() -> None:

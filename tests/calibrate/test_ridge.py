@@ -44,7 +44,7 @@ def solve_directly(states: np.ndarray, vectors: np.ndarray, strength: float, wei
 
 def test_an_exact_affine_map_is_recovered(store: Store) -> None:
     vectors = STATES @ MAP + np.arange(5, dtype=np.float32)
-    fitted = store(STATES, vectors, [100, 101, 350]).fit([0])(1e-9)
+    fitted = store(STATES, vectors, [100, 101, 350]).fit([0])(1e-9).make_map()
     np.testing.assert_allclose(fitted.weight_FW, MAP, atol=1e-5)
     np.testing.assert_allclose(fitted.bias_W, np.arange(5), atol=1e-5)
 
@@ -53,7 +53,7 @@ def test_an_exact_affine_map_is_recovered(store: Store) -> None:
 def test_stored_units_give_the_direct_solution(store: Store, num_rows: int) -> None:
     states = (STATES * np.linspace(0.1, 30, 12, dtype=np.float32) + 2)[:num_rows]
     vectors = unit(STATES @ MAP + RNG.normal(size=(400, 5)))[:num_rows]
-    fitted = store(states, vectors, [3, 7]).fit([0])(0.05)
+    fitted = store(states, vectors, [3, 7]).fit([0])(0.05).make_map()
     np.testing.assert_allclose(fitted.apply(states), solve_directly(states, vectors, 0.05, np.ones(num_rows)), atol=1e-4)
 
 
@@ -63,9 +63,9 @@ def test_a_unit_of_weight_a_tenth_counts_as_a_tenth_of_each_chunk(store: Store, 
     rows = store(states, vectors, [6], weights=[1.0, 0.1])
     weight_N = np.where(np.arange(num_rows) < 6, 1.0, 0.1)
     assert rows.weight == pytest.approx(weight_N.sum())
-    fitted = rows.fit([0])(0.05)
+    fitted = rows.fit([0])(0.05).make_map()
     np.testing.assert_allclose(fitted.apply(states), solve_directly(states, vectors, 0.05, weight_N), atol=1e-4)
-    alike = store(states, vectors, [6]).fit([0])(0.05)
+    alike = store(states, vectors, [6]).fit([0])(0.05).make_map()
     assert np.abs(alike.apply(states) - fitted.apply(states)).max() > 0.01
 
 
@@ -78,7 +78,18 @@ def test_the_matrix_of_features_and_that_of_chunks_have_one_solution(store: Stor
         primal, dual = ByFeatures(rows), ByRows(rows)
         for system in (primal, dual):
             system.extend(blocks)
-        np.testing.assert_allclose(*([system.solve(each) for each in strengths] for system in (primal, dual)), rtol=1e-5, atol=1e-9)
+        solved = [[(system, system.solve(each)) for each in strengths] for system in (primal, dual)]
+        np.testing.assert_allclose(*([system.weigh(each) for system, each in some] for some in solved), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_rows", [9, 300])
+def test_a_solution_predicts_what_its_map_gives(store: Store, num_rows: int) -> None:
+    rows = store(STATES[:num_rows], (STATES @ MAP)[:num_rows], [2, 4], num_blocks=4, weights=[1.0, 0.1, 1.0])
+    rows.hold_out(STATES[300:])
+    for blocks in ([0], [0, 2], [1, 3]):
+        solution = rows.fit(blocks)(0.1)
+        columns = np.concatenate([np.arange(3 * number, 3 * number + 3) for number in blocks])
+        np.testing.assert_allclose(solution.predict(), solution.make_map().apply(STATES[300:][:, columns]), atol=1e-5)
 
 
 @pytest.mark.parametrize("num_rows", [5, 400])
@@ -88,13 +99,13 @@ def test_maps_of_more_and_more_blocks_are_those_fitted_anew(store: Store, num_ro
     for blocks in ([0], [0, 1], [0, 1, 3], [0, 2, 3], [0, 2, 3]):
         kept, anew = rows.fit(blocks), store(*sample, num_blocks=4).fit(blocks)
         for strength in (0.1, 0.01, 0.1):
-            np.testing.assert_allclose(kept(strength).weight_FW, anew(strength).weight_FW, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(kept(strength).make_map().weight_FW, anew(strength).make_map().weight_FW, rtol=1e-5, atol=1e-7)
 
 
 def test_a_constant_feature_does_not_affect_the_map(store: Store) -> None:
     states = STATES.copy()
     states[:, 3] = 0.25
-    fitted = store(states, states @ MAP, [50]).fit([0])(1e-6)
+    fitted = store(states, states @ MAP, [50]).fit([0])(1e-6).make_map()
     assert np.isfinite(fitted.weight_FW).all()
     np.testing.assert_allclose(fitted.apply(states), states @ MAP, atol=1e-3)
 
@@ -104,7 +115,7 @@ def test_a_map_of_some_blocks_equals_the_map_fitted_on_their_features_alone(stor
     by_blocks = store(STATES, STATES @ MAP, [150], num_blocks=4)
     states = np.hstack([np.hsplit(STATES, 4)[each] for each in blocks])
     np.testing.assert_allclose(by_blocks.mean_and_deviation(blocks)[1], states.std(axis=0), rtol=1e-5)
-    some, alone = (rows.fit(each)(0.1) for rows, each in ((by_blocks, blocks), (store(states, STATES @ MAP, [200]), [0])))
+    some, alone = (rows.fit(each)(0.1).make_map() for rows, each in ((by_blocks, blocks), (store(states, STATES @ MAP, [200]), [0])))
     np.testing.assert_allclose(some.weight_FW, alone.weight_FW, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(some.bias_W, alone.bias_W, rtol=1e-5, atol=1e-6)
 
