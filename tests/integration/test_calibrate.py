@@ -17,6 +17,7 @@ from embedder.demo.corpus import write_corpus
 from embedder.model.calibration import Calibration, RangeKey, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
+from embedder.pipeline import in_process
 from embedder.search.exact import open_table
 from embedder.search.query_encoder import QueryEncoder
 from embedder.table.vectors import column_codes
@@ -74,6 +75,24 @@ def test_a_calibrated_exit_of_a_small_sample_is_much_closer_than_the_raw_exit(
     assert calibration.record["exits"][0]["calibrated"]["cosine"] == depth_3.calibrated.cosine
     assert depth_3.calibrated.cosine > depth_3.native.cosine + 0.2
     assert depth_3.calibrated.overlap > depth_3.native.overlap + 0.15
+
+
+def test_a_calibration_in_one_process_is_that_of_ray(documentation: Path, minilm: str, ray_session: None) -> None:
+    made = []
+    for is_running in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(in_process, "is_ray_running", lambda running=is_running: running)
+            settings = {"depths": [1, 2], "num_documents": 300, "attention": {"chunks": 200, "epochs": 1}, "synthetic": 1.0}
+            made.append(calibrate(documentation, minilm, f"ran-{is_running}", **settings))
+    (on_ray, ray_report), (alone, report) = made
+    assert (report.chunks_fitted, report.chunks_synthetic, report.known_items) == (
+        ray_report.chunks_fitted,
+        ray_report.chunks_synthetic,
+        ray_report.known_items,
+    )
+    for first, second in zip(report.exits, ray_report.exits, strict=True):
+        assert first.calibrated.cosine == pytest.approx(second.calibrated.cosine, abs=2e-3)
+    assert set(alone.ranges) == set(on_ray.ranges)
 
 
 def test_exits_with_half_of_the_neurons_are_closer_than_half_the_depth_and_are_embedded(
