@@ -151,7 +151,7 @@ def resolve_with_titles(inputs: Inputs) -> tuple[Inputs, ResolvedModel]:
     return titled, model
 
 
-def resolve(config: EmbedConfig, has_columns: HasColumns) -> ResolvedModel:
+def resolve(config: EmbedConfig, has_columns: HasColumns | None = None) -> ResolvedModel:
     """Fill in the defaults of a local model, or of one behind an API."""
     if not config.embedding.is_api:
         return resolve_model(config.embedding, config.chunking, has_columns)
