@@ -40,14 +40,14 @@ class SampleSize:
 
     def training_bytes(self, features: Features, width: int, settings: AttentionSettings) -> int:
         """Return the memory to train the pooling queries: heads with gradients and moments, pooled states and mapped vectors of all chunks,
-        and three square matrices over those to train on."""
+        a block of features standardized, and three square matrices over those to train on."""
         if not settings.chunks:
             return 0
         chunks = min(settings.chunks, self.fitted)
         num_rows = chunks + min(settings.chunks, self.held_out)
         layers = [len(each) for each in features.layers.values()]
         heads = 4 * sum(layers) * NUM_QUERIES * features.hidden_size * width
-        states = num_rows * 2 * (len(features.tapped) + max(layers)) * features.block
+        states = num_rows * (len(features.tapped) + 3) * features.block
         return 4 * (heads + states + 2 * num_rows * len(layers) * width + 3 * chunks**2)
 
 

@@ -94,29 +94,28 @@ def train_attention_pooling(task: PoolingTask, pool: Pool) -> Iterator[str | Tap
     """
     set_threads(pool.threads)
     torch.manual_seed(task.tapping.seed)
-    started, read = time.perf_counter(), task.features.tapped
+    started, read, layers = time.perf_counter(), task.features.tapped, _tapped_layers(task)
     token_ids, num_held_out = draw_training_set(task)
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         kept = open_token_states(Path(folder), token_ids, read, task.features.hidden_size) if pool.device == "cpu" else None
         tapped = tap_training_set(task, pool, token_ids, kept)
         run = PoolingTraining(task, TrainingSet(token_ids, tapped.full_NW, num_held_out), pool, kept)
         yield f"{len(run.full_NW) - run.num_held_out} chunks, {time.perf_counter() - started:.0f} s"
-        states_NTX = tapped.states_NF.reshape(len(token_ids), -1, task.features.block)
-        places = [_tapped_layers(task).index(layer) for layer in read]
-        before = run.fit_maps(torch.from_numpy(states_NTX[:, places].reshape(len(token_ids), -1)), leaves_out=True)
+        states_NTX, places = torch.from_numpy(tapped.states_NF).view(len(token_ids), -1, task.features.block), run.find_places(layers)
+        before = run.fit_maps(states_NTX, places, leaves_out=True)
         if not task.keeps:
             del tapped, states_NTX
         for number in range(1, task.settings.epochs + 1):
             yield f"epoch {number}, loss {run.train(before):.4f}, {time.perf_counter() - started:.0f} s"
-        states_NF = run.read_states()
-        first, trained = run.measure(before), run.measure(run.fit_maps(states_NF, leaves_out=False))
+        if not task.keeps:
+            states_NTX, places = torch.empty(len(token_ids), len(read), task.features.block), run.find_places(read)
+        run.read_states(states_NTX, places)
+        first, trained = run.measure(before), run.measure(run.fit_maps(states_NTX, places, leaves_out=False))
     yield f"held out: cosine {first:.4f} with the starting queries, {trained:.4f} trained, {time.perf_counter() - started:.0f} s"
-    known, is_better = None, trained > first
-    if task.keeps:
-        if is_better:
-            states_NTX[:, places] = states_NF.numpy().reshape(len(token_ids), len(read), -1)  # no map reads the others
-        known = Known.of(token_ids, tapped)
-    yield replace(task.tapping, weighing=run.pooling if is_better else task.tapping.weighing, known=known)
+    if trained <= first:
+        yield task.tapping
+    else:
+        yield replace(task.tapping, weighing=run.pooling, known=Known.of(token_ids, tapped) if task.keeps else None)
 
 
 def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
@@ -243,30 +242,32 @@ class PoolingTraining:
         standard_BTX = self.standardize(queried_BTQH.flatten(1)).view(num_rows, num_layers, -1)
         return {depth: self.heads[str(depth)](standard_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
 
-    def fit_maps(self, states_NF: Tensor, leaves_out: bool) -> dict[int, Tensor]:
+    def find_places(self, layers: Sequence[int]) -> list[int]:
+        """Return the positions of the layers that are read among those given."""
+        return [layers.index(layer) for layer in self.features.tapped]
+
+    def fit_maps(self, states_NTX: Tensor, places: Sequence[int], leaves_out: bool) -> dict[int, Tensor]:
         """Fit a ridge map for each depth to pooled states; return its predictions for the chunks held out, or, each left out, for all."""
-        features, held_out, before = self.features, self.num_held_out, list[int]()
-        inner_NN = torch.zeros(len(states_NF), len(states_NF) - held_out, device=self.full_NW.device)
+        held_out, before = self.num_held_out, list[int]()
+        inner_NN = torch.zeros(len(states_NTX), len(states_NTX) - held_out, device=self.full_NW.device)
         mapped = {}
-        for depth in features.layers:
-            blocks = list(features.blocks(depth))
+        for depth in self.features.layers:
+            blocks = self.features.blocks(depth)
             if blocks[: len(before)] != before:
                 before = []
                 inner_NN.zero_()
             for number in blocks[len(before) :]:
-                block_NX = states_NF[:, number * features.block :][:, : features.block].to(self.full_NW.device)
-                inner_NN += multiply_rows(block_NX, held_out)
+                inner_NN += multiply_rows(states_NTX[:, places[number]].to(self.full_NW.device), held_out)
             mapped[depth], before = map_rows(inner_NN, self.full_NW, held_out, leaves_out), blocks
         return mapped
 
-    def read_states(self) -> Tensor:
-        """Return the (N, F) states of all chunks, pooled by the current queries."""
-        states_NF = torch.empty(len(self.full_NW), len(self.features.tapped) * self.features.block)
+    def read_states(self, states_NTX: Tensor, places: Sequence[int]) -> None:
+        """Fill in the states of all chunks at the layers that are read, pooled by the current queries."""
         order = np.argsort(-self.lengths_N, kind="stable")
         with torch.no_grad():
             for rows in np.array_split(order, math.ceil(len(order) / self.task.settings.batch_chunks)):
-                states_NF[rows] = self._pool(self._make_batch(rows)).cpu()
-        return states_NF
+                pooled_BTX = self._pool(self._make_batch(rows)).view(len(rows), len(places), -1)
+                states_NTX[torch.from_numpy(rows)[:, None], torch.tensor(places)] = pooled_BTX.cpu()
 
     def measure(self, mapped: Mapping[int, Tensor]) -> float:
         """Return the mean cosine to the full model's vectors over depths and chunks held out."""
@@ -291,7 +292,10 @@ def map_rows(inner_NN: Tensor, full_NW: Tensor, num_held_out: int, leaves_out: b
     """
     fitted_NW = full_NW[num_held_out:]
     mean_W = fitted_NW.mean(dim=0)
-    factor_NN = torch.linalg.cholesky(inner_NN[num_held_out:] + STRENGTH * torch.eye(len(fitted_NW), device=full_NW.device))
+    system_NN = inner_NN[num_held_out:].clone()
+    system_NN.diagonal().add_(STRENGTH)
+    factor_NN = torch.linalg.cholesky(system_NN)
+    del system_NN
     alpha_NW = torch.cholesky_solve(fitted_NW - mean_W, factor_NN)
     held_out_NW = inner_NN[:num_held_out] @ alpha_NW + mean_W
     if not leaves_out:
