@@ -153,11 +153,13 @@ def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State
     before = pa.array(rows_before, pa.large_string())
     rows, task = plan.read.rows, np.repeat(np.arange(len(plan.read)), plan.read.stops - plan.read.starts)
     order = np.argsort(rows)
-    read, task = shards.select(rows[order]), task[order]
+    read, task = rows[order], task[order]
     had_parts, is_moved = is_among(plan.read.keys, plan.remove.keys)[task], is_among(plan.read.versions, plan.remove.versions)[task]
+    is_named = is_among(shards.uris, before)  # a set of those before, which may be none, and not of all shards
+    sizes = shards.sizes[read]
     # a shard of no bytes has no row by which to recognize it
-    known = is_among(read.uris, before) | ((read.sizes == 0) & had_parts)
-    is_small = read.sizes < SMALL_SHARD_BYTES
+    known = is_named[read] | ((sizes == 0) & had_parts)
+    is_small = sizes < SMALL_SHARD_BYTES
     conditions: dict[State, Mask] = {
         "regrouped": is_small & known,
         "changed": ~is_small & (known | had_parts),
@@ -171,33 +173,32 @@ def sort_shards(run_plan: RunPlan, rows_before: Mapping[str, int]) -> dict[State
     )
     is_unchanged = np.ones(len(shards), np.bool_)
     is_unchanged[rows] = is_unchanged[adopted] = False
-    by_state: dict[State, Sequence[tuple[str, int]]] = {
-        state: Amounts(read.select(np.flatnonzero(states == state))) for state in (*conditions, "new")
-    }
-    by_state["adopted"] = Amounts(shards.select(np.sort(adopted)))
-    by_state["unchanged"] = Amounts(shards.select(np.flatnonzero(is_unchanged)))
-    gone = before.filter(pa.array(~is_among(before, shards.uris))).to_pylist()
+    by_state: dict[State, Sequence[tuple[str, int]]] = {state: Amounts(shards, read[states == state]) for state in (*conditions, "new")}
+    by_state["adopted"] = Amounts(shards, np.sort(adopted))
+    by_state["unchanged"] = Amounts(shards, np.flatnonzero(is_unchanged))
+    gone = before.filter(pa.array(~is_among(before, shards.uris.filter(pa.array(is_named))))).to_pylist()
     by_state["gone"] = sorted((uri, rows_before[uri]) for uri in gone)
     return {state: by_state[state] for state in MEANINGS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Amounts(Rows[tuple[str, int]]):
-    """The uri and the bytes of shards."""
+    """The uri and the bytes of some shards."""
 
     shards: Shards
+    rows: Numbers
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.rows)
 
     def make(self, rows: Numbers) -> list[tuple[str, int]]:
         """Return the pairs of some rows."""
-        return [(shard.uri, shard.size_bytes) for shard in self.shards.make(rows)]
+        return [(shard.uri, shard.size_bytes) for shard in self.shards.make(self.rows[rows])]
 
     @property
     def total(self) -> int:
         """Bytes of all."""
-        return int(self.shards.sizes.sum())
+        return int(self.shards.sizes[self.rows].sum())
 
 
 def estimate_run(run_plan: RunPlan) -> Estimate:
