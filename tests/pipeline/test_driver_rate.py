@@ -102,7 +102,7 @@ def peak_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize(("num_actors", "most_milliseconds"), [(2, MOST_MILLISECONDS), (256, MOST_MILLISECONDS / 4)])
+@pytest.mark.parametrize(("num_actors", "most_milliseconds"), [(2, MOST_MILLISECONDS), (128, MOST_MILLISECONDS / 5)])
 def test_a_unit_costs_the_driver_milliseconds_and_less_the_more_actors_there_are(
     num_actors: int, most_milliseconds: float, record_property: Callable[[str, object], None]
 ) -> None:
