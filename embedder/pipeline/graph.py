@@ -2,7 +2,7 @@
 
 One row is one unit: Ray can neither split nor merge it, an empty unit survives, and the encoder's stage needs no batch
 size. The first stage is a generator, so a unit is encoded while the next one is read. For a large fleet a row is several units, since
-the driver spends as long on each row.
+the driver spends as long on each row; toward the end of a run rows hold fewer, so that a slow actor keeps no others waiting.
 """
 
 import math
@@ -23,7 +23,7 @@ from embedder.core.plan import Plan, batch_tasks
 from embedder.core.units import Task
 from embedder.pipeline.actors import EncoderActor
 from embedder.pipeline.pool import Pool
-from embedder.pipeline.rows import LandedRow, Row, StageContext
+from embedder.pipeline.rows import LandedRow, Row, StageContext, TasksRow
 from embedder.pipeline.stages import prepare_tasks, tasks_row, write_unit
 from embedder.table.hash_index import NO_INDEX
 
@@ -32,12 +32,12 @@ Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 
 Step = TypeVar("Step")
 
-ROWS_A_SECOND = 32
-"""That a driver takes: each costs it some 25 ms, on one core. An encoder on a GPU may take a second for a unit."""
+ROWS_A_SECOND = 16
+"""That a driver is given: each costs it some 20 ms, on one core. An encoder on a GPU may take a second for a unit."""
 MOST_UNITS = 16
 """Of a row: some 60 MB each, and an actor holds two rows."""
-LEAST_ROWS = 16
-"""For each actor, so that all end together."""
+LEAST_ROWS = 8
+"""Of what is left for each actor: with two rows in an actor five times as slow as the others, all end together."""
 UNIT_BYTES = 16 << 20
 """Of the source in a unit, roughly."""
 
@@ -50,7 +50,7 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
 
     Units whose part is already on storage (`plan.done`) are skipped by the reader, and yielded like the others.
     """
-    rows = [tasks_row(batch, plan) for batch in batch_tasks(tasks, plan.read.size_bytes)]
+    rows = plan_rows(tasks, plan, pool)
     read: Stage = (prepare_tasks, (context,))
     context = replace(context, index=NO_INDEX)  # up to a gigabyte
     embed: Stage = (EncoderActor, (context, pool))
@@ -58,7 +58,16 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
         from embedder.pipeline.api_actor import ApiActor  # extra openai
 
         embed = (ApiActor, (context,))
-    yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool, choose_units(pool, plan.read.size_bytes))
+    yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool)
+
+
+def plan_rows(tasks: Iterable[Task], plan: Plan, pool: Pool) -> list[TasksRow]:
+    """Return a row for each batch of tasks; the less is left to read after it, the fewer units its reader yields a row."""
+    rows, left = [], plan.read.size_bytes
+    for batch in batch_tasks(tasks, left):
+        rows.append(tasks_row(batch, plan, choose_units(pool, left)))
+        left -= sum(task.size_bytes for task in batch if task.ends)
+    return rows
 
 
 def choose_units(pool: Pool, size_bytes: int) -> int:
@@ -68,19 +77,19 @@ def choose_units(pool: Pool, size_bytes: int) -> int:
     return max(1, min(MOST_UNITS, -(-actors // ROWS_A_SECOND), enough)) if pool.calls > 1 else 1
 
 
-def iterate_units(rows: Sequence[Row], read: Stage, embed: Stage, write: Stage, pool: Pool, size: int) -> Iterator[Any]:
-    """Run the stages, each of which takes and returns a unit, over rows of so many units."""
-    if size == 1:
+def iterate_units(rows: Sequence[TasksRow], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Iterator[Any]:
+    """Run the stages, each of which takes and returns a unit, over rows of as many units as the rows of tasks ask for."""
+    if all(row["size"] == 1 for row in rows):
         yield from iterate(connect(rows, read, embed, write, pool))
         return
-    for row in iterate(connect(rows, (gather_units, (size, *read)), (EachUnit, embed), (map_units, write), pool)):
+    for row in iterate(connect(rows, (gather_units, read), (EachUnit, embed), (map_units, write), pool)):
         yield from row["units"]
 
 
-def gather_units(row: Row, size: int, read: Callable[..., Iterator[Row]], args: Sequence[object]) -> Iterator[Row]:
+def gather_units(row: TasksRow, read: Callable[..., Iterator[Row]], args: Sequence[object]) -> Iterator[Row]:
     """Yield the units of a row of tasks, some in each row."""
     units = read(row, *args)
-    while some := [*islice(units, size)]:
+    while some := [*islice(units, row["size"])]:
         yield {"units": some}
 
 

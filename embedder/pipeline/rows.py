@@ -58,6 +58,8 @@ class TasksRow(TypedDict):
     """Input of the first stage on Ray: some tasks, as JSON of TaskRow. Ray takes milliseconds and 20 kB for each of its rows."""
 
     tasks: bytes
+    size: int
+    """Most units of a row that the reader yields."""
 
 
 class PreparedUnit(TypedDict):

@@ -52,9 +52,9 @@ def task_row(task: Task, plan: Plan) -> TaskRow:
     return {"task": task.fields, "done": sorted(plan.done.get(task.key, ())), "previous": list(plan.previous.get(task.key, ()))}
 
 
-def tasks_row(tasks: Iterable[Task], plan: Plan) -> TasksRow:
-    """Return the row of some tasks."""
-    return {"tasks": json.dumps([task_row(task, plan) for task in tasks]).encode()}
+def tasks_row(tasks: Iterable[Task], plan: Plan, size: int = 1) -> TasksRow:
+    """Return the row of some tasks, whose reader yields so many units a row."""
+    return {"tasks": json.dumps([task_row(task, plan) for task in tasks]).encode(), "size": size}
 
 
 def prepare_tasks(row: TasksRow, context: StageContext) -> Iterator[PreparedRow]:

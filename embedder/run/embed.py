@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ from embedder.table.quarantine import sync_quarantine
 logger = logging.getLogger("embedder")
 
 OPENED_TASKS = 256
+REPORT_SECONDS = 1.0
+"""Metrics and progress after every unit would take a driver of many GPUs a tenth of its time."""
 
 
 def warm_up(config: EmbedConfig) -> None:
@@ -192,7 +195,7 @@ def collect(
     """Show progress until all units have landed; return the parts, the failed tasks, and the encoder's probe vector."""
     parts: list[Part] = []
     failed: list[LandedRow] = []
-    probe = None
+    probe, next_report = None, 0.0
     with Display() as display:
         for row in landings:
             if row["part"] is None:
@@ -207,8 +210,11 @@ def collect(
                 watch.land(part.name, row["sample"])
                 if publisher:
                     publisher.land(part, meter, probe)
-            report(measure(meter))
-            display.refresh(meter)
+            if time.monotonic() >= next_report:
+                report(measure(meter))
+                display.refresh(meter)
+                next_report = time.monotonic() + REPORT_SECONDS
+    report(measure(meter))
     return parts, failed, probe
 
 

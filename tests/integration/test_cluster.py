@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 START_SECONDS = 120
 LEAST_LINEAR = 0.8
 """Of 0.95 where nothing else runs."""
-MOST_TIMES_IDEAL = 1.8
-"""1.3 beside other work; 3.0 where one reader cuts the large shard."""
+MOST_TIMES_IDEAL = 1.4
+"""Of 120 units: 1.08 by the simulation of tests/pipeline/test_skew.py, 1.18 beside other work; of 60, 1.52 where one reader cuts."""
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def test_eight_gpus_of_a_stated_rate_are_kept_busy(repository: str, tmp_path: Pa
 
 
 def test_half_of_the_corpus_in_one_shard_and_a_slow_node_keep_no_gpu_waiting(repository: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.integration.skewed_shards", str(tmp_path / "run"), "2", "60", "encoders"]
+    command = [sys.executable, "-m", "tests.integration.skewed_shards", str(tmp_path / "run"), "2", "120", "encoders"]
     printed = subprocess.run(command, cwd=repository, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert json.loads(printed.splitlines()[-1])["times_ideal"] < MOST_TIMES_IDEAL
 
