@@ -32,11 +32,12 @@ Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 
 Step = TypeVar("Step")
 
-ROWS_A_SECOND = 16
-"""That a driver is given: each costs it some 20 ms, on one core. An encoder on a GPU may take a second for a unit."""
+ROWS_A_SECOND, MOST_ROWS_A_SECOND = 16, 64
+"""That a driver is given, and toward the end of a run: each costs it some 20 ms of one core. An encoder on a GPU may take a second for a
+unit."""
 MOST_UNITS = 16
 """Of a row: some 60 MB each, and an actor holds two rows."""
-LEAST_ROWS = 8
+LEAST_ROWS = 12
 """Of what is left for each actor: with two rows in an actor five times as slow as the others, all end together."""
 UNIT_BYTES = 16 << 20
 """Of the source in a unit, roughly."""
@@ -71,10 +72,12 @@ def plan_rows(tasks: Iterable[Task], plan: Plan, pool: Pool) -> list[TasksRow]:
 
 
 def choose_units(pool: Pool, size_bytes: int) -> int:
-    """Return the units of a row: one where a unit takes minutes (on CPUs, behind an API), or where actors would have few rows each."""
+    """Return the units of a row: one where a unit takes minutes (on CPUs, behind an API), or where a driver keeps up with few actors."""
     actors = pool.actors[1]
-    enough = size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)
-    return max(1, min(MOST_UNITS, -(-actors // ROWS_A_SECOND), enough)) if pool.calls > 1 else 1
+    if pool.calls == 1 or actors <= MOST_ROWS_A_SECOND // 2:
+        return 1
+    least, most = (-(-actors // rows) for rows in (MOST_ROWS_A_SECOND, ROWS_A_SECOND))
+    return min(MOST_UNITS, most, max(least, size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)))
 
 
 def iterate_units(rows: Sequence[TasksRow], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Iterator[Any]:
