@@ -22,7 +22,8 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings
-from embedder.calibrate.ridge import LEAST_DEVIATION, Features
+from embedder.calibrate.ridge import Features
+from embedder.calibrate.row_maps import map_rows, multiply_rows
 from embedder.calibrate.token_states import TokenStates, open_token_states
 from embedder.core.fidelity import unit
 from embedder.core.quantization import Floats
@@ -46,8 +47,6 @@ Rows = npt.NDArray[np.int64]
 
 HEAD_RATE = 0.04
 """Learning rate of the heads, as a share of the queries': thousands of features move each component of a vector at once."""
-STRENGTH = 0.3
-"""Strength of the ridge maps that heads correct, and of those compared on chunks held out."""
 WARM_UP = 0.06
 """Share of the steps over which the learning rate rises, before it falls to 0 along a cosine."""
 
@@ -273,34 +272,6 @@ class PoolingTraining:
         """Return the mean cosine to the full model's vectors over depths and chunks held out."""
         near = [cosines(each[: self.num_held_out], self.full_NW[: self.num_held_out]).mean() for each in mapped.values()]
         return float(torch.stack(near).mean())
-
-
-def multiply_rows(states_NF: Tensor, num_held_out: int) -> Tensor:
-    """Return the products of all rows with those that are not held out, over features standardized on these."""
-    fitted_NF = states_NF[num_held_out:]
-    deviation_F, mean_F = fitted_NF.std(dim=0).clamp_min(LEAST_DEVIATION), fitted_NF.mean(dim=0)
-    standard_NF = (states_NF - mean_F) / (deviation_F * math.sqrt(len(fitted_NF)))
-    return standard_NF @ standard_NF[num_held_out:].T
-
-
-def map_rows(inner_NN: Tensor, full_NW: Tensor, num_held_out: int, leaves_out: bool) -> Tensor:
-    """Fit a ridge map on the rows that are not held out, from the products of rows; return its predictions for those held out and, if one
-    is left out, for the others.
-
-    The system is solved in the space of rows, which are fewer than features. A fitted row's prediction is that of a map fitted without
-    this row: its leave-one-out residual is α divided by the diagonal of the inverse.
-    """
-    fitted_NW = full_NW[num_held_out:]
-    mean_W = fitted_NW.mean(dim=0)
-    system_NN = inner_NN[num_held_out:].clone()
-    system_NN.diagonal().add_(STRENGTH)
-    factor_NN = torch.linalg.cholesky(system_NN)
-    del system_NN
-    alpha_NW = torch.cholesky_solve(fitted_NW - mean_W, factor_NN)
-    held_out_NW = inner_NN[:num_held_out] @ alpha_NW + mean_W
-    if not leaves_out:
-        return held_out_NW
-    return torch.cat([held_out_NW, fitted_NW - alpha_NW / torch.cholesky_inverse(factor_NN).diagonal().unsqueeze(-1)])
 
 
 def cosines(vectors_BW: Tensor, unit_BW: Tensor) -> Tensor:

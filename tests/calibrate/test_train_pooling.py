@@ -15,14 +15,13 @@ import torch
 
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import Features
+from embedder.calibrate.row_maps import map_rows, multiply_rows
 from embedder.calibrate.token_states import open_token_states
 from embedder.calibrate.train_pooling import (
     PoolingTask,
     PoolingTraining,
     TrainingSet,
     draw_training_set,
-    map_rows,
-    multiply_rows,
     tap_training_set,
     train_attention_pooling,
 )
