@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -21,8 +22,12 @@ from embedder.pipeline.pool import Pool
 from embedder.text.chunking import chunk_documents, drop_tokenless
 from embedder.text.tokenizing import load_tokenizer
 
-MOST_CHUNKS = 2048
-"""Chunks whose neurons are measured: at 80 tokens each, about 100 tokens for each neuron of a small model's block."""
+TOKENS_PER_NEURON = 32
+"""Tokens that output weights are fitted on, for each neuron kept."""
+CHOICE_TOKENS = 4096
+"""Tokens that the neurons are chosen by."""
+MOST_DOCUMENTS = 2048
+"""Documents whose chunks these are drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +44,36 @@ class NeuronTask:
 
 
 def fit_neurons(task: NeuronTask, pool: Pool) -> Iterator[str | KeptNeurons]:
-    """Yield a line of progress, then the neurons to keep. Memory holds a square matrix over the neurons of every layer, in float32."""
+    """Yield a line of progress, then the neurons to keep. Memory holds a matrix of the neurons kept by these and a state's components
+    for each layer, in float32."""
     set_threads(pool.threads)
-    documents = task.documents.slice(0, MOST_CHUNKS)
-    chunks, _ = drop_tokenless(chunk_documents(documents, load_tokenizer(task.tokenizer_json), task.spec))
-    token_ids = chunks["token_ids"].combine_chunks().slice(0, MOST_CHUNKS)
     config = load_config(find_recipe(task.spec))
+    count = count_kept(config, task.share)
     encoder = Encoder.load(task.spec, pool.device, pool.dtype, layout=pool.layout)
-    needed = moment_bytes(config, task.spec.depth)
+    needed = moment_bytes(config, task.spec.depth, count)
     free = host_memory_bytes() if pool.device == "cpu" else free_device_bytes(torch.device(pool.device), 1.0)
     if needed > free:
         raise ConfigError(
             f"calibrate.feed_forward: what its {task.spec.depth} blocks are measured by takes {needed / 1e9:.1f} GB beside the model, "
-            f"{free / 1e9:.1f} are free; leave it out, or calibrate on a machine with more memory"
+            f"{free / 1e9:.1f} are free; keep fewer neurons, leave it out, or calibrate on a machine with more memory"
         )
-    moments, count = BlockMoments(encoder.layers, config), count_kept(config, task.share)
-    with moments.hooked():
-        encoder.tap_exits(token_ids, choose_token_budget(encoder, pool), (task.spec.depth,), (), task.pooling, moments.watch)
-    yield f"{count} of {len(moments.moments[0]) - 1} neurons a layer kept, by {len(token_ids)} chunks"
-    yield moments.keep(count)
+    moments, token_ids, token_budget = BlockMoments(encoder.layers, config, count), draw_chunks(task), choose_token_budget(encoder, pool)
+    for hooked, num_tokens in ((moments.choosing, CHOICE_TOKENS), (moments.measuring, TOKENS_PER_NEURON * count)):
+        taken = cut_chunks(token_ids, num_tokens)
+        with hooked():
+            encoder.tap_exits(taken, token_budget, (task.spec.depth,), (), task.pooling, moments.watch)
+    yield f"{count} of {moments.outers[0].in_features} neurons a layer kept, by {len(taken)} chunks"
+    yield moments.fit()
+
+
+def draw_chunks(task: NeuronTask) -> pa.ListArray:
+    """Return the token ids of the chunks of the first documents, in random order: those of a long document are not read first."""
+    documents = task.documents.slice(0, MOST_DOCUMENTS)
+    chunks, _ = drop_tokenless(chunk_documents(documents, load_tokenizer(task.tokenizer_json), task.spec))
+    return chunks["token_ids"].combine_chunks().take(pa.array(np.random.default_rng(0).permutation(len(chunks))))
+
+
+def cut_chunks(token_ids: pa.ListArray, num_tokens: int) -> pa.ListArray:
+    """Return the first chunks that together have at least so many tokens, or all."""
+    ends = token_ids.offsets.to_numpy()[1:]
+    return token_ids.slice(0, int(np.searchsorted(ends, num_tokens)) + 1)

@@ -1,12 +1,13 @@
 """Feed-forward blocks → the neurons that matter most on a sample, with the block's output weights fitted again on them.
 
 A neuron's weight is the root of its mean square times the length of its output weights. The output weights of those kept minimize the
-squared error of the block's output over the sample's tokens: a least-squares fit on their second moments.
-L = layers, n = tokens, I = neurons of a block, K = those kept, H = hidden size, X = I + 1, the constant last.
+squared error of the block's output over the sample's tokens: a least-squares fit on second moments. The neurons are chosen first, so that
+only theirs are added up: K (K + H) products a token, not I squared.
+L = layers, n = tokens, I = neurons of a block, K = those kept, H = hidden size, X = K + 1, the constant last.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,77 +35,97 @@ def count_kept(config: Any, share: float) -> int:
     return max(1, round(share * size)) if size < SMALL else max(MULTIPLE, round(share * size / MULTIPLE) * MULTIPLE)
 
 
-def moment_bytes(config: Any, num_layers: int) -> int:
-    """Return the bytes of the second moments of all blocks, and of one of them in float64."""
-    return 4 * (_size(config) + 1) ** 2 * (num_layers + 4)
+def moment_bytes(config: Any, num_layers: int, count: int) -> int:
+    """Return the bytes of the second moments of all blocks, and of one of them in float64 and as it is solved."""
+    return 4 * (count + 1) * (count + 1 + int(config.hidden_size)) * (num_layers + 6)
 
 
 class BlockMoments:
-    """Second moments of the neurons of every feed-forward block, over the tokens of a sample that are no padding."""
+    """The neurons to keep of every feed-forward block, and their second moments, over the tokens of a sample that are not padding."""
 
-    def __init__(self, layers: nn.ModuleList, config: Any) -> None:
-        self.blocks = [find_block(layer, config) for layer in layers]
-        size = _size(config) + 1
-        device = self.blocks[0][1].weight.device
-        self.moments = [torch.zeros(size, size, device=device) for _ in self.blocks]
-        self.num_tokens = 0
+    def __init__(self, layers: nn.ModuleList, config: Any, count: int) -> None:
+        self.outers = [find_block(layer, config)[1] for layer in layers]
+        self.places: list[Tensor] = []
+        self.moments: list[Tensor] = []
+        self._count = count
         self._local, self._lock = threading.local(), threading.Lock()
 
     def watch(self, pooler: LayerPooler) -> LayerPooler:
-        """Return a pooler that also says which tokens of a batch are no padding."""
+        """Return a pooler that also marks the tokens of a batch that are not padding."""
 
         def start(batch: Batch) -> PoolLayer:
             self._local.own = ~batch.padding
-            with self._lock:
-                self.num_tokens += int(self._local.own.sum())
             return pooler(batch)
 
         return start
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Add up the second moments of all that the blocks compute meanwhile."""
-        hooks = [block[1].register_forward_pre_hook(self._make_hook(number)) for number, block in enumerate(self.blocks)]
+    def choosing(self) -> Iterator[None]:
+        """Choose the neurons that matter most in the passes meanwhile."""
+        squares = [outer.weight.new_zeros(outer.in_features, dtype=torch.float32) for outer in self.outers]
+
+        def add(number: int, hidden_nI: Tensor, _output_nH: Tensor) -> None:
+            squares_I = hidden_nI.float().square().sum(0)
+            with self._lock:
+                squares[number] += squares_I
+
+        with self._hooked(add):
+            yield
+        for outer, squares_I in zip(self.outers, squares, strict=True):
+            importance_I = squares_I.sqrt() * outer.weight.detach().float().norm(dim=0)
+            self.places.append(importance_I.topk(self._count).indices.sort().values)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Add up the second moments of the neurons chosen, with each other and with the block's output, in the passes meanwhile."""
+        size = self._count + 1
+        self.moments = [outer.weight.new_zeros((size, size + outer.out_features), dtype=torch.float32) for outer in self.outers]
+
+        def add(number: int, hidden_nI: Tensor, output_nH: Tensor) -> None:
+            kept_nX = nn.functional.pad(hidden_nI[:, self.places[number]].float(), (0, 1), value=1.0)
+            products = kept_nX.T @ torch.cat([kept_nX, output_nH.float()], dim=1)
+            with self._lock:
+                self.moments[number] += products
+
+        with self._hooked(add):
+            yield
+
+    @contextmanager
+    def _hooked(self, add: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+        """Call with a block's number, neurons and output for each block and batch."""
+
+        def make_hook(number: int) -> Any:
+            return lambda _module, args, output: add(number, args[0][self._local.own], output[self._local.own])
+
+        hooks = [outer.register_forward_hook(make_hook(number)) for number, outer in enumerate(self.outers)]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _make_hook(self, number: int) -> Any:
-        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            hidden_nX = nn.functional.pad(args[0][self._local.own].float(), (0, 1), value=1.0)
-            products_XX = hidden_nX.T @ hidden_nX
-            with self._lock:
-                self.moments[number] += products_XX
-
-        return add
-
-    def keep(self, count: int) -> KeptNeurons:
-        """Return the neurons of each block that matter most, and their output weights."""
-        fitted = [
-            _refit(outer, moments_XX / self.num_tokens, count) for (_, outer), moments_XX in zip(self.blocks, self.moments, strict=True)
-        ]
-        places, weights, biases = zip(*fitted, strict=True)
-        return KeptNeurons(np.stack(places), np.stack(weights), np.stack(biases))
+    def fit(self) -> KeptNeurons:
+        """Return the neurons chosen, and their output weights fitted on the moments."""
+        fitted = [_refit(*each) for each in zip(self.outers, self.places, self.moments, strict=True)]
+        weights, biases = zip(*fitted, strict=True)
+        places_LK = torch.stack(self.places).cpu().numpy().astype(np.int32)
+        return KeptNeurons(places_LK, np.stack(weights), np.stack(biases))
 
 
-def _refit(outer: nn.Linear, moments_XX: Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return places, (K, H) output weights and (H,) bias of the neurons to keep."""
-    moments, weight_IH = moments_XX.double().cpu(), outer.weight.detach().double().cpu().T
-    importance_I = moments.diagonal()[:-1].sqrt() * weight_IH.norm(dim=1)
-    places_K = importance_I.topk(count).indices.sort().values
-    whole_XH, rows = weight_IH, places_K
+def _refit(outer: nn.Linear, places_K: Tensor, moments: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (K, H) output weights and (H,) bias of the neurons kept."""
+    weight_XH = outer.weight.detach()[:, places_K].double().cpu().T
     if outer.bias is not None:
-        whole_XH = torch.cat([weight_IH, outer.bias.detach().double().cpu()[None]])
-        rows = torch.cat([places_K, torch.tensor([len(weight_IH)])])
-    inner_KK = moments[rows][:, rows]
-    inner_KK += RIDGE * inner_KK.diagonal().mean() * torch.eye(len(rows), dtype=torch.float64)
+        weight_XH = torch.cat([weight_XH, outer.bias.detach().double().cpu()[None]])
+    rows = len(weight_XH)
+    whole = moments[:rows].double().cpu()
+    inner_XX, target_XH = whole[:, :rows], whole[:, len(moments) :]
+    ridge = RIDGE * inner_XX.diagonal().mean()
+    inner_XX.diagonal().add_(ridge)
     # the ridge draws toward the weights there are, not toward zero
-    target_KH = moments[rows][:, : len(whole_XH)] @ whole_XH + RIDGE * moments[rows][:, rows].diagonal().mean() * whole_XH[rows]
-    found_KH = torch.linalg.solve(inner_KK, target_KH).float().numpy()
-    bias_H = found_KH[count] if outer.bias is not None else np.zeros(found_KH.shape[1], np.float32)
-    return places_K.numpy().astype(np.int32), found_KH[:count].copy(), bias_H.copy()
+    found_XH = torch.linalg.solve(inner_XX, target_XH + ridge * weight_XH).float().numpy()
+    bias_H = found_XH[-1] if outer.bias is not None else np.zeros(found_XH.shape[1], np.float32)
+    return found_XH[: len(places_K)].copy(), bias_H.copy()
 
 
 def prune_layers(layers: nn.ModuleList, config: Any, kept: KeptNeurons) -> None:

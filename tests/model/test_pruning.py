@@ -16,7 +16,7 @@ from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
 from embedder.model.neurons import KeptNeurons
-from embedder.model.pruning import BlockMoments, count_kept, find_block
+from embedder.model.pruning import BlockMoments, count_kept, find_block, moment_bytes
 from tests.model.conftest import CONFIGS, TinyModel
 
 SIZE = 80
@@ -35,10 +35,11 @@ def make(save_model: Callable[..., TinyModel], monkeypatch: pytest.MonkeyPatch) 
     return make
 
 
-def measure(model: TinyModel, encoder: Encoder, token_ids: pa.ListArray) -> BlockMoments:
-    moments = BlockMoments(encoder.layers, load_config(find_recipe(model.resolve().spec)))
-    with moments.hooked():
-        encoder.tap_exits(token_ids, 512, (4,), (), WEIGHING, moments.watch)
+def measure(model: TinyModel, encoder: Encoder, token_ids: pa.ListArray, count: int, token_budget: int = 512) -> BlockMoments:
+    moments = BlockMoments(encoder.layers, load_config(find_recipe(model.resolve().spec)), count)
+    for hooked in (moments.choosing, moments.measuring):
+        with hooked():
+            encoder.tap_exits(token_ids, token_budget, (4,), (), WEIGHING, moments.watch)
     return moments
 
 
@@ -54,7 +55,7 @@ def test_neurons_without_effect_are_those_left_out(family: str, make: Callable[[
     model = make(family)
     token_ids, encoder = model.tokenize(texts), model.load()
     silence(encoder, model)
-    kept = measure(model, encoder, token_ids).keep(SIZE // 2)
+    kept = measure(model, encoder, token_ids, SIZE // 2).fit()
     assert kept.places_LK.tolist() == [list(range(1, SIZE, 2))] * 4
     pruned = Encoder.load(model.resolve().spec, dtype="float32", neurons=kept)
     sizes = {tuple(each.weight.shape) for layer in pruned.layers for each in layer.modules() if isinstance(each, torch.nn.Linear)}
@@ -69,7 +70,7 @@ def test_output_weights_fitted_again_come_closer_than_those_there_were(
 ) -> None:
     model = make(family)
     token_ids, encoder = model.tokenize(texts), model.load()
-    fitted = measure(model, encoder, token_ids).keep(40)
+    fitted = measure(model, encoder, token_ids, 40).fit()
     config = load_config(find_recipe(model.resolve().spec))
     outers = [find_block(layer, config)[1] for layer in encoder.layers]
     as_before = replace(
@@ -87,21 +88,34 @@ def test_output_weights_fitted_again_come_closer_than_those_there_were(
 
 def test_padding_counts_for_nothing(make: Callable[[str], TinyModel], texts: list[str]) -> None:
     model = make("bert")
-    encoder, config = model.load(), load_config(find_recipe(model.resolve().spec))
-    token_ids = model.tokenize(texts)
-    together, alone = measure(model, encoder, token_ids), BlockMoments(encoder.layers, config)
-    with alone.hooked():
-        encoder.tap_exits(token_ids, 1, (4,), (), WEIGHING, alone.watch)
-    assert together.num_tokens == alone.num_tokens == len(token_ids.values)
-    for one, other in zip(together.moments, alone.moments, strict=True):
+    encoder, token_ids = model.load(), model.tokenize(texts)
+    together, alone = (measure(model, encoder, token_ids, 40, token_budget) for token_budget in (512, 1))
+    for places, others, one, other in zip(together.places, alone.places, together.moments, alone.moments, strict=True):
+        assert torch.equal(places, others)
+        assert one[40, 40] == other[40, 40] == len(token_ids.values)
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+    assert sum(each.nbytes for each in together.moments) < moment_bytes(load_config(find_recipe(model.resolve().spec)), 4, 40)
+
+
+def test_moments_of_the_neurons_kept_fit_as_all_neurons_do(make: Callable[[str], TinyModel], texts: list[str]) -> None:
+    model = make("bert")
+    encoder, token_ids = model.load(), model.tokenize(texts)
+    fitted, whole = (measure(model, encoder, token_ids, count) for count in (40, SIZE))
+    kept, block = fitted.fit(), whole.outers[0]
+    moments_XX, rows = whole.moments[0][:, : SIZE + 1].double(), [*kept.places_LK[0].tolist(), SIZE]
+    weight_XH = torch.cat([block.weight.T, block.bias[None]]).double()
+    ridge = 1e-3 * moments_XX[rows][:, rows].diagonal().mean()
+    by_all = torch.linalg.solve(
+        moments_XX[rows][:, rows] + ridge * torch.eye(41, dtype=torch.float64), moments_XX[rows] @ weight_XH + ridge * weight_XH[rows]
+    )
+    np.testing.assert_allclose(np.vstack([kept.weight_LKH[0], kept.bias_LH[0]]), by_all, atol=1e-4)
 
 
 def test_blocks_that_sizes_do_not_tell_from_attention_are_refused(make: Callable[..., TinyModel]) -> None:
     model = make("bert", 64)  # as wide as its queries, keys and values
     encoder = model.load()
     with pytest.raises(ModelError, match=r"calibrate\.feed_forward: the layers of family 'bert' \(64 neurons, 64 components\) have no"):
-        BlockMoments(encoder.layers, load_config(find_recipe(model.resolve().spec)))
+        BlockMoments(encoder.layers, load_config(find_recipe(model.resolve().spec)), 32)
 
 
 def test_large_blocks_keep_a_multiple_of_64_neurons() -> None:
@@ -115,7 +129,7 @@ def test_large_blocks_keep_a_multiple_of_64_neurons() -> None:
 @pytest.fixture
 def pruned_calibration(make: Callable[[str], TinyModel], texts: list[str]) -> tuple[TinyModel, Calibration]:
     model = make("bert")
-    kept = measure(model, model.load(), model.tokenize(texts)).keep(20)
+    kept = measure(model, model.load(), model.tokenize(texts), 20).fit()
     draw = np.random.default_rng(0)
     weight, bias = draw.normal(size=(3 * NUM_POOLINGS * 64, 64)).astype(np.float32), np.zeros(64, np.float32)
     return model, Calibration(fitted_for(model.resolve().spec), 4, WEIGHING, {4: ExitMap((0, 2, 4), weight, bias)}, {}, neurons=kept)
