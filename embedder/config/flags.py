@@ -9,8 +9,9 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import BaseModel
 
-from embedder.config.section import takes
+from embedder.config.section import is_text, takes
 
+NULLS = ("null", "None")
 MOST_LEVELS = 30
 MOST_VALUES = 100_000
 """A list of a thousand patterns is long; aliases of aliases of aliases make a billion values of 400 bytes."""
@@ -101,7 +102,7 @@ def set_flag(model: type[BaseModel], values: dict[str, Any], places: Place, name
     if not texts and kind is not None and not takes(kind, bool):
         yield f"{flag}: no value given"
     else:
-        yield from set_value(values, places, path, flag, _parse_flag(texts, is_key and takes(kind, Any)))
+        yield from set_value(values, places, path, flag, _parse_flag(texts, is_key and takes(kind, Any), is_text(kind)))
 
 
 def set_value(values: dict[str, Any], places: Place, path: tuple[str, ...], origin: str, value: Any) -> Iterator[str]:
@@ -139,8 +140,10 @@ def _locate(model: type[BaseModel], name: str) -> tuple[tuple[str, ...], Any, bo
     return tuple(path), kind, is_key
 
 
-def _parse_flag(texts: list[str], is_free: bool) -> Any:
-    """Return texts for the model to convert; a value without a declared type (`is_free`) is parsed as in a file."""
+def _parse_flag(texts: list[str], is_free: bool, is_plain: bool) -> Any:
+    """Return texts for the model to convert; a value without a declared type (`is_free`) is parsed as in a file, text alone is not."""
+    if len(texts) == 1 and is_plain and texts[0] not in NULLS:
+        return texts[0]
     if len(texts) == 1:
         return _parse_text(texts[0], is_free)
     return [_parse_text(text, is_free) for text in texts] if is_free else texts or True
@@ -148,7 +151,7 @@ def _parse_flag(texts: list[str], is_free: bool) -> Any:
 
 def _parse_text(text: str, is_free: bool) -> Any:
     """Parse null and YAML lists and mappings; free text also as true, false, a number or a quoted string."""
-    if text in ("null", "None"):
+    if text in NULLS:
         return None
     if not is_free and text[:1] not in ("[", "{"):
         return text

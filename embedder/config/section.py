@@ -1,7 +1,8 @@
 """The base of all sections of the settings, and the types they share."""
 
 import re
-from typing import Annotated, Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
@@ -74,3 +75,11 @@ class Located(Section):
 def takes(annotation: Any, kind: Any) -> bool:
     """Return whether a setting's type includes a kind of value: int | None includes int."""
     return annotation is kind or any(takes(each, kind) for each in get_args(annotation))
+
+
+def is_text(annotation: Any) -> bool:
+    """Return whether a setting takes text and nothing else but null."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return is_text(args[0])
+    return annotation is str or (origin in (Union, UnionType) and all(each is NoneType or is_text(each) for each in args))

@@ -126,6 +126,13 @@ def test_yes_is_not_a_number(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ["{chunk}", "{title|none}: {chunk}", "[{chunk}]", "{chunk} # one"])
+def test_a_flag_of_a_setting_that_is_text_is_taken_as_it_is(text: str) -> None:
+    assert load_config(EmbedConfig, [*NEEDED, "--chunking.template", text]).config.chunking.template == text
+    assert load_config(EmbedConfig, [*NEEDED, "--embedding.prompt", f"{text}: "]).config.embedding.prompt == f"{text}: "
+    assert load_config(EmbedConfig, [*NEEDED, "--chunking.template", "null"]).config.chunking.template is None
+
+
 def test_a_flag_into_a_mapping_keeps_its_key_and_is_parsed_as_in_a_file() -> None:
     config = load(
         *NEEDED, "--source.metadata-columns.my-col", "my-key", "--source.metadata_types.my-col", "int64",
