@@ -13,7 +13,7 @@ from embedder.model.files.recipe import ModelRecipe
 
 _BY_NAME = {name.lower(): known for name, known in KNOWN_MODELS.items()}
 HasColumns = Callable[[str], bool]
-"""Tells whether documents have the columns of a template."""
+"""Whether documents have the columns of a template."""
 
 logger = logging.getLogger("embedder")
 
