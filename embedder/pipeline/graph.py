@@ -22,7 +22,7 @@ from embedder.core.errors import EmbedderError
 from embedder.core.plan import Plan, batch_tasks
 from embedder.core.units import Task
 from embedder.pipeline.actors import EncoderActor
-from embedder.pipeline.pool import Pool
+from embedder.pipeline.pool import Pool, choose_units
 from embedder.pipeline.rows import LandedRow, Row, StageContext, TasksRow
 from embedder.pipeline.stages import prepare_tasks, tasks_row, write_unit
 from embedder.table.hash_index import NO_INDEX
@@ -31,16 +31,6 @@ Stage = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function or an actor's class, and its arguments besides rows."""
 
 Step = TypeVar("Step")
-
-ROWS_A_SECOND, MOST_ROWS_A_SECOND = 16, 64
-"""That a driver is given, and toward the end of a run: each costs it some 20 ms of one core. An encoder on a GPU may take a second for a
-unit."""
-MOST_UNITS = 16
-"""Of a row: some 60 MB each, and an actor holds two rows."""
-LEAST_ROWS = 12
-"""Of what is left for each actor: with two rows in an actor five times as slow as the others, all end together."""
-UNIT_BYTES = 16 << 20
-"""Of the source in a unit, roughly."""
 
 _RAYS_ADVICE = "\nFailed to apply UDF"
 """Start of the debugging advice that Ray appends to the message of an error."""
@@ -69,15 +59,6 @@ def plan_rows(tasks: Iterable[Task], plan: Plan, pool: Pool) -> list[TasksRow]:
         rows.append(tasks_row(batch, plan, choose_units(pool, left)))
         left -= sum(task.size_bytes for task in batch if task.ends)
     return rows
-
-
-def choose_units(pool: Pool, size_bytes: int) -> int:
-    """Return the units of a row: one where a unit takes minutes (on CPUs, behind an API), or where a driver keeps up with few actors."""
-    actors = pool.actors[1]
-    if pool.calls == 1 or actors <= MOST_ROWS_A_SECOND // 2:
-        return 1
-    least, most = (-(-actors // rows) for rows in (MOST_ROWS_A_SECOND, ROWS_A_SECOND))
-    return min(MOST_UNITS, most, max(least, size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)))
 
 
 def iterate_units(rows: Sequence[TasksRow], read: Stage, embed: Stage, write: Stage, pool: Pool) -> Iterator[Any]:

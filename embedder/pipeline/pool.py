@@ -18,6 +18,15 @@ GPU_CALLS = 2
 CONVERSION_BYTES = 250_000
 """Source bytes from which converting a model for OpenVINO pays. For MiniLM on two cores it takes 1.5 to 3 s and then saves a seventh of
 the time: it pays from 400,000 bytes of text, or a quarter as many compressed. Larger models take longer, and gain more per byte."""
+ROWS_A_SECOND, MOST_ROWS_A_SECOND = 16, 64
+"""That a driver is given, and toward the end of a run: each costs it some 20 ms of one core. An encoder on a GPU may take a second for a
+unit."""
+MOST_UNITS = 16
+"""Of a row: some 60 MB each, and an actor holds two rows."""
+LEAST_ROWS = 12
+"""Of what is left for each actor: with two rows in an actor five times as slow as the others, all end together."""
+UNIT_BYTES = 16 << 20
+"""Of the source in a unit, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +99,16 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
     # Ray fuses stages with equal resources, and the encoder would then wait for the reader
     reader_cpus = 0.99 * min(1.0, most_cpus / 4)
     return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend, initial, calls)
+
+
+def choose_units(pool: Pool, size_bytes: int) -> int:
+    """Return the units of a row for what is left of the source: one where a unit takes minutes (on CPUs, behind an API)."""
+    return 1 if pool.calls == 1 else fill_row(pool.actors[1], size_bytes)
+
+
+def fill_row(actors: int, size_bytes: int) -> int:
+    """Return the units of a row for actors on GPUs: one where a driver keeps up with them."""
+    if actors <= MOST_ROWS_A_SECOND // 2:
+        return 1
+    least, most = (-(-actors // rows) for rows in (MOST_ROWS_A_SECOND, ROWS_A_SECOND))
+    return min(MOST_UNITS, most, max(least, size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)))

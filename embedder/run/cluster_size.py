@@ -10,20 +10,21 @@ from typing import Any
 
 from embedder.core.errors import CommitError
 from embedder.core.storage import READ_BLOCK_BYTES
+from embedder.pipeline.pool import fill_row
 from embedder.source.documents import SLICE_BYTES
 
 MOST_ROWS_PER_UNIT = 1_000_000
 UNITS_PER_ENCODER = 20
 """Lower bound, if the corpus allows: encoders are then idle for at most a twentieth of the run at its end."""
 IN_FLIGHT_PER_ENCODER = 2
-"""Units that Ray hands to an actor at once: the current one and the next."""
+"""Rows that Ray hands to an actor at once: the current one and the next."""
 USABLE_STORE_SHARE = 0.5
 """Share of the object store that Ray Data fills before it holds the readers back."""
 BUSY_SHARE = 0.8
 """Planned share of busy time of readers and writers, which leaves a margin for units that are larger than average."""
 WRITER_CPUS = 0.25
-DRIVER_SECONDS_PER_UNIT = 0.025
-"""Driver time for a unit's way through three stages, measured on 2 cores."""
+DRIVER_SECONDS_PER_ROW = 0.025
+"""Driver time for the way of one of Ray's rows through three stages, measured on 2 cores. For many GPUs a row holds several units."""
 DRIVER_SHARE = 0.5
 """Largest share of the driver's time: smaller units would keep the driver busier than the GPUs."""
 DRIVER_BYTES = 600e6
@@ -83,6 +84,8 @@ class Size:
 
     rows_per_unit: int
     num_units: int
+    units_per_row: int
+    """Until a run nears its end."""
     unit_seconds: tuple[float, float, float]
     """To read, encode and write one."""
     readers: float
@@ -124,7 +127,9 @@ def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
 def size_fleet(document: Document, fleet: Fleet) -> Size:
     """Choose the size of a unit, and count what keeps the GPUs busy with it."""
     rate = fleet.tokens_per_second / document.tokens
-    least = rate * fleet.gpus * DRIVER_SECONDS_PER_UNIT / DRIVER_SHARE
+    units_per_row = fill_row(fleet.gpus, int(fleet.documents * document.source_bytes))
+    driver_seconds = DRIVER_SECONDS_PER_ROW / units_per_row
+    least = rate * fleet.gpus * driver_seconds / DRIVER_SHARE
     wanted = min(rate * fleet.unit_seconds, fleet.documents / fleet.gpus / UNITS_PER_ENCODER)
     rows_per_unit = round_down(min(max(1.0, least, wanted), MOST_ROWS_PER_UNIT))
     num_units = math.ceil(fleet.documents / rows_per_unit)
@@ -135,16 +140,17 @@ def size_fleet(document: Document, fleet: Fleet) -> Size:
     source_rate = fleet.gpus * rate * document.source_bytes
     requests = units_per_second * REQUESTS_PER_UNIT + source_rate * (1 / READ_BLOCK_BYTES + REQUESTS_PER_TASK / SLICE_BYTES)
     workers = (math.ceil(readers), fleet.gpus, math.ceil(writers), 1)
-    run_seconds = estimate_seconds(num_units, (*seconds, DRIVER_SECONDS_PER_UNIT), workers)
+    run_seconds = estimate_seconds(num_units, (*seconds, driver_seconds), workers) + (units_per_row - 1) * seconds[0]
     return Size(
         rows_per_unit=rows_per_unit,
         num_units=num_units,
+        units_per_row=units_per_row,
         unit_seconds=seconds,
         readers=readers,
         writers=writers,
-        store_bytes_per_node=held * rows_per_unit / math.ceil(fleet.gpus / fleet.gpus_per_node) / USABLE_STORE_SHARE,
+        store_bytes_per_node=held * rows_per_unit * units_per_row / math.ceil(fleet.gpus / fleet.gpus_per_node) / USABLE_STORE_SHARE,
         requests_per_second=requests,
-        driver_share=units_per_second * DRIVER_SECONDS_PER_UNIT,
+        driver_share=units_per_second * driver_seconds,
         driver_bytes=DRIVER_BYTES + num_units * DRIVER_BYTES_PER_PART,
         hours=run_seconds / 3600,
         busy_share=num_units * seconds[1] / run_seconds / fleet.gpus,
@@ -176,7 +182,7 @@ def describe_size(document: Document, fleet: Fleet, size: Size) -> list[tuple[st
         ("CPUs", f"{size.cpus_per_gpu(fleet.gpus):,.1f} a GPU: {readers:,.2f} readers, {writers:,.2f} writers, 1 for the encoder"),
         ("object store", f"{size.store_bytes_per_node / 1e9:,.1f} GB a node (Ray takes 30% of its memory for that)"),
         ("storage", f"{size.requests_per_second:,.0f} requests/s; {moved[0]} in, {moved[1]} out"),
-        ("driver", f"{size.driver_share:.0%} of a CPU, {size.driver_bytes / 1e9:,.1f} GB"),
+        ("driver", f"{size.driver_share:.0%} of a CPU ({size.units_per_row} units in a row of Ray), {size.driver_bytes / 1e9:,.1f} GB"),
         ("a run", f"{size.hours:,.1f} h, GPUs busy {size.busy_share:.0%} of it, estimated; without the start of machines and models"),
     ]
 

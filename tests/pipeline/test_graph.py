@@ -18,8 +18,8 @@ from embedder.model.results import Encoded
 from embedder.observe.metrics import Sample
 from embedder.pipeline.actors import BusyClock, Concurrency, choose_token_budget
 from embedder.pipeline.cluster import Reporter, start_ray
-from embedder.pipeline.graph import EncoderActor, actor_options, choose_units, iterate
-from embedder.pipeline.pool import Pool, lay_out_pool
+from embedder.pipeline.graph import EncoderActor, actor_options, iterate
+from embedder.pipeline.pool import Pool, choose_units, lay_out_pool
 from embedder.pipeline.rows import EncodedUnit, PreparedRow, from_ipc, to_ipc
 from embedder.pipeline.stages import check_probe
 from embedder.table.attempts import Attempts

@@ -10,8 +10,8 @@ import pytest
 from embedder.config.compute import ComputeConfig
 from embedder.core.plan import Plan
 from embedder.core.units import Shard, Task
-from embedder.pipeline.graph import UNIT_BYTES, plan_rows
-from embedder.pipeline.pool import Pool, lay_out_pool
+from embedder.pipeline.graph import plan_rows
+from embedder.pipeline.pool import UNIT_BYTES, Pool, lay_out_pool
 from embedder.pipeline.rows import TasksRow
 from tests.tables import as_columns
 

@@ -62,7 +62,8 @@ def test_the_size_by_hand() -> None:
     assert size.unit_seconds == pytest.approx((1.0, 10.0, 0.2))
     assert size.readers == pytest.approx(64 / 10 * 1.0 / 0.8)
     assert size.cpus_per_gpu(64) == pytest.approx(1 + 0.125 + 0.25 * 0.025)
-    assert size.driver_share == pytest.approx(6.4 * 0.025)
+    assert size.units_per_row == 4
+    assert size.driver_share == pytest.approx(6.4 * 0.025 / 4)
     assert size.hours == pytest.approx(1e9 / 64_000 / 3600, rel=0.02)
     assert size.busy_share > 0.98
     text = dict(describe_size(DOCUMENT, FLEET, size))
@@ -80,6 +81,17 @@ def test_units_are_large_enough_for_the_driver() -> None:
     size = size_fleet(DOCUMENT, replace(FLEET, documents=1e5))
     assert size.driver_share <= 0.52
     assert size.num_units < 64
+
+
+def test_many_gpus_take_rows_of_several_units_which_spare_the_driver_and_fill_the_object_store() -> None:
+    few, many = (
+        size_fleet(DOCUMENT, replace(FLEET, gpus=32, documents=1e10)),
+        size_fleet(DOCUMENT, replace(FLEET, gpus=256, documents=1e10)),
+    )
+    assert (few.units_per_row, many.units_per_row) == (1, 16)
+    assert many.driver_share == pytest.approx(few.driver_share / 2)
+    assert many.store_bytes_per_node == pytest.approx(16 * few.store_bytes_per_node)
+    assert many.hours > few.hours / 8
 
 
 def test_a_faster_gpu_takes_larger_units_and_more_readers() -> None:
