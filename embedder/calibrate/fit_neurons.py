@@ -19,8 +19,7 @@ from embedder.model.pruning import BlockMoments, count_kept, moment_bytes
 from embedder.model.runtime import set_threads
 from embedder.pipeline.actors import choose_token_budget
 from embedder.pipeline.pool import Pool
-from embedder.text.chunking import chunk_documents, drop_tokenless
-from embedder.text.tokenizing import load_tokenizer
+from embedder.pipeline.tap_actor import chunk
 
 TOKENS_PER_NEURON = 32
 """Tokens that output weights are fitted on, for each neuron kept."""
@@ -68,9 +67,8 @@ def fit_neurons(task: NeuronTask, pool: Pool) -> Iterator[str | KeptNeurons]:
 
 def draw_chunks(task: NeuronTask) -> pa.ListArray:
     """Return the token ids of the chunks of the first documents, in random order: those of a long document are not read first."""
-    documents = task.documents.slice(0, MOST_DOCUMENTS)
-    chunks, _ = drop_tokenless(chunk_documents(documents, load_tokenizer(task.tokenizer_json), task.spec))
-    return chunks["token_ids"].combine_chunks().take(pa.array(np.random.default_rng(0).permutation(len(chunks))))
+    token_ids = chunk(task.documents.slice(0, MOST_DOCUMENTS), task.spec, task.tokenizer_json)
+    return token_ids.take(pa.array(np.random.default_rng(0).permutation(len(token_ids))))
 
 
 def cut_chunks(token_ids: pa.ListArray, num_tokens: int) -> pa.ListArray:

@@ -123,8 +123,8 @@ def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
     Return the token ids of all chunks, those held out first, and how many these are.
     """
     tapping, most = task.tapping, task.settings.chunks
-    held_out = chunk(task.held_out.slice(0, most), tapping)
-    units = [chunk(unit, tapping) for unit in task.units[: math.ceil(most / len(task.units[0]))]]
+    drawn = [task.held_out.slice(0, most), *task.units[: math.ceil(most / len(task.units[0]))]]
+    held_out, *units = [chunk(each, tapping.spec, tapping.tokenizer_json) for each in drawn]
     held_out, others = (_draw(each, most, tapping.seed) for each in (held_out, pa.concat_arrays(units)))
     mixed = [mix_unit(unit, number, tapping.synthetic, tapping.seed) for number, unit in enumerate(units, task.first)]
     wanted = min(1.0, (most - len(others)) / max(1, sum(map(len, mixed))))

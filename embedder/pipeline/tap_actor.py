@@ -182,7 +182,7 @@ def make_rows(units: Units) -> Iterator[SampleRow]:
 
 def tokenize_documents(row: SampleRow, tapping: Tapping) -> TokenizedRow:
     """Chunk and tokenize one unit. Synthetic chunks are added to one of the sample that is fitted on, known items to one held out."""
-    token_ids = chunk(from_ipc(row["documents"]), tapping)
+    token_ids = chunk(from_ipc(row["documents"]), tapping.spec, tapping.tokenizer_json)
     more = token_ids.slice(0, 0)
     if row["kind"] == "fitted":
         more = mix_unit(token_ids, row["number"], tapping.synthetic, tapping.seed)
@@ -209,7 +209,7 @@ def _make_known_items(texts: Sequence[str], tapping: Tapping) -> pa.ListArray:
 
 def count_documents(row: SampleRow, spec: EmbeddingSpec, tokenizer_json: str, vocab_size: int) -> CountedRow:
     """Count one unit's chunks, and for each token id the chunks that hold it."""
-    token_ids = _chunk(from_ipc(row["documents"]), spec, tokenizer_json)
+    token_ids = chunk(from_ipc(row["documents"]), spec, tokenizer_json)
     return {"chunks": len(token_ids), "counts": count_tokens(token_ids, vocab_size).tobytes()}
 
 
@@ -222,11 +222,7 @@ def sum_counts(rows: Iterable[CountedRow], vocab_size: int) -> tuple[int, Counts
     return chunks, counts_V
 
 
-def chunk(documents: pa.Table, tapping: Tapping) -> pa.ListArray:
+def chunk(documents: pa.Table, spec: EmbeddingSpec, tokenizer_json: str) -> pa.ListArray:
     """Return the token ids of documents' chunks."""
-    return _chunk(documents, tapping.spec, tapping.tokenizer_json)
-
-
-def _chunk(documents: pa.Table, spec: EmbeddingSpec, tokenizer_json: str) -> pa.ListArray:
     chunks, _ = drop_tokenless(chunk_documents(documents, load_tokenizer(tokenizer_json), spec))
     return chunks["token_ids"].combine_chunks()

@@ -14,7 +14,7 @@ from tests.text.tokenizers_for_tests import build_tokenizer
 
 def test_a_sample_is_tokenized_and_counted_with_its_template() -> None:
     tokenizer, spec = build_tokenizer("wordpiece"), make_spec(template="{title|none}: {chunk}", context_tokens=8, max_tokens=24)
-    documents = pa.table({"text": ["fox " * 20, "dog"], "context:title": ["The lazy dog", None]})
+    documents = pa.table({"text": ["fox " * 20, "dog"], "context:title|": ["The lazy dog", None]})
     row = SampleRow(number=7, documents=to_ipc(documents), kind="held_out")
     tapping = Tapping(spec, tokenizer.to_str(), (), (), start_attention_pooling(np.ones(8, np.float32), 1, 4), synthetic=2.0, seed=1)
     tokenized = tokenize_documents(row, tapping)
