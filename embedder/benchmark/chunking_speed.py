@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
-from embedder.core.context import CONTEXT_PREFIX, read_contexts
+from embedder.core.context import name_columns, read_contexts
 from embedder.demo.corpus import Document
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import resolve_model
@@ -54,7 +54,8 @@ class CopySpeed:
 def measure_chunkings(model: str, documents: Sequence[Document], sizes: Sequence[int], rounds: int) -> list[ChunkingSpeed]:
     """Chunk and tokenize the documents in each way, in turn; a rate counts tokens of the texts alone, which all ways share."""
     texts, found = [each.text for each in documents], []
-    columns = pa.table({"shard": [""] * len(texts), f"{CONTEXT_PREFIX}title": [each.title for each in documents]})
+    names = name_columns(CHUNKINGS["title"].template)
+    columns = pa.table({"shard": [""] * len(texts), names["title"]: [each.title for each in documents]})
     most_tokens = resolve_model(EmbeddingConfig(model=model), ChunkingConfig()).spec.max_tokens
     for size in sizes:
         runs: dict[str, Run] = {}

@@ -12,6 +12,8 @@ from embedder.core.template import parse_template
 
 CONTEXT_PREFIX = "context:"
 """Before the names of columns that are read for the template only, among those of the metadata."""
+OPTIONAL_SUFFIX = "|"
+"""After such a name, which never holds it, where the template states a default for the column: a shard may then be without it."""
 
 _MARKDOWN = "md markdown mdown mkd qmd rmd"
 _CODE = "c cc cpp cs go h hpp java js jsx kt lua m php pl py pyi r rb rs scala sh sql swift ts tsx"
@@ -37,10 +39,18 @@ def find_format(uri: str) -> TextFormat:
     return next((_BY_SUFFIX[each] for each in reversed(suffixes) if each in _BY_SUFFIX), "plain")
 
 
+def name_columns(template: str | None) -> dict[str, str]:
+    """Return the names in schema.DOCUMENTS of a template's columns, such as `context:lang`, and `context:title|` of `{title|none}`."""
+    if template is None:
+        return {}
+    parsed = parse_template(template)
+    return {name: CONTEXT_PREFIX + name + OPTIONAL_SUFFIX * (name not in parsed.required) for name in parsed.columns}
+
+
 def read_contexts(documents: pa.Table, spec: EmbeddingSpec) -> list[Context]:
-    """Return the context of each of schema.DOCUMENTS, from the columns `context:NAME` and, for an automatic format, `shard`."""
-    names = parse_template(spec.template).columns if spec.template is not None else ()
-    columns = [[(value or "").strip() for value in documents[CONTEXT_PREFIX + name].to_pylist()] for name in names]
+    """Return the context of each of schema.DOCUMENTS, from the columns of `name_columns` and, for an automatic format, `shard`."""
+    names = name_columns(spec.template)
+    columns = [[(value or "").strip() for value in documents[column].to_pylist()] for column in names.values()]
     rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)] if names else [NO_VALUES] * documents.num_rows
     if spec.text_format == AUTO:
         formats = {uri: find_format(uri) for uri in documents["shard"].unique().to_pylist()}

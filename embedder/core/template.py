@@ -17,7 +17,8 @@ class Field:
     """A column of the document, or `headings`."""
 
     name: str
-    default: str
+    default: str | None
+    """None if the template states none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,15 @@ class Template:
         """Names of the document's columns, each once."""
         return tuple(name for name in self.names if name != HEADINGS)
 
+    @property
+    def required(self) -> frozenset[str]:
+        """Names of the columns with a field that states no default."""
+        return frozenset(part.name for part in (*self.before, *self.after) if isinstance(part, Field) and part.default is None)
+
     def render(self, values: Mapping[str, str]) -> tuple[str, str]:
-        """Return the text before and after a chunk; a value that is absent or '' becomes its field's default."""
+        """Return the text before and after a chunk; a value that is absent or '' becomes its field's default, or ''."""
         before, after = (
-            "".join(part if isinstance(part, str) else values.get(part.name) or part.default for part in parts)
+            "".join(part if isinstance(part, str) else values.get(part.name) or part.default or "" for part in parts)
             for parts in (self.before, self.after)
         )
         return before, after
@@ -55,16 +61,16 @@ def parse_template(text: str) -> Template:
         if piece in ("{{", "}}"):
             parts.append(piece[0])
         elif piece.startswith("{"):
-            name, _, default = piece[1:-1].partition("|")
+            name, mark, default = piece[1:-1].partition("|")
             if not name.strip():
                 raise ValueError(f"{text!r}: {piece!r} names no column")
-            parts.append(Field(name.strip(), default))
+            parts.append(Field(name.strip(), default if mark else None))
         else:
             parts.append(piece)
     places = [number for number, part in enumerate(parts) if isinstance(part, Field) and part.name == CHUNK]
     if len(places) != 1:
         raise ValueError(f"{text!r}: holds {{chunk}} {len(places)} times; write it once")
-    if parts[places[0]] != Field(CHUNK, ""):
+    if parts[places[0]] != Field(CHUNK, None):
         raise ValueError(f"{text!r}: {{chunk}} is never empty and has no default; remove it")
     return Template(tuple(parts[: places[0]]), tuple(parts[places[0] + 1 :]))
 

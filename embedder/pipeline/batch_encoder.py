@@ -12,11 +12,10 @@ import ray
 from embedder.config.compute import ComputeConfig
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.config.load import load_settings
-from embedder.core.context import CONTEXT_PREFIX
+from embedder.core.context import name_columns
 from embedder.core.errors import ConfigError, ModelError, SourceError
 from embedder.core.quantization import quantize
 from embedder.core.spec import AUTO
-from embedder.core.template import parse_template
 from embedder.observe.process import gc_tuned
 from embedder.pipeline.actors import Actor, choose_token_budget
 from embedder.pipeline.pool import lay_out_pool
@@ -111,13 +110,13 @@ class BatchEncoder(Actor[Mapping[str, Any], dict[str, Any]]):
 
     def read_context(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Return the columns of the chunk's template, as text, under the names by which chunks read them."""
-        names = () if self.model.spec.template is None else parse_template(self.model.spec.template).columns
+        names = name_columns(self.model.spec.template)
         absent = [name for name in names if name not in batch]
         if absent:
             raise ConfigError(f"chunking.template: {{{absent[0]}}} is not in the batch (found: {', '.join(batch)})")
         columns = {name: batch[name].tolist() for name in names}
         return {
-            CONTEXT_PREFIX + name: ["" if value is None or value != value else str(value) for value in values]  # NaN differs from itself
+            names[name]: ["" if value is None or value != value else str(value) for value in values]  # NaN differs from itself
             for name, values in columns.items()
         }
 

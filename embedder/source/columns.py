@@ -8,14 +8,13 @@ import pyarrow as pa
 
 from embedder.config.source import SourceConfig
 from embedder.core.columns import Numbers, Shards
-from embedder.core.context import CONTEXT_PREFIX
+from embedder.core.context import CONTEXT_PREFIX, OPTIONAL_SUFFIX, name_columns
 from embedder.core.errors import ConfigError, SourceError
 from embedder.core.storage import map_threads
-from embedder.core.template import parse_template
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import FileFormat, encoding_of, group_by_format
-from embedder.source.formats.rows import Reading, ShardColumns, is_context_only
+from embedder.source.formats.rows import Reading, ShardColumns, has_default
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
 
@@ -41,8 +40,8 @@ def inspect_source(
     """
     by_format, problems = _inspect_formats(source, Shards.of(shards), types)
     sampled = [each for columns in by_format for each in columns]
-    context = {key for key in source.metadata_columns.values() if is_context_only(source, key)}
-    found = {key for key in context if any(each.find_type(key) is not None for each in sampled)}  # other formats may be without
+    optional = {key for key in source.metadata_columns.values() if has_default(source, key)}
+    found = {key for key in optional if any(each.find_type(key) is not None for each in sampled)}  # other formats may be without
     problems += [problem for columns in by_format for problem in _check_columns(source, columns, {*types, *found})]
     fields = []
     for name, key in source.metadata_columns.items():
@@ -57,9 +56,7 @@ def inspect_source(
 
 def with_context(source: SourceConfig, template: str | None) -> SourceConfig:
     """Return a source that also reads the columns of a chunk's template, as text, each by its name in the metadata or by its key."""
-    if template is None:
-        return source
-    keys = {CONTEXT_PREFIX + name: source.metadata_columns.get(name, name) for name in parse_template(template).columns}
+    keys = {column: source.metadata_columns.get(name, name) for name, column in name_columns(template).items()}
     columns, types = source.metadata_columns | keys, source.metadata_types | dict.fromkeys(keys, "string")
     return source.model_copy(update={"metadata_columns": columns, "metadata_types": types})
 
@@ -173,7 +170,7 @@ def _check_columns(source: SourceConfig, sampled: list[ShardColumns], known: Col
 def _name_setting(name: str, key: str) -> str:
     """Return the setting that asks for a column of the metadata."""
     if name.startswith(CONTEXT_PREFIX):
-        return f"chunking.template: {{{name.removeprefix(CONTEXT_PREFIX)}}}"
+        return f"chunking.template: {{{name.removeprefix(CONTEXT_PREFIX).removesuffix(OPTIONAL_SUFFIX)}}}"
     return f"source.metadata_columns={[key]!r}"
 
 

@@ -3,12 +3,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from embedder.core.context import cover_context, drop_context, find_format, read_contexts
+from embedder.core.context import cover_context, drop_context, find_format, name_columns, read_contexts
 from tests.text.test_chunking import make_spec
 
 
 def hashes(title: str | None, shard: str = "a.txt", **changes: Any) -> list[str]:
-    documents = pa.table({"text": ["x"], "content_hash": ["h"], "shard": [shard], "context:title": pa.array([title], pa.string())})
+    documents = pa.table({"text": ["x"], "content_hash": ["h"], "shard": [shard], "context:title|": pa.array([title], pa.string())})
     return cover_context(documents, make_spec(**changes))["content_hash"].to_pylist()
 
 
@@ -31,6 +31,12 @@ def test_columns_that_only_the_template_reads_are_not_kept() -> None:
     assert drop_context(documents).column_names == ["text", "title"]
     (context,) = read_contexts(documents, make_spec(template="{title}{chunk}"))
     assert context.values == {"title": "A"}
+
+
+def test_a_column_may_be_absent_if_every_field_of_it_states_a_default() -> None:
+    assert name_columns("{title|none} {date|}{lang}{lang|en} {headings} {chunk}") == {
+        "title": "context:title|", "date": "context:date|", "lang": "context:lang",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("template", [None, "{title} {chunk}"])

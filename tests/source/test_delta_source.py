@@ -51,7 +51,7 @@ def sort_rows(rows: pa.Table) -> list[dict[str, Any]]:
 
 def with_template(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rows with the columns of TEMPLATE."""
-    return [row | {"context:lang": row["lang"], "context:day": str(row["day"])} for row in rows]
+    return [row | {"context:lang|": row["lang"], "context:day": str(row["day"])} for row in rows]
 
 
 def rows_by_delta(uri: str, version: int | None = None) -> list[dict[str, Any]]:

@@ -100,10 +100,10 @@ def test_every_chunking_has_its_rows_and_the_chunks_and_tokens_of_its_documents(
 def test_a_document_ranks_by_its_best_chunk(swept: SweepResult) -> None:
     [dataset] = swept.plan.datasets
     assert isinstance(dataset, Retrieval)
-    titles = [title or None for title in swept.plan.columns["context:heading"].to_pylist()] if swept.plan.columns else []
+    titles = [title or None for title in swept.plan.columns["context:heading|"].to_pylist()] if swept.plan.columns else []
     for model in swept.plan.models[1:]:
         resolved = model.resolved
-        documents = pa.table({"text": dataset.documents, "context:heading": pa.array(titles, pa.string())})
+        documents = pa.table({"text": dataset.documents, "context:heading|": pa.array(titles, pa.string())})
         chunks = chunk_documents(documents, load_tokenizer(resolved.tokenizer_json), resolved.spec)
         asked = chunk_documents(pa.table({"text": dataset.queries}), load_tokenizer(resolved.tokenizer_json), resolved.spec.for_queries())
         encoder = Encoder.load(resolved.spec, dtype="float32")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedder.core.context import read_contexts
+from embedder.core.context import name_columns, read_contexts
 from embedder.text.byte_estimate import EstimatingChunker
 from embedder.text.chunking import Chunker, chunk_documents
 from embedder.text.contexts import Contexts
@@ -26,7 +26,8 @@ GUIDE = "# Guide\n\nA quick fox jumps. The lazy dog rests!\n\n## Install\n\nRead
 
 def chunk_titled(style: str, *rows: tuple[str | None, str], **changes: Any) -> list[dict[str, Any]]:
     titles, bodies = zip(*rows, strict=True)
-    documents = pa.table({"text": pa.array(bodies, pa.string()), "context:title": pa.array(titles, pa.string())})
+    name = name_columns(changes.get("template")).get("title", "unread")
+    documents = pa.table({"text": pa.array(bodies, pa.string()), name: pa.array(titles, pa.string())})
     return chunk_documents(documents, build_tokenizer(style), make_spec(**changes)).to_pylist()
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedder.config.source import SourceConfig
-from embedder.core.context import CONTEXT_PREFIX
+from embedder.core.context import CONTEXT_PREFIX, OPTIONAL_SUFFIX
 from embedder.core.errors import SourceError
 from embedder.core.schema import Reason
 from embedder.core.units import Shard
@@ -46,11 +46,11 @@ class Columns(Generic[T]):
         yield from (*self.texts, *([] if self.id is None else [self.id]), *self.metadata)
 
 
-def is_context_only(source: SourceConfig, key: str) -> bool:
-    """Return whether a column is read for a chunk's template, and for nothing else."""
+def has_default(source: SourceConfig, key: str) -> bool:
+    """Return whether a column is read for a chunk's template, which states a default for it, and for nothing else."""
     names = [name for name, each in source.metadata_columns.items() if each == key]
     is_asked = key in source.text_columns or key == source.id_column
-    return not is_asked and bool(names) and all(name.startswith(CONTEXT_PREFIX) for name in names)
+    return not is_asked and bool(names) and all(name.startswith(CONTEXT_PREFIX) and name.endswith(OPTIONAL_SUFFIX) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Reading:
 
     def may_lack(self, key: str) -> bool:
         """Return whether the file may be without a column, whose value is then that of `constant`: where its folder or table gives the
-        value, and where only a chunk's template reads it."""
-        return key in self.shard.optional or self.has_constant(key) or is_context_only(self.source, key)
+        value, and where only a chunk's template reads it and states a default."""
+        return key in self.shard.optional or self.has_constant(key) or has_default(self.source, key)
 
     def constant(self, key: str) -> str | None:
         """Return the value that a column has in all records of the shard, as text."""

@@ -93,8 +93,8 @@ def test_the_same_documents_give_the_same_table(write, name):
 @pytest.mark.parametrize("name", EVERY)
 def test_the_columns_of_a_template_are_read_as_text_by_their_names_or_keys(write, name):
     got = read(write(name).parent, template="{link|none}, {date}: {chunk}", metadata_columns={"link": "url"}, metadata_types={}).documents
-    assert got.drop_columns(list(DOCUMENTS_SCHEMA.names)).column_names == ["link", "context:link", "context:date"]
-    assert got["context:link"].to_pylist() == got["link"].to_pylist()
+    assert got.drop_columns(list(DOCUMENTS_SCHEMA.names)).column_names == ["link", "context:link|", "context:date"]
+    assert got["context:link|"].to_pylist() == got["link"].to_pylist()
     assert [text[:10] for text in sorted(got["context:date"].to_pylist())] == [
         f"{START + timedelta(days=number):%Y-%m-%d}" for number, text in enumerate(TEXTS) if text
     ]
@@ -106,11 +106,30 @@ def test_a_file_may_be_without_a_column_that_a_template_alone_reads(write, tmp_p
     (tmp_path / "source" / "other.jsonl").write_text('{"id": "other", "text": "text", "topic": "Topic"}\n')
     wanted = {"metadata_columns": [], "metadata_types": {}}
     got = read(tmp_path / "source", "{topic|none}: {chunk}", **wanted).documents
-    topics = dict(zip(got["doc_id"].to_pylist(), got["context:topic"].to_pylist(), strict=True))
+    topics = dict(zip(got["doc_id"].to_pylist(), got["context:topic|"].to_pylist(), strict=True))
     assert len(topics) == len(TEXTS)  # one is empty, one is the other file's
     assert {doc_id: topic for doc_id, topic in topics.items() if topic is not None} == {"other": "Topic"}
     with pytest.raises(ConfigError, match=r"chunking.template: {heading}: .* has no column 'heading'"):
-        read(tmp_path / "source", "{heading}: {chunk}", **wanted)
+        read(tmp_path / "source", "{heading|none}: {chunk}", **wanted)
+
+
+@pytest.mark.parametrize("name", [each for each in WRITERS if each != "a.jsonl"])
+def test_a_column_without_a_default_is_wanted_of_every_format(write, tmp_path, name):
+    write(name)
+    (tmp_path / "source" / "other.jsonl").write_text('{"id": "other", "text": "text", "topic": "Topic"}\n')
+    with pytest.raises(ConfigError, match=r"chunking.template: {topic}: .* has no column 'topic'"):
+        read(tmp_path / "source", "{topic}: {chunk}", metadata_columns=[], metadata_types={})
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.orc", "a.arrow", "a.csv", "a.tsv", "a.duckdb"])
+def test_a_column_without_a_default_is_wanted_of_every_file(write, tmp_path, name):
+    write(name)
+    write(name, "source/without", DOCUMENTS.drop_columns(["url"]))
+    wanted = {"metadata_columns": [], "metadata_types": {}}
+    assert read(tmp_path / "source", "{url|none}: {chunk}", **wanted).documents["context:url|"].null_count == len(TEXTS) - 1
+    for template in ("{url}: {chunk}", "{url|none} {url}: {chunk}"):
+        with pytest.raises(SourceError, match=r"without/a.*no column 'url'"):
+            read(tmp_path / "source", template, **wanted)
 
 
 @pytest.mark.parametrize("name", WRITERS)
