@@ -28,6 +28,10 @@ LEAST_DOCUMENTS = 100
 LEAST_HELD_OUT = 30
 """Fewest documents held out. Among fewer, the ten nearest are a large share of all, and any vectors find them."""
 LEAST_FITTED = 10
+SYNTHETIC, MOST_SYNTHETIC = 3.0, 9.0
+"""For each chunk that is fitted on."""
+ENOUGH_CHUNKS = 30_000
+"""Chunks, with synthetic ones, from which more of these than SYNTHETIC bring little."""
 
 logger = logging.getLogger("embedder")
 
@@ -53,6 +57,11 @@ class Split:
         held_out = round(per_document * sum(map(len, self.held_out)))
         fitted = num_fitted + round(synthetic * num_fitted)
         return SampleSize(fitted + num_broad, 2 * held_out, round(UNIT_DOCUMENTS * per_document * more))
+
+
+def choose_synthetic(num_fitted: int) -> float:
+    """Return the synthetic chunks for each of so many chunks that are fitted on."""
+    return min(MOST_SYNTHETIC, max(SYNTHETIC, ENOUGH_CHUNKS / max(1, num_fitted) - 1))
 
 
 def split_documents(documents: pa.Table, settings: CalibrateSettings, broad: pa.Table | None = None) -> Split:

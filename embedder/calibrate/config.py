@@ -60,9 +60,10 @@ class CalibrateSettings(Section):
     """Documents to draw from the source at random. More are better, up to about ten per feature of a map."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the documents, at least 30, that is not fitted on. It selects the ridge strength and measures the maps."""
-    synthetic: Annotated[float, Field(ge=0, le=20)] = 3.0
+    synthetic: Annotated[float, Field(ge=0, le=20)] | None = None
     """Synthetic chunks per chunk that is fitted on, of the sample's own words in new combinations, each run through the full model as well.
-    They make a small sample worth a larger one, and take their share of the time."""
+    They make a small sample worth a larger one, and take their share of the time. Default: 3, and for fewer than 7,500 chunks as many as
+    make 30,000 with them, at most 9."""
     strengths: Annotated[tuple[Annotated[float, Field(ge=1e-9)], ...], OneOrMore] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Ridge strengths to choose from."""
     seed: int = 0

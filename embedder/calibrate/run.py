@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from embedder.calibrate.collect import Collected, Extremes, Split, add_ranges, collect, split_documents
+from embedder.calibrate.collect import Collected, Extremes, Split, add_ranges, choose_synthetic, collect, split_documents
 from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
 from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
@@ -92,11 +92,13 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         raise ConfigError(f"calibrate.broad: maps are fitted on it, and depth {depths[-1]} needs none; leave it out, or name a lower depth")
     split = draw_sample(config)
     pipeline = open_pipeline(config.compute)
-    synthetic, weight = settings.synthetic if features.layers else 0.0, settings.broad.weight if settings.broad else 0.0
+    weight = settings.broad.weight if settings.broad else 0.0
     with tempfile.TemporaryDirectory(prefix="embedder-") as folder:
         counting = (model.spec, model.tokenizer_json, model.vocab_size, pipeline.pool)
         num_chunks, counts_V = pipeline.count_units(split.fitted, *counting)
         num_broad = pipeline.count_units(split.broad, *counting)[0] if split.broad else 0
+        wanted = choose_synthetic(num_chunks) if settings.synthetic is None else settings.synthetic
+        synthetic = wanted if features.layers else 0.0
         size = split.measure(num_chunks, synthetic, num_broad)
         check_room(features, size, model.spec.dim, settings.attention, (host_memory_bytes(), shutil.disk_usage(folder).free))
         start = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedder.calibrate.collect import Extremes, collect, split_documents
+from embedder.calibrate.collect import Extremes, choose_synthetic, collect, split_documents
 from embedder.calibrate.config import CalibrateSettings
 from embedder.calibrate.ridge import Features, Rows
 from embedder.core.errors import ConfigError
@@ -34,6 +34,10 @@ def test_enough_documents_are_held_out_to_measure_the_ten_nearest() -> None:
     split = split_documents(pa.table({"row": range(300)}), CalibrateSettings(held_out=0.01))
     assert [[len(unit) for unit in units] for units in (split.held_out, split.fitted)] == [[30], [256, 14]]
     assert sorted(pa.concat_tables([*split.held_out, *split.fitted])["row"].to_pylist()) == list(range(300))
+
+
+def test_the_smaller_a_sample_the_more_synthetic_chunks_are_made_of_each_of_its_chunks() -> None:
+    assert [choose_synthetic(count) for count in (0, 100, 3_000, 5_000, 7_500, 100_000)] == [9, 9, 9, 5, 3, 3]
 
 
 def test_broad_text_that_the_sample_has_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

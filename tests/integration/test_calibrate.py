@@ -44,7 +44,7 @@ def calibrate(documentation: Path, minilm: str, name: str, **settings: Any) -> t
             "source": SOURCE | {"uri": str(documentation / "corpus")},
             "chunking": {"max_tokens": 64, "enabled": False},
             "embedding": {"model": minilm},
-            "calibrate": {"num_documents": 600, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2} | settings,
+            "calibrate": {"num_documents": 600, "depths": [3, 6], "dims": [128, 384], "held_out": 0.2, "synthetic": 3.0} | settings,
             "output": {"uri": str(documentation / name)},
         }
     )
