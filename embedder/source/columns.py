@@ -14,7 +14,7 @@ from embedder.core.storage import map_threads
 from embedder.core.units import Shard
 from embedder.source.decompression import open_shard
 from embedder.source.formats.registry import FileFormat, encoding_of, group_by_format
-from embedder.source.formats.rows import Reading, ShardColumns, has_default
+from embedder.source.formats.rows import FILTER_PREFIX, Reading, ShardColumns, has_default
 from embedder.source.metadata_casts import can_cast
 from embedder.source.metadata_types import is_id, is_text, name_type, parse_type, to_delta_type, unify_types
 
@@ -24,8 +24,6 @@ NUM_SAMPLED_SHARDS = 4
 MOST_TRIED = 16
 """Shards of a format to try before the source counts as unreadable."""
 _SHOWN = 30
-FILTER_PREFIX = "filter:"
-"""Before the names of columns that are read for source.filter only, among those of the metadata."""
 NO_TYPES: Mapping[str, pa.DataType] = {}
 
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from embedder.config.source import SourceConfig
 from embedder.core.errors import ConfigError, EmptySourceError
-from embedder.source.columns import FILTER_PREFIX, choose_types, inspect_source, repeats_text, with_context
+from embedder.source.columns import choose_types, inspect_source, repeats_text, with_context
 from embedder.source.file_kinds import SHOWN_NAMES, Ignored
 from embedder.source.filter import Filter, Group, columns_of, names_in, parse_filter, passes
 from embedder.source.formats.registry import FileFormat
-from embedder.source.formats.rows import Reading, Rows
+from embedder.source.formats.rows import FILTER_PREFIX, Reading, Rows
 from embedder.source.metadata_types import name_of, parse_type
 from embedder.source.metadata_values import MISFITS, converter
 from embedder.source.shards import Listing, list_shards

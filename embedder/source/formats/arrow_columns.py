@@ -122,7 +122,7 @@ def find_columns(schema: pa.Schema, reading: Reading, stored: pa.Schema | None =
         if found is None:
             count = schema.names.count(key)
             problem = f"{count} columns" if count else "no column"
-            raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set source.{setting}")
+            raise SourceError(f"{uri}: {problem} {key!r} (found: {', '.join(schema.names)}); set {setting}")
         return CheckedColumn(key, *found, reading) if reading.has_constant(key) else ArrowColumn(key, *found)
 
     columns = reading.find_columns(find)

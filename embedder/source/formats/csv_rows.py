@@ -96,7 +96,7 @@ def _find_columns(header: list[str], delimiter: str, reading: Reading) -> Column
 def _advise(header: list[str], delimiter: str, setting: str) -> str:
     found = next((mark for mark in _DELIMITERS if len(header) == 1 and mark != delimiter and mark in header[0]), None)
     if found is None:
-        return f"set source.{setting}"
+        return f"set {setting}"
     advice = f"set source.format={_NAMED[found]!r}" if found in _NAMED else "convert it"
     return f"its columns are separated by {_DELIMITERS[found]}, and only {_DELIMITERS[delimiter]} are read: {advice}"
 

@@ -99,7 +99,7 @@ def _find(key: str, reading: Reading) -> Getter:
 def _require_keys(batches: Iterable[Records], reading: Reading) -> Iterator[Records]:
     """Raise SourceError at the end if the shard has objects, and none has a text key or none has the id key."""
     source: SourceConfig = reading.source
-    wanted = {"text_columns": source.text_columns} | ({"id_column": (source.id_column,)} if source.id_column else {})
+    wanted = {"source.text_columns": source.text_columns} | ({"source.id_column": (source.id_column,)} if source.id_column else {})
     own = {setting: [key for key in keys if not reading.has_constant(key)] for setting, keys in wanted.items()}
     missing = {setting: [_get_key(key, _MISSING) for key in keys] for setting, keys in own.items() if keys}
     names: dict[str, None] = {}
@@ -113,7 +113,7 @@ def _require_keys(batches: Iterable[Records], reading: Reading) -> Iterator[Reco
     if names and missing:
         setting = next(iter(missing))
         keys = " or ".join(map(repr, wanted[setting]))
-        raise SourceError(f"{reading.shard.uri}: no record has a key {keys} (found: {name_some(names)}); set source.{setting}")
+        raise SourceError(f"{reading.shard.uri}: no record has a key {keys} (found: {name_some(names)}); set {setting}")
 
 
 def _parse_values(values: Iterable[bytes], sampled: bool = False) -> Records:

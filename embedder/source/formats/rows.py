@@ -24,6 +24,8 @@ from embedder.source.metadata_values import MISFITS, Refuse, excerpt_value
 
 T = TypeVar("T")
 
+FILTER_PREFIX = "filter:"
+"""Before the names of columns that are read for source.filter only, among those of the metadata."""
 EXCERPT_CHARS = 200
 _MOST_ID_DIGITS = 310
 _NAME_CHARS = 50
@@ -91,12 +93,19 @@ class Reading:
                 )
 
     def find_columns(self, find: Callable[[str, str], T]) -> Columns[T]:
-        """Return the result of `find(key, setting)` for every column of the source."""
+        """Return the result of `find(key, setting)` for every column of the source: what to set if the column is not as it is wanted."""
         return Columns(
-            [find(key, "text_columns") for key in self.source.text_columns],
-            find(self.source.id_column, "id_column") if self.source.id_column else None,
-            [find(self.source.metadata_columns[name], "metadata_columns") for name in self.metadata.names],
+            [find(key, "source.text_columns") for key in self.source.text_columns],
+            find(self.source.id_column, "source.id_column") if self.source.id_column else None,
+            [find(self.source.metadata_columns[name], _setting_of(name)) for name in self.metadata.names],
         )
+
+
+def _setting_of(name: str) -> str:
+    """Return what to set if a shard is without a column of the metadata."""
+    if name.startswith(CONTEXT_PREFIX):
+        return f"a default in chunking.template, such as {{{name.removeprefix(CONTEXT_PREFIX)}|none}}"
+    return "source.filter" if name.startswith(FILTER_PREFIX) else "source.metadata_columns"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def read_sqlite(file: IO[bytes], reading: Reading) -> Iterator[Rows]:
             if key in table.names:
                 return check_getter(itemgetter(wanted.setdefault(key, len(wanted))), key, reading, _NEVER)
             if not reading.may_lack(key):
-                raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {name_some(table.names)}); set source.{setting}")
+                raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {name_some(table.names)}); set {setting}")
             return check_getter(lambda _: None, key, reading)
 
         columns = reading.find_columns(find)

@@ -87,7 +87,7 @@ def _find_columns(reading: Reading) -> Columns[Getter]:
         if key in COLUMNS:
             return check_getter(itemgetter(key), key, reading)
         if not reading.may_lack(key):
-            raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {', '.join(COLUMNS)}); set source.{setting}")
+            raise SourceError(f"{reading.shard.uri}: no column {key!r} (found: {', '.join(COLUMNS)}); set {setting}")
         return check_getter(lambda _: None, key, reading)
 
     return reading.find_columns(find)

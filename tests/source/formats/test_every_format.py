@@ -128,8 +128,10 @@ def test_a_column_without_a_default_is_wanted_of_every_file(write, tmp_path, nam
     wanted = {"metadata_columns": [], "metadata_types": {}}
     assert read(tmp_path / "source", "{url|none}: {chunk}", **wanted).documents["context:url|"].null_count == len(TEXTS) - 1
     for template in ("{url}: {chunk}", "{url|none} {url}: {chunk}"):
-        with pytest.raises(SourceError, match=r"without/a.*no column 'url'"):
+        with pytest.raises(SourceError, match=r"without/a.*no column 'url' .*; set a default in chunking.template, such as {url\|none}"):
             read(tmp_path / "source", template, **wanted)
+    with pytest.raises(SourceError, match=r"without/a.*no column 'url' .*; set source.filter"):
+        read(tmp_path / "source", filter="url != 'x'", **wanted)
 
 
 @pytest.mark.parametrize("name", WRITERS)
