@@ -41,7 +41,7 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
 
     Units whose part is already on storage (`plan.done`) are skipped by the reader, and yielded like the others.
     """
-    rows = plan_rows(tasks, plan, pool)
+    rows = plan_rows(tasks, plan, pool, context.source.rows_per_unit)
     read: Stage = (prepare_tasks, (context,))
     context = replace(context, index=NO_INDEX)  # up to a gigabyte
     embed: Stage = (EncoderActor, (context, pool))
@@ -52,11 +52,11 @@ def embed_units(tasks: Iterable[Task], plan: Plan, context: StageContext, pool: 
     yield from iterate_units(rows, read, embed, (write_unit, (context,)), pool)
 
 
-def plan_rows(tasks: Iterable[Task], plan: Plan, pool: Pool) -> list[TasksRow]:
+def plan_rows(tasks: Iterable[Task], plan: Plan, pool: Pool, rows_per_unit: int) -> list[TasksRow]:
     """Return a row for each batch of tasks; the less is left to read after it, the fewer units its reader yields a row."""
     rows, left = [], plan.read.size_bytes
     for batch in batch_tasks(tasks, left):
-        rows.append(tasks_row(batch, plan, choose_units(pool, left)))
+        rows.append(tasks_row(batch, plan, choose_units(pool, left, rows_per_unit)))
         left -= sum(task.size_bytes for task in batch if task.ends)
     return rows
 

@@ -1,5 +1,6 @@
 """Settings and the cluster's nodes → the number of encoder actors, and the resources that each holds."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -23,6 +24,8 @@ ROWS_A_SECOND, MOST_ROWS_A_SECOND = 16, 64
 unit."""
 MOST_UNITS = 16
 """Of a row: some 60 MB each, and an actor holds two rows."""
+UNIT_ROWS = 8192
+"""Documents that these units have. Of larger ones, which take an encoder longer, a row holds fewer."""
 LEAST_ROWS = 12
 """Of what is left for each actor: with two rows in an actor five times as slow as the others, all end together."""
 UNIT_BYTES = 16 << 20
@@ -101,14 +104,15 @@ def lay_out_pool(compute: ComputeConfig, nodes: Sequence[Mapping[str, float]]) -
     return Pool(device, compute.dtype, budget, actors, held, cpus, threads, reader_cpus, compute.layout, compute.backend, initial, calls)
 
 
-def choose_units(pool: Pool, size_bytes: int) -> int:
+def choose_units(pool: Pool, size_bytes: int, rows_per_unit: int) -> int:
     """Return the units of a row for what is left of the source: one where a unit takes minutes (on CPUs, behind an API)."""
-    return 1 if pool.calls == 1 else fill_row(pool.actors[1], size_bytes)
+    return 1 if pool.calls == 1 else fill_row(pool.actors[1], size_bytes, rows_per_unit)
 
 
-def fill_row(actors: int, size_bytes: int) -> int:
+def fill_row(actors: int, size_bytes: int, rows_per_unit: int) -> int:
     """Return the units of a row for actors on GPUs: one where a driver keeps up with them."""
     if actors <= MOST_ROWS_A_SECOND // 2:
         return 1
-    least, most = (-(-actors // rows) for rows in (MOST_ROWS_A_SECOND, ROWS_A_SECOND))
-    return min(MOST_UNITS, most, max(least, size_bytes // (actors * LEAST_ROWS * UNIT_BYTES)))
+    larger = max(1.0, rows_per_unit / UNIT_ROWS)
+    least, most = (math.ceil(actors / (rows * larger)) for rows in (MOST_ROWS_A_SECOND, ROWS_A_SECOND))
+    return min(math.ceil(MOST_UNITS / larger), most, max(least, int(size_bytes / (actors * LEAST_ROWS * UNIT_BYTES * larger))))

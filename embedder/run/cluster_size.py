@@ -6,11 +6,12 @@ CPU times are those of the measured machine; the rate of a GPU is an input.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from embedder.core.errors import CommitError
 from embedder.core.storage import READ_BLOCK_BYTES
-from embedder.pipeline.pool import fill_row
+from embedder.pipeline.pool import UNIT_ROWS, fill_row
 from embedder.source.documents import SLICE_BYTES
 
 MOST_ROWS_PER_UNIT = 1_000_000
@@ -127,12 +128,12 @@ def learn_document(records: Iterable[Mapping[str, Any]]) -> Document:
 def size_fleet(document: Document, fleet: Fleet) -> Size:
     """Choose the size of a unit, and count what keeps the GPUs busy with it."""
     rate = fleet.tokens_per_second / document.tokens
-    units_per_row = fill_row(fleet.gpus, int(fleet.documents * document.source_bytes))
-    driver_seconds = DRIVER_SECONDS_PER_ROW / units_per_row
-    least = rate * fleet.gpus * driver_seconds / DRIVER_SHARE
+    fill = partial(fill_row, fleet.gpus, int(fleet.documents * document.source_bytes))
+    least = rate * fleet.gpus * DRIVER_SECONDS_PER_ROW / fill(UNIT_ROWS) / DRIVER_SHARE
     wanted = min(rate * fleet.unit_seconds, fleet.documents / fleet.gpus / UNITS_PER_ENCODER)
     rows_per_unit = round_down(min(max(1.0, least, wanted), MOST_ROWS_PER_UNIT))
-    num_units = math.ceil(fleet.documents / rows_per_unit)
+    units_per_row, num_units = fill(rows_per_unit), math.ceil(fleet.documents / rows_per_unit)
+    driver_seconds = DRIVER_SECONDS_PER_ROW / units_per_row
     seconds = (rows_per_unit * document.read_seconds, rows_per_unit / rate, rows_per_unit * document.write_seconds)
     units_per_second = fleet.gpus / seconds[1]
     readers, writers = (units_per_second * each / BUSY_SHARE for each in (seconds[0], seconds[2]))
@@ -182,7 +183,7 @@ def describe_size(document: Document, fleet: Fleet, size: Size) -> list[tuple[st
         ("CPUs", f"{size.cpus_per_gpu(fleet.gpus):,.1f} a GPU: {readers:,.2f} readers, {writers:,.2f} writers, 1 for the encoder"),
         ("object store", f"{size.store_bytes_per_node / 1e9:,.1f} GB a node (Ray takes 30% of its memory for that)"),
         ("storage", f"{size.requests_per_second:,.0f} requests/s; {moved[0]} in, {moved[1]} out"),
-        ("driver", f"{size.driver_share:.0%} of a CPU ({size.units_per_row} units in a row of Ray), {size.driver_bytes / 1e9:,.1f} GB"),
+        ("driver", f"{size.driver_share:.0%} of a CPU (units in a row of Ray: {size.units_per_row}), {size.driver_bytes / 1e9:,.1f} GB"),
         ("a run", f"{size.hours:,.1f} h, GPUs busy {size.busy_share:.0%} of it, estimated; without the start of machines and models"),
     ]
 

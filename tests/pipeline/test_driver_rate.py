@@ -22,13 +22,13 @@ from embedder.core.units import Part, PartName, Shard, Stats, Task
 from embedder.observe.progress import Meter
 from embedder.pipeline.cluster import Reporter, start_ray
 from embedder.pipeline.graph import iterate_units, plan_rows
-from embedder.pipeline.pool import Pool
+from embedder.pipeline.pool import UNIT_ROWS, Pool
 from embedder.pipeline.rows import LandedRow
 from embedder.run.embed import check_complete, collect
 from tests.tables import as_columns
 
 UNITS_A_TASK = 100
-UNIT_ROWS = 10
+ROWS_A_UNIT = 10
 SHARD_BYTES = 1 << 40
 MOST_MILLISECONDS = 25
 
@@ -38,8 +38,8 @@ def read(row: Any) -> Iterator[dict[str, Any]]:
     for each in json.loads(row["tasks"]):
         task = Task.from_fields(each["task"])
         for number in range(UNITS_A_TASK):
-            first, is_last = number * UNIT_ROWS, number == UNITS_A_TASK - 1
-            name = str(PartName(task.key, task.version, first, first + UNIT_ROWS, is_last))
+            first, is_last = number * ROWS_A_UNIT, number == UNITS_A_TASK - 1
+            name = str(PartName(task.key, task.version, first, first + ROWS_A_UNIT, is_last))
             yield {"key": task.key, "name": name, "documents": b"x" * 10_000}
 
 
@@ -51,7 +51,7 @@ class Encode:
 
 def write(row: dict[str, Any]) -> LandedRow:
     """Return a landed unit."""
-    part = Part(row["name"], UNIT_ROWS, 150_000, Stats(documents=UNIT_ROWS, chunks=UNIT_ROWS, tokens=1_000), checksum="0" * 32)
+    part = Part(row["name"], ROWS_A_UNIT, 150_000, Stats(documents=ROWS_A_UNIT, chunks=ROWS_A_UNIT, tokens=1_000), checksum="0" * 32)
     return {"key": row["key"], "part": asdict(part), "error": None, "broken": [], "reasons": [], "probe": row["probe"], "attempt": 1,
             "tokens": 1_000, "sample": b""}  # fmt: skip
 
@@ -73,7 +73,7 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
     pool = Pool("cuda", "bfloat16", 1, (num_nodes, num_actors), 1.0, 0.5, 1, 0.49, initial=num_nodes, calls=2)
     meter, reporter = Meter(columns, None, num_nodes), Reporter({"table": "made-up", "run_id": "0"})
     figures: list[tuple[float, float, int]] = []
-    landings = iterate_units(plan_rows(tasks, plan, pool), (read, ()), (Encode, ()), (write, ()), pool)
+    landings = iterate_units(plan_rows(tasks, plan, pool, UNIT_ROWS), (read, ()), (Encode, ()), (write, ()), pool)
 
     def noted() -> Iterator[LandedRow]:
         for number, row in enumerate(landings):

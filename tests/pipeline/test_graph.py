@@ -102,13 +102,14 @@ def test_a_careful_attempt_leaves_marks_of_poison_documents_only(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("device", "actors", "gigabytes", "units"),
-    [("cuda", 32, 100_000, 1), ("cuda", 64, 1_000, 4), ("cuda", 1_000, 100_000, 16), ("cuda", 64, 10, 1), ("cuda", 128, 600, 8),
-     ("cuda", 256, 600, 12), ("cuda", 256, 0, 4), ("cpu", 256, 100_000, 1)],
+    ("device", "actors", "gigabytes", "rows", "units"),
+    [("cuda", 32, 100_000, 8192, 1), ("cuda", 64, 1_000, 8192, 4), ("cuda", 1_000, 100_000, 8192, 16), ("cuda", 64, 10, 8192, 1),
+     ("cuda", 128, 600, 8192, 8), ("cuda", 128, 600, 1000, 8), ("cuda", 128, 600, 16_384, 4), ("cuda", 128, 600, 65_536, 1),
+     ("cuda", 256, 600, 8192, 12), ("cuda", 256, 0, 8192, 4), ("cpu", 256, 100_000, 8192, 1)],
 )  # fmt: skip
-def test_a_row_holds_several_units_for_many_gpus_with_much_to_do(device: str, actors: int, gigabytes: int, units: int) -> None:
+def test_a_row_holds_several_units_for_many_gpus_with_much_to_do(device: str, actors: int, gigabytes: int, rows: int, units: int) -> None:
     pool = lay_out_pool(ComputeConfig(device=device, actors=actors), [{"CPU": 8.0, "GPU": 8.0}])
-    assert choose_units(pool, gigabytes << 30) == units
+    assert choose_units(pool, gigabytes << 30, rows) == units
 
 
 HEAD = {"memory": 1e9}

@@ -11,7 +11,7 @@ from embedder.config.compute import ComputeConfig
 from embedder.core.plan import Plan
 from embedder.core.units import Shard, Task
 from embedder.pipeline.graph import plan_rows
-from embedder.pipeline.pool import UNIT_BYTES, Pool, lay_out_pool
+from embedder.pipeline.pool import UNIT_BYTES, UNIT_ROWS, Pool, lay_out_pool
 from embedder.pipeline.rows import TasksRow
 from tests.tables import as_columns
 
@@ -47,7 +47,7 @@ def plan_corpus(num_units: int, pool: Pool) -> list[TasksRow]:
     """Return the rows of tasks for a corpus of small shards, and one that is 100 times as large."""
     shards = [LARGER * SHARD_UNITS] + [SHARD_UNITS] * (num_units // SHARD_UNITS - LARGER)
     tasks = [Task(f"{n:016x}", "1" * 32, (Shard(f"{n}.jsonl", "v", units * UNIT_BYTES),)) for n, units in enumerate(shards)]
-    return plan_rows(tasks, Plan(as_columns(tasks), {}, (), None, None, {}), pool)  # type: ignore[arg-type]
+    return plan_rows(tasks, Plan(as_columns(tasks), {}, (), None, None, {}), pool, UNIT_ROWS)  # type: ignore[arg-type]
 
 
 def list_units(row: TasksRow) -> list[int]:
