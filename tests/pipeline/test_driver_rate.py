@@ -85,6 +85,8 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
     parts, _, _ = collect(noted(), meter, reporter.report, watch)
     figures.append((time.monotonic(), time.process_time(), peak_bytes()))
     seconds, cpu, memory = (after - before for before, after in zip(*figures, strict=True))
+    ray.shutdown()  # before its nodes end, which would end this process with an error
+    cluster.shutdown()
     check_complete(columns, parts, {})
     num = len(parts) - num_units // 2
     return {
