@@ -287,7 +287,7 @@ def test_columns_are_found_by_their_mapping(mode: str, tmp_path: Path) -> None:
 
 
 def map_field(field: dict[str, Any], name: str, number: int) -> None:
-    """Give a field of a schema in the log another name than its files have."""
+    """Rename a field of a schema in the log, not in its files."""
     field["metadata"] = {"delta.columnMapping.id": number, "delta.columnMapping.physicalName": field["name"]}
     field["name"] = name
 
