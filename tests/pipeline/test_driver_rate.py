@@ -6,6 +6,7 @@ each; more actors than that are never placed, but a row holds as many units as f
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +32,8 @@ UNITS_A_TASK = 100
 ROWS_A_UNIT = 10
 SHARD_BYTES = 1 << 40
 MOST_MILLISECONDS = 25
+MOST_STORED = 100_000_000
+"""Bytes in the object store at once, of units that each pass it three times with 14 kB."""
 
 
 def read(row: Any) -> Iterator[dict[str, Any]]:
@@ -60,7 +63,8 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
     """Run a graph on made-up nodes as if it had so many actors; return the driver's figures over the second half of the units."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    workers_stay = {"num_workers_soft_limit": 64, "idle_worker_killing_time_threshold_ms": 600_000}  # not one per CPU, of few CPUs
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": workers_stay})
     for _ in range(num_nodes):
         cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=200 << 20)
     import ray
@@ -72,19 +76,22 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
     plan = Plan(columns, {}, (), None, None, {})  # type: ignore[arg-type]
     pool = Pool("cuda", "bfloat16", 1, (num_nodes, num_actors), 1.0, 0.5, 1, 0.49, initial=num_nodes, calls=2)
     meter, reporter = Meter(columns, None, num_nodes), Reporter({"table": "made-up", "run_id": "0"})
-    figures: list[tuple[float, float, int]] = []
+    figures: list[tuple[float, float, int, int]] = []
+    stored = [0]
     landings = iterate_units(plan_rows(tasks, plan, pool, UNIT_ROWS), (read, ()), (Encode, ()), (write, ()), pool)
 
     def noted() -> Iterator[LandedRow]:
         for number, row in enumerate(landings):
             if number == num_units // 2:  # the workers have started
-                figures.append((time.monotonic(), time.process_time(), peak_bytes()))
+                figures.append((time.monotonic(), time.process_time(), peak_bytes(), ray_bytes()))
+            if number % 100 == 0:
+                stored.append(shutil.disk_usage("/dev/shm").used)
             yield row
 
     watch: Any = SimpleNamespace(land=lambda *_: None)
     parts, _, _ = collect(noted(), meter, reporter.report, watch)
-    figures.append((time.monotonic(), time.process_time(), peak_bytes()))
-    seconds, cpu, memory = (after - before for before, after in zip(*figures, strict=True))
+    figures.append((time.monotonic(), time.process_time(), peak_bytes(), ray_bytes()))
+    seconds, cpu, memory, of_ray = (after - before for before, after in zip(*figures, strict=True))
     ray.shutdown()  # before its nodes end, which would end this process with an error
     cluster.shutdown()
     check_complete(columns, parts, {})
@@ -94,12 +101,21 @@ def measure_driver(num_units: int, num_nodes: int, num_actors: int) -> dict[str,
         "units_per_second": num / seconds,
         "driver_ms_per_unit": cpu * 1000 / num,
         "driver_bytes_per_unit": memory / num,
+        "ray_bytes_per_unit": of_ray / num,
+        "object_store_bytes": max(stored),
     }
 
 
 def peak_bytes() -> int:
     """Return the peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def ray_bytes() -> int:
+    """Return the memory of the processes that schedule tasks and keep their states and metrics, those of the nodes included."""
+    listed = subprocess.run(["ps", "-eo", "rss=,comm="], stdout=subprocess.PIPE, text=True, check=True).stdout
+    processes = [line.split(maxsplit=1) for line in listed.splitlines()]
+    return 1024 * sum(int(size) for size, name in processes if name.startswith(("gcs_server", "raylet", "ray-dashboard", "ray::Dashboard")))
 
 
 @pytest.mark.slow
@@ -114,6 +130,7 @@ def test_a_unit_costs_the_driver_milliseconds_and_less_the_more_actors_there_are
     record_property("figures", figures)
     assert figures["units"] == 1600
     assert figures["driver_ms_per_unit"] < most_milliseconds
+    assert figures["object_store_bytes"] < MOST_STORED
 
 
 if __name__ == "__main__":
