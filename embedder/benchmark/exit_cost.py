@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedder.calibrate.memory import choose_queries
 from embedder.calibrate.ridge import choose_layers
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.spec import EmbeddingSpec
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS, Exit, normalise_states
+from embedder.model.exits import Exit, normalise_states
 from embedder.model.files.recipe import find_recipe
 from embedder.model.loading import load_head_and_exit, load_transformer, resolve_dtype
 from embedder.model.resolve import ResolvedModel, resolve_model
@@ -78,12 +79,12 @@ def load_taps(spec: EmbeddingSpec, calibration: Calibration) -> Encoder:
 def make_up_exits(resolved: ResolvedModel) -> Calibration:
     """Return a random calibration of the right shapes."""
     draw, size, width = np.random.default_rng(0), resolved.hidden_size, resolved.spec.dim
-    maps = {}
-    for depth in range(1, resolved.spec.depth):
-        layers = choose_layers(depth, NUM_POOLINGS * size)
-        weight_FW = draw.normal(size=(len(layers) * NUM_POOLINGS * size, width)).astype(np.float32)
-        maps[depth] = ExitMap(layers, weight_FW, np.zeros(width, np.float32))
     token_weights_V = draw.uniform(0, 9, resolved.vocab_size).astype(np.float32)
-    weighing = start_attention_pooling(token_weights_V, resolved.spec.depth, size)
+    weighing = start_attention_pooling(token_weights_V, resolved.spec.depth, size, choose_queries(size))
+    maps, block = {}, weighing.num_poolings * size
+    for depth in range(1, resolved.spec.depth):
+        layers = choose_layers(depth, block)
+        weight_FW = draw.normal(size=(len(layers) * block, width)).astype(np.float32)
+        maps[depth] = ExitMap(layers, weight_FW, np.zeros(width, np.float32))
     weighing.queries_TQX[..., :size] = draw.normal(0, size**-0.5, size=(*weighing.queries_TQX.shape[:2], size))
     return Calibration(fitted_for(resolved.spec), resolved.spec.depth, weighing, maps, {})

@@ -14,6 +14,8 @@ from embedder.benchmark.gpu_speed import ROUND_TOKENS, VOCABULARY, build
 from embedder.benchmark.random_models import draw_rows
 from embedder.benchmark.throughput import draw_lengths
 from embedder.benchmark.timing import synchronize, time_once
+from embedder.calibrate.memory import choose_queries
+from embedder.model.attention_pooling import UNQUERIED
 from embedder.model.choose_backend import choose_fastest, list_budgets
 from embedder.model.encoder import Encoder
 from embedder.model.loading import BackendName
@@ -55,10 +57,12 @@ def compare_runs(bench: Bench, encoders: dict[str, Encoder], rows: Any, token_bu
 
 def time_pooling(bench: Bench, width: int, num_tokens: int = 65_536) -> dict[str, float]:
     """Return milliseconds to pool one layer of a batch of mixed lengths, and of one of long texts, beside TB/s of states read once."""
-    from embedder.model.kernels import POOLINGS, QUERIES, pool_segments
+    from embedder.model.kernels import pool_segments
 
+    num_queries = choose_queries(width)
     states = torch.randn(num_tokens, width, device=bench.device, dtype=torch.bfloat16)
-    queries, bias = torch.randn(QUERIES, width, device=bench.device), torch.randn(POOLINGS, num_tokens, device=bench.device)
+    queries = torch.randn(num_queries, width, device=bench.device)
+    bias = torch.randn(UNQUERIED + num_queries, num_tokens, device=bench.device)
     found: dict[str, float] = {}
     for profile in ("mixed", "64", "512"):
         lengths = np.sort(draw_lengths(profile, num_tokens))[::-1].cumsum()

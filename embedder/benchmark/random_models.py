@@ -9,12 +9,13 @@ import torch
 import transformers
 from torch import nn
 
+from embedder.calibrate.memory import choose_queries
 from embedder.core.spec import EmbeddingSpec, Pooling
 from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
 from embedder.model.batches import LayoutName
 from embedder.model.calibration import ExitMap
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
+from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.families import position_limit
 from embedder.model.pooling import Head
 
@@ -130,18 +131,19 @@ def cut_model(model: Any, depth: int) -> None:
 def draw_weighing(vocab_size: int, num_layers: int, hidden_size: int, seed: int = 0) -> AttentionPooling:
     """Return learned means whose queries are random."""
     draw = np.random.default_rng(seed)
-    weighing = start_attention_pooling(draw.random(vocab_size, dtype=np.float32), num_layers, hidden_size)
+    rarity_V = draw.random(vocab_size, dtype=np.float32)
+    weighing = start_attention_pooling(rarity_V, num_layers, hidden_size, choose_queries(hidden_size))
     noise_TQX = draw.standard_normal(weighing.queries_TQX.shape).astype(np.float32) * 0.02
     return AttentionPooling(weighing.token_weights_V, weighing.queries_TQX + noise_TQX)
 
 
 def build_exit(vocab_size: int, depth: int, hidden_size: int, pooling: Pooling) -> Exit:
     """Return a calibrated exit of random weights at the depth, which reads every layer up to it."""
-    draw = np.random.default_rng(1)
-    num_features = (depth + 1) * NUM_POOLINGS * hidden_size
+    draw, weighing = np.random.default_rng(1), draw_weighing(vocab_size, depth, hidden_size)
+    num_features = (depth + 1) * weighing.num_poolings * hidden_size
     weight_FW = (draw.standard_normal((num_features, hidden_size)) / num_features**0.5).astype(np.float32)
     exit_map = ExitMap(tuple(range(depth + 1)), weight_FW, np.zeros(hidden_size, np.float32))
-    return Exit(exit_map, ExitPooler(pooling, draw_weighing(vocab_size, depth, hidden_size)), hidden_size)
+    return Exit(exit_map, ExitPooler(pooling, weighing), hidden_size)
 
 
 def draw_rows(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> pa.ListArray:

@@ -1,6 +1,6 @@
 """Settings of a calibration, and of the artifact that it writes."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,9 +17,13 @@ LEAST_STEP = 4
 class AttentionSettings(Section):
     """Training of the attention-pooling queries that the maps read at every layer."""
 
-    chunks: Annotated[int, Field(ge=0)] = 4096
+    chunks: Annotated[int, Field(ge=0)] | None = None
     """Chunks to train on, drawn from the chunks that maps are fitted on; synthetic ones fill up. 0 keeps the starting queries, by rarity
-    and by position. Memory holds a square matrix over these chunks."""
+    and by position. Memory holds a square matrix over these chunks. Default: 4096, and of a model with narrower states than 12 layers of
+    768 as many as have as large ones, at most 12,288."""
+    queries: Literal[2, 4] | None = None
+    """Queries of a layer, each of which gives a weighted mean of its states. Default: 4, and 2 where states have more than 512
+    components, so that a map reads more layers."""
     epochs: Positive = 3
     """Passes over these chunks."""
     batch_chunks: Annotated[int, Field(ge=LEAST_STEP)] = 32
@@ -29,7 +33,7 @@ class AttentionSettings(Section):
 
     @model_validator(mode="after")
     def _chunks_for_a_step(self) -> "AttentionSettings":
-        if 0 < self.chunks < LEAST_STEP:
+        if self.chunks is not None and 0 < self.chunks < LEAST_STEP:
             raise ValueError(f"chunks={self.chunks}: too few for one step; choose 0 to skip training, or at least {LEAST_STEP}")
         return self
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from embedder.calibrate.config import AttentionSettings
 from embedder.calibrate.ridge import Features
 from embedder.core.errors import ConfigError
-from embedder.model.attention_pooling import NUM_QUERIES
+
+MOST_CHUNKS, LEAST_CHUNKS = 12_288, 4096
+"""Chunks to train attention pooling on, unless a setting says how many."""
+MOST_VALUES = LEAST_CHUNKS * 12 * 768
+"""Chunks × layers that maps read × hidden size, of more than LEAST_CHUNKS: as of so many with 12 layers of 768."""
+
+FEW_QUERIES, MANY_QUERIES = 2, 4
+MOST_FOR_MANY = 512
+"""Components of a state up to which a layer has many queries: of wider ones, a map would read fewer layers."""
 
 logger = logging.getLogger("embedder")
 
@@ -41,14 +49,28 @@ class SampleSize:
     def training_bytes(self, features: Features, width: int, settings: AttentionSettings) -> int:
         """Return the memory to train the pooling queries: heads with gradients and moments, pooled states and mapped vectors of all chunks,
         a block of features standardized, and three square matrices over those to train on."""
-        if not settings.chunks:
+        most = choose_chunks(features, settings)
+        if not most:
             return 0
-        chunks = min(settings.chunks, self.fitted)
-        num_rows = chunks + min(settings.chunks, self.held_out)
+        chunks = min(most, self.fitted)
+        num_rows = chunks + min(most, self.held_out)
         layers = [len(each) for each in features.layers.values()]
-        heads = 4 * sum(layers) * NUM_QUERIES * features.hidden_size * width
+        heads = 4 * sum(layers) * features.num_queries * features.hidden_size * width
         states = num_rows * (len(features.tapped) + 3) * features.block
         return 4 * (heads + states + 2 * num_rows * len(layers) * width + 3 * chunks**2)
+
+
+def choose_queries(hidden_size: int, wanted: int | None = None) -> int:
+    """Return the queries of a layer."""
+    return wanted or (MANY_QUERIES if hidden_size <= MOST_FOR_MANY else FEW_QUERIES)
+
+
+def choose_chunks(features: Features, settings: AttentionSettings) -> int:
+    """Return the chunks to train attention pooling on: of a small model more, for the time and disk that a larger one takes."""
+    if settings.chunks is not None:
+        return settings.chunks
+    read = {layer for layers in features.layers.values() for layer in layers}
+    return max(LEAST_CHUNKS, min(MOST_CHUNKS, MOST_VALUES // max(1, len(read) * features.hidden_size)))
 
 
 def check_room(features: Features, size: SampleSize, width: int, settings: AttentionSettings, room: tuple[int, int]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from embedder.core.quantization import Floats
 from embedder.core.rotation import Doubles
-from embedder.model.exits import NUM_POOLINGS
+from embedder.model.attention_pooling import UNQUERIED
 
 Columns = npt.NDArray[np.int64]
 
@@ -42,11 +42,12 @@ class Features:
     """By depth: the layers that its map reads."""
     tapped: tuple[int, ...]
     hidden_size: int
+    num_queries: int
 
     @property
     def block(self) -> int:
         """Features per layer."""
-        return NUM_POOLINGS * self.hidden_size
+        return (UNQUERIED + self.num_queries) * self.hidden_size
 
     def blocks(self, depth: int) -> list[int]:
         """Return the positions in `tapped` of the layers that a depth's map reads, in rising order."""

@@ -16,7 +16,7 @@ from embedder.calibrate.config import CalibrateConfig, CalibrateSettings
 from embedder.calibrate.drift import Figures, expect_fidelity
 from embedder.calibrate.fit import CutReport, ExitReport, fit_exits, measure_cuts
 from embedder.calibrate.fit_neurons import NeuronTask, fit_neurons
-from embedder.calibrate.memory import check_room
+from embedder.calibrate.memory import check_room, choose_chunks, choose_queries
 from embedder.calibrate.open_pipeline import Pipeline, open_pipeline
 from embedder.calibrate.ridge import Features, Rows, choose_layers
 from embedder.calibrate.train_pooling import PoolingTask, train_attention_pooling
@@ -26,10 +26,10 @@ from embedder.core.context import keep_context
 from embedder.core.errors import ConfigError, EmbedderError
 from embedder.core.rotation import fit_rotation
 from embedder.core.text_hashes import hash_texts
-from embedder.model.attention_pooling import AttentionPooling, start_attention_pooling
+from embedder.model.attention_pooling import UNQUERIED, AttentionPooling, start_attention_pooling
 from embedder.model.calibration import Calibration, fitted_for
 from embedder.model.defaults import HasColumns
-from embedder.model.exits import NUM_POOLINGS, check_pooling
+from embedder.model.exits import check_pooling
 from embedder.model.files.recipe import width_of
 from embedder.model.memory import host_memory_bytes
 from embedder.model.neurons import KeptNeurons
@@ -87,7 +87,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
     model = resolve_whole(config.embedding, config.chunking, lambda template: all(has_columns(each, template) for each in sources))
     config = config.model_copy(update={"chunking": config.chunking.model_copy(update={"template": model.spec.template})})
     depths, dims = choose_depths(settings, model), choose_dims(settings, model)
-    features = choose_features(depths, model, settings.feed_forward < 1)
+    features = choose_features(depths, model, choose_queries(model.hidden_size, settings.attention.queries), settings.feed_forward < 1)
     if settings.broad and not features.layers:
         raise ConfigError(f"calibrate.broad: maps are fitted on it, and depth {depths[-1]} needs none; leave it out, or name a lower depth")
     split = draw_sample(config)
@@ -101,7 +101,7 @@ def run_calibrate(config: CalibrateConfig) -> tuple[Calibration, Report]:
         synthetic = wanted if features.layers else 0.0
         size = split.measure(num_chunks, synthetic, num_broad)
         check_room(features, size, model.spec.dim, settings.attention, (host_memory_bytes(), shutil.disk_usage(folder).free))
-        start = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size)
+        start = start_attention_pooling(weigh_tokens(counts_V, num_chunks), model.spec.depth, model.hidden_size, features.num_queries)
         neurons = choose_neurons(model, split, settings.feed_forward, start, pipeline)
         tapping = Tapping(model.spec, model.tokenizer_json, features.tapped, depths, start, synthetic, settings.seed, neurons)
         tapping = train_pooling(tapping, split, features, settings, pipeline)
@@ -201,11 +201,11 @@ def choose_dims(settings: CalibrateSettings, model: ResolvedModel) -> tuple[int,
     return dims
 
 
-def choose_features(depths: Sequence[int], model: ResolvedModel, pruned: bool = False) -> Features:
+def choose_features(depths: Sequence[int], model: ResolvedModel, num_queries: int, pruned: bool = False) -> Features:
     """Choose the layers that the map of each depth below the full one reads, and of that too if its layers are pruned."""
     size = model.hidden_size
-    layers = {depth: choose_layers(depth, NUM_POOLINGS * size) for depth in depths if pruned or depth < model.spec.depth}
-    return Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size)
+    layers = {depth: choose_layers(depth, (UNQUERIED + num_queries) * size) for depth in depths if pruned or depth < model.spec.depth}
+    return Features(layers, tuple(sorted({*depths, *(layer for each in layers.values() for layer in each)})), size, num_queries)
 
 
 def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: AttentionPooling, pipeline: Pipeline) -> KeptNeurons | None:
@@ -223,7 +223,7 @@ def choose_neurons(model: ResolvedModel, split: Split, share: float, pooling: At
 
 def train_pooling(tapping: Tapping, split: Split, features: Features, settings: CalibrateSettings, pipeline: Pipeline) -> Tapping:
     """Train the pooling queries, from those given, where an encoder would run; chunks that ran meanwhile are known, if in this process."""
-    if not settings.attention.chunks or not features.layers:
+    if not features.layers or not choose_chunks(features, settings.attention):
         return tapping
     read = replace(features, tapped=tuple(sorted({layer for layers in features.layers.values() for layer in layers})))
     held_out, number = pa.concat_tables(split.held_out), len(split.held_out)

@@ -22,16 +22,17 @@ from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from embedder.calibrate.config import AttentionSettings
+from embedder.calibrate.memory import choose_chunks
 from embedder.calibrate.ridge import Features
 from embedder.calibrate.row_maps import map_rows, multiply_rows
 from embedder.calibrate.token_states import TokenStates, open_token_states
 from embedder.core.fidelity import unit
 from embedder.core.quantization import Floats
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
+from embedder.model.attention_pooling import UNQUERIED, AttentionPooling
 from embedder.model.batches import Batch, BatchLayout, make_layout
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS, ExitPooler, normalise_states
+from embedder.model.exits import ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
@@ -122,7 +123,7 @@ def draw_training_set(task: PoolingTask) -> tuple[pa.ListArray, int]:
 
     Return the token ids of all chunks, those held out first, and how many these are.
     """
-    tapping, most = task.tapping, task.settings.chunks
+    tapping, most = task.tapping, choose_chunks(task.features, task.settings)
     drawn = [task.held_out.slice(0, most), *task.units[: math.ceil(most / len(task.units[0]))]]
     held_out, *units = [chunk(each, tapping.spec, tapping.tokenizer_json) for each in drawn]
     held_out, others = (_draw(each, most, tapping.seed) for each in (held_out, pa.concat_arrays(units)))
@@ -182,7 +183,7 @@ class PoolingTraining:
         self.layout = make_layout("padded", load_config(find_recipe(task.spec)), torch.device(pool.device))
         self.states = kept or FrozenLayers(task, self.layout, pool)
         self.pool = ExitPooler(task.spec.pooling, task.tapping.weighing).to(pool.device)
-        block = NUM_QUERIES * self.features.hidden_size
+        block = self.features.num_queries * self.features.hidden_size
         self.standardize = nn.BatchNorm1d(len(self.features.tapped) * block, affine=False).to(pool.device)
         sizes = {str(depth): len(layers) * block for depth, layers in self.features.layers.items()}
         self.heads = nn.ModuleDict({depth: nn.Linear(size, task.spec.dim) for depth, size in sizes.items()}).to(pool.device)
@@ -237,7 +238,7 @@ class PoolingTraining:
     def _correct(self, batch: Batch) -> dict[int, Tensor]:
         """Return, by depth, the (B, W) correction to the map of the starting queries."""
         num_rows, num_layers = len(batch.lengths_B), len(self.features.tapped)
-        queried_BTQH = self._pool(batch).view(num_rows, num_layers, NUM_POOLINGS, -1)[:, :, -NUM_QUERIES:]
+        queried_BTQH = self._pool(batch).view(num_rows, num_layers, -1, self.features.hidden_size)[:, :, UNQUERIED:]
         standard_BTX = self.standardize(queried_BTQH.flatten(1)).view(num_rows, num_layers, -1)
         return {depth: self.heads[str(depth)](standard_BTX[:, self.features.blocks(depth)].flatten(1)) for depth in self.features.layers}
 

@@ -1,4 +1,4 @@
-"""Token weights in the two learned means of a calibrated exit: by state, rarity and position.
+"""Token weights in the learned means of a calibrated exit: by state, rarity and position.
 
 V = token ids, T = layers from the embedding up, Q = queries of a layer, H = hidden size, X = H + 3: a state, the log of the
 rarity, the position in units of LEAD_TOKENS, and one.
@@ -10,9 +10,12 @@ import numpy as np
 
 from embedder.core.quantization import Floats
 
-NUM_QUERIES = 2
+STARTS = ((1, 0), (0, -1), (2, 0), (0, 0.5))
+"""Initial queries: what the log of the rarity, and the position, count. A part of them is its first ones."""
+UNQUERIED = 2
+"""Poolings of a layer without a learned query: the mean, and the token that gathers the text."""
 LEAD_TOKENS = 20
-"""By the initial query for position, a token at this position weighs 1/e of the first."""
+"""By the second initial query, a token at this position weighs 1/e of the first."""
 LEAST_RARITY = 0.1
 """Added to a rarity before its log: a token in every text weighs 1% of the rarest, not 0."""
 
@@ -30,15 +33,19 @@ class AttentionPooling:
         return int(self.queries_TQX.shape[-1]) - 3
 
     @property
+    def num_poolings(self) -> int:
+        """Pooled states of a layer."""
+        return UNQUERIED + int(self.queries_TQX.shape[1])
+
+    @property
     def log_rarity_V(self) -> Floats:  # noqa: N802
         """Log of the rarity by token id."""
         logs_V: Floats = np.log(self.token_weights_V + np.float32(LEAST_RARITY))
         return logs_V
 
 
-def start_attention_pooling(token_weights_V: Floats, num_layers: int, hidden_size: int) -> AttentionPooling:
-    """Return the initial queries: one by rarity, one by position, independent of the state."""
-    queries_TQX = np.zeros((num_layers + 1, NUM_QUERIES, hidden_size + 3), np.float32)
-    queries_TQX[:, 0, -3] = 1
-    queries_TQX[:, 1, -2] = -1
+def start_attention_pooling(token_weights_V: Floats, num_layers: int, hidden_size: int, num_queries: int = len(STARTS)) -> AttentionPooling:
+    """Return the initial queries, by rarity and by position, independent of the state."""
+    queries_TQX = np.zeros((num_layers + 1, num_queries, hidden_size + 3), np.float32)
+    queries_TQX[..., -3:-1] = STARTS[:num_queries]
     return AttentionPooling(token_weights_V, queries_TQX)

@@ -26,7 +26,7 @@ from embedder.model.backends import has_kernels
 from embedder.model.batches import Batch, LayoutName, make_layout
 from embedder.model.calibration import Calibration
 from embedder.model.compiling import compile_forward
-from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler, normalise_states
+from embedder.model.exits import Exit, ExitPooler, normalise_states
 from embedder.model.files.families import find_family
 from embedder.model.files.recipe import find_recipe
 from embedder.model.files.tokenizer import count_prompt_tokens, load_tokenizer
@@ -233,7 +233,7 @@ class Encoder:
         """
         assert set(depths) <= set(range(len(self.layers) + 1)), (depths, len(self.layers))
         pool = self._layer_pooler if weighing is None else self._exit_pooler(weighing)()
-        width = len(depths) * (len(self._pooling.split("+")) if weighing is None else NUM_POOLINGS) * int(self._config.hidden_size)
+        width = len(depths) * (len(self._pooling.split("+")) if weighing is None else weighing.num_poolings) * int(self._config.hidden_size)
         with self._turn, self._tapped(depths, pool) as forward:
             queued = self._run(token_ids, token_budget, width, lambda batch: forward(batch)[0], spans)
         return dict(zip(depths, np.split(queued.fetch().vectors_ND, len(depths), axis=1), strict=True))
@@ -250,7 +250,7 @@ class Encoder:
         """Return the states that exits at `depths`, some of the `layers`, are fitted on, from one full pass; `keep` wraps their pooler."""
         hidden_size, places = int(self._config.hidden_size), [list(layers).index(depth) for depth in depths]
         pool = self._exit_pooler(weighing)
-        block, own = NUM_POOLINGS * hidden_size, pool.own * hidden_size
+        block, own = weighing.num_poolings * hidden_size, pool.own * hidden_size
         width = len(layers) * block
         with self._turn, self._tapped(layers, keep(pool()) if keep else pool()) as forward:
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from embedder.core.errors import ConfigError
 from embedder.core.spec import Pooling
-from embedder.model.attention_pooling import LEAD_TOKENS, NUM_QUERIES, AttentionPooling
+from embedder.model.attention_pooling import LEAD_TOKENS, UNQUERIED, AttentionPooling
 from embedder.model.backends import has_kernels
 from embedder.model.batches import Batch
 from embedder.model.calibration import ExitMap
@@ -23,7 +23,6 @@ Floats = npt.NDArray[np.float32]
 
 EXIT_POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
 """A model's own pooling is one of those that maps read, and the state of a native exit is taken from them."""
-NUM_POOLINGS = 2 + NUM_QUERIES
 NEVER = -1e9
 """Added to what a token counts the exponential of."""
 
@@ -35,7 +34,7 @@ def check_pooling(pooling: Pooling) -> None:
 
 
 class ExitPooler(nn.Module):
-    """Pools the states of a layer that a map reads, side by side: the mean, the token that gathers the text, two learned means.
+    """Pools the states of a layer that a map reads, side by side: the mean, the token that gathers the text, learned means.
 
     All of them are attention with a fixed query. The first two ask nothing of a state: one sees every token alike, the other sees
     one token alone. Queries belong to a layer and not to a depth, so one pass serves every exit.
@@ -53,7 +52,7 @@ class ExitPooler(nn.Module):
 
     def forward(self) -> LayerPooler:
         """Return the function that pools a batch's states, layer by layer, by the current queries: (B, P·H) each."""
-        queries_TPX = functional.pad(self.queries_TQX, (0, 2, NUM_POOLINGS - NUM_QUERIES, 0))
+        queries_TPX = functional.pad(self.queries_TQX, (0, 2, UNQUERIED, 0))
         queries_TPX[..., -2] = NEVER
         queries_TPX[:, 1, -1] = NEVER
         by_state_TQH, by_token_TPX = self.queries_TQX[..., :-3], queries_TPX[..., -5:]

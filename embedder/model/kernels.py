@@ -10,10 +10,11 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from embedder.model.attention_pooling import UNQUERIED
 from embedder.model.layer_kernels import count_warps
 
-POOLINGS, QUERIES = 4, 2
-"""Poolings of an exit, and those of them that read the states through a query."""
+QUERIES = (2, 4)
+"""Poolings of an exit that read the states through a query."""
 CHUNK = 64
 """Tokens that one program pools."""
 _TOKENS = 8
@@ -34,11 +35,13 @@ def _attend_tile(tile, logits, bias, most, total, pooled, tokens, present):
 
 
 @triton.jit
-def _store_part(out, parts, sums, slot, segment, pooling, columns, inside, width, most, total, pooled, is_whole):
+def _store_part(
+    out, parts, sums, slot, segment, pooling, columns, inside, width, most, total, pooled, is_whole, POOLINGS: tl.constexpr
+):
     if is_whole:
-        tl.store(out + (segment.to(tl.int64) * 4 + pooling) * width + columns, pooled / total, mask=inside)
+        tl.store(out + (segment.to(tl.int64) * POOLINGS + pooling) * width + columns, pooled / total, mask=inside)
     else:
-        number = slot.to(tl.int64) * 4 + pooling
+        number = slot.to(tl.int64) * POOLINGS + pooling
         tl.store(parts + number * width + columns, pooled, mask=inside)
         tl.store(sums + number * 2, most)
         tl.store(sums + number * 2 + 1, total)
@@ -56,6 +59,7 @@ def _pool(
     width,
     num_tokens,
     num_segments,
+    POOLINGS: tl.constexpr,
     CHUNK: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -80,6 +84,11 @@ def _pool(
     most1, total1, pooled1 = float("-inf"), 0.0, nothing
     most2, total2, pooled2 = float("-inf"), 0.0, nothing
     most3, total3, pooled3 = float("-inf"), 0.0, nothing
+    if POOLINGS == 6:
+        query4 = tl.load(queries + 2 * width + columns, mask=inside, other=0.0)
+        query5 = tl.load(queries + 3 * width + columns, mask=inside, other=0.0)
+        most4, total4, pooled4 = float("-inf"), 0.0, nothing
+        most5, total5, pooled5 = float("-inf"), 0.0, nothing
     for first in range(start, stop, TOKENS):
         tokens = first + tl.arange(0, TOKENS)
         present = tokens < stop
@@ -91,17 +100,25 @@ def _pool(
         most2, total2, pooled2 = _attend_tile(tile, logits2, bias + 2 * num_tokens, most2, total2, pooled2, tokens, present)
         logits3 = tl.sum(tile * query3[None, :], axis=1)
         most3, total3, pooled3 = _attend_tile(tile, logits3, bias + 3 * num_tokens, most3, total3, pooled3, tokens, present)
+        if POOLINGS == 6:
+            logits4 = tl.sum(tile * query4[None, :], axis=1)
+            most4, total4, pooled4 = _attend_tile(tile, logits4, bias + 4 * num_tokens, most4, total4, pooled4, tokens, present)
+            logits5 = tl.sum(tile * query5[None, :], axis=1)
+            most5, total5, pooled5 = _attend_tile(tile, logits5, bias + 5 * num_tokens, most5, total5, pooled5, tokens, present)
     if start < stop:
         is_whole = segment_stop - segment_start <= CHUNK
-        _store_part(out, parts, sums, slot, segment, 0, columns, inside, width, most0, total0, pooled0, is_whole)
-        _store_part(out, parts, sums, slot, segment, 1, columns, inside, width, most1, total1, pooled1, is_whole)
-        _store_part(out, parts, sums, slot, segment, 2, columns, inside, width, most2, total2, pooled2, is_whole)
-        _store_part(out, parts, sums, slot, segment, 3, columns, inside, width, most3, total3, pooled3, is_whole)
+        _store_part(out, parts, sums, slot, segment, 0, columns, inside, width, most0, total0, pooled0, is_whole, POOLINGS)
+        _store_part(out, parts, sums, slot, segment, 1, columns, inside, width, most1, total1, pooled1, is_whole, POOLINGS)
+        _store_part(out, parts, sums, slot, segment, 2, columns, inside, width, most2, total2, pooled2, is_whole, POOLINGS)
+        _store_part(out, parts, sums, slot, segment, 3, columns, inside, width, most3, total3, pooled3, is_whole, POOLINGS)
+        if POOLINGS == 6:
+            _store_part(out, parts, sums, slot, segment, 4, columns, inside, width, most4, total4, pooled4, is_whole, POOLINGS)
+            _store_part(out, parts, sums, slot, segment, 5, columns, inside, width, most5, total5, pooled5, is_whole, POOLINGS)
 
 
 @triton.jit
-def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    segment, pooling = tl.program_id(0).to(tl.int64) // 4, tl.program_id(0) % 4
+def _combine(parts, sums, bounds, out, width, POOLINGS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    segment, pooling = tl.program_id(0).to(tl.int64) // POOLINGS, tl.program_id(0) % POOLINGS
     start, stop = tl.load(bounds + segment), tl.load(bounds + segment + 1)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -111,14 +128,14 @@ def _combine(parts, sums, bounds, out, width, CHUNK: tl.constexpr, BLOCK: tl.con
         total = 0.0
         pooled = tl.zeros([BLOCK], dtype=tl.float32)
         for slot in range(first, first + tl.cdiv(stop - start, CHUNK)):
-            number = slot * 4 + pooling
+            number = slot * POOLINGS + pooling
             part_most = tl.load(sums + number * 2)
             highest = tl.maximum(most, part_most)
             kept, added = tl.exp(most - highest), tl.exp(part_most - highest)
             pooled = pooled * kept + tl.load(parts + number * width + columns, mask=inside, other=0.0) * added
             total = total * kept + tl.load(sums + number * 2 + 1) * added
             most = highest
-        tl.store(out + (segment * 4 + pooling) * width + columns, pooled / total, mask=inside)
+        tl.store(out + (segment * POOLINGS + pooling) * width + columns, pooled / total, mask=inside)
 
 
 @triton.jit
@@ -143,13 +160,14 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH:
 
     Each program pools one chunk of a segment, so that long segments do not run on few multiprocessors; a second kernel combines chunks.
     """
-    (num_tokens, width), num_segments = states_TH.shape, len(bounds_S) - 1
-    assert (len(bias_PT), len(queries_QH)) == (POOLINGS, QUERIES), (bias_PT.shape, queries_QH.shape)
-    out_BPH = torch.empty((num_segments, POOLINGS, width), dtype=torch.float32, device=states_TH.device)
+    (num_tokens, width), num_segments, num_poolings = states_TH.shape, len(bounds_S) - 1, len(bias_PT)
+    assert len(queries_QH) in QUERIES, queries_QH.shape
+    assert num_poolings == UNQUERIED + len(queries_QH), (bias_PT.shape, queries_QH.shape)
+    out_BPH = torch.empty((num_segments, num_poolings, width), dtype=torch.float32, device=states_TH.device)
     num_slots = (num_tokens - 1) // CHUNK + num_segments
     has_parts = longest > CHUNK
-    parts = out_BPH.new_empty((num_slots if has_parts else 0, POOLINGS, width))
-    sums = out_BPH.new_empty((num_slots if has_parts else 0, POOLINGS, 2))
+    parts = out_BPH.new_empty((num_slots if has_parts else 0, num_poolings, width))
+    sums = out_BPH.new_empty((num_slots if has_parts else 0, num_poolings, 2))
     block = triton.next_power_of_2(width)
     _pool[(num_slots,)](
         states_TH.contiguous(),
@@ -162,6 +180,7 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH:
         width,
         num_tokens,
         num_segments,
+        POOLINGS=num_poolings,
         CHUNK=CHUNK,
         TOKENS=_TOKENS,
         BLOCK=block,
@@ -169,7 +188,9 @@ def pool_segments(states_TH: Tensor, bounds_S: Tensor, longest: int, queries_QH:
         num_warps=count_warps(block),
     )
     if has_parts:
-        _combine[(num_segments * POOLINGS,)](parts, sums, bounds_S, out_BPH, width, CHUNK=CHUNK, BLOCK=block, num_warps=count_warps(block))
+        _combine[(num_segments * num_poolings,)](
+            parts, sums, bounds_S, out_BPH, width, POOLINGS=num_poolings, CHUNK=CHUNK, BLOCK=block, num_warps=count_warps(block)
+        )
     return out_BPH
 
 

@@ -26,7 +26,7 @@ from embedder.core.storage import Location
 from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.calibration import FORMAT, Calibration
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS, Exit, ExitPooler
+from embedder.model.exits import Exit, ExitPooler
 from embedder.model.files.recipe import find_recipe, width_of
 from embedder.model.late_chunking import Spans, read_passes
 from embedder.model.neurons import KeptNeurons
@@ -186,7 +186,7 @@ class Transformer:
         states_NF = self._states(texts, side)(depth)
         if self.pooling is not None:
             own = ExitPooler(self.spec.pooling, self.pooling).own
-            states_NF = np.split(states_NF, NUM_POOLINGS, axis=1)[own]
+            states_NF = np.split(states_NF, self.pooling.num_poolings, axis=1)[own]
         return finish_states(states_NF, self._head)
 
     def embed_exit(self, texts: Texts, side: Side, depth: int) -> Floats:

@@ -13,7 +13,6 @@ from embedder.calibrate.ridge import Features, Rows
 from embedder.core.errors import ConfigError
 from embedder.core.fidelity import unit
 from embedder.model.calibration import RangeKey
-from embedder.model.exits import NUM_POOLINGS
 from embedder.model.results import ExitStates
 from embedder.pipeline.tap_actor import Kind
 
@@ -51,15 +50,15 @@ def test_broad_text_that_the_sample_has_is_left_out(caplog: pytest.LogCaptureFix
 
 
 def make_rows(folder: Path) -> Rows:
-    return Rows(folder, 1, NUM_POOLINGS, 3)
+    return Rows(folder, 1, FEATURES.block, 3)
 
 
-FEATURES = Features({1: (1,)}, (1,), 1)
+FEATURES = Features({1: (1,)}, (1,), 1, 2)
 
 
 def test_units_may_arrive_in_any_order(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(4, 1, 3)).astype(np.float32)
-    units = [ExitStates(np.ones((1, NUM_POOLINGS), np.float32), {1: full[number]}, full[number]) for number in range(4)]
+    units = [ExitStates(np.ones((1, FEATURES.block), np.float32), {1: full[number]}, full[number]) for number in range(4)]
     unit = np.linalg.norm(full[1:, 0], axis=1, keepdims=True)
     tapped: list[tuple[Kind, int, ExitStates]] = [("held_out" if number == 0 else "fitted", 1, units[number]) for number in (3, 1, 0, 2)]
     collected = collect(tapped, 4, FEATURES, make_rows(tmp_path), Extremes((3,), normalize=True), 0)
@@ -71,7 +70,7 @@ def test_units_may_arrive_in_any_order(tmp_path: Path) -> None:
 
 def test_synthetic_chunks_and_broad_text_are_fitted_on_and_decide_nothing_else(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
-    states = [ExitStates(np.ones((4, NUM_POOLINGS), np.float32), {1: each}, each) for each in full]
+    states = [ExitStates(np.ones((4, FEATURES.block), np.float32), {1: each}, each) for each in full]
     tapped: list[tuple[Kind, int, ExitStates]] = [
         ("broad", 4, states[3]),
         ("held_out", 4, states[0]),
@@ -90,7 +89,7 @@ def test_synthetic_chunks_and_broad_text_are_fitted_on_and_decide_nothing_else(t
 
 def test_known_items_and_their_queries_are_told_from_chunks_held_out(tmp_path: Path) -> None:
     full = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
-    ones = np.ones((70, NUM_POOLINGS), np.float32)
+    ones = np.ones((70, FEATURES.block), np.float32)
     states = ExitStates(ones, {1: full}, full)
     collected = collect(
         [("held_out", 10, states), ("fitted", 70, states)], 2, FEATURES, make_rows(tmp_path), Extremes((3,), normalize=True), 0

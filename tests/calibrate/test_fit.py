@@ -11,10 +11,9 @@ from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts
 from embedder.calibrate.ridge import Features, Moments, Rows
 from embedder.core.fidelity import unit
 from embedder.core.rotation import fit_rotation
-from embedder.model.exits import NUM_POOLINGS
 
 SIZE, NUM_FITTED = 8, 90
-BLOCK = NUM_POOLINGS * SIZE
+BLOCK = 4 * SIZE
 
 
 @pytest.mark.parametrize(("noise", "strength"), [(0.1, 0.001), (40.0, 10.0)])
@@ -23,7 +22,7 @@ def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float
     states_NF = rng.normal(size=(400, 3 * BLOCK)).astype(np.float32)
     weight_FW = rng.normal(size=(2 * BLOCK, 12))
     full_NW = unit((states_NF[:, : 2 * BLOCK] @ weight_FW + noise * rng.normal(size=(400, 12))).astype(np.float32))
-    features = Features({1: (0, 1)}, (0, 1, 3), SIZE)
+    features = Features({1: (0, 1)}, (0, 1, 3), SIZE, 2)
     rows = Rows(tmp_path, 3, BLOCK, 12)
     rows.add(states_NF[:NUM_FITTED], full_NW[:NUM_FITTED], NUM_FITTED)
     held_out: Any = SimpleNamespace(states_NF=states_NF[NUM_FITTED:], full_NW=full_NW[NUM_FITTED:], native={1: full_NW[NUM_FITTED:]})
@@ -48,7 +47,7 @@ def test_an_exit_is_searched_by_queries_of_the_full_model(tmp_path: Path) -> Non
     rng = np.random.default_rng(0)
     states_NF, weight_FW = rng.normal(size=(300, BLOCK)).astype(np.float32), rng.normal(size=(BLOCK, 12))
     full_NW = unit((states_NF @ weight_FW).astype(np.float32))
-    features = Features({1: (1,)}, (1,), SIZE)
+    features = Features({1: (1,)}, (1,), SIZE, 2)
     rows = Rows(tmp_path, 1, BLOCK, 12)
     rows.add(states_NF[:200], full_NW[:200], 200)
     held_out: Any = SimpleNamespace(states_NF=states_NF[200:], full_NW=full_NW[200:], native={1: full_NW[200:]})

@@ -10,13 +10,12 @@ import pytest
 
 from embedder.calibrate.collect import Split
 from embedder.calibrate.config import AttentionSettings
-from embedder.calibrate.memory import SampleSize, check_room
+from embedder.calibrate.memory import SampleSize, check_room, choose_chunks, choose_queries
 from embedder.calibrate.ridge import Features, Rows, choose_layers
 from embedder.core.errors import ConfigError
-from embedder.model.exits import NUM_POOLINGS
 
-LAYERS = {depth: choose_layers(depth, NUM_POOLINGS * 1024) for depth in range(1, 24)}
-WIDE_AND_DEEP = Features(LAYERS, tuple(range(24)), 1024)
+LAYERS = {depth: choose_layers(depth, 4 * 1024) for depth in range(1, 24)}
+WIDE_AND_DEEP = Features(LAYERS, tuple(range(24)), 1024, 2)
 SETTINGS = AttentionSettings()
 
 
@@ -42,9 +41,24 @@ def test_a_machine_that_is_too_small_is_told_the_setting_that_needs_it() -> None
         check_room(WIDE_AND_DEEP, size, 1024, SETTINGS, (64_000_000_000, 10_000_000_000))
 
 
+def test_narrow_states_have_more_queries() -> None:
+    assert [choose_queries(size) for size in (384, 512, 768, 1024)] == [4, 4, 2, 2]
+    assert [choose_queries(384, 2), choose_queries(1024, 4)] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "chunks"), [(7, 384, 12_288), (13, 384, 7561), (13, 768, 4096), (24, 1024, 4096), (0, 384, 12_288)]
+)
+def test_a_small_model_trains_on_more_chunks_for_what_a_larger_one_takes(num_layers: int, hidden_size: int, chunks: int) -> None:
+    layers = tuple(range(num_layers))
+    features = Features({depth: layers[:depth] for depth in layers[1:]} | {num_layers: layers}, layers, hidden_size, 4)
+    assert choose_chunks(features, SETTINGS) == chunks
+    assert [choose_chunks(features, AttentionSettings(chunks=each)) for each in (0, 512, 50_000)] == [0, 512, 50_000]
+
+
 @pytest.mark.parametrize("num_rows", [1200, 400], ids=["more chunks than features", "fewer"])
 def test_fitting_takes_no_more_memory_than_was_said(num_rows: int, tmp_path: Path) -> None:
-    features = Features({2: (0, 1, 2)}, (0, 1, 2), 64)
+    features = Features({2: (0, 1, 2)}, (0, 1, 2), 64, 2)
     rng = np.random.default_rng(0)
     rows = Rows(tmp_path, 3, features.block, 64)
     for _ in range(num_rows // 200):

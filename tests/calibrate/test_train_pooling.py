@@ -28,7 +28,7 @@ from embedder.calibrate.train_pooling import (
 from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.fidelity import unit
 from embedder.core.schema import DOCUMENTS
-from embedder.model.attention_pooling import start_attention_pooling
+from embedder.model.attention_pooling import UNQUERIED, start_attention_pooling
 from embedder.model.encoder import Encoder
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.pipeline.in_process import tap_units
@@ -66,18 +66,19 @@ def task(resolved: ResolvedModel, token_ids: pa.ListArray) -> PoolingTask:
     start = start_attention_pooling(weigh_tokens(count_tokens(token_ids, resolved.vocab_size), len(TEXTS)), 6, SIZE)
     held_out, others = documents(TEXTS[:HELD_OUT]), documents(TEXTS[HELD_OUT:])
     tapping = Tapping(resolved.spec, resolved.tokenizer_json, (0, 1, 3), (1, 3), start)
-    return PoolingTask(tapping, held_out, [others.slice(0, 200), others.slice(200)], 1, Features({1: (0, 1)}, (0, 1), SIZE), SETTINGS)
+    return PoolingTask(tapping, held_out, [others.slice(0, 200), others.slice(200)], 1, Features({1: (0, 1)}, (0, 1), SIZE, 4), SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def plant(task: PoolingTask, token_ids: pa.ListArray) -> Callable[[], tuple[PoolingTraining, torch.Tensor]]:
     """Start a training whose full vectors are a random map of the states that one planted query pools at layer 1."""
-    draw = np.random.default_rng(0)
-    planted = replace(task.tapping.weighing, queries_TQX=np.zeros_like(task.tapping.weighing.queries_TQX))
+    draw, start = np.random.default_rng(0), task.tapping.weighing
+    planted = replace(start, queries_TQX=np.zeros_like(start.queries_TQX))
     planted.queries_TQX[1, 0, :SIZE] = draw.normal(0, 0.3, SIZE)
     encoder = Encoder.load(task.spec, dtype="float32")
-    first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (task.tapping.weighing, planted))
-    full_NW = unit(true[:, 6 * SIZE : 7 * SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
+    first, true = (encoder.tap_exits(token_ids, 2048, (0, 1), (), each).states_NF for each in (start, planted))
+    place = (start.num_poolings + UNQUERIED) * SIZE
+    full_NW = unit(true[:, place : place + SIZE] @ draw.normal(size=(SIZE, 384)).astype(np.float32))
     return lambda: (PoolingTraining(task, TrainingSet(token_ids, full_NW.copy(), HELD_OUT), POOL), torch.tensor(first))
 
 

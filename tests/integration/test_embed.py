@@ -13,7 +13,6 @@ from embedder.core.errors import ConfigError, ModelError
 from embedder.core.storage import Location
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for, write_calibration
-from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.recipe import locate_model
 from embedder.model.resolve import resolve_model
 from embedder.pipeline import in_process
@@ -61,7 +60,7 @@ def make_up_calibration(site: Site, uri: str) -> str:
     """Write a calibration of MiniLM's second layer whose map is drawn at random."""
     model, draw, size = resolve_model(site.config().embedding, site.config().chunking), np.random.default_rng(0), 384
     pooling = start_attention_pooling(np.ones(model.vocab_size, np.float32), 6, size)
-    weight, bias = draw.normal(size=(3 * NUM_POOLINGS * size, size)), np.zeros(size)
+    weight, bias = draw.normal(size=(3 * pooling.num_poolings * size, size)), np.zeros(size)
     exits = {2: ExitMap((0, 1, 2), weight.astype(np.float32), bias.astype(np.float32))}
     write_calibration(Calibration(fitted_for(model.spec), 6, pooling, exits, {}), uri)
     return uri

@@ -15,7 +15,7 @@ from embedder.config.embedding import ChunkingConfig, EmbeddingConfig
 from embedder.core.errors import ConfigError, ModelError
 from embedder.core.quantization import Ranges
 from embedder.core.spec import EmbeddingSpec
-from embedder.model.attention_pooling import NUM_QUERIES, AttentionPooling
+from embedder.model.attention_pooling import AttentionPooling
 from embedder.model.calibration import (
     DESCRIPTION,
     TENSORS,
@@ -27,7 +27,6 @@ from embedder.model.calibration import (
     write_calibration,
 )
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.recipe import read_recipe
 from embedder.model.resolve import resolve_model
 from tests.model.conftest import CONFIGS, TinyModel
@@ -35,29 +34,29 @@ from tests.model.conftest import CONFIGS, TinyModel
 LAYERS, DEPTHS = (0, 1, 2, 3), (2, 3)
 
 
-def make_up_weighing(seed: int = 7) -> AttentionPooling:
+def make_up_weighing(seed: int = 7, num_queries: int = 4) -> AttentionPooling:
     """Rarities and queries of a tiny model, of which every part moves a weight by about as much."""
     rng = np.random.default_rng(seed)
-    queries_TQX = rng.normal(0, [64**-0.5] * 64 + [1, 1, 1], size=(5, NUM_QUERIES, 67)).astype(np.float32)
+    queries_TQX = rng.normal(0, [64**-0.5] * 64 + [1, 1, 1], size=(5, num_queries, 67)).astype(np.float32)
     return AttentionPooling(rng.uniform(0, 5, 64).astype(np.float32), queries_TQX)
 
 
 WEIGHING = make_up_weighing()
 
 
-def calibrate(model: Any, seed: int = 0) -> Calibration:
+def calibrate(model: Any, seed: int = 0, weighing: AttentionPooling = WEIGHING) -> Calibration:
     """Make up a calibration of a tiny model: maps for depths 2 and 3, ranges for dims 32 and 64 at depth 2."""
     rng, width = np.random.default_rng(seed), read_recipe(model.folder).width
     maps = {
         depth: ExitMap(
             tuple(range(depth + 1)),
-            rng.normal(size=((depth + 1) * NUM_POOLINGS * 64, width)).astype(np.float32),
+            rng.normal(size=((depth + 1) * weighing.num_poolings * 64, width)).astype(np.float32),
             rng.normal(size=width).astype(np.float32),
         )
         for depth in DEPTHS
     }
     ranges = {RangeKey("calibrated", 2, dim): Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32)) for dim in (32, 64)}
-    return Calibration(fitted_for(model.resolve().spec), 4, WEIGHING, maps, ranges, {"documents": 7})
+    return Calibration(fitted_for(model.resolve().spec), 4, weighing, maps, ranges, {"documents": 7})
 
 
 @pytest.fixture
@@ -76,19 +75,19 @@ def test_the_texts_fitted_on_are_kept_with_an_artifact_and_change_no_space(tiny_
     assert (found.fingerprint, older.fitted_texts) == (plain.fingerprint, None)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "num_queries"), [*((family, 4) for family in CONFIGS), ("bert", 2)])
 def test_an_encoder_that_leaves_early_applies_the_map_to_what_a_full_pass_tapped(
-    family: str, tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path
+    family: str, num_queries: int, tiny_models: Callable[[str], Any], texts: list[str], tmp_path: Path
 ) -> None:
-    model = tiny_models(family)
-    calibration, ids = calibrate(model), model.tokenize(texts)
+    model, weighing = tiny_models(family), make_up_weighing(num_queries=num_queries)
+    calibration, ids = calibrate(model, weighing=weighing), model.tokenize(texts)
     write_calibration(calibration, str(tmp_path))
     spec = model.resolve(depth=2, dim=32, calibration=str(tmp_path)).spec
     assert (spec.exit, spec.query_depth, spec.calibration) == ("calibrated", 4, calibration.fingerprint)
     encoder = Encoder.load(spec, dtype="float32", calibration=calibration)
     assert len(encoder.layers) == 2
-    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, WEIGHING)
-    mapped = tapped.states_NF[:, : 3 * NUM_POOLINGS * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
+    tapped = model.load().tap_exits(ids, 512, LAYERS, DEPTHS, weighing)
+    mapped = tapped.states_NF[:, : 3 * weighing.num_poolings * 64] @ calibration.maps[2].weight_FW + calibration.maps[2].bias_W
     expected = mapped[:, :32] / np.linalg.norm(mapped[:, :32], axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode(ids, 512).vectors_ND, expected, atol=1e-4)
 

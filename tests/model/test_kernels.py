@@ -18,10 +18,12 @@ def draw(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch
 
 @pytest.mark.parametrize("width", [64, 96])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pooling_attends_within_each_segment(width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("num_queries", [2, 4])
+def test_pooling_attends_within_each_segment(width: int, dtype: torch.dtype, num_queries: int) -> None:
     lengths = [1, 23, 8, 64, 65, 200, 9, 3, 128]
     bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
-    states, queries, bias = draw(sum(lengths), width, dtype=dtype), draw(2, width, seed=1), draw(4, sum(lengths), seed=2)
+    states, queries = draw(sum(lengths), width, dtype=dtype), draw(num_queries, width, seed=1)
+    bias = draw(2 + num_queries, sum(lengths), seed=2)
     bias[1] = -1e9
     bias[1, bounds[:-1].long()] = 0
     found = pool_segments(states, bounds, max(lengths), queries, bias)

@@ -12,7 +12,6 @@ from embedder.core.errors import ModelError
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for, load_calibration, write_calibration
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS
 from embedder.model.files.model_config import load_config
 from embedder.model.files.recipe import find_recipe
 from embedder.model.neurons import KeptNeurons
@@ -131,7 +130,7 @@ def pruned_calibration(make: Callable[[str], TinyModel], texts: list[str]) -> tu
     model = make("bert")
     kept = measure(model, model.load(), model.tokenize(texts), 20).fit()
     draw = np.random.default_rng(0)
-    weight, bias = draw.normal(size=(3 * NUM_POOLINGS * 64, 64)).astype(np.float32), np.zeros(64, np.float32)
+    weight, bias = draw.normal(size=(3 * WEIGHING.num_poolings * 64, 64)).astype(np.float32), np.zeros(64, np.float32)
     return model, Calibration(fitted_for(model.resolve().spec), 4, WEIGHING, {4: ExitMap((0, 2, 4), weight, bias)}, {}, neurons=kept)
 
 

@@ -79,7 +79,7 @@ def test_an_exit_reads_the_mean_the_gathering_token_and_means_by_the_queries_of_
             layers = reference(torch.tensor([ids[row].as_py()]), output_hidden_states=True).hidden_states
         for depth, pooled in tapped.items():
             states_LH = layers[depth][0].numpy()
-            mean, gathered, *learned = np.split(pooled[row], 4)
+            mean, gathered, *learned = np.split(pooled[row], WEIGHING.num_poolings)
             np.testing.assert_allclose(mean, states_LH.mean(axis=0), atol=1e-5)
             np.testing.assert_allclose(gathered, states_LH[-1 if pooling == "last" else 0], atol=1e-5)
             log_rarity_L, ones_L = np.log(WEIGHING.token_weights_V[ids[row].as_py()] + 0.1), np.ones(len(states_LH))
@@ -89,17 +89,17 @@ def test_an_exit_reads_the_mean_the_gathering_token_and_means_by_the_queries_of_
     assert ExitPooler(pooling, WEIGHING).own == (0 if pooling == "mean" else 1)
 
 
-def test_the_starting_queries_weigh_by_rarity_and_lean_to_the_beginning(tiny_model: Any, texts: list[str]) -> None:
+def test_the_starting_queries_weigh_by_rarity_and_lean_to_the_beginning_and_the_end(tiny_model: Any, texts: list[str]) -> None:
     ids, encoder = tiny_model.tokenize(texts), tiny_model.load()
     start = start_attention_pooling(WEIGHING.token_weights_V, 4, 64)
-    rare_H, lead_H = np.split(encoder.tap(ids, 512, [2], start)[2][0], 4)[2:]
+    means = np.split(encoder.tap(ids, 512, [2], start)[2][0], start.num_poolings)[2:]
     with torch.inference_mode():
         states_LH = (
             tiny_model.reference()[0].auto_model(torch.tensor([ids[0].as_py()]), output_hidden_states=True).hidden_states[2][0].numpy()
         )
-    by_rarity_L, by_place_L = start.token_weights_V[ids[0].as_py()] + 0.1, np.exp(-np.arange(len(states_LH)) / LEAD_TOKENS)
-    np.testing.assert_allclose(rare_H, np.average(states_LH, axis=0, weights=by_rarity_L), atol=1e-4)
-    np.testing.assert_allclose(lead_H, np.average(states_LH, axis=0, weights=by_place_L), atol=1e-4)
+    rarity_L, places_L = start.token_weights_V[ids[0].as_py()] + 0.1, np.arange(len(states_LH)) / LEAD_TOKENS
+    for mean_H, weights_L in zip(means, (rarity_L, np.exp(-places_L), rarity_L**2, np.exp(places_L / 2)), strict=True):
+        np.testing.assert_allclose(mean_H, np.average(states_LH, axis=0, weights=weights_L), atol=1e-4)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

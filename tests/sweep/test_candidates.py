@@ -14,7 +14,6 @@ from embedder.core.storage import Location
 from embedder.model.attention_pooling import start_attention_pooling
 from embedder.model.calibration import Calibration, ExitMap, fitted_for
 from embedder.model.encoder import Encoder
-from embedder.model.exits import NUM_POOLINGS
 from embedder.model.neurons import KeptNeurons
 from embedder.model.resolve import ResolvedModel, resolve_model
 from embedder.sweep.candidates import Cache, Transformer, digest_pooling, plan_blocks, tokenize
@@ -89,9 +88,9 @@ def test_adding_a_depth_runs_only_that_depth(resolved: ResolvedModel, tmp_path: 
 @pytest.mark.parametrize(("depth", "pruned"), [(2, False), (2, True), (6, True)])
 def test_a_calibrated_exit_equals_the_calibrated_encoder(depth: int, pruned: bool, resolved: ResolvedModel, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    num_features = 2 * 384 * NUM_POOLINGS
-    weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     pooling = start_attention_pooling(draw.uniform(0, 5, resolved.vocab_size).astype(np.float32), 6, 384)
+    num_features = 2 * 384 * pooling.num_poolings
+    weight, bias = (draw.normal(size=shape).astype(np.float32) for shape in ((num_features, 384), (384,)))
     pooling.queries_TQX[:] += draw.normal(0, 0.05, size=pooling.queries_TQX.shape)
     places = np.sort(draw.permuted(np.tile(np.arange(1536, dtype=np.int32), (6, 1)), axis=1)[:, :64])
     outer = draw.normal(0, 0.05, size=(6, 64, 384)).astype(np.float32), np.zeros((6, 384), np.float32)
