@@ -4,12 +4,12 @@ N = chunks, F = features, W = the full model's width, X = columns.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from embedder.calibrate.ridge import Features, Rows, Solution
+from embedder.calibrate.ridge import AffineMap, Features, Rows, Solution
 from embedder.core.fidelity import NUM_NEAREST, Fidelity, measure_fidelity, share_of_nearest, unit
 from embedder.core.quantization import Floats
 from embedder.model.calibration import ExitMap
@@ -68,18 +68,11 @@ def fit_exits(
     place = len(ordered) // 2
     for depth, layers in features.layers.items():
         columns = features.columns(depth)
-        solve, scored = rows.fit(features.blocks(depth)), dict[int, tuple[Fidelity, Solution]]()
-        while missing := set(range(max(place - 1, 0), min(place + 2, len(ordered)))) - scored.keys():
-            for each in missing:
-                solution = solve(ordered[each])
-                scored[each] = measure_fidelity(solution.predict(), held_out.full_NW), solution
-            place = max(scored, key=lambda each: scored[each][0].cosine)
-        strength, (fidelity, solution) = ordered[place], scored[place]
-        best = solution.make_map()
+        place, fidelity, best = _fit_depth(rows.fit(features.blocks(depth)), ordered, place, held_out.full_NW)
         maps[depth] = ExitMap(layers, best.weight_FW, best.bias_W)
         native = measure_fidelity(held_out.native[depth], held_out.full_NW)
         found = find_own(search.queries_NW, unit(best.apply(search.items.states_NF[:, columns]))) if search else None
-        reports.append(ExitReport(depth, len(columns), strength, fidelity, native, found))
+        reports.append(ExitReport(depth, len(columns), ordered[place], fidelity, native, found))
         if rows.weight < FEW_ROWS * len(columns):
             logger.warning(
                 "depth %d: %.0f chunks, all by their weight, are few for %d features (held out: cosine %.3f, overlap %.2f); "
@@ -87,6 +80,20 @@ def fit_exits(
                 *(depth, rows.weight, len(columns), fidelity.cosine, fidelity.overlap),
             )
     return maps, tuple(reports)
+
+
+def _fit_depth(
+    solve: Callable[[float], Solution], strengths: Sequence[float], place: int, full_NW: Floats
+) -> tuple[int, Fidelity, AffineMap]:
+    """Return the place of the best strength near the given one, its fidelity and its map. No solution, and so no matrix, outlives it."""
+    scored = dict[int, tuple[Fidelity, Solution]]()
+    while missing := set(range(max(place - 1, 0), min(place + 2, len(strengths)))) - scored.keys():
+        for each in missing:
+            solution = solve(strengths[each])
+            scored[each] = measure_fidelity(solution.predict(), full_NW), solution
+        place = max(scored, key=lambda each: scored[each][0].cosine)
+    fidelity, solution = scored[place]
+    return place, fidelity, solution.make_map()
 
 
 def measure_cuts(full_NW: Floats, rotation_WW: Floats, dims: Sequence[int]) -> tuple[CutReport, ...]:

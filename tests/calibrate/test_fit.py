@@ -1,5 +1,6 @@
 """Maps and rotations are selected and measured on vectors that they were not fitted on."""
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedder.calibrate.fit import KnownItems, find_own, fit_exits, measure_cuts
-from embedder.calibrate.ridge import Features, Moments, Rows
+from embedder.calibrate.ridge import Features, Moments, Rows, System
 from embedder.core.fidelity import unit
 from embedder.core.rotation import fit_rotation
 
@@ -31,6 +32,25 @@ def test_the_strength_is_chosen_on_chunks_held_out(noise: float, strength: float
     assert (report.num_features, report.strength) == (2 * BLOCK, strength)
     vectors_NW = held_out.states_NF[:, : 2 * BLOCK] @ maps[1].weight_FW + maps[1].bias_W
     assert (unit(vectors_NW) * held_out.full_NW).sum(axis=1).mean() == pytest.approx(report.calibrated.cosine, abs=1e-5)
+
+
+def test_the_matrix_of_a_map_is_gone_before_another_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, systems, alive = np.random.default_rng(0), weakref.WeakSet[System](), list[int]()
+    start = System.__init__
+
+    def noted(system: System, rows: Rows) -> None:
+        alive.append(len(systems))
+        systems.add(system)
+        start(system, rows)
+
+    monkeypatch.setattr(System, "__init__", noted)
+    states_NF, full_NW = rng.normal(size=(200, 3 * BLOCK)).astype(np.float32), unit(rng.normal(size=(200, 12)).astype(np.float32))
+    features = Features({1: (0, 1), 2: (0, 2)}, (0, 1, 2), SIZE, 2)
+    rows = Rows(tmp_path, 3, BLOCK, 12)
+    rows.add(states_NF[:150], full_NW[:150], 150)
+    native = {1: full_NW[150:], 2: full_NW[150:]}
+    fit_exits(rows, SimpleNamespace(states_NF=states_NF[150:], full_NW=full_NW[150:], native=native), features, (0.1, 1.0))  # type: ignore[arg-type]
+    assert alive == [0, 0]
 
 
 def test_queries_are_scored_by_the_place_of_their_own_document() -> None:
