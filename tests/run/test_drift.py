@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = pa.table({"text": draw_texts(NUM_FITTED + NUM_HELD_OUT, WORDS)})
     token_ids = chunk_documents(texts, load_tokenizer(model.tokenizer_json), model.spec)["token_ids"].combine_chunks()
     pooling = start_attention_pooling(weigh_tokens(count_tokens(token_ids, model.vocab_size), len(token_ids)), 2, SIZE)
-    features = choose_features((1, 2), model)
+    features = choose_features((1, 2), model, 4)
     tapped = Encoder.load(model.spec, dtype="float32").tap_exits(token_ids, 1024, features.tapped, (1, 2), pooling)
     rows = Rows(tmp_path_factory.mktemp("rows"), len(features.tapped), features.block, SIZE)
     rows.add(tapped.states_NF[:NUM_FITTED], tapped.full_NW[:NUM_FITTED], NUM_FITTED)
